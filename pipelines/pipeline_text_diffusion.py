@@ -1,0 +1,363 @@
+"""Generate, continue and fill in text by discrete diffusion over tokens.
+
+Shapes: B rows (texts times `num_return_sequences`), L sequence length, V vocabulary size, N selected positions.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+
+@dataclass
+class TextDiffusionPipelineOutput(BaseOutput):
+    """Output of `TextDiffusionPipeline`.
+
+    Attributes:
+        texts: B strings, with the prompt and without special tokens; `None` with `output_type="tokens"`.
+        tokens: (B, L) ids, padded after the end of a text.
+        history: with `return_history`, `num_inference_steps + 1` tensors (B, L), pure noise first.
+    """
+
+    texts: list[str] | None
+    tokens: Tensor
+    history: list[Tensor] | None = None
+
+
+@dataclass
+class Canvas:
+    """The rows being denoised: `tokens` (B, L), which of them may change, which are real, and how a text may end."""
+
+    tokens: Tensor
+    editable: Tensor
+    attention_mask: Tensor
+    class_labels: Tensor | None
+    ends_at_eos: bool
+
+
+class TextDiffusionPipeline(DiffusionPipeline):
+    """Text by discrete diffusion: `pipe()`, `pipe("A prompt")`, `pipe(text="Fill the [MASK] in.")`.
+
+    A text ends at `[EOS]`, which the model predicts like any other token. If `lengths` is given, as for models trained
+    on one text a row, the number of tokens is drawn from it instead, and the `[EOS]` is put there.
+
+    Args:
+        tokenizer: any transformers tokenizer with a mask token.
+        denoiser: `denoiser(input_ids, timestep, attention_mask, class_labels, positions=...).logits`.
+        scheduler: a token scheduler, such as `D3PMAbsorbingScheduler`.
+        lengths: `lengths[n]` is the number of training texts with n tokens.
+
+    Raises:
+        ValueError: if the vocabulary or the mask id of the components disagree.
+    """
+
+    model_cpu_offload_seq = "denoiser"
+    _callback_tensor_inputs = ["tokens"]
+    tokenizer: Any
+    denoiser: Any
+    scheduler: Any
+
+    def __init__(self, tokenizer, denoiser, scheduler, lengths: list[int] | None = None):
+        super().__init__()
+        self.register_modules(tokenizer=tokenizer, denoiser=denoiser, scheduler=scheduler)
+        self.register_to_config(lengths=lengths)
+        self._check_components()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        text: str | list[str] | None = None,
+        mask: Any = None,
+        class_labels: int | list[int] | None = None,
+        max_new_tokens: int | None = None,
+        num_inference_steps: int = 128,
+        num_return_sequences: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "text",
+        return_dict: bool = True,
+        return_history: bool = False,
+        callback_on_step_end: Callable[[Any, int, float, dict], dict | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
+    ) -> TextDiffusionPipelineOutput | tuple:
+        """Write text.
+
+        Args:
+            prompt: the beginning of the text or texts; without it and `text`, the model writes from nothing.
+            text: text with `[MASK]` wherever one token is to be filled in; the rest is kept.
+            mask: instead of `[MASK]`s, a bool array with one value a token of `text`, true where to rewrite.
+            class_labels: a label, or one a text, for models that were trained with labels.
+            max_new_tokens: the longest continuation in tokens; by default up to the model's `max_length`.
+            num_inference_steps: steps of the scheduler, and at most that many calls of the denoiser.
+            num_return_sequences: texts for each prompt.
+            generator: one generator, or one for each returned text. A text depends on its own generator and prompt
+                only, not on the batch it is written in.
+            output_type: "text" or "tokens".
+            return_dict: return `TextDiffusionPipelineOutput`, else a tuple `(texts, tokens, history)`.
+            return_history: keep the tokens of every step.
+            callback_on_step_end: called after each step as `f(pipe, step, timestep, tensors)`; may return changed ones.
+            callback_on_step_end_tensor_inputs: names of the tensors it gets; only "tokens" is offered.
+
+        Returns:
+            `TextDiffusionPipelineOutput`.
+
+        Raises:
+            ValueError: if an argument does not fit the model or the others, or the model's logits are not finite.
+        """
+        # 1. Check the inputs
+        self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
+        self._check_output(output_type, callback_on_step_end_tensor_inputs)
+        # 2. Encode the text and cover what is to be written with pure noise
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        canvas, generators = self._prepare(
+            prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator
+        )
+        # 3. Denoise
+        history = [canvas.tokens] if return_history else None
+        for step, timestep in enumerate(self._denoise(canvas, generators)):
+            if callback_on_step_end is not None:
+                offered = {name: getattr(canvas, name) for name in callback_on_step_end_tensor_inputs}
+                changed = callback_on_step_end(self, step, timestep, offered) or {}
+                canvas.tokens = changed.get("tokens", canvas.tokens)
+            if history is not None:
+                history.append(canvas.tokens)
+        # 4. Cut each text at its end and decode
+        tokens = self._trim(canvas)
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True) if output_type == "text" else None
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (texts, tokens, history)
+        return TextDiffusionPipelineOutput(texts=texts, tokens=tokens, history=history)
+
+    @torch.no_grad()
+    def stream(
+        self,
+        prompt: str | list[str] | None = None,
+        text: str | list[str] | None = None,
+        mask: Any = None,
+        class_labels: int | list[int] | None = None,
+        max_new_tokens: int | None = None,
+        num_inference_steps: int = 128,
+        num_return_sequences: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Iterator[list[str]]:
+        """Yield the B texts after every step, the last of them finished; tokens to come are shown as the mask token.
+
+        Arguments and errors are those of `__call__`.
+        """
+        self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        canvas, generators = self._prepare(
+            prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator
+        )
+        for _ in self._denoise(canvas, generators):
+            yield [self._partial_text(row) for row in self._trim(canvas).tolist()]
+        self.maybe_free_model_hooks()
+
+    def _denoise(self, canvas: Canvas, generators: list[torch.Generator]) -> Iterator[float]:
+        """Step `canvas.tokens` through the timesteps, yielding each timestep after its step."""
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
+            for timestep in self.scheduler.timesteps.tolist():
+                tokens = canvas.tokens
+                positions = self.scheduler.select(timestep, tokens, generators)
+                positions &= canvas.editable & ~self._finished(canvas).unsqueeze(1)
+                logits = self._predict(canvas, timestep, positions)  # (N, V)
+                output = self.scheduler.step(logits, timestep, tokens, positions=positions, generator=generators)
+                canvas.tokens = torch.where(canvas.editable, output.prev_sample, tokens)
+                bar.update()
+                yield timestep
+
+    def _predict(self, canvas: Canvas, timestep: float, positions: Tensor) -> Tensor:
+        """(N, V) logits at the selected positions; rows without any are left out of the call."""
+        rows = positions.any(dim=1)
+        if not rows.any():
+            return torch.zeros(0, self.denoiser.config.vocab_size, device=positions.device)
+        tokens = canvas.tokens[rows]
+        times = torch.full((len(tokens),), timestep, device=tokens.device)
+        labels = None if canvas.class_labels is None else canvas.class_labels[rows]
+        return self.denoiser(tokens, times, canvas.attention_mask[rows], labels, positions=positions[rows]).logits
+
+    def _finished(self, canvas: Canvas) -> Tensor:
+        """(B,) bool: rows whose text can no longer change, every token up to their first `[EOS]` being settled."""
+        if self.scheduler.revises_tokens:
+            return torch.zeros_like(canvas.editable[:, 0])
+        open_tokens = canvas.editable & (canvas.tokens == self.tokenizer.mask_token_id)
+        ends = canvas.editable & (canvas.tokens == self.tokenizer.eos_token_id) & (open_tokens.cumsum(dim=1) == 0)
+        return ~open_tokens.any(dim=1) | (ends.any(dim=1) if canvas.ends_at_eos else False)
+
+    def _trim(self, canvas: Canvas) -> Tensor:
+        """(B, L) tokens with everything after a written `[EOS]` turned to padding, if all before it is settled."""
+        if not canvas.ends_at_eos:
+            return canvas.tokens
+        ends = canvas.editable & (canvas.tokens == self.tokenizer.eos_token_id)
+        if not self.scheduler.revises_tokens:
+            open_tokens = canvas.editable & (canvas.tokens == self.tokenizer.mask_token_id)
+            ends &= open_tokens.cumsum(dim=1) == 0
+        after = (ends.cumsum(dim=1) - ends.long()) > 0
+        return canvas.tokens.masked_fill(after & canvas.editable, self.tokenizer.pad_token_id)
+
+    def _prepare(
+        self, prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator
+    ) -> tuple[Canvas, list[torch.Generator]]:
+        """The canvas at time 1, and one generator a row."""
+        if text is None:
+            prompts = [prompt] if isinstance(prompt, str) else prompt
+            count = len(prompts) if prompts is not None else len(class_labels) if is_list(class_labels) else 1
+            known = self._encode_prompts(prompts or [""] * count)
+        else:
+            known = self._encode_infill([text] if isinstance(text, str) else text, mask)
+        known = [row for row in known for _ in range(num_return_sequences)]
+        labels = self._expand_labels(class_labels, len(known), num_return_sequences)
+        generators = self._row_generators(generator, len(known))
+        if text is None:
+            known = self._append_blanks(known, max_new_tokens, generators)
+        self._check_length(max(len(row) for row in known))
+        return self._canvas(known, labels, text is None, generators), generators
+
+    def _encode_prompts(self, prompts: list[str]) -> list[list[int]]:
+        start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        return [start + ids for ids in self.tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+
+    def _encode_infill(self, texts: list[str], mask: Any) -> list[list[int | None]]:
+        """Token ids with `None` wherever a token is to be filled in."""
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        mask_token_id = self.tokenizer.mask_token_id
+        if mask is None:
+            masks = [[token == mask_token_id for token in row] for row in rows]
+        else:
+            masks = mask.tolist() if hasattr(mask, "tolist") else list(mask)
+            masks = masks if masks and is_list(masks[0]) else [masks]
+            if [len(row) for row in masks] != [len(row) for row in rows]:
+                raise ValueError(
+                    f"`mask` must have one value a token of `text`, {[len(row) for row in rows]} tokens, "
+                    f"got {[len(row) for row in masks]}."
+                )
+        for text, row in zip(texts, masks, strict=True):
+            if not any(row):
+                raise ValueError(f"`text` must hold {self.tokenizer.mask_token} where to write, got {text!r}.")
+        start = self._encode_prompts([""])[0]
+        blanked = zip(rows, masks, strict=True)
+        return [start + [None if m else t for t, m in zip(row, row_mask, strict=True)] for row, row_mask in blanked]
+
+    def _append_blanks(self, known: list, max_new_tokens: int | None, generators: list) -> list:
+        """The prompts, each followed by `None` for every token to be written."""
+        lengths = self.config.lengths
+        if lengths is None or max_new_tokens is not None:
+            return [row + [None] * (max_new_tokens or max(1, self._max_length - len(row))) for row in known]
+        end = [self.tokenizer.eos_token_id]
+        starts = len(self._encode_prompts([""])[0])
+        rows = []
+        for row, row_generator in zip(known, generators, strict=True):
+            shortest = len(row) - starts
+            weights = torch.tensor(lengths[shortest:], dtype=torch.float64)
+            if not weights.sum() > 0:
+                raise ValueError(
+                    f"`prompt` must leave room below the longest training text, {len(lengths) - 1} tokens, "
+                    f"got {shortest}; pass `max_new_tokens`."
+                )
+            extra = int(torch.multinomial(weights, 1, generator=row_generator))
+            rows.append(row + [None] * extra + end)
+        return rows
+
+    def _canvas(self, known: list, labels: Tensor | None, ends_at_eos: bool, generators: list) -> Canvas:
+        """Right-padded rows, with noise from the scheduler's prior wherever a token is `None`."""
+        device, length = self._execution_device, max(len(row) for row in known)
+        pad = self.tokenizer.pad_token_id or 0
+        tokens = torch.tensor([[pad if t is None else t for t in row] + [pad] * (length - len(row)) for row in known])
+        editable = torch.tensor([[t is None for t in row] + [False] * (length - len(row)) for row in known])
+        real = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in known])
+        tokens, editable, real = tokens.to(device), editable.to(device), real.to(device)
+        noise = self.scheduler.prior(tuple(tokens.shape), generator=generators, device=device)
+        return Canvas(torch.where(editable, noise, tokens), editable, real, labels, ends_at_eos)
+
+    def _row_generators(self, generator, num_rows: int) -> list[torch.Generator]:
+        """One generator a row, seeded by the next number of the row's own generator or of the shared one."""
+        if is_list(generator):
+            if len(generator) != num_rows:
+                raise ValueError(f"`generator` must be one or {num_rows}, one a returned text, got {len(generator)}.")
+            seeds = [int(torch.randint(2**62, (1,), generator=g, device=g.device)) for g in generator]
+        else:
+            device = "cpu" if generator is None else generator.device
+            seeds = torch.randint(2**62, (num_rows,), generator=generator, device=device).tolist()
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def _expand_labels(self, class_labels, num_rows: int, num_return_sequences: int) -> Tensor | None:
+        if class_labels is None:
+            return None
+        labels = list(class_labels) if is_list(class_labels) else [class_labels] * (num_rows // num_return_sequences)
+        labels = [label for label in labels for _ in range(num_return_sequences)]
+        if len(labels) != num_rows:
+            raise ValueError(
+                f"`class_labels` must be one or {num_rows // num_return_sequences}, one a text, "
+                f"got {len(labels) // num_return_sequences}."
+            )
+        return torch.tensor(labels, device=self._execution_device)
+
+    def _partial_text(self, row: list[int]) -> str:
+        """Text of a row that still has masks, which keep the space that their word will bring."""
+        mask, hidden = self.tokenizer.mask_token_id, set(self.tokenizer.all_special_ids)
+        pieces, run = [], []
+        for token in [*row, None]:
+            if token is not None and token != mask:
+                run.append(token)
+                continue
+            pieces.append(self.tokenizer.decode([t for t in run if t not in hidden]))
+            pieces.append("" if token is None else f" {self.tokenizer.mask_token}")
+            run = []
+        return "".join(pieces).strip()
+
+    @property
+    def _max_length(self) -> int:
+        config = self.denoiser.config
+        return getattr(config, "max_length", None) or config.max_position_embeddings
+
+    def _check_length(self, length: int):
+        if length > self._max_length:
+            raise ValueError(
+                f"`prompt` and `max_new_tokens` together, or `text`, must fit into the model's {self._max_length} tokens "
+                f"(with the start token), got {length}: shorten the text or lower `max_new_tokens`."
+            )
+
+    def _check_inputs(self, prompt, text, mask, num_return_sequences, max_new_tokens):
+        if prompt is not None and text is not None:
+            raise ValueError("`prompt` and `text` exclude each other: give the one to continue or the one to fill in.")
+        for name, value in (("prompt", prompt), ("text", text)):
+            strings = value if is_list(value) else [value]
+            if value is not None and (not strings or not all(isinstance(s, str) for s in strings)):
+                raise ValueError(f"`{name}` must be a string or a list of strings, got {value!r}.")
+        if mask is not None and text is None:
+            raise ValueError("`mask` needs `text`, whose tokens it marks.")
+        if text is not None and max_new_tokens is not None:
+            raise ValueError("`max_new_tokens` goes with `prompt`; `text` has as many new tokens as it has masks.")
+        for name, value in (("num_return_sequences", num_return_sequences), ("max_new_tokens", max_new_tokens)):
+            if not (value is None and name == "max_new_tokens") and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+
+    def _check_output(self, output_type: str, callback_tensors: Sequence[str]):
+        if output_type not in ("text", "tokens"):
+            raise ValueError(f'`output_type` must be "text" or "tokens", got {output_type!r}.')
+        unknown = [name for name in callback_tensors if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
+            )
+
+    def _check_components(self):
+        if self.tokenizer is None or self.denoiser is None or self.scheduler is None:
+            return
+        mask, scheduled = self.tokenizer.mask_token_id, self.scheduler.config.get("mask_token_id")
+        vocab_size, words = self.denoiser.config.vocab_size, len(self.tokenizer)
+        if mask is None:
+            raise ValueError("`tokenizer` must have a mask token.")
+        if scheduled is not None and scheduled != mask:
+            raise ValueError(f"`scheduler` has `mask_token_id`={scheduled}, but the tokenizer's is {mask}.")
+        if max(words, self.scheduler.config.get("vocab_size") or 0) > vocab_size:
+            raise ValueError(f"`denoiser` has `vocab_size`={vocab_size}, but the tokenizer has {words} tokens.")
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))

@@ -1,0 +1,44 @@
+"""Packaging: the rooms `schedulers/` and `pipelines/` stand at the top and are installed inside `text_diffusers`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOMS = {"text_diffusers.pipelines": "pipelines", "text_diffusers.schedulers": "schedulers"}
+
+EXTRAS = {
+    "train": ["datasets>=5.0", "tokenizers>=0.22", "tensorboard>=2.20", "matplotlib>=3.10", "chitchat-dataset==0.9.0"],
+    "eval": ["sacrebleu>=2.6", "scikit-learn>=1.7"],
+    "demo": ["gradio>=6.21", "matplotlib>=3.10"],
+    "dev": ["pytest>=9.0", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "ruff>=0.17", "pyright>=1.1.414", "scipy>=1.16"],
+}
+EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+
+setup(
+    name="text-diffusers",
+    version="0.1.0",
+    description="Diffusion models for text in the manner of Hugging Face diffusers",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    package_dir={"": "src", **ROOMS},
+    packages=[*find_packages("src"), *ROOMS],
+    package_data={"text_diffusers": ["py.typed"]},
+    install_requires=[
+        "torch>=2.6",
+        "diffusers>=0.42,<0.43",
+        "transformers>=5.0,<6",
+        "accelerate>=1.10",
+        "peft>=0.18",
+        "safetensors>=0.6",
+        "huggingface-hub>=1.0",
+    ],
+    extras_require=EXTRAS,
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,130 @@
+"""How good a model is: variational bounds and their yardsticks, in nats per token.
+
+Shapes: B batch, L sequence length, V vocabulary size, N positions.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from text_diffusers import losses
+from text_diffusers.data import ShuffledRows
+
+
+def predicted_positions(scheduler: Any, noisy: Tensor, attention_mask: Tensor) -> Tensor:
+    """(B, L) bool: the positions whose prediction the bound of this kernel uses."""
+    real = attention_mask.bool()
+    return real & (noisy == scheduler.config.mask_token_id) if scheduler.corruption == "absorbing" else real
+
+
+def token_bound(scheduler: Any, logits: Tensor, targets: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
+    """The bound's integrand at N positions for the kernel, rule and clock of a D3PM scheduler.
+
+    Args:
+        scheduler: `D3PMAbsorbingScheduler` or `D3PMUniformScheduler`.
+        logits: (N, V) predictions at `predicted_positions`.
+        targets, noisy: (N,) clean and corrupted tokens.
+        times: (N,) of their rows, from `scheduler.training_timesteps`.
+
+    Returns:
+        (N,) nats.
+    """
+    config, steps = scheduler.config, scheduler.config.num_train_timesteps
+    alpha = scheduler.alpha(times)
+    # The first interval, next to the data, is one discrete step in continuous time too (see `training_timesteps`).
+    first = times <= config.min_timestep if steps is None else torch.zeros_like(times, dtype=torch.bool)
+    alpha_s = torch.ones_like(alpha) if steps is None else scheduler.alpha((times - 1 / steps).clamp(min=0))
+    slope = scheduler.alpha_derivative(times)
+    if scheduler.corruption == "absorbing":
+        weight = losses.absorbing_weight(alpha, slope).masked_fill(first, 1 / config.min_timestep)
+        if steps is not None:
+            weight = losses.absorbing_weight_discrete(alpha, alpha_s, steps)
+        return losses.absorbing_bound(logits, targets, weight, config.mask_token_id)
+    logits, rule = logits[:, : config.vocab_size], config.reverse_rule
+    if steps is not None:
+        return losses.uniform_bound_discrete(logits, targets, noisy, alpha, alpha_s, steps, rule)
+    bound = losses.uniform_bound(logits, targets, noisy, alpha, slope, rule)
+    if first.any():
+        rows = logits[first], targets[first], noisy[first], alpha[first], alpha_s[first]
+        last_step = losses.uniform_bound_discrete(*rows, num_timesteps=1, reverse_rule=rule)
+        bound = bound.masked_scatter(first, last_step / config.min_timestep)
+    return bound
+
+
+def batch_bound(
+    denoiser: Any,
+    scheduler: Any,
+    batch: dict[str, Tensor],
+    uniform: Tensor,
+    generators: list[torch.Generator],
+    auxiliary_weight: float = 0.0,
+) -> Tensor:
+    """(B,) bounds of the rows of a batch in nats, from one random time each.
+
+    Args:
+        batch: `input_ids` (B, L), `attention_mask` (B, L) and, if the model takes labels, `label` (B,).
+        uniform: (B,) in [0, 1), one time a row.
+        generators: one a row.
+        auxiliary_weight: lambda of D3PM's hybrid loss, times the cross-entropy on x_0; 0 is the bound.
+    """
+    tokens, attention_mask = batch["input_ids"], batch["attention_mask"]
+    times = scheduler.training_timesteps(uniform)  # (B,)
+    noisy = scheduler.add_noise(tokens, times, generators)
+    positions = predicted_positions(scheduler, noisy, attention_mask)
+    logits = denoiser(noisy, times, attention_mask, batch.get("label"), positions=positions).logits  # (N, V)
+    row = positions.nonzero()[:, 0]  # (N,)
+    bound = token_bound(scheduler, logits, tokens[positions], noisy[positions], times[row])
+    if auxiliary_weight:
+        bound = bound + auxiliary_weight * losses.reconstruction_loss(logits, tokens[positions])
+    return torch.zeros(len(tokens), device=bound.device, dtype=bound.dtype).index_add(0, row, bound)
+
+
+@torch.no_grad()
+def estimate_bound(
+    denoiser: Any, scheduler: Any, rows: Any, num_times: int = 1, batch_size: int = 64, seed: int = 0
+) -> tuple[float, float]:
+    """`(bound, standard error)` of the rows in nats per token, by stratified Monte Carlo.
+
+    Args:
+        rows: tokenized data set.
+        num_times: random times a row; the strata run over all rows.
+    """
+    order = ShuffledRows(rows, rows_per_step=batch_size, seed=seed)
+    device = next(denoiser.parameters()).device
+    batches = max(2, -(-len(rows) * num_times // batch_size))  # two at least, for the error; rows then repeat
+    totals, tokens = [], 0
+    for step in range(batches):
+        batch = {name: column.to(device) for name, column in order.batch(step).items()}
+        source = torch.Generator().manual_seed((seed << 32) + step)
+        uniform = (torch.arange(batch_size) + torch.rand(batch_size, generator=source, dtype=torch.float64)) / batch_size
+        seeds = torch.randint(2**62, (batch_size,), generator=source).tolist()
+        generators = [torch.Generator().manual_seed(row_seed) for row_seed in seeds]
+        totals.append(float(batch_bound(denoiser, scheduler, batch, uniform.to(device), generators).double().sum()))
+        tokens += int(batch["attention_mask"].sum())
+    per_batch = np.array(totals) / (tokens / batches)
+    return float(per_batch.mean()), float(per_batch.std(ddof=1) / np.sqrt(batches))
+
+
+def unigram_entropy(rows: Iterable[dict[str, list[int]]]) -> float:
+    """Entropy of the token frequencies in nats per token: the best bound of a model that ignores context."""
+    counts: Counter[int] = Counter()
+    for row in rows:
+        counts.update(token for token, real in zip(row["input_ids"], row["attention_mask"], strict=True) if real)
+    frequencies = np.array(list(counts.values()), dtype=np.float64)
+    frequencies /= frequencies.sum()
+    return float(-(frequencies * np.log(frequencies)).sum())
+
+
+def length_distance(first: Iterable[int], second: Iterable[int]) -> float:
+    """Wasserstein-1 distance between two samples of lengths, in tokens: how far one has to be moved to be the other."""
+    a, b = np.sort(np.asarray(list(first), dtype=np.float64)), np.sort(np.asarray(list(second), dtype=np.float64))
+    if not len(a) or not len(b):
+        raise ValueError(f"`first` and `second` must each hold a length, got {len(a)} and {len(b)}.")
+    grid = np.sort(np.concatenate([a, b]))
+    cdf_a = np.searchsorted(a, grid[:-1], side="right") / len(a)
+    cdf_b = np.searchsorted(b, grid[:-1], side="right") / len(b)
+    return float((np.abs(cdf_a - cdf_b) * np.diff(grid)).sum())

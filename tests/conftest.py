@@ -1,0 +1,67 @@
+"""Fixtures. Nothing here or in the tests reaches the network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from accelerate.state import AcceleratorState, GradientState  # noqa: E402
+
+from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline, TextTransformerModel  # noqa: E402
+from text_diffusers.data import train_tokenizer  # noqa: E402
+
+SENTENCES = [
+    "the cat sat on the mat and looked at the dog",
+    "the dog sat on the cat and the cat was not happy",
+    "a bird sang in the tree while the cat slept",
+    "she was late for the train and ran all the way",
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its state in singletons, which would carry one test's precision into the next."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return train_tokenizer(SENTENCES, vocab_size=300)
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(SENTENCES * 40) + "\n", encoding="utf-8")
+    return path
+
+
+def make_denoiser(tokenizer, **changes):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "max_length": 32}
+    ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = TextTransformerModel(**sizes | ids | changes)
+    for parameter in model.parameters():  # the zero-initialised layers would hide mistakes
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture
+def denoiser(tokenizer):
+    return make_denoiser(tokenizer)
+
+
+@pytest.fixture
+def pipe(tokenizer, denoiser):
+    pipe = TextDiffusionPipeline(tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

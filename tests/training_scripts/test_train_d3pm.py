@@ -1,0 +1,128 @@
+"""The recipe end to end: a few steps on a tiny text, in every mode, and the saved folder writes text."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from text_diffusers import TextDiffusionPipeline
+
+SCRIPTS = Path(__file__).parent.parent.parent / "training_scripts"
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+train_d3pm = load_script("train_d3pm")
+
+
+@pytest.fixture
+def config(text_file, tmp_path):
+    def make(**changes):
+        settings = {
+            "dataset": str(text_file),
+            "output_dir": str(tmp_path / "run"),
+            "vocab_size": 300,
+            "length": 16,
+            "hidden_size": 32,
+            "num_layers": 1,
+            "num_attention_heads": 2,
+            "max_train_steps": 3,
+            "train_batch_size": 4,
+            "num_cpu_threads": 1,
+            "num_length_samples": 4,
+            "num_samples": 1,
+            "validation_rows": 8,
+        }
+        return train_d3pm.D3PMConfig(**settings | changes)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kernel": "uniform"},
+        {"kernel": "uniform", "reverse_rule": "plug_in", "num_train_timesteps": 50},
+        {"num_train_timesteps": 200, "schedule": "cosine", "auxiliary_weight": 0.01},
+        {"packing": False},
+        {"streaming": True, "validation_documents": 20},
+        {"mixed_precision": "bf16", "gradient_checkpointing": True},
+    ],
+    ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "default",
+)
+def test_three_steps_give_a_pipeline_that_writes(config, changes):
+    options = config(**changes)
+    losses = train_d3pm.main(options)
+    assert len(losses) == 3 and all(np.isfinite(losses))
+    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+    pipe.set_progress_bar_config(disable=True)
+    assert isinstance(pipe(num_inference_steps=3).texts[0], str)
+    assert (pipe.config.lengths is not None) == (not options.packing)
+    metrics = json.loads((Path(options.output_dir) / "metrics.json").read_text())
+    assert metrics["bound"] > 0 and metrics["unigram_entropy"] > 0 and metrics["length_distance"] >= 0
+    events = list(Path(options.output_dir, "logs").rglob("events*"))
+    assert events and sum(event.stat().st_size for event in events) > 100
+
+
+def test_labels_make_a_conditional_model(config, tmp_path):
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"text {i} of many", "mood": i % 3}) for i in range(60)))
+    options = config(dataset=str(path), label_column="mood", packing=False, vocab_size=300)
+    train_d3pm.main(options)
+    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+    assert pipe.denoiser.config.num_classes == 3
+    assert len(pipe(class_labels=[0, 2], num_inference_steps=2).texts) == 2
+
+
+def test_the_same_seed_gives_the_same_losses_and_resuming_continues_them(config, tmp_path):
+    straight = train_d3pm.main(config(output_dir=str(tmp_path / "a"), max_train_steps=6, lr_warmup_steps=1))
+    again = train_d3pm.main(config(output_dir=str(tmp_path / "b"), max_train_steps=6, lr_warmup_steps=1))
+    assert straight == again
+    kept = {"output_dir": str(tmp_path / "b"), "max_train_steps": 6, "lr_warmup_steps": 1}
+    assert train_d3pm.main(config(**kept, resume_from_checkpoint="latest")) == []
+
+
+def test_a_folder_with_a_model_is_not_overwritten_unasked(config):
+    train_d3pm.main(config())
+    with pytest.raises(ValueError, match="holds a trained model"):
+        config()
+    config(overwrite_output_dir=True)
+
+
+def test_options_that_do_not_fit_are_refused(config):
+    with pytest.raises(ValueError, match='`kernel` must be "absorbing" or "uniform"'):
+        config(kernel="gaussian")
+    with pytest.raises(ValueError, match="`label_column` needs"):
+        config(label_column="mood")
+
+
+def test_quickstart_writes_texts_and_a_picture(config, capsys):
+    options = config(length=32)
+    train_d3pm.main(options)
+    capsys.readouterr()
+    load_script("quickstart").main(options.output_dir)
+    printed = capsys.readouterr().out
+    assert printed.count("\n  - ") == 8 and "A text filled in" in printed and "[MASK] [MASK]" in printed
+    picture = Path(options.output_dir, "denoising.png")
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
+
+
+def test_a_wide_uniform_model_sees_the_time(config):
+    options = config(kernel="uniform", max_train_steps=1)
+    train_d3pm.main(options)
+    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+    assert pipe.denoiser.config.time_conditioning
+    assert pipe.scheduler.config.vocab_size == 300 == len(pipe.tokenizer) - 2
+    tokens = pipe(num_inference_steps=4, output_type="tokens", generator=torch.Generator().manual_seed(0)).tokens
+    assert int(tokens.max()) < 301  # noise is never padding or mask; padding may follow the end

@@ -1,0 +1,219 @@
+"""Train a discrete diffusion model on text, from raw files to a saved `TextDiffusionPipeline`.
+
+    accelerate launch training_scripts/train_d3pm.py --dataset chitchat --output_dir runs/chitchat
+
+Read it from top to bottom: options, data, model, loss, training, report. Shapes: B batch, L sequence length, V
+vocabulary size, N predicted positions.
+"""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from transformers import AutoTokenizer, HfArgumentParser
+
+from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline, TextTransformerModel
+from text_diffusers.data import ShuffledRows, encode_texts, load_documents, split_documents, tokenize, train_tokenizer
+from text_diffusers.evaluation import estimate_bound, length_distance, predicted_positions, token_bound, unigram_entropy
+from text_diffusers.losses import reconstruction_loss
+from text_diffusers.training import TrainingConfig, TrainingLoop, make_accelerator
+
+TOKENIZER_DOCUMENTS = 200_000
+WRITING_STEPS = 128
+
+
+@dataclass
+class D3PMConfig(TrainingConfig):
+    """Options of this recipe; those of every recipe are in `TrainingConfig`."""
+
+    dataset: str = field(default="chitchat", metadata={"help": '"chitchat", a file, a folder, or a Hub data set'})
+    text_column: str = field(default="text", metadata={"help": "column of the texts"})
+    label_column: str | None = field(default=None, metadata={"help": "column of class labels, integers from 0"})
+    split: str = field(default="train", metadata={"help": "split of a Hub data set"})
+    sample_by: str = field(default="line", metadata={"help": "a text in a .txt file: line, paragraph or document"})
+    streaming: bool = field(default=False, metadata={"help": "read as training goes, for very large data"})
+    validation_fraction: float = field(default=0.05, metadata={"help": "share of the texts, the last, held out"})
+    validation_documents: int = field(default=1_000, metadata={"help": "texts of a stream, the first, held out"})
+    validation_rows: int = field(default=1_000, metadata={"help": "rows of a validation during training"})
+    tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub name; default: trained on the data"})
+    vocab_size: int = field(default=4_096, metadata={"help": "tokens of a trained byte-level BPE"})
+    length: int = field(default=128, metadata={"help": "tokens in a row"})
+    packing: bool = field(default=True, metadata={"help": "fill rows with text after text; off: one text a row"})
+    kernel: str = field(default="absorbing", metadata={"help": "absorbing or uniform"})
+    schedule: str = field(default="linear", metadata={"help": "linear, cosine, sigmoid, sqrt, geometric, reciprocal"})
+    num_train_timesteps: int | None = field(default=None, metadata={"help": "steps of the bound; default: continuous"})
+    reverse_rule: str = field(default="marginal", metadata={"help": "of the uniform kernel: marginal or plug_in"})
+    auxiliary_weight: float = field(default=0.0, metadata={"help": "lambda of D3PM's cross-entropy on x_0"})
+    hidden_size: int = field(default=256, metadata={"help": "width of the transformer"})
+    num_layers: int = field(default=6, metadata={"help": "blocks"})
+    num_attention_heads: int = field(default=4, metadata={"help": "heads"})
+    tie_embeddings: bool = field(default=False, metadata={"help": "share the embedding with the head"})
+    dropout: float = field(default=0.0, metadata={"help": "in training"})
+    num_samples: int = field(default=4, metadata={"help": "texts written and logged at each validation"})
+    num_length_samples: int = field(default=256, metadata={"help": "texts written at the end to compare lengths"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "train anew over what is in the folder"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.kernel not in ("absorbing", "uniform"):
+            raise ValueError(f'`kernel` must be "absorbing" or "uniform", got {self.kernel!r}.')
+        if self.label_column and self.packing:
+            raise ValueError("`label_column` needs `--packing false`: a packed row holds several texts.")
+        trained = Path(self.output_dir) / "model_index.json", Path(self.output_dir) / "checkpoints"
+        if any(path.exists() for path in trained) and not (self.overwrite_output_dir or self.resume_from_checkpoint):
+            raise ValueError(
+                f"`output_dir`={self.output_dir!r} holds a trained model: choose another folder, "
+                "`--resume_from_checkpoint latest`, or `--overwrite_output_dir true`."
+            )
+
+
+def prepare_data(config: D3PMConfig, accelerator):
+    """`(tokenizer, training rows, validation rows, validation documents, number of classes, text lengths)`."""
+    folder = Path(config.output_dir) / "tokenizer"
+    with accelerator.main_process_first():
+        documents = load_documents(
+            config.dataset, config.text_column, config.label_column, config.split, config.sample_by, config.streaming
+        )
+        train, validation = split_documents(documents, config.validation_fraction, config.validation_documents)
+        reused = not accelerator.is_main_process or (config.resume_from_checkpoint and folder.exists())
+        if config.tokenizer or reused:
+            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or str(folder))
+        else:
+            texts = (row["text"] for row in islice(train, TOKENIZER_DOCUMENTS))
+            tokenizer = train_tokenizer(texts, config.vocab_size)
+        if accelerator.is_main_process:
+            tokenizer.save_pretrained(folder)
+        train_rows = tokenize(train, tokenizer, config.length, config.packing)
+        validation_rows = tokenize(validation, tokenizer, config.length, config.packing)
+    num_classes = None if config.label_column is None else max(row["label"] for row in train) + 1
+    lengths = None
+    if not config.packing and not config.streaming:
+        counts = Counter(min(len(ids), config.length - 2) for ids in encode_texts(tokenizer, list(train["text"])))
+        lengths = [counts[n] for n in range(config.length - 1)]
+    return tokenizer, train_rows, validation_rows, validation, num_classes, lengths
+
+
+def build_model(config: D3PMConfig, tokenizer, num_classes: int | None):
+    """`(denoiser, scheduler)` of this configuration."""
+    set_seed(config.seed)
+    denoiser = TextTransformerModel(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_attention_heads=config.num_attention_heads,
+        max_length=config.length,
+        time_conditioning=config.kernel == "uniform",
+        num_classes=num_classes,
+        tie_embeddings=config.tie_embeddings,
+        dropout=config.dropout,
+        mask_token_id=tokenizer.mask_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    clock = {"num_train_timesteps": config.num_train_timesteps, "schedule": config.schedule}
+    if config.kernel == "absorbing":
+        return denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id, **clock)
+    # Padding and mask have the last ids, so noise is drawn from what text consists of.
+    words = min(tokenizer.pad_token_id, tokenizer.mask_token_id)
+    return denoiser, D3PMUniformScheduler(words, reverse_rule=config.reverse_rule, **clock)
+
+
+def main(config: D3PMConfig) -> list[float]:
+    """Train, save the pipeline and its figures; returns the loss of each step in nats per token."""
+    accelerator = make_accelerator(config)
+    tokenizer, train_rows, validation_rows, validation, num_classes, lengths = prepare_data(config, accelerator)
+    denoiser, scheduler = build_model(config, tokenizer, num_classes)
+    accelerator.print(f"{denoiser.num_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")
+
+    def loss_function(model, batch, uniform, generators):
+        tokens, attention_mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
+        times = scheduler.training_timesteps(uniform)  # (B,)
+        noisy = scheduler.add_noise(tokens, times, generators)  # (B, L)
+        positions = predicted_positions(scheduler, noisy, attention_mask)  # (B, L), the head runs there only
+        logits = model(noisy, times, attention_mask, batch.get("label"), positions=positions).logits  # (N, V)
+        rows = positions.nonzero()[:, 0]
+        loss = token_bound(scheduler, logits, tokens[positions], noisy[positions], times[rows])  # (N,)
+        if config.auxiliary_weight:
+            loss = loss + config.auxiliary_weight * reconstruction_loss(logits, tokens[positions])
+        return loss.sum(), attention_mask.sum()
+
+    def validate(model, finished: bool) -> dict[str, float]:
+        few = min(len(validation_rows), config.validation_rows)
+        rows = validation_rows if finished else validation_rows.select(range(few))
+        bound, error = estimate_bound(model, scheduler, rows, seed=config.seed)
+        pipe = TextDiffusionPipeline(tokenizer, model, scheduler, lengths)
+        pipe.set_progress_bar_config(disable=True)
+        if config.num_samples:
+            samples = pipe(num_return_sequences=config.num_samples, **writing(config, num_classes)).texts
+            for tracker in accelerator.trackers:
+                if tracker.name == "tensorboard":
+                    tracker.tracker.add_text("samples", "\n\n".join(samples), loop.step)
+        return {"bound": bound, "standard_error": error}
+
+    loop = TrainingLoop(
+        config,
+        accelerator,
+        denoiser,
+        loss_function,
+        ShuffledRows(train_rows, rows_per_step(config, accelerator), config.seed),
+        validate,
+    )
+    losses = loop.run()
+    if accelerator.is_main_process:
+        with loop.averaged_weights() as model:
+            pipe = TextDiffusionPipeline(tokenizer, model, scheduler, lengths)
+            pipe.save_pretrained(config.output_dir)
+            report(config, pipe, validation_rows, validation, num_classes)
+    accelerator.end_training()
+    return losses
+
+
+def rows_per_step(config: D3PMConfig, accelerator) -> int:
+    return config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+
+
+def writing(config: D3PMConfig, num_classes: int | None) -> dict:
+    """Arguments of the pipeline for the texts that training writes: seeded, and with the first label if there are any."""
+    steps = min(WRITING_STEPS, config.num_train_timesteps or WRITING_STEPS)
+    labels = {} if num_classes is None else {"class_labels": 0}
+    return labels | {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(config.seed)}
+
+
+def report(config: D3PMConfig, pipe: TextDiffusionPipeline, rows, documents, num_classes: int | None):
+    """Print and save what the model is worth on the held-out split."""
+    bound, error = estimate_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
+    entropy = unigram_entropy(rows)
+    metrics = {"bound": bound, "standard_error": error, "unigram_entropy": entropy, "gap": entropy - bound}
+    if config.num_length_samples:
+        pipe.set_progress_bar_config(disable=True)
+        written = pipe(num_return_sequences=config.num_length_samples, **writing(config, num_classes))
+        longest = config.length - 1
+        data = [min(len(ids), longest) for ids in encode_texts(pipe.tokenizer, list(documents["text"]))]
+        special = torch.tensor(pipe.tokenizer.all_special_ids, device=written.tokens.device)
+        drawn = (~torch.isin(written.tokens, special)).sum(dim=1).tolist()
+        metrics |= {
+            "length_distance": length_distance(drawn, data),
+            "mean_length": sum(drawn) / len(drawn),
+            "mean_length_of_data": sum(data) / len(data),
+        }
+    Path(config.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"\nvalidation bound   {bound:.3f} +- {error:.3f} nats per token")
+    print(f"unigram entropy    {entropy:.3f} nats per token, {entropy - bound:.3f} above the bound")
+    if "length_distance" in metrics:
+        source = "a length histogram" if pipe.config.lengths else "the model's [EOS]"
+        print(
+            f"text lengths       from {source}: {metrics['mean_length']:.1f} tokens on average, data "
+            f"{metrics['mean_length_of_data']:.1f}, Wasserstein distance {metrics['length_distance']:.1f}"
+        )
+    print(f"saved in           {config.output_dir}")
+
+
+if __name__ == "__main__":
+    try:
+        main(HfArgumentParser(D3PMConfig).parse_args_into_dataclasses()[0])
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"train_d3pm.py: {error}")
