@@ -10,7 +10,14 @@ EXTRAS = {
     "train": ["datasets>=5.0", "tokenizers>=0.22", "tensorboard>=2.20", "matplotlib>=3.10", "chitchat-dataset==0.9.0"],
     "eval": ["sacrebleu>=2.6", "scikit-learn>=1.7"],
     "demo": ["gradio>=6.21", "matplotlib>=3.10"],
-    "dev": ["pytest>=9.0", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "ruff>=0.17", "pyright>=1.1.414", "scipy>=1.16"],
+    "dev": [
+        "pytest>=9.0",
+        "pytest-timeout>=2.4",
+        "pytest-xdist>=3.8",
+        "ruff>=0.17",
+        "pyright>=1.1.414",
+        "scipy>=1.16",
+    ],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 

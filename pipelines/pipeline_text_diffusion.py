@@ -99,7 +99,7 @@ class TextDiffusionPipeline(DiffusionPipeline):
             output_type: "text" or "tokens".
             return_dict: return `TextDiffusionPipelineOutput`, else a tuple `(texts, tokens, history)`.
             return_history: keep the tokens of every step.
-            callback_on_step_end: called after each step as `f(pipe, step, timestep, tensors)`; may return changed ones.
+            callback_on_step_end: called after each step as `f(pipe, step, timestep, tensors)`; may return new ones.
             callback_on_step_end_tensor_inputs: names of the tensors it gets; only "tokens" is offered.
 
         Returns:
@@ -220,7 +220,10 @@ class TextDiffusionPipeline(DiffusionPipeline):
 
     def _encode_prompts(self, prompts: list[str]) -> list[list[int]]:
         start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
-        return [start + ids for ids in self.tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+        rows = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        if any(self.tokenizer.mask_token_id in ids for ids in rows):
+            raise ValueError(f"`prompt` must not hold {self.tokenizer.mask_token}; give it as `text` to fill it in.")
+        return [start + ids for ids in rows]
 
     def _encode_infill(self, texts: list[str], mask: Any) -> list[list[int | None]]:
         """Token ids with `None` wherever a token is to be filled in."""
@@ -316,9 +319,10 @@ class TextDiffusionPipeline(DiffusionPipeline):
         return getattr(config, "max_length", None) or config.max_position_embeddings
 
     def _check_length(self, length: int):
-        if length > self._max_length:
+        limit = self._max_length
+        if length > limit:
             raise ValueError(
-                f"`prompt` and `max_new_tokens` together, or `text`, must fit into the model's {self._max_length} tokens "
+                f"`prompt` and `max_new_tokens` together, or `text`, must fit into the model's {limit} tokens "
                 f"(with the start token), got {length}: shorten the text or lower `max_new_tokens`."
             )
 

@@ -155,7 +155,7 @@ def uniform_routes(p_current: Any, alpha_t: Any, alpha_s: Any, vocab_size: int) 
 
 
 def uniform_reverse(probs: Tensor, sample: Tensor, alpha_t: Any, alpha_s: Any, reverse_rule: str) -> Tensor:
-    """p(x_s | x_t) of the uniform kernel, (B, L, V), from predicted x_0 (B, L, V), x_t (B, L), alphas () or (B, 1, 1)."""
+    """p(x_s | x_t), uniform kernel, (B, L, V), from predicted x_0 (B, L, V), x_t (B, L) and alphas () or (B, 1, 1)."""
     vocab_size = probs.shape[-1]
     current = sample.unsqueeze(-1)
     p_current = probs.gather(-1, current)  # (B, L, 1)
@@ -300,8 +300,8 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
 class D3PMAbsorbingScheduler(D3PMScheduler):
     """Absorbing diffusion: each token turns into `[MASK]` at a random time and is revealed once on the way back.
 
-    Which positions a step reveals does not depend on the model, so `select` draws them first and the model is asked for
-    nothing else. Under this kernel the plug-in and the marginal reverse rule of `D3PMUniformScheduler` coincide.
+    Which positions a step reveals does not depend on the model, so `select` draws them first and the model is asked
+    for nothing else. Under this kernel the plug-in and the marginal reverse rule of `D3PMUniformScheduler` coincide.
 
     Args:
         mask_token_id: the id of `[MASK]`; never predicted.
@@ -507,7 +507,9 @@ def is_int(value: Any, low: int) -> bool:
 
 
 def is_number(value: Any, low: float, high: float = math.inf) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high and value < math.inf
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high and value < math.inf
+    )
 
 
 def require(condition: bool, name: str, limit: str, value: Any):

@@ -47,7 +47,13 @@ def text_file(tmp_path):
 
 def make_denoiser(tokenizer, **changes):
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "max_length": 32}
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "max_length": 32,
+    }
     ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
     model = TextTransformerModel(**sizes | ids | changes)
     for parameter in model.parameters():  # the zero-initialised layers would hide mistakes

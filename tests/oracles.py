@@ -1,6 +1,7 @@
 """Independent answers for the tests: dense matrices, enumeration over all sequences, golden numbers.
 
-Shapes: V vocabulary size, L sequence length, K data tokens of an enumerable source. Matrices: rows are the state before.
+Shapes: V vocabulary size, L sequence length, K data tokens of an enumerable source. The rows of a matrix are the state
+before, its columns the state after.
 """
 
 import itertools

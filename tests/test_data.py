@@ -94,7 +94,9 @@ def test_chitchat_leaves_out_contact_data_and_profanity():
     assert not any(CONTACT.search(text) and "@" in text for text in texts)
     assert not any(PROFANITY.search(text) for text in texts)
     assert CONTACT.search("write to me@mail.com") and CONTACT.search("call 555-123-4567")
-    assert not CONTACT.search("I was born in 1990 and have 2 cats") and not PROFANITY.search("a classic cocktail, Scunthorpe")
+    assert not CONTACT.search("I was born in 1990 and have 2 cats") and not PROFANITY.search(
+        "a classic cocktail, Scunthorpe"
+    )
 
 
 # Tokenizer
@@ -113,7 +115,10 @@ def test_mask_takes_in_its_space_and_special_tokens_have_the_last_ids(tokenizer,
     tokenizer.save_pretrained(tmp_path)
     for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
         mask = one.mask_token_id
-        assert one("the [MASK] [MASK] sat")["input_ids"] == one("the")["input_ids"] + [mask, mask] + one(" sat")["input_ids"]
+        assert (
+            one("the [MASK] [MASK] sat")["input_ids"]
+            == one("the")["input_ids"] + [mask, mask] + one(" sat")["input_ids"]
+        )
         assert sorted([one.pad_token_id, one.mask_token_id]) == [len(one) - 2, len(one) - 1]
         assert one.bos_token_id == one.eos_token_id == 0
 

@@ -7,7 +7,7 @@ from datasets import Dataset
 from oracles import MarkovSource, TableDenoiser
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler
-from text_diffusers.evaluation import batch_bound, estimate_bound, length_distance, unigram_entropy
+from text_diffusers.evaluation import batch_bound, estimate_bound, length_distance, length_nats, unigram_entropy
 
 
 def sampled_rows(source, count, seed=0):
@@ -35,9 +35,9 @@ def test_the_uniform_bound_is_above_the_entropy():
 
     class AtEachTime(TableDenoiser):
         def forward(self, input_ids, timestep=None, *args, positions=None):
-            logits = torch.stack([
-                source_logits[round(float(t) * 8)][tuple(row)] for t, row in zip(timestep, input_ids, strict=True)
-            ])
+            logits = torch.stack(
+                [source_logits[round(float(t) * 8)][tuple(row)] for t, row in zip(timestep, input_ids, strict=True)]
+            )
             return type("Output", (), {"logits": logits[positions]})()
 
     source_logits = {i: source.uniform_denoiser(float(scheduler.alpha(i / 8))) for i in range(1, 9)}
@@ -65,6 +65,10 @@ def test_unigram_entropy_is_that_of_the_frequencies():
         {"input_ids": [0, 1, 9, 9], "attention_mask": [1, 1, 0, 0]},
     ]
     assert unigram_entropy(rows) == pytest.approx(-(2 * (1 / 3) * np.log(1 / 3) + 2 * (1 / 6) * np.log(1 / 6)))
+
+
+def test_lengths_cost_what_the_histogram_says():
+    assert length_nats([0, 1, 5], [2, 2, 0]) == pytest.approx(-2 * np.log(6 / 9) - np.log(1 / 9))
 
 
 def test_length_distance_is_that_of_scipy():

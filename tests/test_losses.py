@@ -196,17 +196,13 @@ def denoiser_table(case, source):
     return table
 
 
-
-
 @pytest.mark.parametrize("case", golden_cases("sampling", "absorbing_elbo"), ids=lambda case: case["name"])
 def test_summed_absorbing_bounds_equal_the_enumerated_ones(case):
     inputs, outputs = case["inputs"], case["outputs"]
     source = MarkovSource(inputs["initial"], inputs["transition"], inputs["L"])
     table = denoiser_table(case, source)
     for steps in inputs["num_steps"]:
-        scheduler = D3PMAbsorbingScheduler(
-            source.num_tokens, num_train_timesteps=steps, schedule=inputs["schedule"]
-        )
+        scheduler = D3PMAbsorbingScheduler(source.num_tokens, num_train_timesteps=steps, schedule=inputs["schedule"])
         got = absorbing_nelbo(source, table, scheduler, [i / steps for i in range(1, steps + 1)]).mean()
         assert got == pytest.approx(outputs[f"nelbo_{steps}_steps"], abs=1e-9)
         assert got >= source.entropy

@@ -15,7 +15,14 @@ from datasets import Dataset
 from text_diffusers import D3PMAbsorbingScheduler
 from text_diffusers.data import ShuffledRows, tokenize
 from text_diffusers.evaluation import batch_bound
-from text_diffusers.training import TrainingConfig, TrainingLoop, make_accelerator, row_noise
+from text_diffusers.training import (
+    TrainingConfig,
+    TrainingLoop,
+    log_uniform_times,
+    make_accelerator,
+    row_noise,
+    uniform_times,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -107,6 +114,18 @@ def test_times_are_stratified_and_noise_is_a_function_of_seed_step_and_row():
     assert np.std(spread) < 0.5 * np.sqrt(1 / 12 / 16)  # independent times would have the right-hand side
 
 
+def test_log_uniform_times_average_every_loss_as_uniform_ones_do():
+    first, fine = 0.02, (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    for loss in (lambda t: t**2, lambda t: 1 / t, torch.cos):
+        plain, ones = uniform_times(fine, first)
+        want = (loss(plain.clamp(min=first)) * ones).mean()
+        times, weights = log_uniform_times(fine, first)
+        torch.testing.assert_close((loss(times) * weights).mean(), want, rtol=1e-4, atol=0)
+    times, weights = log_uniform_times(fine, first)
+    torch.testing.assert_close(weights / times, torch.full_like(times, 1 - np.log(first)))
+    assert times.min() == first and times.max() <= 1
+
+
 def test_training_learns_and_the_learning_rate_warms_up_and_falls_to_zero(loop):
     one = loop(max_train_steps=60, learning_rate=3e-3, lr_warmup_steps=10)
     rates = []
@@ -184,7 +203,16 @@ def test_two_processes_train_like_one_with_the_same_global_batch(text_file, tmp_
     scripts = str(ROOT / "training_scripts")
     options = ["--dataset", str(text_file), "--vocab_size", "300", "--length", "16", "--hidden_size", "32"]
     options += ["--num_layers", "1", "--num_attention_heads", "2", "--max_train_steps", "5", "--report_to", "none"]
-    options += ["--num_samples", "0", "--num_length_samples", "0", "--checkpointing_steps", "0", "--num_cpu_threads", "1"]
+    options += [
+        "--num_samples",
+        "0",
+        "--num_length_samples",
+        "0",
+        "--checkpointing_steps",
+        "0",
+        "--num_cpu_threads",
+        "1",
+    ]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path / "cache")}
     two = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(driver)]
     for command, name, rows in (([sys.executable, str(driver)], "one", "8"), (two, "two", "4")):

@@ -1,6 +1,6 @@
 """Load a trained pipeline, let it write and fill in, and draw how a text comes about.
 
-    python training_scripts/quickstart.py runs/quickstart
+python training_scripts/quickstart.py runs/quickstart
 """
 
 import sys

@@ -19,9 +19,16 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline, TextTransformerModel
 from text_diffusers.data import ShuffledRows, encode_texts, load_documents, split_documents, tokenize, train_tokenizer
-from text_diffusers.evaluation import estimate_bound, length_distance, predicted_positions, token_bound, unigram_entropy
+from text_diffusers.evaluation import (
+    estimate_bound,
+    length_distance,
+    length_nats,
+    predicted_positions,
+    token_bound,
+    unigram_entropy,
+)
 from text_diffusers.losses import reconstruction_loss
-from text_diffusers.training import TrainingConfig, TrainingLoop, make_accelerator
+from text_diffusers.training import TIME_SAMPLINGS, TrainingConfig, TrainingLoop, make_accelerator
 
 TOKENIZER_DOCUMENTS = 200_000
 WRITING_STEPS = 128
@@ -48,6 +55,8 @@ class D3PMConfig(TrainingConfig):
     schedule: str = field(default="linear", metadata={"help": "linear, cosine, sigmoid, sqrt, geometric, reciprocal"})
     num_train_timesteps: int | None = field(default=None, metadata={"help": "steps of the bound; default: continuous"})
     reverse_rule: str = field(default="marginal", metadata={"help": "of the uniform kernel: marginal or plug_in"})
+    min_timestep: float = field(default=0.01, metadata={"help": "the interval below is one step of the bound"})
+    time_sampling: str = field(default="log_uniform", metadata={"help": "times in training: log_uniform or uniform"})
     auxiliary_weight: float = field(default=0.0, metadata={"help": "lambda of D3PM's cross-entropy on x_0"})
     hidden_size: int = field(default=256, metadata={"help": "width of the transformer"})
     num_layers: int = field(default=6, metadata={"help": "blocks"})
@@ -62,6 +71,8 @@ class D3PMConfig(TrainingConfig):
         super().__post_init__()
         if self.kernel not in ("absorbing", "uniform"):
             raise ValueError(f'`kernel` must be "absorbing" or "uniform", got {self.kernel!r}.')
+        if self.time_sampling not in TIME_SAMPLINGS:
+            raise ValueError(f"`time_sampling` must be one of {sorted(TIME_SAMPLINGS)}, got {self.time_sampling!r}.")
         if self.label_column and self.packing:
             raise ValueError("`label_column` needs `--packing false`: a packed row holds several texts.")
         trained = Path(self.output_dir) / "model_index.json", Path(self.output_dir) / "checkpoints"
@@ -93,9 +104,15 @@ def prepare_data(config: D3PMConfig, accelerator):
     num_classes = None if config.label_column is None else max(row["label"] for row in train) + 1
     lengths = None
     if not config.packing and not config.streaming:
-        counts = Counter(min(len(ids), config.length - 2) for ids in encode_texts(tokenizer, list(train["text"])))
+        counts = Counter(text_lengths(tokenizer, train, config))
         lengths = [counts[n] for n in range(config.length - 1)]
     return tokenizer, train_rows, validation_rows, validation, num_classes, lengths
+
+
+def text_lengths(tokenizer, documents, config: D3PMConfig) -> list[int]:
+    """Tokens of each text, as far as they fit into a row."""
+    room = config.length - (1 if config.packing else 2)
+    return [min(len(ids), room) for ids in encode_texts(tokenizer, list(documents["text"]))]
 
 
 def build_model(config: D3PMConfig, tokenizer, num_classes: int | None):
@@ -115,6 +132,7 @@ def build_model(config: D3PMConfig, tokenizer, num_classes: int | None):
         pad_token_id=tokenizer.pad_token_id,
     )
     clock = {"num_train_timesteps": config.num_train_timesteps, "schedule": config.schedule}
+    clock |= {"min_timestep": config.min_timestep}
     if config.kernel == "absorbing":
         return denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id, **clock)
     # Padding and mask have the last ids, so noise is drawn from what text consists of.
@@ -129,8 +147,12 @@ def main(config: D3PMConfig) -> list[float]:
     denoiser, scheduler = build_model(config, tokenizer, num_classes)
     accelerator.print(f"{denoiser.num_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")
 
+    sample_times = TIME_SAMPLINGS[config.time_sampling]
+    first_interval = min(config.min_timestep, 1 / (config.num_train_timesteps or 1))
+
     def loss_function(model, batch, uniform, generators):
         tokens, attention_mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
+        uniform, weights = sample_times(uniform, first_interval)
         times = scheduler.training_timesteps(uniform)  # (B,)
         noisy = scheduler.add_noise(tokens, times, generators)  # (B, L)
         positions = predicted_positions(scheduler, noisy, attention_mask)  # (B, L), the head runs there only
@@ -139,7 +161,7 @@ def main(config: D3PMConfig) -> list[float]:
         loss = token_bound(scheduler, logits, tokens[positions], noisy[positions], times[rows])  # (N,)
         if config.auxiliary_weight:
             loss = loss + config.auxiliary_weight * reconstruction_loss(logits, tokens[positions])
-        return loss.sum(), attention_mask.sum()
+        return (loss * weights[rows].to(loss)).sum(), attention_mask.sum()
 
     def validate(model, finished: bool) -> dict[str, float]:
         few = min(len(validation_rows), config.validation_rows)
@@ -177,7 +199,7 @@ def rows_per_step(config: D3PMConfig, accelerator) -> int:
 
 
 def writing(config: D3PMConfig, num_classes: int | None) -> dict:
-    """Arguments of the pipeline for the texts that training writes: seeded, and with the first label if there are any."""
+    """Arguments of the pipeline for the texts that training writes: seeded, with the first label if there is one."""
     steps = min(WRITING_STEPS, config.num_train_timesteps or WRITING_STEPS)
     labels = {} if num_classes is None else {"class_labels": 0}
     return labels | {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(config.seed)}
@@ -186,29 +208,27 @@ def writing(config: D3PMConfig, num_classes: int | None) -> dict:
 def report(config: D3PMConfig, pipe: TextDiffusionPipeline, rows, documents, num_classes: int | None):
     """Print and save what the model is worth on the held-out split."""
     bound, error = estimate_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
+    data_lengths = text_lengths(pipe.tokenizer, documents, config)
+    if pipe.config.lengths:
+        bound += length_nats(pipe.config.lengths, data_lengths) / sum(map(sum, rows["attention_mask"]))
     entropy = unigram_entropy(rows)
     metrics = {"bound": bound, "standard_error": error, "unigram_entropy": entropy, "gap": entropy - bound}
-    if config.num_length_samples:
-        pipe.set_progress_bar_config(disable=True)
-        written = pipe(num_return_sequences=config.num_length_samples, **writing(config, num_classes))
-        longest = config.length - 1
-        data = [min(len(ids), longest) for ids in encode_texts(pipe.tokenizer, list(documents["text"]))]
-        special = torch.tensor(pipe.tokenizer.all_special_ids, device=written.tokens.device)
-        drawn = (~torch.isin(written.tokens, special)).sum(dim=1).tolist()
-        metrics |= {
-            "length_distance": length_distance(drawn, data),
-            "mean_length": sum(drawn) / len(drawn),
-            "mean_length_of_data": sum(data) / len(data),
-        }
-    Path(config.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"\nvalidation bound   {bound:.3f} +- {error:.3f} nats per token")
     print(f"unigram entropy    {entropy:.3f} nats per token, {entropy - bound:.3f} above the bound")
-    if "length_distance" in metrics:
-        source = "a length histogram" if pipe.config.lengths else "the model's [EOS]"
+    if config.num_length_samples:
+        pipe.set_progress_bar_config(disable=True)
+        written = pipe(num_return_sequences=config.num_length_samples, **writing(config, num_classes)).tokens
+        special = torch.tensor(pipe.tokenizer.all_special_ids, device=written.device)
+        lengths = (~torch.isin(written, special)).sum(dim=1).tolist()
+        metrics["length_distance"] = length_distance(lengths, data_lengths)
+        metrics["mean_length"] = sum(lengths) / len(lengths)
+        metrics["mean_length_of_data"] = sum(data_lengths) / len(data_lengths)
         print(
-            f"text lengths       from {source}: {metrics['mean_length']:.1f} tokens on average, data "
-            f"{metrics['mean_length_of_data']:.1f}, Wasserstein distance {metrics['length_distance']:.1f}"
+            f"text lengths       {metrics['mean_length']:.1f} tokens on average, data "
+            f"{metrics['mean_length_of_data']:.1f}, Wasserstein distance {metrics['length_distance']:.1f}; from "
+            + ("the stored histogram" if pipe.config.lengths else "the model's [EOS]")
         )
+    Path(config.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"saved in           {config.output_dir}")
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,9 +63,10 @@ def load_documents(
         builder = BUILDERS[files[0].suffix]
         for file in files:
             check_file(file, text_column, label_column)
-        options = {"sample_by": sample_by} if builder == "text" else {}
+        options: dict[str, Any] = {"sample_by": sample_by} if builder == "text" else {}
         names = [str(file) for file in files]
-        documents = load_dataset(builder, data_files=names, split="train", streaming=streaming, **options)
+        options |= {"data_files": names, "split": "train", "streaming": streaming}
+        documents = load_dataset(builder, **options)
     else:
         documents = load_dataset(source, split=split, streaming=streaming)
         columns = documents.column_names or [text_column]
@@ -149,14 +151,15 @@ def utf8_lines(path: Path) -> Iterator[str]:
             try:
                 yield line.decode("utf-8")
             except UnicodeDecodeError as error:
+                byte, position = line[error.start], error.start + 1
                 raise ValueError(
-                    f"{path}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start + 1}); "
+                    f"{path}, line {number}: not UTF-8 (byte 0x{byte:02x} at position {position}); "
                     "convert the file, for example with `iconv -t utf-8`."
                 ) from error
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with `vocab_size` tokens of data, among them `[EOS]`, followed by `[PAD]` and `[MASK]`.
+    """A byte-level BPE of `vocab_size` tokens of data, `[EOS]` among them, then `[PAD]` and `[MASK]`.
 
     `[EOS]` separates documents, so it is also the token a text begins after (`bos_token`). Padding and mask have the
     last two ids: the first `vocab_size` are what text consists of. `[MASK]` takes in the space before it.
@@ -195,17 +198,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
     """Token ids of plain text, in which "[MASK]" is six characters and not a token."""
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, split_special_tokens=True)["input_ids"]
+    options: dict[str, Any] = {
+        "add_special_tokens": False,
+        "return_attention_mask": False,
+        "split_special_tokens": True,
+    }
+    encoded: Any = tokenizer(texts, **options)
+    return encoded["input_ids"]
 
 
 def pack_rows(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
-    stream = [token for ids in encode_texts(tokenizer, columns["text"]) for token in (*ids, tokenizer.eos_token_id)]
+    eos: Any = tokenizer.eos_token_id
+    stream = [token for ids in encode_texts(tokenizer, columns["text"]) for token in (*ids, eos)]
     rows = [stream[i : i + length] for i in range(0, len(stream), length)]
     return pad_to_length(rows, tokenizer, length)
 
 
 def one_row_each(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
-    eos = tokenizer.eos_token_id
+    eos: Any = tokenizer.eos_token_id
     rows = [[eos, *ids, eos][:length] for ids in encode_texts(tokenizer, columns["text"])]
     labels = {"label": columns["label"]} if "label" in columns else {}
     return pad_to_length(rows, tokenizer, length) | labels
@@ -254,7 +264,8 @@ class ShuffledRows:
     """
 
     def __init__(self, rows: Dataset | IterableDataset, rows_per_step: int, seed: int = 0):
-        self.rows, self.rows_per_step, self.seed = rows, rows_per_step, seed
+        self.rows: Any = rows
+        self.rows_per_step, self.seed = rows_per_step, seed
         self._orders: dict[int, np.ndarray] = {}
         self._stream: Iterator[dict] | None = None
         self._next_step = 0
@@ -305,7 +316,9 @@ def split_documents(
     if isinstance(documents, IterableDataset):
         train = documents.skip(validation_documents)
         if next(iter(train), None) is None:
-            raise ValueError(f"`validation_documents`={validation_documents} leaves no text of this stream to train on.")
+            raise ValueError(
+                f"`validation_documents`={validation_documents} leaves no text of this stream to train on."
+            )
         return train, Dataset.from_list(list(documents.take(validation_documents)))
     if not 0 < validation_fraction < 1:
         raise ValueError(f"`validation_fraction` must be between 0 and 1, exclusive, got {validation_fraction!r}.")

@@ -40,7 +40,9 @@ class TrainingConfig:
     output_dir: str = field(metadata={"help": "folder of the saved pipeline, its checkpoints and logs"})
     seed: int = field(default=0, metadata={"help": "of the weights, the data order and the noise"})
     max_train_steps: int = field(default=10_000, metadata={"help": "optimizer steps"})
-    max_train_minutes: float | None = field(default=None, metadata={"help": "ends earlier, with the schedule finished"})
+    max_train_minutes: float | None = field(
+        default=None, metadata={"help": "ends earlier, with the schedule finished"}
+    )
     train_batch_size: int = field(default=32, metadata={"help": "rows in a micro-batch of one process"})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "micro-batches in an optimizer step"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
@@ -77,10 +79,8 @@ class TrainingConfig:
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """An Accelerator with its trackers, and on a CPU all threads: `accelerate launch` would leave a process one."""
-    trackers = [name for name in config.report_to.split(",") if name and name != "none"]
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, log_with=trackers or None, project_dir=config.output_dir
-    )
+    log_with: Any = [name for name in config.report_to.split(",") if name and name != "none"]
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=log_with, project_dir=config.output_dir)
     if accelerator.device.type == "cpu":
         default = max(1, (os.cpu_count() or 1) // accelerator.num_processes)
         torch.set_num_threads(config.num_cpu_threads or default)
@@ -103,6 +103,25 @@ def row_noise(seed: int, step: int, num_rows: int) -> tuple[Tensor, list[torch.G
     seeds = torch.randint(2**62, (num_rows,), generator=source)
     return uniform, [torch.Generator().manual_seed(int(row_seed)) for row_seed in seeds]
 
+
+def uniform_times(uniform: Tensor, first: float) -> tuple[Tensor, Tensor]:
+    """`(uniform, weights)`: numbers (B,) in [0, 1) as they are, each of weight 1."""
+    return uniform, torch.ones_like(uniform)
+
+
+def log_uniform_times(uniform: Tensor, first: float) -> tuple[Tensor, Tensor]:
+    """`(times, weights)` (B,) that average any loss as uniform numbers would, but as often below 0.1 as above.
+
+    A masked token weighs 1 / t in the bound of the absorbing kernel, and the rows that weigh most hold the fewest of
+    them. With these times all masked tokens weigh the same, which leaves the expectation as it is and takes out most
+    of the variance of the gradient. The interval (0, first] is one point, as in `training_timesteps`.
+    """
+    mass = 1 - math.log(first)
+    times = first * torch.exp((uniform * mass - 1).clamp(min=0))
+    return times, mass * times
+
+
+TIME_SAMPLINGS = {"uniform": uniform_times, "log_uniform": log_uniform_times}
 
 LossFunction = Callable[[torch.nn.Module, dict[str, Tensor], Tensor, list[torch.Generator]], tuple[Tensor, Tensor]]
 
@@ -129,7 +148,8 @@ class TrainingLoop:
         rows: ShuffledRows,
         validate: Callable[[Any, bool], dict[str, float]] | None = None,
     ):
-        self.config, self.accelerator, self.rows = config, accelerator, rows
+        self.config, self.rows = config, rows
+        self.accelerator: Any = accelerator
         self.loss_function, self.validate = loss_function, validate
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
@@ -256,7 +276,7 @@ class TrainingLoop:
         return Path(self.config.output_dir) / "checkpoints"
 
     def save(self):
-        """Write a checkpoint beside the older ones, rename it into place, then drop the oldest; safetensors and JSON."""
+        """Write a checkpoint beside the older ones, in safetensors and JSON, rename it, then drop the oldest."""
         if self.accelerator.is_main_process:
             target = self.checkpoint_folder / f"step-{self.step:08d}"
             draft = self.checkpoint_folder / f".draft-{self.step:08d}"

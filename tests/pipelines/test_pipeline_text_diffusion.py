@@ -166,9 +166,7 @@ def test_samples_follow_the_source_when_the_denoiser_is_exact(tokenizer):
             logits[:, 1:, 1 : size + 1] = table[tuple(pattern.T)][..., :size]
             return type("Output", (), {"logits": logits[positions]})()
 
-    pipe = TextDiffusionPipeline(
-        tokenizer, Exact(table, vocabulary), D3PMAbsorbingScheduler(tokenizer.mask_token_id)
-    )
+    pipe = TextDiffusionPipeline(tokenizer, Exact(table, vocabulary), D3PMAbsorbingScheduler(tokenizer.mask_token_id))
     pipe.set_progress_bar_config(disable=True)
     output = pipe(
         num_return_sequences=4000, max_new_tokens=3, num_inference_steps=200, generator=seeded(0), output_type="tokens"
@@ -246,6 +244,7 @@ def test_output_types(pipe):
         ({"prompt": "a", "text": "b [MASK]"}, "exclude each other"),
         ({"prompt": 3}, "`prompt` must be a string or a list of strings, got 3"),
         ({"prompt": []}, "`prompt` must be"),
+        ({"prompt": "the [MASK]"}, r"`prompt` must not hold \[MASK\]; give it as `text`"),
         ({"text": "nothing to fill in"}, r"`text` must hold \[MASK\]"),
         ({"mask": [True]}, "`mask` needs `text`"),
         ({"text": "a [MASK]", "max_new_tokens": 3}, "`max_new_tokens` goes with `prompt`"),

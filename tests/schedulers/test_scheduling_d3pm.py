@@ -401,7 +401,9 @@ def test_wrong_ids_and_rules_are_refused_by_name():
 
 def test_steps_are_checked_before_they_are_taken():
     scheduler = make("absorbing", num_train_timesteps=10)
-    with pytest.raises(ValueError, match="`num_inference_steps` must be between 1 and `num_train_timesteps`=10, got 11"):
+    with pytest.raises(
+        ValueError, match="`num_inference_steps` must be between 1 and `num_train_timesteps`=10, got 11"
+    ):
         scheduler.set_timesteps(11)
     with pytest.raises(ValueError, match="got 0"):
         scheduler.set_timesteps(0)

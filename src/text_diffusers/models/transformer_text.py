@@ -52,7 +52,8 @@ class TextAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
         query, key, value = (
-            linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for linear in (self.to_q, self.to_k, self.to_v)
+            linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for linear in (self.to_q, self.to_k, self.to_v)
         )  # (B, H, L, C)
         query, key = rotate(self.norm_q(query), rotary), rotate(self.norm_k(key), rotary)
         x = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, attn_mask=key_mask)

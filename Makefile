@@ -1,0 +1,47 @@
+# Two commands for a new machine: `make quickstart` and `make test`. Everything is installed into .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+QUICKSTART_MINUTES ?= 4
+TEST_WORKERS ?= 2
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: quickstart test test-slow check bench clean
+
+quickstart: $(VENV)/train.installed  ## train a small model for about four minutes, load it and let it write
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		training_scripts/train_d3pm.py --dataset chitchat --output_dir runs/quickstart --overwrite_output_dir true \
+		--max_train_minutes $(QUICKSTART_MINUTES) $(QUICKSTART_RECIPE)
+	$(BIN)/python training_scripts/quickstart.py runs/quickstart
+
+test: $(VENV)/dev.installed  ## all fast tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(TEST_WORKERS)
+
+test-slow: $(VENV)/dev.installed  ## the rest
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(VENV)/dev.installed build/typing  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: $(VENV)/train.installed  ## every table in benchmarks/
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf build dist $(VENV) .venv-wheel
+
+$(VENV)/train.installed: setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train]"
+	touch $@
+
+$(VENV)/dev.installed: setup.py constraints.txt $(VENV)/train.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev]"
+	touch $@
+
+# Static checkers cannot follow an editable install that maps folders, so they get the package as links.
+build/typing:
+	mkdir -p build/typing/text_diffusers
+	ln -sfn $(CURDIR)/src/text_diffusers/* build/typing/text_diffusers/
+	ln -sfn $(CURDIR)/pipelines $(CURDIR)/schedulers build/typing/text_diffusers/
