@@ -6,7 +6,7 @@ QUICKSTART_MINUTES ?= 4
 TEST_WORKERS ?= 2
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test test-slow check bench clean
+.PHONY: quickstart test test-slow check links bench clean
 
 quickstart: $(VENV)/train.installed  ## train a small model for about four minutes, load it and let it write
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -20,7 +20,7 @@ test: $(VENV)/dev.installed  ## all fast tests
 test-slow: $(VENV)/dev.installed  ## the rest
 	$(BIN)/python -m pytest -q -m slow
 
-check: $(VENV)/dev.installed build/typing  ## formatting, lint and types
+check: $(VENV)/dev.installed links  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
@@ -41,7 +41,7 @@ $(VENV)/dev.installed: setup.py constraints.txt $(VENV)/train.installed
 	touch $@
 
 # Static checkers cannot follow an editable install that maps folders, so they get the package as links.
-build/typing:
-	mkdir -p build/typing/text_diffusers
+links:
+	rm -rf build/typing && mkdir -p build/typing/text_diffusers
 	ln -sfn $(CURDIR)/src/text_diffusers/* build/typing/text_diffusers/
 	ln -sfn $(CURDIR)/pipelines $(CURDIR)/schedulers build/typing/text_diffusers/

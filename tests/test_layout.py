@@ -13,7 +13,7 @@ LEAVES = [
     *sorted((ROOT / "pipelines").glob("*.py")),
     *sorted((ROOT / "src/text_diffusers/models").glob("*.py")),
 ]
-TENSOR_LEAVES = [ROOT / "src/text_diffusers/losses.py", ROOT / "src/text_diffusers/data.py"]
+TENSOR_LEAVES = [ROOT / "src/text_diffusers" / f"{name}.py" for name in ("losses", "noise", "checkpoints", "data")]
 SOURCES = [*LEAVES, *sorted((ROOT / "src").rglob("*.py"))]
 
 

@@ -15,14 +15,8 @@ from datasets import Dataset
 from text_diffusers import D3PMAbsorbingScheduler
 from text_diffusers.data import ShuffledRows, tokenize
 from text_diffusers.evaluation import batch_bound
-from text_diffusers.training import (
-    TrainingConfig,
-    TrainingLoop,
-    log_uniform_times,
-    make_accelerator,
-    row_noise,
-    uniform_times,
-)
+from text_diffusers.noise import log_uniform_times, row_noise, uniform_times
+from text_diffusers.training import ThreadTuner, TrainingConfig, TrainingLoop, make_accelerator
 
 ROOT = Path(__file__).parent.parent
 
@@ -156,6 +150,28 @@ def test_a_time_limit_ends_the_run_with_the_schedule_finished(loop):
     one = loop(max_train_steps=10**6, max_train_minutes=0.02)
     losses = one.run()
     assert 0 < len(losses) < 10**5 and one.progress == 1 and one.learning_rate() < 1e-9
+
+
+def test_the_thread_tuner_ends_its_trials_on_the_fastest_number():
+    before = torch.get_num_threads()
+    tuner = ThreadTuner(most=4)
+    used = []
+    for _ in range(20):
+        tuner.before_step()
+        used.append(torch.get_num_threads())
+        tuner.after_step({1: 0.3, 2: 0.1, 4: 0.2}[used[-1]])
+    torch.set_num_threads(before)
+    assert used == [1] * 4 + [2] * 4 + [4] * 4 + [2] * 8
+
+
+def test_a_checkpoint_that_was_not_finished_is_not_found(loop):
+    one = loop(max_train_steps=2, checkpointing_steps=1)
+    one.run()
+    newest = sorted(one.checkpoint_folder.glob("step-*"))[-1]
+    newest.rename(one.checkpoint_folder / ".draft-00000002")  # as a crash before the renaming leaves it
+    resumed = loop(max_train_steps=2, resume_from_checkpoint="latest")
+    resumed.load()
+    assert resumed.step == 1
 
 
 def test_averaged_weights_are_swapped_in_and_out(loop):

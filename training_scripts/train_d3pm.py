@@ -28,10 +28,12 @@ from text_diffusers.evaluation import (
     unigram_entropy,
 )
 from text_diffusers.losses import reconstruction_loss
-from text_diffusers.training import TIME_SAMPLINGS, TrainingConfig, TrainingLoop, make_accelerator
+from text_diffusers.noise import TIME_SAMPLINGS
+from text_diffusers.training import TrainingConfig, TrainingLoop, make_accelerator
 
 TOKENIZER_DOCUMENTS = 200_000
 WRITING_STEPS = 128
+FINE_MIN_TIMESTEP = 1e-3  # of the reported bound: the smaller, the tighter and the noisier
 
 
 @dataclass
@@ -55,7 +57,7 @@ class D3PMConfig(TrainingConfig):
     schedule: str = field(default="linear", metadata={"help": "linear, cosine, sigmoid, sqrt, geometric, reciprocal"})
     num_train_timesteps: int | None = field(default=None, metadata={"help": "steps of the bound; default: continuous"})
     reverse_rule: str = field(default="marginal", metadata={"help": "of the uniform kernel: marginal or plug_in"})
-    min_timestep: float = field(default=0.01, metadata={"help": "the interval below is one step of the bound"})
+    min_timestep: float = field(default=0.1, metadata={"help": "in training, the interval below is one step"})
     time_sampling: str = field(default="log_uniform", metadata={"help": "times in training: log_uniform or uniform"})
     auxiliary_weight: float = field(default=0.0, metadata={"help": "lambda of D3PM's cross-entropy on x_0"})
     hidden_size: int = field(default=256, metadata={"help": "width of the transformer"})
@@ -116,7 +118,7 @@ def text_lengths(tokenizer, documents, config: D3PMConfig) -> list[int]:
 
 
 def build_model(config: D3PMConfig, tokenizer, num_classes: int | None):
-    """`(denoiser, scheduler)` of this configuration."""
+    """`(denoiser, scheduler)` of this configuration, the scheduler as training uses it."""
     set_seed(config.seed)
     denoiser = TextTransformerModel(
         vocab_size=len(tokenizer),
@@ -145,6 +147,7 @@ def main(config: D3PMConfig) -> list[float]:
     accelerator = make_accelerator(config)
     tokenizer, train_rows, validation_rows, validation, num_classes, lengths = prepare_data(config, accelerator)
     denoiser, scheduler = build_model(config, tokenizer, num_classes)
+    fine_scheduler = type(scheduler).from_config(scheduler.config, min_timestep=FINE_MIN_TIMESTEP)
     accelerator.print(f"{denoiser.num_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")
 
     sample_times = TIME_SAMPLINGS[config.time_sampling]
@@ -166,8 +169,8 @@ def main(config: D3PMConfig) -> list[float]:
     def validate(model, finished: bool) -> dict[str, float]:
         few = min(len(validation_rows), config.validation_rows)
         rows = validation_rows if finished else validation_rows.select(range(few))
-        bound, error = estimate_bound(model, scheduler, rows, seed=config.seed)
-        pipe = TextDiffusionPipeline(tokenizer, model, scheduler, lengths)
+        bound, error = estimate_bound(model, fine_scheduler, rows, seed=config.seed)
+        pipe = TextDiffusionPipeline(tokenizer, model, fine_scheduler, lengths)
         pipe.set_progress_bar_config(disable=True)
         if config.num_samples:
             samples = pipe(num_return_sequences=config.num_samples, **writing(config, num_classes)).texts
@@ -187,7 +190,7 @@ def main(config: D3PMConfig) -> list[float]:
     losses = loop.run()
     if accelerator.is_main_process:
         with loop.averaged_weights() as model:
-            pipe = TextDiffusionPipeline(tokenizer, model, scheduler, lengths)
+            pipe = TextDiffusionPipeline(tokenizer, model, fine_scheduler, lengths)
             pipe.save_pretrained(config.output_dir)
             report(config, pipe, validation_rows, validation, num_classes)
     accelerator.end_training()

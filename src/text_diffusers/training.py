@@ -7,29 +7,28 @@ restart changes them.
 Shapes: G rows of the global batch (over processes and accumulation), B rows of one micro-batch, L row length.
 """
 
-import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from text_diffusers.checkpoints import find_checkpoint, read_checkpoint, write_checkpoint
 from text_diffusers.data import ShuffledRows
+from text_diffusers.noise import row_noise
 
 logger = get_logger(__name__)
 
-STATE_FILE = "state.json"
 TRACKED_EVERY = 10
 
 
@@ -58,7 +57,9 @@ class TrainingConfig:
     checkpoints_total_limit: int = field(default=2, metadata={"help": "newest checkpoints that are kept"})
     resume_from_checkpoint: str | None = field(default=None, metadata={"help": '"latest" or a checkpoint folder'})
     report_to: str = field(default="tensorboard", metadata={"help": 'Accelerate trackers, comma-separated, or "none"'})
-    num_cpu_threads: int | None = field(default=None, metadata={"help": "torch threads of a process; default: all"})
+    num_cpu_threads: int | None = field(
+        default=None, metadata={"help": "torch threads of a process; default: all; 0: whatever measures fastest"}
+    )
 
     def __post_init__(self):
         positive = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpoints_total_limit")
@@ -73,6 +74,8 @@ class TrainingConfig:
         for name in ("ema_decay", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)!r}.")
+        if self.num_cpu_threads is not None and self.num_cpu_threads < 0:
+            raise ValueError(f"`num_cpu_threads` must be None or at least 0, got {self.num_cpu_threads!r}.")
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f'`mixed_precision` must be "no", "fp16" or "bf16", got {self.mixed_precision!r}.')
 
@@ -80,10 +83,11 @@ class TrainingConfig:
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """An Accelerator with its trackers, and on a CPU all threads: `accelerate launch` would leave a process one."""
     log_with: Any = [name for name in config.report_to.split(",") if name and name != "none"]
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, log_with=log_with, project_dir=config.output_dir)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision, log_with=log_with or None, project_dir=config.output_dir
+    )
     if accelerator.device.type == "cpu":
-        default = max(1, (os.cpu_count() or 1) // accelerator.num_processes)
-        torch.set_num_threads(config.num_cpu_threads or default)
+        torch.set_num_threads(config.num_cpu_threads or most_threads(accelerator))
     if accelerator.is_main_process:
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     settings = {k: v for k, v in asdict(config).items() if isinstance(v, (int, float, str, bool))}
@@ -95,35 +99,41 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     return accelerator
 
 
-def row_noise(seed: int, step: int, num_rows: int) -> tuple[Tensor, list[torch.Generator]]:
-    """Stratified uniform numbers (G,) in [0, 1), one a stratum of width 1/G, and a generator for each row."""
-    source = torch.Generator().manual_seed((seed << 32) + step)
-    strata = torch.arange(num_rows, dtype=torch.float64)
-    uniform = (strata + torch.rand(num_rows, generator=source, dtype=torch.float64)) / num_rows
-    seeds = torch.randint(2**62, (num_rows,), generator=source)
-    return uniform, [torch.Generator().manual_seed(int(row_seed)) for row_seed in seeds]
+def most_threads(accelerator: Accelerator) -> int:
+    """CPU threads that each process on this machine can have to itself."""
+    return max(1, (os.cpu_count() or 1) // accelerator.num_processes)
 
-
-def uniform_times(uniform: Tensor, first: float) -> tuple[Tensor, Tensor]:
-    """`(uniform, weights)`: numbers (B,) in [0, 1) as they are, each of weight 1."""
-    return uniform, torch.ones_like(uniform)
-
-
-def log_uniform_times(uniform: Tensor, first: float) -> tuple[Tensor, Tensor]:
-    """`(times, weights)` (B,) that average any loss as uniform numbers would, but as often below 0.1 as above.
-
-    A masked token weighs 1 / t in the bound of the absorbing kernel, and the rows that weigh most hold the fewest of
-    them. With these times all masked tokens weigh the same, which leaves the expectation as it is and takes out most
-    of the variance of the gradient. The interval (0, first] is one point, as in `training_timesteps`.
-    """
-    mass = 1 - math.log(first)
-    times = first * torch.exp((uniform * mass - 1).clamp(min=0))
-    return times, mass * times
-
-
-TIME_SAMPLINGS = {"uniform": uniform_times, "log_uniform": log_uniform_times}
 
 LossFunction = Callable[[torch.nn.Module, dict[str, Tensor], Tensor, list[torch.Generator]], tuple[Tensor, Tensor]]
+
+
+class ThreadTuner:
+    """Sets the number of torch threads to the one with the fastest real steps, tried anew every so often.
+
+    Small models are often faster on few threads, and on a busy machine on one. The number changes the last digits of
+    the results.
+    """
+
+    steps_of_a_trial, steps_between_trials = 4, 200
+
+    def __init__(self, most: int):
+        self.candidates = [2**power for power in range(most.bit_length()) if 2**power <= most]
+        self.seconds: dict[int, list[float]] = {}
+        self.steps = 0
+
+    def before_step(self):
+        trial, step = divmod(self.steps % self.steps_between_trials, self.steps_of_a_trial)
+        if trial < len(self.candidates):
+            if trial == step == 0:
+                self.seconds = {count: [] for count in self.candidates}
+            torch.set_num_threads(self.candidates[trial])
+        elif trial == len(self.candidates) and step == 0:
+            torch.set_num_threads(min(self.candidates, key=lambda count: median(self.seconds[count])))
+        self.steps += 1
+
+    def after_step(self, seconds: float):
+        if len(self.seconds[torch.get_num_threads()]) < self.steps_of_a_trial:
+            self.seconds[torch.get_num_threads()].append(seconds)
 
 
 class TrainingLoop:
@@ -177,11 +187,17 @@ class TrainingLoop:
             self.load()
         losses: list[float] = []
         bar = tqdm(total=self.config.max_train_steps, initial=self.step, disable=not self.accelerator.is_main_process)
+        measured = self.config.num_cpu_threads == 0 and self.accelerator.device.type == "cpu"
+        tuner = ThreadTuner(most_threads(self.accelerator)) if measured else None
         while self.progress < 1:
+            if tuner:
+                tuner.before_step()
             started = time.perf_counter()
             loss, gradient_norm, tokens = self.train_step()
-            losses.append(loss)
             seconds = time.perf_counter() - started
+            if tuner:
+                tuner.after_step(seconds)
+            losses.append(loss)
             self.elapsed += self._agreed(seconds)
             self.step += 1
             bar.update()
@@ -276,58 +292,49 @@ class TrainingLoop:
         return Path(self.config.output_dir) / "checkpoints"
 
     def save(self):
-        """Write a checkpoint beside the older ones, in safetensors and JSON, rename it, then drop the oldest."""
+        """Write a checkpoint of the weights, their average, the optimizer and the step."""
         if self.accelerator.is_main_process:
-            target = self.checkpoint_folder / f"step-{self.step:08d}"
-            draft = self.checkpoint_folder / f".draft-{self.step:08d}"
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-            for name, tensors in self._tensors().items():
-                save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, draft / name)
-            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
-            state = {"step": self.step, "elapsed": self.elapsed, "ema_step": self.ema.optimization_step}
-            (draft / STATE_FILE).write_text(json.dumps(state | {"scaler": scaler, "config": asdict(self.config)}))
-            shutil.rmtree(target, ignore_errors=True)
-            draft.rename(target)
-            for old in sorted(self.checkpoint_folder.glob("step-*"))[: -self.config.checkpoints_total_limit]:
-                shutil.rmtree(old)
+            named = dict(self.unwrapped.named_parameters())
+            moments = {
+                f"{name}/{key}": value
+                for name, parameter in named.items()
+                for key, value in self.optimizer.optimizer.state[parameter].items()
+            }
+            tensors = {
+                "model": named,
+                "ema": dict(zip(named, self.ema.shadow_params, strict=True)),
+                "optimizer": moments,
+            }
+            state = {
+                "step": self.step,
+                "elapsed": self.elapsed,
+                "ema_step": self.ema.optimization_step,
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+                "config": asdict(self.config),
+            }
+            write_checkpoint(self.checkpoint_folder, self.step, tensors, state, self.config.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
     def load(self):
         """Restore the state of `resume_from_checkpoint`; the run then continues as if it had not stopped."""
-        wanted = str(self.config.resume_from_checkpoint)
-        found = sorted(self.checkpoint_folder.glob("step-*")) if wanted == "latest" else [Path(wanted)]
-        if not found or not (found[-1] / STATE_FILE).is_file():
-            raise FileNotFoundError(f"`resume_from_checkpoint`={wanted!r}: no checkpoint in {self.checkpoint_folder}.")
-        state = json.loads((found[-1] / STATE_FILE).read_text())
-        for name in ("seed", "train_batch_size", "gradient_accumulation_steps"):
-            if state["config"][name] != getattr(self.config, name):
-                logger.warning(
-                    f"`{name}` was {state['config'][name]} and is {getattr(self.config, name)}: not an exact resume."
-                )
-        stored = {name: load_file(found[-1] / name, device=str(self.accelerator.device)) for name in self._files}
+        path = find_checkpoint(self.checkpoint_folder, str(self.config.resume_from_checkpoint))
+        tensors, state = read_checkpoint(path, self.accelerator.device)
+        for name in ("seed", "train_batch_size", "gradient_accumulation_steps", "max_train_steps"):
+            before, now = state["config"][name], getattr(self.config, name)
+            if before != now:
+                logger.warning(f"`{name}` was {before} and is {now}: the run continues, but not as it would have.")
         named = dict(self.unwrapped.named_parameters())
         with torch.no_grad():
             for name, shadow in zip(named, self.ema.shadow_params, strict=True):
-                named[name].copy_(stored["model.safetensors"][name])
-                shadow.copy_(stored["ema.safetensors"][name])
-        for key, value in stored["optimizer.safetensors"].items():
-            name, statistic = key.rsplit("/", 1)
-            self.optimizer.optimizer.state[named[name]][statistic] = value
+                named[name].copy_(tensors["model"][name])
+                shadow.copy_(tensors["ema"][name])
+        for key, value in tensors["optimizer"].items():
+            name, moment = key.rsplit("/", 1)
+            self.optimizer.optimizer.state[named[name]][moment] = value
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.elapsed, self.ema.optimization_step = state["step"], state["elapsed"], state["ema_step"]
-        self.accelerator.print(f"Resumed from {found[-1]} at step {self.step}")
-
-    _files = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
-
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors of each file of a checkpoint, by parameter name."""
-        named = dict(self.unwrapped.named_parameters())
-        state = self.optimizer.optimizer.state
-        statistics = {f"{name}/{key}": value for name, p in named.items() for key, value in state[p].items()}
-        averaged = dict(zip(named, self.ema.shadow_params, strict=True))
-        return dict(zip(self._files, (named, averaged, statistics), strict=True))
+        self.accelerator.print(f"Resumed from {path} at step {self.step}")
 
 
 class AveragedWeights:

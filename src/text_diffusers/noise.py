@@ -1,0 +1,38 @@
+"""The randomness of training, as pure functions of the seed, the step and the row.
+
+Shapes: G rows of the global batch, B any number of rows.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def row_noise(seed: int, step: int, num_rows: int) -> tuple[Tensor, list[torch.Generator]]:
+    """Stratified uniform numbers (G,) in [0, 1), one a stratum of width 1/G, and a generator for each row."""
+    source = torch.Generator().manual_seed((seed << 32) + step)
+    strata = torch.arange(num_rows, dtype=torch.float64)
+    uniform = (strata + torch.rand(num_rows, generator=source, dtype=torch.float64)) / num_rows
+    seeds = torch.randint(2**62, (num_rows,), generator=source)
+    return uniform, [torch.Generator().manual_seed(int(row_seed)) for row_seed in seeds]
+
+
+def uniform_times(uniform: Tensor, first: float) -> tuple[Tensor, Tensor]:
+    """`(uniform, weights)`: numbers (B,) in [0, 1) as they are, each of weight 1."""
+    return uniform, torch.ones_like(uniform)
+
+
+def log_uniform_times(uniform: Tensor, first: float) -> tuple[Tensor, Tensor]:
+    """`(times, weights)` (B,) that average any loss as uniform numbers would, but as often below 0.1 as above.
+
+    A masked token weighs 1 / t in the bound of the absorbing kernel, and the rows that weigh most hold the fewest of
+    them. With these times all masked tokens weigh the same, which leaves the expectation as it is and takes out most
+    of the variance of the gradient. The interval (0, first] is one point, as in `training_timesteps`.
+    """
+    mass = 1 - math.log(first)
+    times = first * torch.exp((uniform * mass - 1).clamp(min=0))
+    return times, mass * times
+
+
+TIME_SAMPLINGS = {"uniform": uniform_times, "log_uniform": log_uniform_times}
