@@ -13,7 +13,9 @@ LEAVES = [
     *sorted((ROOT / "pipelines").glob("*.py")),
     *sorted((ROOT / "src/text_diffusers/models").glob("*.py")),
 ]
-TENSOR_LEAVES = [ROOT / "src/text_diffusers" / f"{name}.py" for name in ("losses", "noise", "checkpoints", "data")]
+TENSOR_LEAVES = [
+    ROOT / "src/text_diffusers" / f"{name}.py" for name in ("losses", "noise", "checkpoints", "data", "initialization")
+]
 SOURCES = [*LEAVES, *sorted((ROOT / "src").rglob("*.py"))]
 
 

@@ -7,18 +7,28 @@ vocabulary size, N predicted positions.
 """
 
 import json
+import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 from transformers import AutoTokenizer, HfArgumentParser
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline, TextTransformerModel
-from text_diffusers.data import ShuffledRows, encode_texts, load_documents, split_documents, tokenize, train_tokenizer
+from text_diffusers.data import (
+    ShuffledRows,
+    encode_texts,
+    load_documents,
+    split_documents,
+    tensor_batches,
+    tokenize,
+    train_tokenizer,
+)
 from text_diffusers.evaluation import (
     estimate_bound,
     length_distance,
@@ -27,11 +37,13 @@ from text_diffusers.evaluation import (
     token_bound,
     unigram_entropy,
 )
+from text_diffusers.initialization import cooccurrence_vectors
 from text_diffusers.losses import reconstruction_loss
 from text_diffusers.noise import TIME_SAMPLINGS
 from text_diffusers.training import TrainingConfig, TrainingLoop, make_accelerator
 
 TOKENIZER_DOCUMENTS = 200_000
+COUNTED_ROWS = 200_000
 WRITING_STEPS = 128
 FINE_MIN_TIMESTEP = 1e-3  # of the reported bound: the smaller, the tighter and the noisier
 
@@ -63,6 +75,7 @@ class D3PMConfig(TrainingConfig):
     hidden_size: int = field(default=256, metadata={"help": "width of the transformer"})
     num_layers: int = field(default=6, metadata={"help": "blocks"})
     num_attention_heads: int = field(default=4, metadata={"help": "heads"})
+    init_embeddings: str = field(default="cooccurrence", metadata={"help": "cooccurrence of tokens, or random"})
     tie_embeddings: bool = field(default=False, metadata={"help": "share the embedding with the head"})
     dropout: float = field(default=0.0, metadata={"help": "in training"})
     num_samples: int = field(default=4, metadata={"help": "texts written and logged at each validation"})
@@ -73,6 +86,8 @@ class D3PMConfig(TrainingConfig):
         super().__post_init__()
         if self.kernel not in ("absorbing", "uniform"):
             raise ValueError(f'`kernel` must be "absorbing" or "uniform", got {self.kernel!r}.')
+        if self.init_embeddings not in ("cooccurrence", "random"):
+            raise ValueError(f'`init_embeddings` must be "cooccurrence" or "random", got {self.init_embeddings!r}.')
         if self.time_sampling not in TIME_SAMPLINGS:
             raise ValueError(f"`time_sampling` must be one of {sorted(TIME_SAMPLINGS)}, got {self.time_sampling!r}.")
         if self.label_column and self.packing:
@@ -85,8 +100,20 @@ class D3PMConfig(TrainingConfig):
             )
 
 
-def prepare_data(config: D3PMConfig, accelerator):
-    """`(tokenizer, training rows, validation rows, validation documents, number of classes, text lengths)`."""
+@dataclass
+class TextData:
+    """What training needs to know of the texts: rows of tokens, and of a conditional or padded model a little more."""
+
+    tokenizer: Any
+    train_rows: Any
+    validation_rows: Any
+    validation_documents: Any
+    num_classes: int | None
+    lengths: list[int] | None
+
+
+def prepare_data(config: D3PMConfig, accelerator) -> TextData:
+    """Read the texts, train or load the tokenizer, and cut rows; the main process first, the others from its cache."""
     folder = Path(config.output_dir) / "tokenizer"
     with accelerator.main_process_first():
         documents = load_documents(
@@ -108,7 +135,8 @@ def prepare_data(config: D3PMConfig, accelerator):
     if not config.packing and not config.streaming:
         counts = Counter(text_lengths(tokenizer, train, config))
         lengths = [counts[n] for n in range(config.length - 1)]
-    return tokenizer, train_rows, validation_rows, validation, num_classes, lengths
+        accelerator.print(f"{counts[config.length - 2]:,} of {len(train):,} texts fill a row or are cut to it")
+    return TextData(tokenizer, train_rows, validation_rows, validation, num_classes, lengths)
 
 
 def text_lengths(tokenizer, documents, config: D3PMConfig) -> list[int]:
@@ -117,9 +145,10 @@ def text_lengths(tokenizer, documents, config: D3PMConfig) -> list[int]:
     return [min(len(ids), room) for ids in encode_texts(tokenizer, list(documents["text"]))]
 
 
-def build_model(config: D3PMConfig, tokenizer, num_classes: int | None):
+def build_model(config: D3PMConfig, data: TextData):
     """`(denoiser, scheduler)` of this configuration, the scheduler as training uses it."""
     set_seed(config.seed)
+    tokenizer = data.tokenizer
     denoiser = TextTransformerModel(
         vocab_size=len(tokenizer),
         hidden_size=config.hidden_size,
@@ -127,29 +156,37 @@ def build_model(config: D3PMConfig, tokenizer, num_classes: int | None):
         num_attention_heads=config.num_attention_heads,
         max_length=config.length,
         time_conditioning=config.kernel == "uniform",
-        num_classes=num_classes,
+        num_classes=data.num_classes,
         tie_embeddings=config.tie_embeddings,
         dropout=config.dropout,
         mask_token_id=tokenizer.mask_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    # Padding and mask have the last ids; the others are what text consists of.
+    words = min(tokenizer.pad_token_id, tokenizer.mask_token_id)
+    if config.init_embeddings == "cooccurrence" and not config.resume_from_checkpoint:
+        counted = tensor_batches(data.train_rows, COUNTED_ROWS)
+        with torch.no_grad():
+            denoiser.token_embedding.weight[:words] = cooccurrence_vectors(
+                counted, len(tokenizer), config.hidden_size
+            )[:words]
     clock = {"num_train_timesteps": config.num_train_timesteps, "schedule": config.schedule}
     clock |= {"min_timestep": config.min_timestep}
     if config.kernel == "absorbing":
         return denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id, **clock)
-    # Padding and mask have the last ids, so noise is drawn from what text consists of.
-    words = min(tokenizer.pad_token_id, tokenizer.mask_token_id)
     return denoiser, D3PMUniformScheduler(words, reverse_rule=config.reverse_rule, **clock)
 
 
 def main(config: D3PMConfig) -> list[float]:
     """Train, save the pipeline and its figures; returns the loss of each step in nats per token."""
     accelerator = make_accelerator(config)
-    tokenizer, train_rows, validation_rows, validation, num_classes, lengths = prepare_data(config, accelerator)
-    denoiser, scheduler = build_model(config, tokenizer, num_classes)
+    if accelerator.is_main_process and config.overwrite_output_dir and not config.resume_from_checkpoint:
+        for old in ("checkpoints", "logs"):
+            shutil.rmtree(Path(config.output_dir, old), ignore_errors=True)
+    data = prepare_data(config, accelerator)
+    denoiser, scheduler = build_model(config, data)
     fine_scheduler = type(scheduler).from_config(scheduler.config, min_timestep=FINE_MIN_TIMESTEP)
-    accelerator.print(f"{denoiser.num_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")
-
+    accelerator.print(f"{denoiser.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary")
     sample_times = TIME_SAMPLINGS[config.time_sampling]
     first_interval = min(config.min_timestep, 1 / (config.num_train_timesteps or 1))
 
@@ -167,32 +204,26 @@ def main(config: D3PMConfig) -> list[float]:
         return (loss * weights[rows].to(loss)).sum(), attention_mask.sum()
 
     def validate(model, finished: bool) -> dict[str, float]:
-        few = min(len(validation_rows), config.validation_rows)
-        rows = validation_rows if finished else validation_rows.select(range(few))
+        few = min(len(data.validation_rows), config.validation_rows)
+        rows = data.validation_rows if finished else data.validation_rows.select(range(few))
         bound, error = estimate_bound(model, fine_scheduler, rows, seed=config.seed)
-        pipe = TextDiffusionPipeline(tokenizer, model, fine_scheduler, lengths)
-        pipe.set_progress_bar_config(disable=True)
         if config.num_samples:
-            samples = pipe(num_return_sequences=config.num_samples, **writing(config, num_classes)).texts
+            pipe = TextDiffusionPipeline(data.tokenizer, model, fine_scheduler, data.lengths)
+            pipe.set_progress_bar_config(disable=True)
+            samples = pipe(num_return_sequences=config.num_samples, **writing(config, data.num_classes)).texts
             for tracker in accelerator.trackers:
                 if tracker.name == "tensorboard":
                     tracker.tracker.add_text("samples", "\n\n".join(samples), loop.step)
         return {"bound": bound, "standard_error": error}
 
-    loop = TrainingLoop(
-        config,
-        accelerator,
-        denoiser,
-        loss_function,
-        ShuffledRows(train_rows, rows_per_step(config, accelerator), config.seed),
-        validate,
-    )
+    order = ShuffledRows(data.train_rows, rows_per_step(config, accelerator), config.seed)
+    loop = TrainingLoop(config, accelerator, denoiser, loss_function, order, validate)
     losses = loop.run()
     if accelerator.is_main_process:
         with loop.averaged_weights() as model:
-            pipe = TextDiffusionPipeline(tokenizer, model, fine_scheduler, lengths)
+            pipe = TextDiffusionPipeline(data.tokenizer, model, fine_scheduler, data.lengths)
             pipe.save_pretrained(config.output_dir)
-            report(config, pipe, validation_rows, validation, num_classes)
+            report(config, pipe, data)
     accelerator.end_training()
     return losses
 
@@ -208,10 +239,11 @@ def writing(config: D3PMConfig, num_classes: int | None) -> dict:
     return labels | {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(config.seed)}
 
 
-def report(config: D3PMConfig, pipe: TextDiffusionPipeline, rows, documents, num_classes: int | None):
+def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData):
     """Print and save what the model is worth on the held-out split."""
+    rows = data.validation_rows
     bound, error = estimate_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
-    data_lengths = text_lengths(pipe.tokenizer, documents, config)
+    data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, config)
     if pipe.config.lengths:
         bound += length_nats(pipe.config.lengths, data_lengths) / sum(map(sum, rows["attention_mask"]))
     entropy = unigram_entropy(rows)
@@ -220,7 +252,7 @@ def report(config: D3PMConfig, pipe: TextDiffusionPipeline, rows, documents, num
     print(f"unigram entropy    {entropy:.3f} nats per token, {entropy - bound:.3f} above the bound")
     if config.num_length_samples:
         pipe.set_progress_bar_config(disable=True)
-        written = pipe(num_return_sequences=config.num_length_samples, **writing(config, num_classes)).tokens
+        written = pipe(num_return_sequences=config.num_length_samples, **writing(config, data.num_classes)).tokens
         special = torch.tensor(pipe.tokenizer.all_special_ids, device=written.device)
         lengths = (~torch.isin(written, special)).sum(dim=1).tolist()
         metrics["length_distance"] = length_distance(lengths, data_lengths)

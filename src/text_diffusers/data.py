@@ -25,6 +25,7 @@ BUILDERS = {".txt": "text", ".jsonl": "json", ".csv": "csv", ".parquet": "parque
 VOCABULARY_LIMITS = (300, 65_536)
 SHUFFLE_BUFFER = 10_000
 ROWS_PER_MAP = 1_000
+ROWS_PER_BATCH = 10_000
 
 CONTACT = re.compile(r"\S+@\S+\.\w+|(?:\+?\d[\s().-]*){7,}")
 PROFANITY = re.compile(
@@ -250,6 +251,13 @@ def tokenize(
 
 def to_tensors(columns: dict[str, list]) -> dict[str, Tensor]:
     return {name: torch.as_tensor(np.asarray(values)) for name, values in columns.items()}
+
+
+def tensor_batches(rows: Dataset | IterableDataset, most: int) -> Iterator[dict[str, Tensor]]:
+    """The first `most` rows, in order, in batches of tensors (rows, L)."""
+    kept = rows.take(most) if isinstance(rows, IterableDataset) else rows.select(range(min(most, len(rows))))
+    for batch in kept.iter(batch_size=ROWS_PER_BATCH):
+        yield to_tensors(batch)
 
 
 class ShuffledRows:

@@ -39,7 +39,7 @@ def absorbing_weight_discrete(alpha_t: Tensor, alpha_s: Tensor, num_timesteps: i
 def absorbing_bound(logits: Tensor, targets: Tensor, weight: Tensor, mask_token_id: int) -> Tensor:
     """Bound of the absorbing kernel at masked positions, the mask being impossible; all other positions cost nothing.
 
-    Equation 10 of MDLM in continuous time, equation 8 on a grid, according to the weight.
+    In continuous time or on a grid, according to the weight.
 
     Args:
         logits: (N, V) predictions at the N masked positions.

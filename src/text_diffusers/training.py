@@ -186,7 +186,8 @@ class TrainingLoop:
         if self.config.resume_from_checkpoint:
             self.load()
         losses: list[float] = []
-        bar = tqdm(total=self.config.max_train_steps, initial=self.step, disable=not self.accelerator.is_main_process)
+        steps = None if self.config.max_train_minutes else self.config.max_train_steps
+        bar = tqdm(total=steps, initial=self.step, disable=not self.accelerator.is_main_process)
         measured = self.config.num_cpu_threads == 0 and self.accelerator.device.type == "cpu"
         tuner = ThreadTuner(most_threads(self.accelerator)) if measured else None
         while self.progress < 1:
@@ -198,9 +199,10 @@ class TrainingLoop:
             if tuner:
                 tuner.after_step(seconds)
             losses.append(loss)
-            self.elapsed += self._agreed(seconds)
+            self.elapsed += self._agreed(seconds) if self.config.max_train_minutes else seconds
             self.step += 1
             bar.update()
+            bar.set_description(f"{self.progress:.0%} of the budget", refresh=False)
             bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{tokens / seconds:,.0f}", refresh=False)
             if self.step % TRACKED_EVERY == 0:
                 rates = {"learning_rate": self.learning_rate(), "tokens_per_second": tokens / seconds}

@@ -1,0 +1,47 @@
+"""Initial embeddings from the statistics of the text.
+
+Shapes: V vocabulary size, D width, L row length.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LARGEST_VOCABULARY = 16_384
+
+
+def cooccurrence_vectors(batches: Iterable[dict[str, Tensor]], vocab_size: int, width: int, window: int = 2) -> Tensor:
+    """(V, D) vectors of unit variance in which tokens with similar neighbours are close.
+
+    The leading singular vectors of the positive pointwise mutual information of tokens up to `window` apart, each
+    scaled by the root of its singular value: what word2vec factorises (Levy and Goldberg, NeurIPS 2014). As initial
+    embeddings they spare a short training run most of the plateau on which only token frequencies are known.
+
+    Args:
+        batches: `input_ids` and `attention_mask`, (rows, L) each; padding is left out.
+        vocab_size: V; the counts are a V by V matrix.
+        width: D; columns beyond V are zero.
+        window: largest distance; a pair at distance d counts 1 / d.
+
+    Raises:
+        ValueError: if V is too large for its square to be counted.
+    """
+    if not 1 <= vocab_size <= LARGEST_VOCABULARY:
+        raise ValueError(f"`vocab_size` must be between 1 and {LARGEST_VOCABULARY}, got {vocab_size}.")
+    counts = torch.zeros(vocab_size * vocab_size, dtype=torch.float64)
+    for batch in batches:
+        tokens, real = batch["input_ids"].long(), batch["attention_mask"].bool()  # (rows, L)
+        for distance in range(1, window + 1):
+            both = real[:, :-distance] & real[:, distance:]
+            pairs = (tokens[:, :-distance] * vocab_size + tokens[:, distance:])[both]
+            counts += torch.bincount(pairs, minlength=len(counts)) / distance
+    joint = counts.view(vocab_size, vocab_size)
+    joint = joint + joint.T
+    single = joint.sum(dim=1, keepdim=True) + 1
+    information = torch.log((joint * joint.sum() / (single * single.T)).clamp(min=1)).float()
+    rank = min(width, vocab_size)
+    left, scale, _ = torch.svd_lowrank(information, q=rank, niter=4)
+    vectors = F.pad(left * scale.sqrt(), (0, width - rank))  # (V, D)
+    return vectors / vectors.std().clamp(min=1e-6)
