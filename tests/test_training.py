@@ -29,7 +29,8 @@ def loop(tokenizer, tmp_path):
     def make(folder="run", **changes):
         settings = {"max_train_steps": 8, "train_batch_size": 16, "lr_warmup_steps": 2, "report_to": "none"}
         settings |= {"validation_steps": 0, "checkpointing_steps": 0, "num_cpu_threads": 1}
-        config = TrainingConfig(output_dir=str(tmp_path / folder), **settings | changes)
+        again = {"overwrite_output_dir": "resume_from_checkpoint" not in changes}
+        config = TrainingConfig(output_dir=str(tmp_path / folder), **settings | again | changes)
         scheduler = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
 
         def loss_function(model, batch, uniform, generators):

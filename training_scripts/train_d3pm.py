@@ -7,7 +7,6 @@ vocabulary size, N predicted positions.
 """
 
 import json
-import shutil
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -80,7 +79,6 @@ class D3PMConfig(TrainingConfig):
     dropout: float = field(default=0.0, metadata={"help": "in training"})
     num_samples: int = field(default=4, metadata={"help": "texts written and logged at each validation"})
     num_length_samples: int = field(default=256, metadata={"help": "texts written at the end to compare lengths"})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "train anew over what is in the folder"})
 
     def __post_init__(self):
         super().__post_init__()
@@ -92,12 +90,6 @@ class D3PMConfig(TrainingConfig):
             raise ValueError(f"`time_sampling` must be one of {sorted(TIME_SAMPLINGS)}, got {self.time_sampling!r}.")
         if self.label_column and self.packing:
             raise ValueError("`label_column` needs `--packing false`: a packed row holds several texts.")
-        trained = Path(self.output_dir) / "model_index.json", Path(self.output_dir) / "checkpoints"
-        if any(path.exists() for path in trained) and not (self.overwrite_output_dir or self.resume_from_checkpoint):
-            raise ValueError(
-                f"`output_dir`={self.output_dir!r} holds a trained model: choose another folder, "
-                "`--resume_from_checkpoint latest`, or `--overwrite_output_dir true`."
-            )
 
 
 @dataclass
@@ -180,9 +172,6 @@ def build_model(config: D3PMConfig, data: TextData):
 def main(config: D3PMConfig) -> list[float]:
     """Train, save the pipeline and its figures; returns the loss of each step in nats per token."""
     accelerator = make_accelerator(config)
-    if accelerator.is_main_process and config.overwrite_output_dir and not config.resume_from_checkpoint:
-        for old in ("checkpoints", "logs"):
-            shutil.rmtree(Path(config.output_dir, old), ignore_errors=True)
     data = prepare_data(config, accelerator)
     denoiser, scheduler = build_model(config, data)
     fine_scheduler = type(scheduler).from_config(scheduler.config, min_timestep=FINE_MIN_TIMESTEP)

@@ -9,6 +9,7 @@ Shapes: G rows of the global batch (over processes and accumulation), B rows of 
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,7 @@ from text_diffusers.noise import row_noise
 logger = get_logger(__name__)
 
 TRACKED_EVERY = 10
+TRACKER_FOLDER = "logs"
 
 
 @dataclass
@@ -37,6 +39,7 @@ class TrainingConfig:
     """Options that all recipes share; a recipe's own dataclass extends it."""
 
     output_dir: str = field(metadata={"help": "folder of the saved pipeline, its checkpoints and logs"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "train anew over what is in the folder"})
     seed: int = field(default=0, metadata={"help": "of the weights, the data order and the noise"})
     max_train_steps: int = field(default=10_000, metadata={"help": "optimizer steps"})
     max_train_minutes: float | None = field(
@@ -76,6 +79,12 @@ class TrainingConfig:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)!r}.")
         if self.num_cpu_threads is not None and self.num_cpu_threads < 0:
             raise ValueError(f"`num_cpu_threads` must be None or at least 0, got {self.num_cpu_threads!r}.")
+        trained = Path(self.output_dir) / "model_index.json", Path(self.output_dir) / "checkpoints"
+        if any(path.exists() for path in trained) and not (self.overwrite_output_dir or self.resume_from_checkpoint):
+            raise ValueError(
+                f"`output_dir`={self.output_dir!r} holds a trained model: choose another folder, "
+                "`--resume_from_checkpoint latest`, or `--overwrite_output_dir true`."
+            )
         if self.mixed_precision not in ("no", "fp16", "bf16"):
             raise ValueError(f'`mixed_precision` must be "no", "fp16" or "bf16", got {self.mixed_precision!r}.')
 
@@ -90,8 +99,11 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         torch.set_num_threads(config.num_cpu_threads or most_threads(accelerator))
     if accelerator.is_main_process:
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        if config.overwrite_output_dir and not config.resume_from_checkpoint:
+            for old in ("checkpoints", TRACKER_FOLDER):
+                shutil.rmtree(Path(config.output_dir, old), ignore_errors=True)
     settings = {k: v for k, v in asdict(config).items() if isinstance(v, (int, float, str, bool))}
-    accelerator.init_trackers("logs", config=settings)
+    accelerator.init_trackers(TRACKER_FOLDER, config=settings)
     accelerator.print(
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
         f"{torch.get_num_threads()} CPU thread(s) each, mixed precision: {config.mixed_precision}"

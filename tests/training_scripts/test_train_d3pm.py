@@ -97,7 +97,11 @@ def test_a_folder_with_a_model_is_not_overwritten_unasked(config):
     train_d3pm.main(config())
     with pytest.raises(ValueError, match="holds a trained model"):
         config()
-    config(overwrite_output_dir=True)
+    for _ in range(2):  # tracked steps and checkpoints of the first run must not be mixed with those of the second
+        options = config(overwrite_output_dir=True, max_train_steps=12, checkpointing_steps=6)
+        train_d3pm.main(options)
+    assert len(list(Path(options.output_dir, "logs").rglob("events*"))) <= 2
+    assert len(list(Path(options.output_dir, "checkpoints").iterdir())) == 2
 
 
 def test_options_that_do_not_fit_are_refused(config):
