@@ -192,9 +192,8 @@ def main(config: D3PMConfig) -> list[float]:
             loss = loss + config.auxiliary_weight * reconstruction_loss(logits, tokens[positions])
         return (loss * weights[rows].to(loss)).sum(), attention_mask.sum()
 
-    def validate(model, finished: bool) -> dict[str, float]:
-        few = min(len(data.validation_rows), config.validation_rows)
-        rows = data.validation_rows if finished else data.validation_rows.select(range(few))
+    def validate(model) -> dict[str, float]:
+        rows = data.validation_rows.select(range(min(len(data.validation_rows), config.validation_rows)))
         bound, error = estimate_bound(model, fine_scheduler, rows, seed=config.seed)
         if config.num_samples:
             pipe = TextDiffusionPipeline(data.tokenizer, model, fine_scheduler, data.lengths)

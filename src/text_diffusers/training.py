@@ -158,7 +158,7 @@ class TrainingLoop:
         loss_function: `(model, batch, uniform, generators) -> (loss, tokens)`, both scalars: the loss summed over the
             tokens of the micro-batch, and their number. `uniform` (B,) are stratified over the global batch.
         rows: order of the training rows, with G rows a step.
-        validate: `(model, finished) -> {name: number}`, called with the averaged weights on the main process.
+        validate: `model -> {name: number}`, called with the averaged weights on the main process.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class TrainingLoop:
         model: Any,
         loss_function: LossFunction,
         rows: ShuffledRows,
-        validate: Callable[[Any, bool], dict[str, float]] | None = None,
+        validate: Callable[[Any], dict[str, float]] | None = None,
     ):
         self.config, self.rows = config, rows
         self.accelerator: Any = accelerator
@@ -214,8 +214,8 @@ class TrainingLoop:
             self.elapsed += self._agreed(seconds) if self.config.max_train_minutes else seconds
             self.step += 1
             bar.update()
-            bar.set_description(f"{self.progress:.0%} of the budget", refresh=False)
-            bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{tokens / seconds:,.0f}", refresh=False)
+            speed = f"{tokens / seconds:,.0f}"
+            bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=speed, budget=f"{self.progress:.0%}", refresh=False)
             if self.step % TRACKED_EVERY == 0:
                 rates = {"learning_rate": self.learning_rate(), "tokens_per_second": tokens / seconds}
                 self.accelerator.log({"loss": loss, "gradient_norm": gradient_norm, **rates}, step=self.step)
@@ -273,7 +273,7 @@ class TrainingLoop:
     def run_validation(self):
         if self.validate is not None and self.accelerator.is_main_process:
             with self.averaged_weights():
-                metrics = self.validate(self.unwrapped, self.progress >= 1)
+                metrics = self.validate(self.unwrapped)
             self.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=self.step)
             described = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             tqdm.write(f"step {self.step}: {described}")
