@@ -36,9 +36,11 @@ def plot_denoising(history: Sequence[Tensor], tokenizer: Any, path: str | Path, 
 
     if len(history) < 2:
         raise ValueError(f"`history` must hold at least 2 frames, got {len(history)}.")
-    frames = np.stack([frame[row].cpu().numpy() for frame in history])[:, :]  # (K + 1, L)
-    ends = np.flatnonzero(frames[-1, 1:] == tokenizer.eos_token_id)
-    shown = min(TOKENS_SHOWN, (ends[0] + 2) if len(ends) else frames.shape[1])
+    frames = np.stack([frame[row].cpu().numpy() for frame in history])  # (K + 1, L)
+    if frames[-1, 0] == tokenizer.bos_token_id:
+        frames = frames[:, 1:]
+    ends = np.flatnonzero(frames[-1] == tokenizer.eos_token_id)
+    shown = min(TOKENS_SHOWN, ends[0] + 1 if len(ends) else frames.shape[1])
     frames = frames[:, :shown]
     settled = frames == frames[-1]
     unsettled_until = np.where(settled, -1, np.arange(len(frames))[:, None]).max(axis=0)  # (L,) last step that differs

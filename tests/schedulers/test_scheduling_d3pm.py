@@ -207,6 +207,21 @@ def run(scheduler, denoiser, steps, rows, length, seed=0):
     return tokens
 
 
+@pytest.mark.parametrize("case", golden_cases("sampling", "forward_rows"), ids=lambda case: case["name"])
+def test_a_row_is_selected_in_as_many_steps_as_enumeration_says(case):
+    inputs, rows = case["inputs"], 2000
+    scheduler = D3PMAbsorbingScheduler(MASK, schedule=inputs["schedule"])
+    scheduler.set_timesteps(inputs["num_steps"])
+    generator = torch.Generator().manual_seed(8)
+    tokens, needed = scheduler.prior((rows, inputs["L"])), torch.zeros(rows)
+    for timestep in scheduler.timesteps:
+        positions = scheduler.select(timestep, tokens, generator)
+        needed += positions.any(dim=1)
+        tokens = tokens.masked_fill(positions, 0)
+    error = float(needed.std()) / math.sqrt(rows)
+    assert abs(float(needed.mean()) - case["outputs"]["expected_forwards_per_row"]) < 4 * error
+
+
 def test_twenty_thousand_samples_pass_a_chi_square_test_against_the_source():
     source = MarkovSource.golden()
     scheduler = D3PMAbsorbingScheduler(source.num_tokens)
