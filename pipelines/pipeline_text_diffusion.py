@@ -19,7 +19,7 @@ class TextDiffusionPipelineOutput(BaseOutput):
 
     Attributes:
         texts: B strings, with the prompt and without special tokens; `None` with `output_type="tokens"`.
-        tokens: (B, L) ids, padded after the end of a text.
+        tokens: (B, L) ids, with the start token, padded after the end of a text.
         history: with `return_history`, `num_inference_steps + 1` tensors (B, L), pure noise first.
     """
 
@@ -186,14 +186,14 @@ class TextDiffusionPipeline(DiffusionPipeline):
         if self.scheduler.revises_tokens:
             return torch.zeros_like(canvas.editable[:, 0])
         open_tokens = canvas.editable & (canvas.tokens == self.tokenizer.mask_token_id)
-        ends = canvas.editable & (canvas.tokens == self.tokenizer.eos_token_id) & (open_tokens.cumsum(dim=1) == 0)
+        ends = canvas.editable & (canvas.tokens == self._eos_token_id) & (open_tokens.cumsum(dim=1) == 0)
         return ~open_tokens.any(dim=1) | (ends.any(dim=1) if canvas.ends_at_eos else False)
 
     def _trim(self, canvas: Canvas) -> Tensor:
         """(B, L) tokens with everything after a written `[EOS]` turned to padding, if all before it is settled."""
         if not canvas.ends_at_eos:
             return canvas.tokens
-        ends = canvas.editable & (canvas.tokens == self.tokenizer.eos_token_id)
+        ends = canvas.editable & (canvas.tokens == self._eos_token_id)
         if not self.scheduler.revises_tokens:
             open_tokens = canvas.editable & (canvas.tokens == self.tokenizer.mask_token_id)
             ends &= open_tokens.cumsum(dim=1) == 0
@@ -312,6 +312,11 @@ class TextDiffusionPipeline(DiffusionPipeline):
             pieces.append("" if token is None else f" {self.tokenizer.mask_token}")
             run = []
         return "".join(pieces).strip()
+
+    @property
+    def _eos_token_id(self) -> int:
+        """The token that ends a text; an id that no token has for a tokenizer without one."""
+        return -1 if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
 
     @property
     def _max_length(self) -> int:

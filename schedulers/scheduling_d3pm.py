@@ -282,6 +282,9 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
     def _selected(self, model_output: Tensor, timestep, sample: Tensor, positions: Tensor | None, generator):
         """The predictions (N, V) in use and their positions (B, L), checked."""
         if positions is None:
+            if model_output.shape[:-1] != sample.shape:
+                want, got = tuple(sample.shape), tuple(model_output.shape)
+                raise ValueError(f"`model_output` must be {want} + (V,) like `sample`, got {got}.")
             positions = self.select(timestep, sample, generator)
             model_output = model_output[positions]
         if model_output.ndim != 2 or len(model_output) != int(positions.sum()):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from text_diffusers import TextDiffusionPipeline
+from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline
 from text_diffusers.visualization import plot_denoising
 
 NUM_TEXTS = 8
+TEMPERATURE = 0.7  # below 1, the model writes what it is surer of
 INFILL = "i [MASK] [MASK] to the [MASK] yesterday"
 
 
@@ -20,7 +21,8 @@ def main(folder: str):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
 
-    print(f"\n{NUM_TEXTS} texts:")
+    pipe.scheduler = D3PMAbsorbingScheduler.from_config(pipe.scheduler.config, temperature=TEMPERATURE)
+    print(f"\n{NUM_TEXTS} texts, at temperature {TEMPERATURE}:")
     written = pipe(num_return_sequences=NUM_TEXTS, generator=generator, return_history=True)
     for text in written.texts:
         print(f"  - {text}")

@@ -429,6 +429,8 @@ def test_steps_are_checked_before_they_are_taken():
         scheduler.select(0.123, sample)
     with pytest.raises(ValueError, match="one row a selected position"):
         scheduler.step(torch.zeros(1, V), 1.0, sample, positions=torch.ones(1, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"must be \(1, 3\) \+ \(V,\) like `sample`, got \(1, 2, 5\)"):
+        scheduler.step(torch.zeros(1, 2, V), 1.0, sample)
     with pytest.raises(ValueError, match="NaN or infinite"):
         scheduler.step(torch.full((1, 3, V), float("nan")), scheduler.timesteps[-1], sample)
     with pytest.raises(ValueError, match=r"`timesteps` must lie in \[0, 1\]"):
