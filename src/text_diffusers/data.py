@@ -255,7 +255,7 @@ def to_tensors(columns: dict[str, list]) -> dict[str, Tensor]:
 
 def tensor_batches(rows: Dataset | IterableDataset, most: int) -> Iterator[dict[str, Tensor]]:
     """The first `most` rows, in order, in batches of tensors (rows, L)."""
-    kept = rows.take(most) if isinstance(rows, IterableDataset) else rows.select(range(min(most, len(rows))))
+    kept: Any = rows.take(most) if isinstance(rows, IterableDataset) else rows.select(range(min(most, len(rows))))
     for batch in kept.iter(batch_size=ROWS_PER_BATCH):
         yield to_tensors(batch)
 
