@@ -122,6 +122,29 @@ def test_quickstart_writes_texts_and_a_picture(config, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kernel", ["absorbing", "uniform"])
+def test_two_minutes_on_chitchat_beat_the_token_frequencies(tmp_path, kernel):
+    pytest.importorskip("chitchat_dataset")
+    recipe = {"vocab_size": 1024, "length": 64, "hidden_size": 128, "num_layers": 4, "train_batch_size": 8}
+    limits = {"max_train_steps": 10**6, "max_train_minutes": 2, "checkpointing_steps": 0, "validation_steps": 0}
+    settings = {"lr_warmup_steps": 50, "ema_decay": 0.995, "num_cpu_threads": 0, "num_length_samples": 0}
+    train_d3pm.main(train_d3pm.D3PMConfig(output_dir=str(tmp_path), kernel=kernel, **recipe, **limits, **settings))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["gap"] > (0.3 if kernel == "absorbing" else 0.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kernel", ["absorbing", "uniform"])
+def test_training_and_writing_on_a_gpu(config, kernel):
+    options = config(kernel=kernel, mixed_precision="bf16")
+    assert all(np.isfinite(train_d3pm.main(options)))
+    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir).to("cuda")
+    assert isinstance(pipe(num_inference_steps=3).texts[0], str)
+
+
 def test_a_wide_uniform_model_sees_the_time(config):
     options = config(kernel="uniform", max_train_steps=1)
     train_d3pm.main(options)
