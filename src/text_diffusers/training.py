@@ -11,7 +11,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -279,9 +280,16 @@ class TrainingLoop:
             tqdm.write(f"step {self.step}: {described}")
         self.accelerator.wait_for_everyone()
 
-    def averaged_weights(self) -> "AveragedWeights":
-        """A context in which the model has its averaged weights and is in evaluation mode."""
-        return AveragedWeights(self.unwrapped, self.ema)
+    @contextmanager
+    def averaged_weights(self) -> Iterator[Any]:
+        """The model with its averaged weights and in evaluation mode; afterwards it is as before."""
+        self.ema.store(self.unwrapped.parameters())
+        self.ema.copy_to(self.unwrapped.parameters())
+        try:
+            yield self.unwrapped.eval()
+        finally:
+            self.ema.restore(self.unwrapped.parameters())
+            self.unwrapped.train()
 
     def _rows(self, micro_batch: int) -> range:
         """This process's rows of the global batch: spread over the strata, so that each micro-batch sees all times."""
@@ -290,7 +298,8 @@ class TrainingLoop:
         return range(first, self.rows.rows_per_step, groups)
 
     def _synchronised(self, last: bool):
-        return torch.enable_grad() if last else self.accelerator.no_sync(self.model)
+        """Gradients are exchanged between processes once a step, with the last micro-batch."""
+        return nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def _agreed(self, seconds: float) -> float:
         """The slowest process's time, so that all stop at the same step."""
@@ -349,19 +358,3 @@ class TrainingLoop:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.elapsed, self.ema.optimization_step = state["step"], state["elapsed"], state["ema_step"]
         self.accelerator.print(f"Resumed from {path} at step {self.step}")
-
-
-class AveragedWeights:
-    """Context manager: swaps in the averaged weights and evaluation mode, and puts the trained ones back."""
-
-    def __init__(self, model: Any, ema: EMAModel):
-        self.model, self.ema = model, ema
-
-    def __enter__(self) -> Any:
-        self.ema.store(self.model.parameters())
-        self.ema.copy_to(self.model.parameters())
-        return self.model.eval()
-
-    def __exit__(self, *_):
-        self.ema.restore(self.model.parameters())
-        self.model.train()
