@@ -8,7 +8,7 @@ ROOMS = {"text_diffusers.pipelines": "pipelines", "text_diffusers.schedulers": "
 
 EXTRAS = {
     "train": ["datasets>=5.0", "tokenizers>=0.22", "tensorboard>=2.20", "matplotlib>=3.10", "chitchat-dataset==0.9.0"],
-    "eval": ["sacrebleu>=2.6", "scikit-learn>=1.7"],
+    "eval": ["datasets>=5.0", "sacrebleu>=2.6", "scikit-learn>=1.7"],
     "demo": ["gradio>=6.21", "matplotlib>=3.10"],
     "dev": [
         "pytest>=9.0",
