@@ -190,7 +190,7 @@ def main(config: D3PMConfig) -> list[float]:
         loss = token_bound(scheduler, logits, tokens[positions], noisy[positions], times[rows])  # (N,)
         if config.auxiliary_weight:
             loss = loss + config.auxiliary_weight * reconstruction_loss(logits, tokens[positions])
-        return (loss * weights[rows].to(loss)).sum(), attention_mask.sum()
+        return (loss * weights[rows].to(loss)).sum()
 
     def validate(model) -> dict[str, float]:
         rows = data.validation_rows.select(range(min(len(data.validation_rows), config.validation_rows)))

@@ -61,7 +61,6 @@ def batch_bound(
     batch: dict[str, Tensor],
     uniform: Tensor,
     generators: list[torch.Generator],
-    auxiliary_weight: float = 0.0,
 ) -> Tensor:
     """(B,) bounds of the rows of a batch in nats, from one random time each.
 
@@ -69,7 +68,6 @@ def batch_bound(
         batch: `input_ids` (B, L), `attention_mask` (B, L) and, if the model takes labels, `label` (B,).
         uniform: (B,) in [0, 1), one time a row.
         generators: one a row.
-        auxiliary_weight: lambda of D3PM's hybrid loss, times the cross-entropy on x_0; 0 is the bound.
     """
     tokens, attention_mask = batch["input_ids"], batch["attention_mask"]
     times = scheduler.training_timesteps(uniform)  # (B,)
@@ -78,8 +76,6 @@ def batch_bound(
     logits = denoiser(noisy, times, attention_mask, batch.get("label"), positions=positions).logits  # (N, V)
     row = positions.nonzero()[:, 0]  # (N,)
     bound = token_bound(scheduler, logits, tokens[positions], noisy[positions], times[row])
-    if auxiliary_weight:
-        bound = bound + auxiliary_weight * losses.reconstruction_loss(logits, tokens[positions])
     return torch.zeros(len(tokens), device=bound.device, dtype=bound.dtype).index_add(0, row, bound)
 
 

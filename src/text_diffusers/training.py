@@ -117,7 +117,7 @@ def most_threads(accelerator: Accelerator) -> int:
     return max(1, (os.cpu_count() or 1) // accelerator.num_processes)
 
 
-LossFunction = Callable[[torch.nn.Module, dict[str, Tensor], Tensor, list[torch.Generator]], tuple[Tensor, Tensor]]
+LossFunction = Callable[[torch.nn.Module, dict[str, Tensor], Tensor, list[torch.Generator]], Tensor]
 
 
 class ThreadTuner:
@@ -156,8 +156,8 @@ class TrainingLoop:
         config: the options.
         accelerator: from `make_accelerator`.
         model: a diffusers model; prepared here.
-        loss_function: `(model, batch, uniform, generators) -> (loss, tokens)`, both scalars: the loss summed over the
-            tokens of the micro-batch, and their number. `uniform` (B,) are stratified over the global batch.
+        loss_function: `(model, batch, uniform, generators) -> loss`, a scalar: the sum over the tokens of the
+            micro-batch. `uniform` (B,) are stratified over the global batch; there is one generator a row.
         rows: order of the training rows, with G rows a step.
         validate: `model -> {name: number}`, called with the averaged weights on the main process.
     """
@@ -250,7 +250,7 @@ class TrainingLoop:
             noise = uniform[list(wanted)].to(accelerator.device), [generators[row] for row in wanted]
             with self._synchronised(index == len(batches) - 1):
                 with accelerator.autocast():
-                    loss_sum, _ = self.loss_function(self.model, batch, *noise)
+                    loss_sum = self.loss_function(self.model, batch, *noise)
                 accelerator.backward(loss_sum * accelerator.num_processes / tokens)  # gradients are averaged
             total += loss_sum.detach()
         loss = float(accelerator.reduce(total)) / tokens

@@ -14,6 +14,13 @@ TOKENS_SHOWN = 40
 HIDDEN = "#e6e6ec"
 
 
+def token_name(tokenizer: Any, token: int) -> str:
+    """What a token reads like in a picture: its text, or its escaped form if that cannot be seen."""
+    text = tokenizer.decode([token])
+    name = text.strip() if text.strip() and text.strip().isprintable() else ascii(text)
+    return name.replace("$", r"\$")  # matplotlib would set mathematics
+
+
 def plot_denoising(history: Sequence[Tensor], tokenizer: Any, path: str | Path, row: int = 0) -> Path:
     """Draw how one text settles: a line a token, a column a step, coloured by the step at which it was revealed.
 
@@ -49,8 +56,7 @@ def plot_denoising(history: Sequence[Tensor], tokenizer: Any, path: str | Path, 
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.24 * shown))
     axes.set_facecolor(HIDDEN)
     image = axes.imshow(picture, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0, vmax=len(frames) - 1)
-    names = [tokenizer.decode([int(token)]).replace("\n", "\\n").replace("$", r"\$") for token in frames[-1]]
-    axes.set_yticks(range(shown), [name.strip() or repr(name) for name in names], fontsize=9)
+    axes.set_yticks(range(shown), [token_name(tokenizer, int(token)) for token in frames[-1]], fontsize=9)
     axes.set_xlabel("denoising step (grey: not settled yet)")
     axes.set_title("How the text was written: each token by the step that settled it", fontsize=11)
     figure.colorbar(image, ax=axes, label="settled at step", fraction=0.04, pad=0.02)
