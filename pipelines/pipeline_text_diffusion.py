@@ -185,18 +185,25 @@ class TextDiffusionPipeline(DiffusionPipeline):
         """(B,) bool: rows whose text can no longer change, every token up to their first `[EOS]` being settled."""
         if self.scheduler.revises_tokens:
             return torch.zeros_like(canvas.editable[:, 0])
-        open_tokens = canvas.editable & (canvas.tokens == self.tokenizer.mask_token_id)
-        ends = canvas.editable & (canvas.tokens == self._eos_token_id) & (open_tokens.cumsum(dim=1) == 0)
-        return ~open_tokens.any(dim=1) | (ends.any(dim=1) if canvas.ends_at_eos else False)
+        finished = ~self._open_tokens(canvas).any(dim=1)
+        return finished | self._ends(canvas).any(dim=1) if canvas.ends_at_eos else finished
+
+    def _open_tokens(self, canvas: Canvas) -> Tensor:
+        """(B, L) bool: tokens that are still to be revealed."""
+        return canvas.editable & (canvas.tokens == self.tokenizer.mask_token_id)
+
+    def _ends(self, canvas: Canvas) -> Tensor:
+        """(B, L) bool: written `[EOS]`s; with a scheduler that settles tokens, those with nothing open before them."""
+        ends = canvas.editable & (canvas.tokens == self._eos_token_id)
+        if self.scheduler.revises_tokens:
+            return ends
+        return ends & (self._open_tokens(canvas).cumsum(dim=1) == 0)
 
     def _trim(self, canvas: Canvas) -> Tensor:
         """(B, L) tokens with everything after a written `[EOS]` turned to padding, if all before it is settled."""
         if not canvas.ends_at_eos:
             return canvas.tokens
-        ends = canvas.editable & (canvas.tokens == self._eos_token_id)
-        if not self.scheduler.revises_tokens:
-            open_tokens = canvas.editable & (canvas.tokens == self.tokenizer.mask_token_id)
-            ends &= open_tokens.cumsum(dim=1) == 0
+        ends = self._ends(canvas)
         after = (ends.cumsum(dim=1) - ends.long()) > 0
         return canvas.tokens.masked_fill(after & canvas.editable, self.tokenizer.pad_token_id)
 

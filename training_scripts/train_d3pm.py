@@ -125,16 +125,17 @@ def prepare_data(config: D3PMConfig, accelerator) -> TextData:
     num_classes = None if config.label_column is None else max(row["label"] for row in train) + 1
     lengths = None
     if not config.packing and not config.streaming:
-        counts = Counter(text_lengths(tokenizer, train, config))
+        counts = Counter(text_lengths(tokenizer, train, train_rows, config))
         lengths = [counts[n] for n in range(config.length - 1)]
         accelerator.print(f"{counts[config.length - 2]:,} of {len(train):,} texts fill a row or are cut to it")
     return TextData(tokenizer, train_rows, validation_rows, validation, num_classes, lengths)
 
 
-def text_lengths(tokenizer, documents, config: D3PMConfig) -> list[int]:
+def text_lengths(tokenizer, documents, rows, config: D3PMConfig) -> list[int]:
     """Tokens of each text, as far as they fit into a row."""
-    room = config.length - (1 if config.packing else 2)
-    return [min(len(ids), room) for ids in encode_texts(tokenizer, list(documents["text"]))]
+    if not config.packing:  # a row is a text between two [EOS]
+        return [sum(mask) - 2 for mask in rows["attention_mask"]]
+    return [min(len(ids), config.length - 1) for ids in encode_texts(tokenizer, list(documents["text"]))]
 
 
 def build_model(config: D3PMConfig, data: TextData):
@@ -231,7 +232,7 @@ def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData):
     """Print and save what the model is worth on the held-out split."""
     rows = data.validation_rows
     bound, error = estimate_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
-    data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, config)
+    data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, rows, config)
     if pipe.config.lengths:
         bound += length_nats(pipe.config.lengths, data_lengths) / sum(map(sum, rows["attention_mask"]))
     entropy = unigram_entropy(rows)

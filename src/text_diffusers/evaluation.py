@@ -13,6 +13,7 @@ from torch import Tensor
 
 from text_diffusers import losses
 from text_diffusers.data import ShuffledRows
+from text_diffusers.noise import row_noise
 
 
 def predicted_positions(scheduler: Any, noisy: Tensor, attention_mask: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ def estimate_bound(
 
     Args:
         rows: tokenized data set.
-        num_times: random times a row; the strata run over all rows.
+        num_times: random times a row; times are stratified within each batch.
     """
     order = ShuffledRows(rows, rows_per_step=batch_size, seed=seed)
     device = next(denoiser.parameters()).device
@@ -95,12 +96,7 @@ def estimate_bound(
     totals, tokens = [], 0
     for step in range(batches):
         batch = {name: column.to(device) for name, column in order.batch(step).items()}
-        source = torch.Generator().manual_seed((seed << 32) + step)
-        uniform = (
-            torch.arange(batch_size) + torch.rand(batch_size, generator=source, dtype=torch.float64)
-        ) / batch_size
-        seeds = torch.randint(2**62, (batch_size,), generator=source).tolist()
-        generators = [torch.Generator().manual_seed(row_seed) for row_seed in seeds]
+        uniform, generators = row_noise(seed, step, batch_size)
         totals.append(float(batch_bound(denoiser, scheduler, batch, uniform.to(device), generators).double().sum()))
         tokens += int(batch["attention_mask"].sum())
     per_batch = np.array(totals) / (tokens / batches)

@@ -32,7 +32,7 @@ from text_diffusers.noise import row_noise
 logger = get_logger(__name__)
 
 TRACKED_EVERY = 10
-TRACKER_FOLDER = "logs"
+TRACKER_FOLDER, CHECKPOINT_FOLDER = "logs", "checkpoints"
 
 
 @dataclass
@@ -80,7 +80,7 @@ class TrainingConfig:
                 raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)!r}.")
         if self.num_cpu_threads is not None and self.num_cpu_threads < 0:
             raise ValueError(f"`num_cpu_threads` must be None or at least 0, got {self.num_cpu_threads!r}.")
-        trained = Path(self.output_dir) / "model_index.json", Path(self.output_dir) / "checkpoints"
+        trained = Path(self.output_dir) / "model_index.json", Path(self.output_dir) / CHECKPOINT_FOLDER
         if any(path.exists() for path in trained) and not (self.overwrite_output_dir or self.resume_from_checkpoint):
             raise ValueError(
                 f"`output_dir`={self.output_dir!r} holds a trained model: choose another folder, "
@@ -91,20 +91,13 @@ class TrainingConfig:
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
-    """An Accelerator with its trackers, and on a CPU all threads: `accelerate launch` would leave a process one."""
+    """An Accelerator, and on a CPU all threads: `accelerate launch` would leave a process one."""
     log_with: Any = [name for name in config.report_to.split(",") if name and name != "none"]
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision, log_with=log_with or None, project_dir=config.output_dir
     )
     if accelerator.device.type == "cpu":
         torch.set_num_threads(config.num_cpu_threads or most_threads(accelerator))
-    if accelerator.is_main_process:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        if config.overwrite_output_dir and not config.resume_from_checkpoint:
-            for old in ("checkpoints", TRACKER_FOLDER):
-                shutil.rmtree(Path(config.output_dir, old), ignore_errors=True)
-    settings = {k: v for k, v in asdict(config).items() if isinstance(v, (int, float, str, bool))}
-    accelerator.init_trackers(TRACKER_FOLDER, config=settings)
     accelerator.print(
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
         f"{torch.get_num_threads()} CPU thread(s) each, mixed precision: {config.mixed_precision}"
@@ -196,6 +189,7 @@ class TrainingLoop:
 
     def run(self) -> list[float]:
         """Train to the end of the budget; returns the loss of every step taken here, in nats per token."""
+        self._open_output()
         if self.config.resume_from_checkpoint:
             self.load()
         losses: list[float] = []
@@ -229,6 +223,17 @@ class TrainingLoop:
         if self.config.checkpointing_steps:
             self.save()
         return losses
+
+    def _open_output(self):
+        """Clear what an overwritten run left, now that data and model are known to be good, and start the trackers."""
+        config = self.config
+        if self.accelerator.is_main_process:
+            Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+            if config.overwrite_output_dir and not config.resume_from_checkpoint:
+                for old in (CHECKPOINT_FOLDER, TRACKER_FOLDER):
+                    shutil.rmtree(Path(config.output_dir, old), ignore_errors=True)
+        settings = {k: v for k, v in asdict(config).items() if isinstance(v, (int, float, str, bool))}
+        self.accelerator.init_trackers(TRACKER_FOLDER, config=settings)
 
     def train_step(self) -> tuple[float, float, int]:
         """One optimizer step; returns the loss in nats per token, the gradient norm and the number of tokens.
@@ -312,7 +317,7 @@ class TrainingLoop:
 
     @property
     def checkpoint_folder(self) -> Path:
-        return Path(self.config.output_dir) / "checkpoints"
+        return Path(self.config.output_dir) / CHECKPOINT_FOLDER
 
     def save(self):
         """Write a checkpoint of the weights, their average, the optimizer and the step."""

@@ -104,6 +104,15 @@ def test_a_folder_with_a_model_is_not_overwritten_unasked(config):
     assert len(list(Path(options.output_dir, "checkpoints").iterdir())) == 2
 
 
+def test_overwriting_loses_nothing_when_the_new_data_is_bad(config, tmp_path):
+    options = config(checkpointing_steps=3)
+    train_d3pm.main(options)
+    kept = sorted(path for path in Path(options.output_dir).rglob("*") if path.is_file())
+    with pytest.raises(FileNotFoundError):
+        train_d3pm.main(config(overwrite_output_dir=True, dataset=str(tmp_path / "typo.txt")))
+    assert sorted(path for path in Path(options.output_dir).rglob("*") if path.is_file()) == kept
+
+
 def test_options_that_do_not_fit_are_refused(config):
     with pytest.raises(ValueError, match='`kernel` must be "absorbing" or "uniform"'):
         config(kernel="gaussian")
