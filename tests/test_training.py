@@ -16,7 +16,9 @@ from text_diffusers import D3PMAbsorbingScheduler
 from text_diffusers.data import ShuffledRows, tokenize
 from text_diffusers.evaluation import batch_bound
 from text_diffusers.noise import log_uniform_times, row_noise, uniform_times
-from text_diffusers.training import ThreadTuner, TrainingConfig, TrainingLoop, make_accelerator
+from text_diffusers.runtime import ThreadTuner, make_accelerator
+from text_diffusers.training import TrainingLoop
+from text_diffusers.training_config import TrainingConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,7 +29,7 @@ def loop(tokenizer, tmp_path):
     rows = tokenize(Dataset.from_dict({"text": SENTENCES * 30}), tokenizer, length=16)
 
     def make(folder="run", **changes):
-        settings = {"max_train_steps": 8, "train_batch_size": 16, "lr_warmup_steps": 2, "report_to": "none"}
+        settings = {"max_train_steps": 8, "train_batch_size": 16, "lr_warmup_steps": 2, "report_to": ["none"]}
         settings |= {"validation_steps": 0, "checkpointing_steps": 0, "num_cpu_threads": 1}
         again = {"overwrite_output_dir": "resume_from_checkpoint" not in changes}
         config = TrainingConfig(output_dir=str(tmp_path / folder), **settings | again | changes)
@@ -59,7 +61,6 @@ def test_a_resumed_run_continues_bit_for_bit(loop, stop):
     straight = loop("straight")
     losses = straight.run()
     broken = loop("broken", checkpointing_steps=stop)
-    broken.validate = None
     first = []
     while broken.step < stop:
         first.append(broken.train_step()[0])
@@ -69,7 +70,10 @@ def test_a_resumed_run_continues_bit_for_bit(loop, stop):
     second = resumed.run()
     assert first + second == losses
     assert_equal(weights(resumed), weights(straight))
-    assert all(torch.equal(a, b) for a, b in zip(resumed.ema.shadow_params, straight.ema.shadow_params, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(resumed.state.ema.shadow_params, straight.state.ema.shadow_params, strict=True)
+    )
 
 
 def test_a_checkpoint_is_safetensors_and_json_and_only_the_newest_are_kept(loop):
@@ -178,9 +182,9 @@ def test_averaged_weights_are_swapped_in_and_out(loop):
     one = loop(max_train_steps=5)
     one.run()
     trained = weights(one)
-    with one.averaged_weights() as model:
+    with one.state.averaged() as model:
         assert not model.training
-        for p, shadow in zip(model.parameters(), one.ema.shadow_params, strict=True):
+        for p, shadow in zip(model.parameters(), one.state.ema.shadow_params, strict=True):
             assert torch.equal(p, shadow)
     assert_equal(weights(one), trained)
 

@@ -9,13 +9,15 @@ vocabulary size, N predicted positions.
 import json
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from peft import LoraConfig, get_peft_model_state_dict
 from transformers import AutoTokenizer, HfArgumentParser
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline, TextTransformerModel
@@ -29,6 +31,7 @@ from text_diffusers.data import (
     train_tokenizer,
 )
 from text_diffusers.evaluation import (
+    NOISE_LEVELS,
     estimate_bound,
     length_distance,
     length_nats,
@@ -39,11 +42,18 @@ from text_diffusers.evaluation import (
 from text_diffusers.initialization import cooccurrence_vectors
 from text_diffusers.losses import reconstruction_loss
 from text_diffusers.noise import TIME_SAMPLINGS
-from text_diffusers.training import TrainingConfig, TrainingLoop, make_accelerator
+from text_diffusers.runtime import end_training, make_accelerator
+from text_diffusers.training import TrainingLoop
+from text_diffusers.training_config import TrainingConfig
 
 TOKENIZER_DOCUMENTS = 200_000
 COUNTED_ROWS = 200_000
 WRITING_STEPS = 128
+PARTS_OF_A_PIPELINE = (
+    *("tokenizer", "vocab_size", "kernel", "schedule", "num_train_timesteps", "reverse_rule", "hidden_size"),
+    *("num_layers", "num_attention_heads", "init_embeddings", "tie_embeddings", "dropout"),
+)
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.0", "ff.2", "modulation"]
 FINE_MIN_TIMESTEP = 1e-3  # of the reported bound: the smaller, the tighter and the noisier
 
 
@@ -60,6 +70,9 @@ class D3PMConfig(TrainingConfig):
     validation_fraction: float = field(default=0.05, metadata={"help": "share of the texts, the last, held out"})
     validation_documents: int = field(default=1_000, metadata={"help": "texts of a stream, the first, held out"})
     validation_rows: int = field(default=1_000, metadata={"help": "rows of a validation during training"})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "saved pipeline that is trained further"})
+    lora_rank: int | None = field(default=None, metadata={"help": "trains low-rank adapters of that pipeline only"})
+    lora_alpha: float | None = field(default=None, metadata={"help": "adapters weigh alpha / rank; default: the rank"})
     tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub name; default: trained on the data"})
     vocab_size: int = field(default=4_096, metadata={"help": "tokens of a trained byte-level BPE"})
     length: int = field(default=128, metadata={"help": "tokens in a row"})
@@ -90,6 +103,15 @@ class D3PMConfig(TrainingConfig):
             raise ValueError(f"`time_sampling` must be one of {sorted(TIME_SAMPLINGS)}, got {self.time_sampling!r}.")
         if self.label_column and self.packing:
             raise ValueError("`label_column` needs `--packing false`: a packed row holds several texts.")
+        if self.lora_rank is not None and (self.lora_rank < 1 or not self.model_name_or_path):
+            raise ValueError(
+                "`lora_rank` must be at least 1 and needs a pipeline to adapt, got "
+                f"{self.lora_rank!r} with `model_name_or_path`={self.model_name_or_path!r}."
+            )
+        defaults = {option.name: option.default for option in fields(self)}
+        changed = [name for name in PARTS_OF_A_PIPELINE if getattr(self, name) != defaults[name]]
+        if self.model_name_or_path and changed:
+            raise ValueError(f"`{changed[0]}` belongs to the pipeline in `model_name_or_path`; leave it out.")
 
 
 @dataclass
@@ -113,7 +135,9 @@ def prepare_data(config: D3PMConfig, accelerator) -> TextData:
         )
         train, validation = split_documents(documents, config.validation_fraction, config.validation_documents)
         reused = not accelerator.is_main_process or (config.resume_from_checkpoint and folder.exists())
-        if config.tokenizer or reused:
+        if config.model_name_or_path:
+            tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path, subfolder="tokenizer")
+        elif config.tokenizer or reused:
             tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or str(folder))
         else:
             texts = (row["text"] for row in islice(train, TOKENIZER_DOCUMENTS))
@@ -141,6 +165,8 @@ def text_lengths(tokenizer, documents, rows, config: D3PMConfig) -> list[int]:
 def build_model(config: D3PMConfig, data: TextData):
     """`(denoiser, scheduler)` of this configuration, the scheduler as training uses it."""
     set_seed(config.seed)
+    if config.model_name_or_path:
+        return load_model(config, data)
     tokenizer = data.tokenizer
     denoiser = TextTransformerModel(
         vocab_size=len(tokenizer),
@@ -170,7 +196,24 @@ def build_model(config: D3PMConfig, data: TextData):
     return denoiser, D3PMUniformScheduler(words, reverse_rule=config.reverse_rule, **clock)
 
 
-def main(config: D3PMConfig) -> list[float]:
+def load_model(config: D3PMConfig, data: TextData):
+    """`(denoiser, scheduler)` of a saved pipeline, with fresh adapters if only those are trained."""
+    pipe = TextDiffusionPipeline.from_pretrained(config.model_name_or_path)
+    denoiser, scheduler = pipe.denoiser, pipe.scheduler
+    if config.length > denoiser.config.max_length:
+        raise ValueError(f"`length` must be at most {denoiser.config.max_length} for this model, got {config.length}.")
+    if (data.num_classes or 0) > (denoiser.config.num_classes or 0):
+        raise ValueError(
+            f"`label_column` holds labels up to {data.num_classes - 1}; the model in `model_name_or_path` has "
+            f"`num_classes`={denoiser.config.num_classes}."
+        )
+    if config.lora_rank:
+        alpha = config.lora_alpha or config.lora_rank
+        denoiser.add_adapter(LoraConfig(r=config.lora_rank, lora_alpha=alpha, target_modules=LORA_TARGETS))
+    return denoiser, type(scheduler).from_config(scheduler.config, min_timestep=config.min_timestep)
+
+
+def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], None] | None = None) -> list[float]:
     """Train, save the pipeline and its figures; returns the loss of each step in nats per token."""
     accelerator = make_accelerator(config)
     data = prepare_data(config, accelerator)
@@ -178,7 +221,7 @@ def main(config: D3PMConfig) -> list[float]:
     fine_scheduler = type(scheduler).from_config(scheduler.config, min_timestep=FINE_MIN_TIMESTEP)
     accelerator.print(f"{denoiser.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary")
     sample_times = TIME_SAMPLINGS[config.time_sampling]
-    first_interval = min(config.min_timestep, 1 / (config.num_train_timesteps or 1))
+    first_interval = min(config.min_timestep, 1 / (scheduler.config.num_train_timesteps or 1))
 
     def loss_function(model, batch, uniform, generators):
         tokens, attention_mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
@@ -193,45 +236,60 @@ def main(config: D3PMConfig) -> list[float]:
             loss = loss + config.auxiliary_weight * reconstruction_loss(logits, tokens[positions])
         return (loss * weights[rows].to(loss)).sum()
 
-    def validate(model) -> dict[str, float]:
+    def evaluate(model) -> dict[str, float]:
         rows = data.validation_rows.select(range(min(len(data.validation_rows), config.validation_rows)))
-        bound, error = estimate_bound(model, fine_scheduler, rows, seed=config.seed)
-        if config.num_samples:
-            pipe = TextDiffusionPipeline(data.tokenizer, model, fine_scheduler, data.lengths)
-            pipe.set_progress_bar_config(disable=True)
-            samples = pipe(num_return_sequences=config.num_samples, **writing(config, data.num_classes)).texts
-            for tracker in accelerator.trackers:
-                if tracker.name == "tensorboard":
-                    tracker.tracker.add_text("samples", "\n\n".join(samples), loop.step)
-        return {"bound": bound, "standard_error": error}
+        estimate = estimate_bound(model, fine_scheduler, rows, seed=config.seed, accelerator=accelerator)
+        levels = {f"bound_by_noise/t={(i + 0.5) / NOISE_LEVELS:.2f}": nats for i, nats in enumerate(estimate.by_noise)}
+        return {"bound": estimate.bound, "standard_error": estimate.standard_error} | levels
+
+    def write(model) -> list[str]:
+        pipe = TextDiffusionPipeline(data.tokenizer, model, fine_scheduler, data.lengths)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe(num_return_sequences=config.num_samples, **writing(config, pipe, data.num_classes)).texts
 
     order = ShuffledRows(data.train_rows, rows_per_step(config, accelerator), config.seed)
-    loop = TrainingLoop(config, accelerator, denoiser, loss_function, order, validate)
+    writer = write if config.num_samples else None
+    loop = TrainingLoop(config, accelerator, denoiser, loss_function, order, evaluate, writer, on_validation)
     losses = loop.run()
+    averages = loop.state.averages()  # of all processes
     if accelerator.is_main_process:
-        with loop.averaged_weights() as model:
-            pipe = TextDiffusionPipeline(data.tokenizer, model, fine_scheduler, data.lengths)
-            pipe.save_pretrained(config.output_dir)
-            report(config, pipe, data)
-    accelerator.end_training()
+        pipe = save(config, data, denoiser, averages, fine_scheduler).to(accelerator.device)
+        loop.log_pipeline(report(config, pipe, data))
+    end_training(accelerator)
     return losses
+
+
+def save(config: D3PMConfig, data: TextData, denoiser, averages: dict[str, torch.Tensor], scheduler):
+    """Save the averaged weights, a pipeline or adapters of one, and return the pipeline as users will load it."""
+    if config.lora_rank:
+        adapters = get_peft_model_state_dict(denoiser, state_dict=averages)
+        settings = denoiser.peft_config["default"].to_dict()
+        TextDiffusionPipeline.save_lora_weights(config.output_dir, adapters, settings)
+        pipe = TextDiffusionPipeline.from_pretrained(config.model_name_or_path, scheduler=scheduler)
+        pipe.load_lora_weights(config.output_dir)
+        return pipe
+    model = TextTransformerModel.from_config(denoiser.config)
+    model.load_state_dict(averages)
+    pipe = TextDiffusionPipeline(data.tokenizer, model.eval(), scheduler, data.lengths)
+    pipe.save_pretrained(config.output_dir)
+    return pipe
 
 
 def rows_per_step(config: D3PMConfig, accelerator) -> int:
     return config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
 
 
-def writing(config: D3PMConfig, num_classes: int | None) -> dict:
+def writing(config: D3PMConfig, pipe: TextDiffusionPipeline, num_classes: int | None) -> dict:
     """Arguments of the pipeline for the texts that training writes: seeded, with the first label if there is one."""
-    steps = min(WRITING_STEPS, config.num_train_timesteps or WRITING_STEPS)
+    steps = min(WRITING_STEPS, pipe.scheduler.config.num_train_timesteps or WRITING_STEPS)
     labels = {} if num_classes is None else {"class_labels": 0}
     return labels | {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(config.seed)}
 
 
-def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData):
-    """Print and save what the model is worth on the held-out split."""
+def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData) -> dict[str, float]:
+    """Print, save and return what the model is worth on the held-out split."""
     rows = data.validation_rows
-    bound, error = estimate_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
+    bound, error, _ = estimate_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
     data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, rows, config)
     if pipe.config.lengths:
         bound += length_nats(pipe.config.lengths, data_lengths) / sum(map(sum, rows["attention_mask"]))
@@ -241,7 +299,8 @@ def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData):
     print(f"unigram entropy    {entropy:.3f} nats per token, {entropy - bound:.3f} above the bound")
     if config.num_length_samples:
         pipe.set_progress_bar_config(disable=True)
-        written = pipe(num_return_sequences=config.num_length_samples, **writing(config, data.num_classes)).tokens
+        settings = writing(config, pipe, data.num_classes)
+        written = pipe(num_return_sequences=config.num_length_samples, **settings).tokens
         special = torch.tensor(pipe.tokenizer.all_special_ids, device=written.device)
         lengths = (~torch.isin(written, special)).sum(dim=1).tolist()
         metrics["length_distance"] = length_distance(lengths, data_lengths)
@@ -254,6 +313,7 @@ def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData):
         )
     Path(config.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"saved in           {config.output_dir}")
+    return metrics
 
 
 if __name__ == "__main__":

@@ -286,6 +286,13 @@ class ShuffledRows:
         indices = [self._index(step * self.rows_per_step + row) for row in wanted]
         return to_tensors(self.rows[indices])
 
+    def describe(self, step: int, wanted: range | list[int]) -> str:
+        """Where the rows `wanted` of a batch stand in the data, for a message."""
+        positions = [step * self.rows_per_step + row for row in wanted]
+        if isinstance(self.rows, IterableDataset):
+            return f"rows {positions} of the shuffled stream"
+        return f"rows {[self._index(position) for position in positions]} of the training data"
+
     def _index(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.rows))
         if epoch not in self._orders:

@@ -93,6 +93,49 @@ def test_the_same_seed_gives_the_same_losses_and_resuming_continues_them(config,
     assert train_d3pm.main(config(**kept, resume_from_checkpoint="latest")) == []
 
 
+def test_lora_trains_and_saves_adapters_only_and_they_load(config, tmp_path):
+    learns = {"max_train_steps": 100, "learning_rate": 1e-2, "lr_warmup_steps": 5, "num_samples": 0}
+    base = config(output_dir=str(tmp_path / "base"), num_length_samples=0, **learns)
+    train_d3pm.main(base)
+    settings = {"model_name_or_path": base.output_dir, "lora_rank": 2, "learning_rate": 3e-2, "lr_warmup_steps": 0}
+    parts = {name: train_d3pm.D3PMConfig.__dataclass_fields__[name].default for name in train_d3pm.PARTS_OF_A_PIPELINE}
+    tuned = config(output_dir=str(tmp_path / "tuned"), lora_alpha=8, max_train_steps=20, **settings | parts)
+    losses = train_d3pm.main(tuned)
+    assert len(losses) == 20
+    files = {path.name for path in Path(tuned.output_dir).iterdir()}
+    assert "pytorch_lora_weights.safetensors" in files and "model_index.json" not in files
+    saved = [path for path in Path(tuned.output_dir).rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert not saved
+    pipe = TextDiffusionPipeline.from_pretrained(base.output_dir)
+    tokens = pipe.tokenizer("the cat sat", return_tensors="pt").input_ids
+    before = pipe.denoiser(tokens).logits
+    pipe.load_lora_weights(tuned.output_dir)
+    adapted = pipe.denoiser(tokens).logits
+    assert (adapted - before).abs().max() > 1e-3
+    names = [name for name in pipe.denoiser.state_dict() if "lora_A" in name]
+    assert len(names) == 6 and pipe.denoiser.peft_config["default_0"].lora_alpha == 8
+    resumed = config(output_dir=tuned.output_dir, resume_from_checkpoint="latest", **settings | parts)
+    assert train_d3pm.main(resumed) == []
+    pipe.unload_lora_weights()
+    assert torch.equal(pipe.denoiser(tokens).logits, before)
+
+
+def test_a_saved_pipeline_is_trained_further(config, tmp_path):
+    base = config(output_dir=str(tmp_path / "base"), kernel="uniform")
+    train_d3pm.main(base)
+    parts = {name: train_d3pm.D3PMConfig.__dataclass_fields__[name].default for name in train_d3pm.PARTS_OF_A_PIPELINE}
+    more = config(output_dir=str(tmp_path / "more"), model_name_or_path=base.output_dir, **parts)
+    train_d3pm.main(more)
+    pipe = TextDiffusionPipeline.from_pretrained(more.output_dir)
+    assert pipe.scheduler.corruption == "uniform" and pipe.denoiser.config.hidden_size == 32
+    with pytest.raises(ValueError, match="`kernel` belongs to the pipeline"):
+        config(model_name_or_path=base.output_dir, **parts | {"kernel": "uniform"})
+    with pytest.raises(ValueError, match="`lora_rank` must be at least 1 and needs a pipeline"):
+        config(lora_rank=4)
+    with pytest.raises(ValueError, match="`length` must be at most 16"):
+        train_d3pm.main(config(output_dir=str(tmp_path / "x"), model_name_or_path=base.output_dir, length=32, **parts))
+
+
 def test_a_folder_with_a_model_is_not_overwritten_unasked(config):
     train_d3pm.main(config())
     with pytest.raises(ValueError, match="holds a trained model"):

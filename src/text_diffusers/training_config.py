@@ -1,0 +1,99 @@
+"""Options of every training recipe, and the optimizers among which they choose."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from text_diffusers.checkpoints import CHECKPOINT_FOLDER
+from text_diffusers.tracking import check_trackers
+
+SGD_MOMENTUM = 0.9
+
+
+@dataclass
+class TrainingConfig:
+    """Options that all recipes share; a recipe's own dataclass extends it."""
+
+    output_dir: str = field(metadata={"help": "folder of the saved pipeline, its checkpoints and logs"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "train anew over what is in the folder"})
+    seed: int = field(default=0, metadata={"help": "of the weights, the data order and the noise"})
+    max_train_steps: int = field(default=10_000, metadata={"help": "optimizer steps"})
+    max_train_minutes: float | None = field(
+        default=None, metadata={"help": "ends earlier, with the schedule finished"}
+    )
+    train_batch_size: int = field(default=32, metadata={"help": "rows in a micro-batch of one process"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "micro-batches in an optimizer step"})
+    optimizer: str = field(default="adamw", metadata={"help": "adamw, or sgd with Nesterov's momentum"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate"})
+    lr_warmup_steps: int = field(default=100, metadata={"help": "linear warm-up; a cosine to 0 follows"})
+    weight_decay: float = field(default=0.01, metadata={"help": "of matrices; vectors have none"})
+    adam_beta2: float = field(default=0.99, metadata={"help": "decay of AdamW's second moment"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
+    ema_decay: float = field(default=0.999, metadata={"help": "of the averaged weights that are evaluated and saved"})
+    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "trades time for memory"})
+    validation_steps: int = field(default=500, metadata={"help": "optimizer steps between validations; 0: at the end"})
+    checkpointing_steps: int = field(default=500, metadata={"help": "optimizer steps between checkpoints; 0: none"})
+    checkpoints_total_limit: int = field(default=2, metadata={"help": "newest checkpoints that are kept"})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": '"latest", "auto" (the latest, if there is one) or the folder of a checkpoint'}
+    )
+    report_to: list[str] = field(
+        default_factory=lambda: ["tensorboard"], metadata={"help": "trackers: tensorboard, wandb, ..., or none"}
+    )
+    project: str = field(default="text-diffusers", metadata={"help": "name of the project in the trackers"})
+    num_cpu_threads: int | None = field(
+        default=None, metadata={"help": "torch threads of a process; default: all; 0: whatever measures fastest"}
+    )
+
+    def __post_init__(self):
+        positive = ("max_train_steps", "train_batch_size", "gradient_accumulation_steps", "checkpoints_total_limit")
+        for name in (*positive, "learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
+        for name in ("lr_warmup_steps", "weight_decay", "validation_steps", "checkpointing_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)!r}.")
+        if self.max_train_minutes is not None and not self.max_train_minutes > 0:
+            raise ValueError(f"`max_train_minutes` must be None or above 0, got {self.max_train_minutes!r}.")
+        for name in ("ema_decay", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)!r}.")
+        if self.num_cpu_threads is not None and self.num_cpu_threads < 0:
+            raise ValueError(f"`num_cpu_threads` must be None or at least 0, got {self.num_cpu_threads!r}.")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"`optimizer` must be one of {sorted(OPTIMIZERS)}, got {self.optimizer!r}.")
+        if self.mixed_precision not in ("no", "fp16", "bf16"):
+            raise ValueError(f'`mixed_precision` must be "no", "fp16" or "bf16", got {self.mixed_precision!r}.')
+        check_trackers(self.report_to)
+        trained = ("model_index.json", "pytorch_lora_weights.safetensors", CHECKPOINT_FOLDER)
+        if any(Path(self.output_dir, name).exists() for name in trained) and not (
+            self.overwrite_output_dir or self.resume_from_checkpoint
+        ):
+            raise ValueError(
+                f"`output_dir`={self.output_dir!r} holds a trained model: choose another folder, "
+                "`--resume_from_checkpoint latest`, or `--overwrite_output_dir true`."
+            )
+
+
+def adamw(groups: list[dict], config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.adam_beta2), fused=fused)
+
+
+def sgd(groups: list[dict], config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=SGD_MOMENTUM, nesterov=True, fused=fused)
+
+
+OPTIMIZERS = {"adamw": adamw, "sgd": sgd}
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The configured optimizer of the parameters that require gradients; vectors do not decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
+    return OPTIMIZERS[config.optimizer]([group for group in groups if group["params"]], config, fused)
