@@ -8,9 +8,14 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState  # noqa: E402
+from datasets import Dataset  # noqa: E402
 
 from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline, TextTransformerModel  # noqa: E402
-from text_diffusers.data import train_tokenizer  # noqa: E402
+from text_diffusers.data import ShuffledRows, tokenize, train_tokenizer  # noqa: E402
+from text_diffusers.evaluation import batch_bound  # noqa: E402
+from text_diffusers.runtime import make_accelerator  # noqa: E402
+from text_diffusers.training import TrainingLoop  # noqa: E402
+from text_diffusers.training_config import TrainingConfig  # noqa: E402
 
 SENTENCES = [
     "the cat sat on the mat and looked at the dog",
@@ -71,3 +76,26 @@ def pipe(tokenizer, denoiser):
     pipe = TextDiffusionPipeline(tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def make_loop(tokenizer, tmp_path):
+    """Makes a training loop; `dropout` shows whether the model's own randomness is reproduced too."""
+    rows = tokenize(Dataset.from_dict({"text": SENTENCES * 30}), tokenizer, length=16)
+
+    def make(folder="run", dropout=0.1, evaluate=None, write=None, **changes):
+        settings = {"max_train_steps": 8, "train_batch_size": 16, "lr_warmup_steps": 2, "report_to": ["none"]}
+        settings |= {"validation_steps": 0, "checkpointing_steps": 0, "num_cpu_threads": 1}
+        again = {"overwrite_output_dir": "resume_from_checkpoint" not in changes}
+        config = TrainingConfig(output_dir=str(tmp_path / folder), **settings | again | changes)
+        scheduler = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+
+        def loss_function(model, batch, uniform, generators):
+            return batch_bound(model, scheduler, batch, uniform, generators).sum()
+
+        model = make_denoiser(tokenizer, dropout=dropout)
+        count = config.train_batch_size * config.gradient_accumulation_steps
+        order = ShuffledRows(rows, rows_per_step=count, seed=config.seed)
+        return TrainingLoop(config, make_accelerator(config), model, loss_function, order, evaluate, write)
+
+    return make

@@ -234,7 +234,7 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
         loss = token_bound(scheduler, logits, tokens[positions], noisy[positions], times[rows])  # (N,)
         if config.auxiliary_weight:
             loss = loss + config.auxiliary_weight * reconstruction_loss(logits, tokens[positions])
-        return (loss * weights[rows].to(loss)).sum()
+        return (loss.double() * weights[rows]).sum()
 
     def evaluate(model) -> dict[str, float]:
         rows = data.validation_rows.select(range(min(len(data.validation_rows), config.validation_rows)))

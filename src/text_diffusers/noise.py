@@ -5,13 +5,15 @@ Shapes: G rows of the global batch, B any number of rows.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def row_noise(seed: int, step: int, num_rows: int) -> tuple[Tensor, list[torch.Generator]]:
     """Stratified uniform numbers (G,) in [0, 1), one a stratum of width 1/G, and a generator for each row."""
-    source = torch.Generator().manual_seed((seed << 32) + step)
+    # torch's CPU generator looks at 32 bits of a seed only, so seed and step are hashed into them.
+    source = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
     strata = torch.arange(num_rows, dtype=torch.float64)
     uniform = (strata + torch.rand(num_rows, generator=source, dtype=torch.float64)) / num_rows
     seeds = torch.randint(2**62, (num_rows,), generator=source)

@@ -52,7 +52,7 @@ class TrainingConfig:
         for name in (*positive, "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
-        for name in ("lr_warmup_steps", "weight_decay", "validation_steps", "checkpointing_steps"):
+        for name in ("seed", "lr_warmup_steps", "weight_decay", "validation_steps", "checkpointing_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)!r}.")
         if self.max_train_minutes is not None and not self.max_train_minutes > 0:
