@@ -1,6 +1,7 @@
 """The process that a training run lives in: Accelerate, its launcher, CPU threads, signals."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -14,7 +15,8 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedType, ProjectConfiguration
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from text_diffusers.tracking import check_trackers
 from text_diffusers.training_config import TrainingConfig
@@ -23,6 +25,10 @@ logger = get_logger(__name__)
 
 TRACKER_FOLDER = "logs"
 GLOO_SECONDS = 0.5
+LAUNCHER = re.compile(  # in a command line whose words end in NUL
+    r"(^|[\0/\\])(accelerate(\.exe|[./\\]commands[./\\]accelerate_cli(\.py)?)?\0launch"
+    r"|accelerate(-launch(\.exe)?|[./\\]commands[./\\]launch(\.py)?))\0"
+)
 
 
 def make_accelerator(config: TrainingConfig) -> Accelerator:
@@ -31,19 +37,34 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     Raises:
         ValueError: if the launcher was asked for several processes and started one.
     """
+    sharding = {name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"}
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available() and not sharding,
         mixed_precision=config.mixed_precision,
         log_with=check_trackers(config.report_to) or None,
         project_config=ProjectConfiguration(
             config.output_dir, logging_dir=str(Path(config.output_dir, TRACKER_FOLDER))
         ),
     )
-    launch = launch_arguments()
-    if launch is not None and accelerator.num_processes == 1 and (asked := processes_asked_for(launch)) > 1:
+    asked = processes_asked_for()
+    if asked is not None and accelerator.num_processes == 1 < asked:
         raise ValueError(
             f"`accelerate launch` was asked for `--num_processes`={asked} and started 1, as it does with `--cpu`. "
-            f"`accelerate launch --multi_gpu --num_processes {asked}` starts {asked}, on CPUs with ACCELERATE_USE_CPU "
-            f"set to true in the environment; so does `torchrun --nproc_per_node {asked}`."
+            f"`accelerate launch --multi_gpu --num_processes {asked}` starts {asked}, on CPUs too, and so does "
+            f"`torchrun --nproc_per_node {asked}`."
+        )
+    if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+        raise ValueError(
+            f"The launcher started WORLD_SIZE={os.environ['WORLD_SIZE']} processes, and they did not find each other: "
+            f"Accelerate sees {accelerator.num_processes}, {accelerator.distributed_type}."
+        )
+    if accelerator.is_fsdp2:  # autocast lowers the precision where it is safe; FSDP2 would lower the times too
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # the engine divides, clips and steps by itself
+        accelerator.state.deepspeed_plugin.deepspeed_config.update(
+            train_micro_batch_size_per_gpu=config.train_batch_size,
+            gradient_accumulation_steps=1,
+            gradient_clipping=config.max_grad_norm,
         )
     if accelerator.device.type == "cpu":
         torch.set_num_threads(config.num_cpu_threads or most_threads(accelerator))
@@ -64,28 +85,29 @@ def end_training(accelerator: Accelerator):
     accelerator.end_training()
 
 
-def launch_arguments() -> list[str] | None:
-    """The arguments of the `accelerate launch` that is this process's parent, or `None` if it is something else."""
+def launch_arguments() -> tuple[list[str], str] | None:
+    """Arguments and folder of the `accelerate launch` that is this process's parent, or `None` if that is not one."""
     try:
-        words = psutil.Process(os.getppid()).cmdline()
+        parent = psutil.Process().parent()
+        words, folder = (parent.cmdline(), parent.cwd()) if parent else ([], "")
     except psutil.Error:
         return None
-    names = [Path(word).name for word in words[:4]]
-    for end, name in enumerate(names, start=1):
-        if name in ("accelerate-launch", "accelerate.commands.launch", "launch.py"):
-            return words[end:]
-        if name == "launch" and end > 1 and names[end - 2] in ("accelerate", "accelerate.exe"):
-            return words[end:]
-    return None
+    line = "\0".join(words) + "\0"
+    start = LAUNCHER.search(line)
+    return (line[start.end() :].split("\0")[:-1], folder) if start else None
 
 
-def processes_asked_for(launch: list[str]) -> int:
-    """`--num_processes` of an `accelerate launch`, from its arguments or its configuration file."""
-    arguments = launch_command_parser().parse_args(launch)
-    if arguments.num_processes is not None:
+def processes_asked_for() -> int | None:
+    """`--num_processes` of the `accelerate launch` above, from its arguments or its configuration file, if given."""
+    if (launch := launch_arguments()) is None:
+        return None
+    words, folder = launch
+    arguments = launch_command_parser().parse_args(words)
+    configured = arguments.config_file or (os.path.isfile(default_config_file) and not arguments.cpu)
+    if arguments.num_processes is not None or not configured:
         return arguments.num_processes
-    file = arguments.config_file or default_config_file
-    return load_config_from_file(file).num_processes if os.path.isfile(file) else 1
+    file = arguments.config_file and os.path.join(folder, arguments.config_file)
+    return load_config_from_file(file).num_processes
 
 
 def most_threads(accelerator: Any) -> int:

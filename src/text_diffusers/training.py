@@ -39,7 +39,7 @@ from text_diffusers.noise import row_noise
 from text_diffusers.runtime import TRACKER_FOLDER, StopRequest, ThreadTuner, end_training, most_threads
 from text_diffusers.tracking import log_model, log_texts, start_trackers
 from text_diffusers.training_config import TrainingConfig, make_optimizer
-from text_diffusers.training_state import TrainingState
+from text_diffusers.training_state import make_state
 
 logger = get_logger(__name__)
 
@@ -86,9 +86,16 @@ class TrainingLoop:
         self.on_validation = on_validation
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
+        architecture, settings = type(model), dict(model.config)  # FSDP2 gives the model a class of its own
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, config))
         self.unwrapped: Any = accelerator.unwrap_model(self.model)
-        self.state = TrainingState(self.unwrapped, self.optimizer.optimizer, config.ema_decay)
+        self.state = make_state(
+            accelerator,
+            self.unwrapped,
+            self.optimizer,
+            config.ema_decay,
+            build=lambda: architecture.from_config(settings).to(accelerator.device),
+        )
         self.micro_batch_size = config.train_batch_size
         self.step, self.elapsed, self.saved_step = 0, 0.0, -1
         self.run_id = secrets.token_hex(4)
@@ -177,6 +184,8 @@ class TrainingLoop:
         """
         config, accelerator = self.config, self.accelerator
         self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
         batch = self.rows.batch(self.step, self.local_rows)
         tokens = int(accelerator.reduce(batch["attention_mask"].sum().to(accelerator.device)))
         loss = float(accelerator.reduce(self._gradients(batch, tokens))) / tokens
@@ -187,11 +196,9 @@ class TrainingLoop:
                 f"Step {self.step}: loss {loss}, gradient norm {norm}; the weights were not changed. "
                 f"{self._suspects(batch)} Look at the rows, lower `learning_rate`, or resume from a checkpoint."
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.state.ema.step(self.state.parameters.values())
+        self.state.update_averages()
         return loss, norm, tokens
 
     @property
@@ -238,6 +245,7 @@ class TrainingLoop:
             mine = rows[index::count]
             noise = uniform[list(mine)].to(accelerator.device), [generators[row] for row in mine]
             last = index == count - 1  # gradients are exchanged once a step
+            accelerator.sync_gradients = last  # DeepSpeed goes by this alone, and steps in the last backward
             with nullcontext() if last else accelerator.no_sync(self.model):
                 with accelerator.autocast():
                     loss_sum = self.loss_function(self.model, part, *noise)
@@ -272,9 +280,9 @@ class TrainingLoop:
             metrics = self.evaluate(model)
             texts = self.write(model) if self.write else []
         if "bound" in metrics:
-            last = self.evaluate(self.unwrapped.eval())["bound"]
+            with self.state.current() as model:
+                last = self.evaluate(model)["bound"]
             metrics |= {"bound_without_ema": last, "ema_gap": last - metrics["bound"]}
-            self.unwrapped.train()
         self._log("validation", metrics)
         if self.accelerator.is_main_process:
             log_texts(self.accelerator, "samples", texts, self.step)

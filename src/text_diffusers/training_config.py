@@ -31,7 +31,9 @@ class TrainingConfig:
     adam_beta2: float = field(default=0.99, metadata={"help": "decay of AdamW's second moment"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
     ema_decay: float = field(default=0.999, metadata={"help": "of the averaged weights that are evaluated and saved"})
-    mixed_precision: str = field(default="no", metadata={"help": "no, fp16 or bf16"})
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no, fp16 or bf16; default: what `accelerate launch` says"}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trades time for memory"})
     validation_steps: int = field(default=500, metadata={"help": "optimizer steps between validations; 0: at the end"})
     checkpointing_steps: int = field(default=500, metadata={"help": "optimizer steps between checkpoints; 0: none"})
@@ -64,7 +66,7 @@ class TrainingConfig:
             raise ValueError(f"`num_cpu_threads` must be None or at least 0, got {self.num_cpu_threads!r}.")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"`optimizer` must be one of {sorted(OPTIMIZERS)}, got {self.optimizer!r}.")
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
+        if self.mixed_precision not in (None, "no", "fp16", "bf16"):
             raise ValueError(f'`mixed_precision` must be "no", "fp16" or "bf16", got {self.mixed_precision!r}.')
         check_trackers(self.report_to)
         trained = ("model_index.json", "pytorch_lora_weights.safetensors", CHECKPOINT_FOLDER)
