@@ -25,9 +25,10 @@ from datasets import Dataset
 
 from text_diffusers import D3PMAbsorbingScheduler, training
 from text_diffusers.data import ShuffledRows, tokenize, train_tokenizer
-from text_diffusers.evaluation import batch_bound
+from text_diffusers.evaluation import batch_bound, estimate_bound
 from text_diffusers.runtime import end_training, make_accelerator
 from text_diffusers.training_config import TrainingConfig
+from text_diffusers.training_state import whole
 
 STEPS, SAVED_EVERY, GLOBAL_ROWS = 8, 3, 8
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
@@ -63,7 +64,7 @@ class Killer:
         return self.fsync(descriptor)
 
 
-def train(folder: Path, processes: int, options: dict, kill_at: int = 0):
+def train(folder: Path, processes: int, options: dict, kill_at: int = 0, dropout: float = 0.1):
     """The child of a fork: trains and leaves its losses and the digest of its state in `folder`."""
     tokenizer = train_tokenizer(SENTENCES, vocab_size=300)
     rows = tokenize(Dataset.from_dict({"text": SENTENCES * 10}), tokenizer, length=8)
@@ -84,8 +85,16 @@ def train(folder: Path, processes: int, options: dict, kill_at: int = 0):
     def loss_function(model, batch, uniform, generators):
         return batch_bound(model, scheduler, batch, uniform, generators).sum()
 
-    model = make_denoiser(tokenizer, hidden_size=16, num_layers=1, max_length=8, dropout=0.1)
-    loop = training.TrainingLoop(config, accelerator, model, loss_function, ShuffledRows(rows, GLOBAL_ROWS, seed=0))
+    model = make_denoiser(tokenizer, hidden_size=16, num_layers=1, max_length=8, dropout=dropout)
+    order = ShuffledRows(rows, GLOBAL_ROWS, seed=0)
+
+    def evaluate(one) -> dict[str, float]:  # alone on each process, as a recipe may
+        return {"bound": estimate_bound(one, scheduler, rows.select(range(20)), batch_size=8).bound}
+
+    validated = []
+    loop = training.TrainingLoop(
+        config, accelerator, model, loss_function, order, evaluate, on_validation=lambda *args: validated.append(args)
+    )
     if kill_at and accelerator.is_main_process:
         killer, write = Killer(kill_at), training.write_checkpoint
 
@@ -101,7 +110,9 @@ def train(folder: Path, processes: int, options: dict, kill_at: int = 0):
     for group in loop.state.tensors().values():
         for name, tensor in sorted(group.items()):
             digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
-    result = {"first": STEPS - len(losses), "losses": losses, "digest": digest.hexdigest()}
+    result = {"first": STEPS - len(losses), "losses": losses, "digest": digest.hexdigest(), "validated": validated}
+    result |= {"weights": {name: whole(p).tolist() for name, p in loop.state.parameters.items()}}
+    result |= {"type": str(accelerator.distributed_type), "shards": loop.state.sharded}
     Path(folder, f"result-{accelerator.process_index}.json").write_text(json.dumps(result))
     end_training(accelerator)
 
