@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType, ProjectConfiguration
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from text_diffusers.tracking import check_trackers
@@ -38,10 +38,14 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         ValueError: if the launcher was asked for several processes and started one.
     """
     sharding = {name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"}
+    trackers: list[Any] = check_trackers(config.report_to)
+    on_cpu = not torch.accelerator.is_available()
+    gloo = InitProcessGroupKwargs(backend="gloo")  # on CPUs DeepSpeed would have a backend of its own
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available() and not sharding,
+        cpu=on_cpu and not sharding,
+        kwargs_handlers=[gloo] if on_cpu and "DEEPSPEED" in sharding else [],
         mixed_precision=config.mixed_precision,
-        log_with=check_trackers(config.report_to) or None,
+        log_with=trackers or None,
         project_config=ProjectConfiguration(
             config.output_dir, logging_dir=str(Path(config.output_dir, TRACKER_FOLDER))
         ),
@@ -59,13 +63,12 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
             f"Accelerate sees {accelerator.num_processes}, {accelerator.distributed_type}."
         )
     if accelerator.is_fsdp2:  # autocast lowers the precision where it is safe; FSDP2 would lower the times too
-        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # the engine divides, clips and steps by itself
-        accelerator.state.deepspeed_plugin.deepspeed_config.update(
-            train_micro_batch_size_per_gpu=config.train_batch_size,
-            gradient_accumulation_steps=1,
-            gradient_clipping=config.max_grad_norm,
-        )
+        plugin: Any = accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from text_diffusers import deepspeed_state
+
+        deepspeed_state.set_up(accelerator.state.deepspeed_plugin, config, accelerator.mixed_precision)
     if accelerator.device.type == "cpu":
         torch.set_num_threads(config.num_cpu_threads or most_threads(accelerator))
     accelerator.print(
@@ -107,7 +110,7 @@ def processes_asked_for() -> int | None:
     if arguments.num_processes is not None or not configured:
         return arguments.num_processes
     file = arguments.config_file and os.path.join(folder, arguments.config_file)
-    return load_config_from_file(file).num_processes
+    return getattr(load_config_from_file(file), "num_processes", None)
 
 
 def most_threads(accelerator: Any) -> int:

@@ -228,7 +228,7 @@ class TrainingLoop:
         rows, count = self.micro_batch_size, len(self.local_rows)
         if rows == 1:
             raise RuntimeError(f"Step {self.step}: out of memory with a single row in a micro-batch.") from error
-        if self.accelerator.num_processes > 1:
+        if self.accelerator.num_processes > 1 or self.state.sharded:  # DeepSpeed keeps the gradients it has
             raise RuntimeError(
                 f"Step {self.step}: out of memory with {rows} rows in a micro-batch. The same training takes less by "
                 f"`--train_batch_size {rows // 2}` `--gradient_accumulation_steps {-(-count // (rows // 2))}`."
@@ -249,7 +249,8 @@ class TrainingLoop:
             with nullcontext() if last else accelerator.no_sync(self.model):
                 with accelerator.autocast():
                     loss_sum = self.loss_function(self.model, part, *noise)
-                accelerator.backward(loss_sum * accelerator.num_processes / tokens)  # gradients are averaged
+                finite = torch.where(loss_sum.isfinite(), 1.0, math.nan)  # else DeepSpeed might step
+                accelerator.backward(finite * loss_sum * accelerator.num_processes / tokens)  # gradients are averaged
             total += loss_sum.detach()
         return total
 

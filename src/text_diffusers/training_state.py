@@ -25,12 +25,14 @@ class TrainingState:
         self.model, self.optimizer, self.build = model, optimizer, build
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.sharded = any(isinstance(p, DTensor) for p in self.parameters.values())
-        if self.sharded and hasattr(model, "peft_config"):
-            raise ValueError("Adapters (`lora_rank`) cannot be trained in shards; they are small: use `--multi_gpu`.")
-        self.ema = EMAModel(self.parameters.values(), decay=ema_decay, foreach=True)
+        self.ema = EMAModel(self.stepped(), decay=ema_decay, foreach=True)
+
+    def stepped(self) -> list[Any]:
+        """What the optimizer steps, and what averages are made of."""
+        return list(self.parameters.values())
 
     def update_averages(self):
-        self.ema.step(self.parameters.values())
+        self.ema.step(self.stepped())
 
     @contextmanager
     def averaged(self) -> Iterator[Any]:
@@ -119,7 +121,8 @@ class TrainingState:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    detached: Any = tensor.detach()
+    return detached.full_tensor() if isinstance(tensor, DTensor) else detached
 
 
 def part(values: Tensor, like: Tensor) -> Tensor:
@@ -135,5 +138,9 @@ def make_state(accelerator: Any, model: Any, optimizer: Any, ema_decay: float, b
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from text_diffusers.deepspeed_state import DeepSpeedState
 
-        return DeepSpeedState(model, optimizer, ema_decay, build)
-    return TrainingState(model, optimizer.optimizer, ema_decay, build)
+        state = DeepSpeedState(model, optimizer, ema_decay, build)
+    else:
+        state = TrainingState(model, optimizer.optimizer, ema_decay, build)
+    if state.sharded and hasattr(model, "peft_config"):
+        raise ValueError("Adapters (`lora_rank`) cannot be trained in shards; they are small: use `--multi_gpu`.")
+    return state
