@@ -7,16 +7,27 @@ from setuptools import find_packages, setup
 ROOMS = {"text_diffusers.pipelines": "pipelines", "text_diffusers.schedulers": "schedulers"}
 
 EXTRAS = {
-    "train": ["datasets>=5.0", "tokenizers>=0.22", "tensorboard>=2.20", "matplotlib>=3.10", "chitchat-dataset==0.9.0"],
+    "train": [
+        "chitchat-dataset==0.9.0",
+        "datasets>=5.0",
+        "matplotlib>=3.10",
+        "psutil>=7.0",
+        "tensorboard>=2.20",
+        "tokenizers>=0.22",
+    ],
+    "wandb": ["wandb>=0.30"],
+    "sweep": ["optuna>=5.0"],
     "eval": ["datasets>=5.0", "sacrebleu>=2.6", "scikit-learn>=1.7"],
     "demo": ["gradio>=6.21", "matplotlib>=3.10"],
     "dev": [
+        "optuna>=5.0",
         "pytest>=9.0",
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",
         "ruff>=0.17",
         "pyright>=1.1.414",
         "scipy>=1.16",
+        "wandb>=0.30",
     ],
 }
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})

@@ -124,6 +124,8 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
     tokenizer: Any
     denoiser: Any
     scheduler: Any
+    config: Any
+    progress_bar: Any
 
     def __init__(self, tokenizer, denoiser, scheduler, lengths: list[int] | None = None):
         super().__init__()

@@ -71,7 +71,7 @@ NOISE_SCHEDULES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], 
 }
 
 
-def rand(shape: tuple[int, int], generator: Generators, device: torch.device) -> Tensor:
+def rand(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
     """(B, L) float64 uniform numbers in [0, 1).
 
     With a list, one generator a row, row b depends on its own generator only, and its first numbers do not depend on
@@ -279,7 +279,9 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
         weights = self._weights(model_output.flatten(0, 1))
         return (weights / weights.sum(dim=-1, keepdim=True)).view(model_output.shape)
 
-    def _selected(self, model_output: Tensor, timestep, sample: Tensor, positions: Tensor | None, generator):
+    def _selected(
+        self, model_output: Tensor, timestep, sample: Tensor, positions: Any, generator
+    ) -> tuple[Tensor, Tensor]:
         """The predictions (N, V) in use and their positions (B, L), checked."""
         if positions is None:
             if model_output.shape[:-1] != sample.shape:
@@ -336,7 +338,7 @@ class D3PMAbsorbingScheduler(D3PMScheduler):
         self._set_up()
 
     def prior(
-        self, shape: tuple[int, int], generator: Generators = None, device: str | torch.device | None = None
+        self, shape: tuple[int, ...], generator: Generators = None, device: str | torch.device | None = None
     ) -> Tensor:
         """(B, L) tokens at time 1: all masked."""
         return torch.full(shape, self.config.mask_token_id, device=device)
@@ -429,7 +431,7 @@ class D3PMUniformScheduler(D3PMScheduler):
         self._set_up()
 
     def prior(
-        self, shape: tuple[int, int], generator: Generators = None, device: str | torch.device | None = None
+        self, shape: tuple[int, ...], generator: Generators = None, device: str | torch.device | None = None
     ) -> Tensor:
         """(B, L) tokens at time 1: uniformly random."""
         return self._random_tokens(shape, generator, torch.device(device or "cpu"))
@@ -492,7 +494,7 @@ class D3PMUniformScheduler(D3PMScheduler):
         jump, resample = uniform_routes(0.0, alpha_t, alpha_s, self.config.vocab_size)
         return jump, resample, uniform_routes(1.0, alpha_t, alpha_s, self.config.vocab_size)[1]
 
-    def _random_tokens(self, shape: tuple[int, int], generator: Generators, device: torch.device) -> Tensor:
+    def _random_tokens(self, shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
         return (rand(shape, generator, device) * self.config.vocab_size).long()
 
     def _own_ids(self, model_output: Tensor) -> Tensor:

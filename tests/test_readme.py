@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
@@ -24,10 +25,15 @@ def test_every_file_in_the_tree_exists():
             assert (README.parent / name.strip()).exists(), name
 
 
-def test_every_option_that_is_named_exists():
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
+def test_every_option_that_is_named_exists(page):
+    files = [*ROOT.glob("training_scripts/*.py"), ROOT / "src/text_diffusers/training_config.py"]
+    options = {name for file in files for name in re.findall(r"^    (\w+): ", file.read_text(), flags=re.MULTILINE)}
+    others = {"multi_gpu", "cpu", "num_processes", "config_file", "nproc_per_node", "logdir", "help"}  # launchers'
+    assert set(re.findall(r"--([a-z_]+)", page.read_text(encoding="utf-8"))) <= options | others
 
-    path = README.parent / "training_scripts" / "train_d3pm.py"
-    source = path.read_text() + (README.parent / "src/text_diffusers/training.py").read_text()
-    commands = {"multi_gpu", "logdir", "help"}
-    for option in set(re.findall(r"--([a-z_]+)", README.read_text(encoding="utf-8"))) - commands:
-        assert re.search(rf"^    {option}: ", source, flags=re.MULTILINE), option
+
+@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert link.startswith("http") or (page.parent / link).exists(), link

@@ -69,7 +69,7 @@ class D3PMConfig(TrainingConfig):
     streaming: bool = field(default=False, metadata={"help": "read as training goes, for very large data"})
     validation_fraction: float = field(default=0.05, metadata={"help": "share of the texts, the last, held out"})
     validation_documents: int = field(default=1_000, metadata={"help": "texts of a stream, the first, held out"})
-    validation_rows: int = field(default=1_000, metadata={"help": "rows of a validation during training"})
+    validation_rows: int = field(default=1_000, metadata={"help": "at most, of a validation during training"})
     model_name_or_path: str | None = field(default=None, metadata={"help": "saved pipeline that is trained further"})
     lora_rank: int | None = field(default=None, metadata={"help": "trains low-rank adapters of that pipeline only"})
     lora_alpha: float | None = field(default=None, metadata={"help": "adapters weigh alpha / rank; default: the rank"})
@@ -90,6 +90,9 @@ class D3PMConfig(TrainingConfig):
     init_embeddings: str = field(default="cooccurrence", metadata={"help": "cooccurrence of tokens, or random"})
     tie_embeddings: bool = field(default=False, metadata={"help": "share the embedding with the head"})
     dropout: float = field(default=0.0, metadata={"help": "in training"})
+    head_chunk_size: int | None = field(
+        default=None, metadata={"help": "tokens whose logits exist at once, such as 128: saves memory"}
+    )
     num_samples: int = field(default=4, metadata={"help": "texts written and logged at each validation"})
     num_length_samples: int = field(default=256, metadata={"help": "texts written at the end to compare lengths"})
 
@@ -101,6 +104,10 @@ class D3PMConfig(TrainingConfig):
             raise ValueError(f'`init_embeddings` must be "cooccurrence" or "random", got {self.init_embeddings!r}.')
         if self.time_sampling not in TIME_SAMPLINGS:
             raise ValueError(f"`time_sampling` must be one of {sorted(TIME_SAMPLINGS)}, got {self.time_sampling!r}.")
+        if self.validation_rows < 1:
+            raise ValueError(f"`validation_rows` must be at least 1, got {self.validation_rows!r}.")
+        if self.head_chunk_size is not None and self.head_chunk_size < 1:
+            raise ValueError(f"`head_chunk_size` must be None or at least 1, got {self.head_chunk_size!r}.")
         if self.label_column and self.packing:
             raise ValueError("`label_column` needs `--packing false`: a packed row holds several texts.")
         if self.lora_rank is not None and (self.lora_rank < 1 or not self.model_name_or_path):
@@ -229,15 +236,30 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
         times = scheduler.training_timesteps(uniform)  # (B,)
         noisy = scheduler.add_noise(tokens, times, generators)  # (B, L)
         positions = predicted_positions(scheduler, noisy, attention_mask)  # (B, L), the head runs there only
-        logits = model(noisy, times, attention_mask, batch.get("label"), positions=positions).logits  # (N, V)
-        rows = positions.nonzero()[:, 0]
-        loss = token_bound(scheduler, logits, tokens[positions], noisy[positions], times[rows])  # (N,)
-        if config.auxiliary_weight:
-            loss = loss + config.auxiliary_weight * reconstruction_loss(logits, tokens[positions])
-        return (loss.double() * weights[rows]).sum()
+        rows = positions.nonzero()[:, 0]  # (N,)
+        targets, corrupted, times_there, weights_there = (
+            tokens[positions],
+            noisy[positions],
+            times[rows],
+            weights[rows],
+        )
+
+        def weighted_sum(logits, chunk=slice(None)):  # (n, V) of all N positions or a chunk of them
+            loss = token_bound(scheduler, logits, targets[chunk], corrupted[chunk], times_there[chunk])  # (n,)
+            if config.auxiliary_weight:
+                loss = loss + config.auxiliary_weight * reconstruction_loss(logits, targets[chunk])
+            return (loss.double() * weights_there[chunk]).sum()
+
+        inputs = {"class_labels": batch.get("label"), "positions": positions}
+        if config.head_chunk_size:
+            inputs |= {"loss_function": weighted_sum, "chunk_size": config.head_chunk_size}
+            return model(noisy, times, attention_mask, **inputs).loss
+        return weighted_sum(model(noisy, times, attention_mask, **inputs).logits)
 
     def evaluate(model) -> dict[str, float]:
-        rows = data.validation_rows.select(range(min(len(data.validation_rows), config.validation_rows)))
+        count = len(data.validation_rows)
+        spread = range(0, count, -(-count // config.validation_rows))  # neighbours are alike
+        rows = data.validation_rows.select(spread)
         estimate = estimate_bound(model, fine_scheduler, rows, seed=config.seed, accelerator=accelerator)
         levels = {f"bound_by_noise/t={(i + 0.5) / NOISE_LEVELS:.2f}": nats for i, nats in enumerate(estimate.by_noise)}
         return {"bound": estimate.bound, "standard_error": estimate.standard_error} | levels

@@ -56,6 +56,7 @@ def config(text_file, tmp_path):
         {"kernel": "uniform", "reverse_rule": "plug_in", "num_train_timesteps": 50},
         {"num_train_timesteps": 200, "schedule": "cosine", "auxiliary_weight": 0.01},
         {"packing": False},
+        {"kernel": "uniform", "head_chunk_size": 7, "optimizer": "sgd"},
         {"streaming": True, "validation_documents": 20},
         {"mixed_precision": "bf16", "gradient_checkpointing": True},
     ],
@@ -134,6 +135,14 @@ def test_a_saved_pipeline_is_trained_further(config, tmp_path):
         config(lora_rank=4)
     with pytest.raises(ValueError, match="`length` must be at most 16"):
         train_d3pm.main(config(output_dir=str(tmp_path / "x"), model_name_or_path=base.output_dir, length=32, **parts))
+
+
+@pytest.mark.parametrize("kernel", ["absorbing", "uniform"])
+def test_a_head_in_chunks_trains_alike(config, tmp_path, kernel):
+    same = {"kernel": kernel, "max_train_steps": 10, "num_samples": 0, "num_length_samples": 0, "learning_rate": 1e-2}
+    whole = train_d3pm.main(config(output_dir=str(tmp_path / "whole"), **same))
+    chunked = train_d3pm.main(config(output_dir=str(tmp_path / "chunked"), head_chunk_size=5, **same))
+    np.testing.assert_allclose(whole, chunked, rtol=1e-5)
 
 
 def test_a_folder_with_a_model_is_not_overwritten_unasked(config):
