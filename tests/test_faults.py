@@ -142,8 +142,8 @@ def test_a_full_disk_does_not_end_a_run_but_its_last_save_must_work(make_loop, m
 
 
 def test_too_little_room_is_said_before_the_first_step(make_loop, monkeypatch):
-    usage = training.shutil.disk_usage("/")._replace(free=10_000)
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda path: usage)
+    usage = checkpoints.shutil.disk_usage("/")._replace(free=10_000)
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ValueError, match="has 1e-05 GB free; checkpoints need"):
         make_loop(checkpointing_steps=2).run()
     make_loop("none", checkpointing_steps=0, max_train_steps=1).run()
@@ -235,3 +235,14 @@ def test_sigterm_to_accelerate_launch_reaches_the_run(recipe):
     assert code != 0
     step = final_weights(recipe.output)[1]
     assert 0 < step < 100_000 and json.loads((recipe.output / "tokenizer" / "tokenizer_config.json").read_text())
+
+
+def test_what_changes_a_resumed_run_is_said_and_what_does_not_is_not(make_loop, caplog):
+    make_loop(checkpointing_steps=4, gradient_accumulation_steps=1).run()
+    same = {"train_batch_size": 8, "gradient_accumulation_steps": 2, "checkpoints_total_limit": 5}
+    make_loop(resume_from_checkpoint="latest", checkpointing_steps=4, **same).load()
+    assert not caplog.text
+    make_loop(resume_from_checkpoint="latest", learning_rate=3e-4, train_batch_size=8, seed=1).load()
+    warned = [record.message for record in caplog.records]
+    assert len(warned) == 3 and "`learning_rate` was 0.001 and is 0.0003" in warned[0]
+    assert "`rows_per_step` was 16 and is 8" in warned[1] and "`seed` was 0 and is 1" in warned[2]

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,24 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_FOLDER = "checkpoints"
 MANIFEST_FILE, STATE_FILE = "manifest.json", "state.json"
 FINISHED, DRAFT, TRASH = "step-", ".draft-", ".trash-"
+
+
+def check_room(output: Path, size: int, keep: int):
+    """Make sure that `output` can be written and takes `keep` checkpoints of `size` bytes, and one more in the making.
+
+    Raises:
+        OSError: if it cannot be written.
+        ValueError: if it has too little room.
+    """
+    with tempfile.TemporaryFile(dir=output):
+        pass
+    missing = max(1, keep + 1 - len(list_checkpoints(output / CHECKPOINT_FOLDER)))
+    needed, free = size * missing, shutil.disk_usage(output).free
+    if free < needed:
+        raise ValueError(
+            f"`output_dir`={str(output)!r} has {free / 1e9:.3g} GB free; checkpoints need {needed / 1e9:.3g} GB with "
+            f"`checkpoints_total_limit`={keep}."
+        )
 
 
 def write_checkpoint(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict, keep: int) -> Path:

@@ -10,7 +10,6 @@ Shapes: G rows of the global batch (over processes and accumulation), B rows of 
 import math
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -29,8 +28,8 @@ from tqdm.auto import tqdm
 
 from text_diffusers.checkpoints import (
     CHECKPOINT_FOLDER,
+    check_room,
     find_checkpoint,
-    list_checkpoints,
     read_checkpoint,
     write_checkpoint,
 )
@@ -38,18 +37,12 @@ from text_diffusers.data import ShuffledRows
 from text_diffusers.noise import row_noise
 from text_diffusers.runtime import TRACKER_FOLDER, StopRequest, ThreadTuner, end_training, most_threads
 from text_diffusers.tracking import log_model, log_texts, start_trackers
-from text_diffusers.training_config import TrainingConfig, make_optimizer
+from text_diffusers.training_config import TrainingConfig, changes, make_optimizer
 from text_diffusers.training_state import make_state
 
 logger = get_logger(__name__)
 
 TRACKED_EVERY = 10
-# Options without an effect on what the next steps compute, but for rounding.
-FREE_WHEN_RESUMING = {
-    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "project", "num_cpu_threads"),
-    *("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "validation_rows", "num_samples"),
-    *("num_length_samples", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"),
-}
 
 LossFunction = Callable[[torch.nn.Module, dict[str, Tensor], Tensor, list[torch.Generator]], Tensor]
 
@@ -163,15 +156,8 @@ class TrainingLoop:
             if config.overwrite_output_dir and not config.resume_from_checkpoint:
                 for old in (CHECKPOINT_FOLDER, TRACKER_FOLDER):
                     shutil.rmtree(output / old, ignore_errors=True)
-            with tempfile.TemporaryFile(dir=output):  # fails in a folder that cannot be written
-                pass
-            checkpoints = config.checkpoints_total_limit + 1 - len(list_checkpoints(self.checkpoint_folder))
-            needed, free = self.state.num_bytes() * max(1, checkpoints), shutil.disk_usage(output).free
-            if config.checkpointing_steps and free < needed:
-                raise ValueError(
-                    f"`output_dir`={config.output_dir!r} has {free / 1e9:.3g} GB free; checkpoints need "
-                    f"{needed / 1e9:.3g} GB with `checkpoints_total_limit`={config.checkpoints_total_limit}."
-                )
+            size = self.state.num_bytes() if config.checkpointing_steps else 0
+            check_room(output, size, config.checkpoints_total_limit)
         if config.resume_from_checkpoint:
             self.load()
         settings = (config.project, output.resolve().name, self.run_id, self.step, asdict(config))
@@ -367,7 +353,9 @@ class TrainingLoop:
         if not path.is_dir():
             raise FileNotFoundError(f"{path}: `output_dir` must be in a file system that all nodes share.")
         tensors, state = read_checkpoint(path)
-        self._compare(state)
+        rows = {"rows_per_step": self.rows.rows_per_step}
+        for change in changes(state["config"] | {"rows_per_step": state["rows_per_step"]}, asdict(self.config) | rows):
+            logger.warning(f"{change}: the run goes on, but not as it would have.")
         self.state.load_tensors(tensors)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -376,13 +364,3 @@ class TrainingLoop:
         if state["config"]["train_batch_size"] == self.config.train_batch_size:
             self.micro_batch_size = state["micro_batch_size"]  # halved when memory was short
         self.accelerator.print(f"Resumed from {path} at step {self.step}")
-
-    def _compare(self, state: dict):
-        """Warn of everything that makes the rest of the run another one than it would have been."""
-        now = asdict(self.config) | {"rows_per_step": self.rows.rows_per_step}
-        before = state["config"] | {"rows_per_step": state["rows_per_step"]}
-        for name in sorted(now.keys() & before.keys() - FREE_WHEN_RESUMING):
-            if before[name] != now[name]:
-                logger.warning(
-                    f"`{name}` was {before[name]} and is {now[name]}: the run will not be as it would have."
-                )

@@ -9,6 +9,13 @@ from text_diffusers.checkpoints import CHECKPOINT_FOLDER
 from text_diffusers.tracking import check_trackers
 
 SGD_MOMENTUM = 0.9
+# Options without an effect on what the next steps compute, but for rounding.
+FREE_WHEN_RESUMING = {
+    *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "project", "num_cpu_threads"),
+    *("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "validation_rows", "num_samples"),
+    *("num_length_samples", "train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"),
+    "head_chunk_size",
+}
 
 
 @dataclass
@@ -77,6 +84,12 @@ class TrainingConfig:
                 f"`output_dir`={self.output_dir!r} holds a trained model: choose another folder, "
                 "`--resume_from_checkpoint latest`, or `--overwrite_output_dir true`."
             )
+
+
+def changes(before: dict, now: dict) -> list[str]:
+    """Options that make the rest of a resumed run another one than it would have been."""
+    names = sorted(now.keys() & before.keys() - FREE_WHEN_RESUMING)
+    return [f"`{name}` was {before[name]} and is {now[name]}" for name in names if before[name] != now[name]]
 
 
 def adamw(groups: list[dict], config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:
