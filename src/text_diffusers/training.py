@@ -59,7 +59,8 @@ class TrainingLoop:
         rows: order of the training rows, with G rows a step.
         evaluate: `model -> {name: number}`, on all processes; "bound" is compared with and without averaging.
         write: `model -> texts`, on all processes, for the trackers' table of samples.
-        on_validation: `(step, metrics)`, on all processes after each validation; may raise to end the run.
+        on_validation: `(step, metrics)`, on all processes after each validation; may raise to end the run. The metrics
+            hold the `progress` too, the share of the budget that is used up.
     """
 
     def __init__(
@@ -275,7 +276,7 @@ class TrainingLoop:
             log_texts(self.accelerator, "samples", texts, self.step)
             tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if "/" not in k))
         if self.on_validation:
-            self.on_validation(self.step, metrics)
+            self.on_validation(self.step, metrics | {"progress": self.progress})
 
     def _log(self, section: str, values: dict[str, float]):
         named = {name if "/" in name else f"{section}/{name}": value for name, value in values.items()}

@@ -7,6 +7,7 @@ Shapes: B batch, L sequence length, D width, H heads, C head width, V vocabulary
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,14 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 ROTARY_BASE = 10_000.0
 TIME_SCALE = 1_000.0
 NORM_EPS = 1e-6
+CHUNK_SIZE = 128  # rows of logits that live at once when the head is trained in chunks
+
+LossFunction = Callable[[Tensor, slice], Tensor]
 
 
 def sinusoids(values: Tensor, width: int, base: float = ROTARY_BASE) -> tuple[Tensor, Tensor]:
@@ -90,11 +95,65 @@ class TextTransformerBlock(nn.Module):
         return x + gate2 * self.ff(self.norm2(x) * (1 + scale2) + shift2)
 
 
+class ChunkedHeadLoss(torch.autograd.Function):
+    """Sum of a loss over chunks of the head's logits, of which only one chunk exists at any time.
+
+    The gradients of a chunk are taken and added up as soon as its loss is known. The result is a scalar, so all that
+    is left to the backward pass is to multiply them by the gradient of that scalar: nothing is computed twice. Liger
+    (https://arxiv.org/abs/2410.10989) fuses the cross-entropy with the head in this way; here the loss may be any.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, loss_function: LossFunction, chunk_size: int) -> Tensor:
+        """() sum of `loss_function(x[chunk] @ weight.T, chunk)`; x (N, D), weight (V, D)."""
+        device = x.device.type  # here autocast casts nothing: its cache would keep a weight without gradient
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        x_cast, weight_cast = x.to(dtype), weight.to(dtype)
+        total_dtype = torch.promote_types(dtype, torch.float32)
+        total = torch.zeros((), dtype=total_dtype, device=x.device)
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        grad_x = torch.zeros_like(x) if needs_x else None
+        grad_weight = torch.zeros_like(weight, dtype=total_dtype) if needs_weight else None
+
+        for chunk in chunks(len(x), chunk_size):
+            loss, grad = loss_and_gradient(F.linear(x_cast[chunk], weight_cast), chunk, loss_function)  # grad (n, V)
+            total = total + loss  # in float64 if the loss is
+            if grad_x is not None:
+                grad_x[chunk] = grad @ weight_cast
+            if grad_weight is not None and dtype == total_dtype:
+                grad_weight.addmm_(grad.T, x_cast[chunk])  # into the sum, without a second (V, D)
+            elif grad_weight is not None:
+                grad_weight += grad.T @ x_cast[chunk]
+            del grad  # before the next chunk's logits
+
+        ctx.save_for_backward(grad_x, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: Tensor):
+        # In place: a second backward pass, which would find the gradients scaled already, is refused by autograd.
+        grad_x, grad_weight = (grad if grad is None else grad.mul_(grad_output) for grad in ctx.saved_tensors)
+        return grad_x, grad_weight, None, None
+
+
+def chunks(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def loss_and_gradient(logits: Tensor, chunk: slice, loss_function: LossFunction) -> tuple[Tensor, Tensor]:
+    """The loss of a chunk and its gradient (n, V)."""
+    with torch.enable_grad():
+        loss = loss_function(logits.requires_grad_(), chunk)
+    return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+
 @dataclass
 class TextTransformerOutput(BaseOutput):
-    """`logits` of clean tokens: (B, L, V), or (N, V) with `positions`."""
+    """`logits` of clean tokens, (B, L, V), or (N, V) with `positions`; with a loss function its `loss` instead."""
 
-    logits: Tensor
+    logits: Tensor | None = None
+    loss: Tensor | None = None
 
 
 class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -120,6 +179,7 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["TextTransformerBlock"]
+    _gradient_checkpointing_func: Any
     config: Any
 
     @register_to_config
@@ -166,6 +226,8 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         attention_mask: Tensor | None = None,
         class_labels: Tensor | None = None,
         positions: Tensor | None = None,
+        loss_function: LossFunction | None = None,
+        chunk_size: int = CHUNK_SIZE,
         return_dict: bool = True,
     ) -> TextTransformerOutput | tuple[Tensor]:
         """Predict the clean token at each position.
@@ -176,9 +238,14 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             attention_mask: (B, L), 0 at padding.
             class_labels: (B,) ids; `None` is "no label".
             positions: (B, L) bool; the head runs there only.
+            loss_function: `(logits (n, V), chunk) -> ()`, the loss summed over `chunk`, a slice of the N positions
+                (of all B * L without `positions`). The output then has the sum over all chunks, differentiable once,
+                and no logits. Gradients reach this model only, through the logits.
+            chunk_size: the most positions whose logits exist at once, with a `loss_function`.
 
         Raises:
-            ValueError: if the sequence is too long, or the time or a label is missing or out of range.
+            ValueError: if the sequence is too long, the time or a label is missing or out of range, or the head
+                cannot run in chunks.
         """
         self._check_inputs(input_ids, timestep, class_labels)
         x = self.token_embedding(input_ids)  # (B, L, D)
@@ -200,10 +267,26 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if positions is not None:
             x = x[positions]  # (N, D)
         if self.head is None:  # the shared embedding has unit entries
-            logits = F.linear(x * self.config.hidden_size**-0.5, self.token_embedding.weight)
-        else:
-            logits = self.head(x)
+            x = x * self.config.hidden_size**-0.5
+        if loss_function is not None:
+            loss = self._chunked_loss(x.reshape(-1, x.shape[-1]), loss_function, chunk_size)
+            return TextTransformerOutput(loss=loss) if return_dict else (loss,)
+        logits = F.linear(x, self.token_embedding.weight) if self.head is None else self.head(x)
         return TextTransformerOutput(logits=logits) if return_dict else (logits,)
+
+    def _chunked_loss(self, x: Tensor, loss_function: LossFunction, chunk_size: int) -> Tensor:
+        """() sum of the loss over chunks of the features (N, D)."""
+        if chunk_size < 1:
+            raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
+        if self.head is not None and type(self.head) is not nn.Linear:
+            raise ValueError(f"`loss_function` needs a plain linear head, got {type(self.head)}: use `logits`.")
+        weight = self.token_embedding.weight if self.head is None else self.head.weight
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            return ChunkedHeadLoss.apply(x, weight, loss_function, chunk_size)
+        total = torch.zeros((), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        for chunk in chunks(len(x), chunk_size):
+            total = total + loss_function(F.linear(x[chunk], weight), chunk)
+        return total
 
     def _condition(self, input_ids: Tensor, timestep, class_labels: Tensor | None) -> Tensor | None:
         """(B, D) sum of the embedded time and label, or None if the model takes neither."""
