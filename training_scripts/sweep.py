@@ -43,6 +43,7 @@ from transformers import HfArgumentParser
 
 from text_diffusers.checkpoints import CHECKPOINT_FOLDER
 from text_diffusers.training_config import TrainingConfig
+from text_diffusers.visualization import plot_trials
 
 LEARNING_RATES = {"adamw": (1e-4, 1e-2), "sgd": (1e-2, 1.0)}  # least and most, on a logarithmic scale
 SPACE: dict[str, list] = {  # in this order: an optimizer is chosen before its learning rate
@@ -64,12 +65,6 @@ OUTCOMES = {  # how a training ends, and whether that is due to the trial's opti
     FloatingPointError: ("diverged", True),
     (SystemExit, KeyboardInterrupt): ("interrupted", False),
     BaseException: ("error", False),
-}
-MARKS = {  # of the trials in the picture
-    "complete": {"color": "tab:blue"},
-    "pruned": {"facecolors": "none", "edgecolors": "0.45"},
-    "diverged": {"color": "tab:red", "marker": "^"},
-    "out of memory": {"color": "tab:orange", "marker": "s"},
 }
 COLUMNS = ("trial", "outcome", "bound", "standard_error", "steps", "minutes")
 SQLITE_SECONDS = 60
@@ -263,7 +258,7 @@ def run_trial(recipe: ModuleType, study: optuna.Study, trial: optuna.Trial, conf
     latest, threads = {}, torch.get_num_threads()
 
     def on_validation(step: int, metrics: dict[str, float]):
-        bound, share = metrics["bound"], metrics.get("progress", step / config.max_train_steps)
+        bound, share = metrics["bound"], metrics["progress"]
         trial.set_user_attr("steps", step)
         trial.set_user_attr("standard_error", metrics.get("standard_error"))
         if not math.isfinite(bound):
@@ -346,7 +341,7 @@ def report(study: optuna.Study, folder: Path):
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)
-        plot(study.get_trials(deepcopy=False, states=COUNTED[:2]), folder / "sweep.png")
+        draw(study, folder / "sweep.png")
     lines = [names[:-1], *([cell(row[name]) for name in names[:-1]] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print("\n" + "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines))
@@ -361,6 +356,19 @@ def report(study: optuna.Study, folder: Path):
         print(f"  {best_command(study, folder)}")
 
 
+def draw(study: optuna.Study, path: Path):
+    """Draw the finished trials against every option that was searched."""
+    trials = study.get_trials(deepcopy=False, states=COUNTED[:2])
+    spaces = {name: space for trial in trials for name, space in trial.distributions.items()}
+    names = sorted(spaces, key=lambda name: (list(SPACE).index(name.split()[0]), name))
+    space: dict[str, Any] = {
+        name: list(s.choices) if isinstance(s, CategoricalDistribution) else (s.low, s.high)
+        for name, s in ((name, spaces[name]) for name in names)
+    }
+    rows = [{"trial": t.number, "outcome": outcome_of(t), "bound": t.value} | t.params for t in trials]
+    plot_trials(rows, space, path)
+
+
 def best_command(study: optuna.Study, folder: Path) -> str:
     """The command that trains the best configuration with the recipe's own budget, not that of a trial."""
     script = Path(__file__).with_name(f"{study.user_attrs['options']['recipe']}.py")
@@ -370,54 +378,6 @@ def best_command(study: optuna.Study, folder: Path) -> str:
     for name, value in options.items():
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return shlex.join(words)
-
-
-def plot(trials: list[FrozenTrial], path: Path):
-    """Draw the bounds of finished trials in their order, and against each option that was searched."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    spaces = {name: space for trial in trials for name, space in trial.distributions.items()}
-    names = sorted(spaces, key=lambda name: (list(SPACE).index(name.split()[0]), name))
-    complete = {trial.number: trial.value for trial in trials if trial.state == TrialState.COMPLETE}
-    bounds = list(complete.values()) or [trial.value for trial in trials if trial.value is not None] or [0.0]
-    edge = max(bounds) + (0.1 * (max(bounds) - min(bounds)) or 0.1)
-    grid = -(-(len(names) + 1) // 3), 3
-    figure, axes = plt.subplots(*grid, figsize=(13, 1.2 + 3.2 * grid[0]), sharey=True, squeeze=False)
-    axes[0, 0].step(list(complete), np.minimum.accumulate(bounds)[: len(complete)], where="post", label="best so far")
-    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
-    for panel, name in zip(axes.flat, ["trial", *names], strict=False):
-        for outcome, style in MARKS.items():
-            shown = [t for t in trials if outcome_of(t) == outcome and (name == "trial" or name in t.params)]
-            heights = [min(t.value, edge) if outcome in ("complete", "pruned") else edge for t in shown]
-            panel.scatter([place(t, name) for t in shown], heights, label=outcome, zorder=3, **style)
-        panel.axhline(edge, color="0.6", linestyle=":", label="beyond: worse, or no bound")
-        panel.set_title(name)
-        panel.grid(alpha=0.3)
-        if isinstance(spaces.get(name), CategoricalDistribution):
-            panel.set_xticks(range(len(spaces[name].choices)), spaces[name].choices)
-            panel.set_xlim(-0.5, len(spaces[name].choices) - 0.5)
-        elif name in spaces:
-            panel.set(xscale="log", xlim=(spaces[name].low / 1.2, spaces[name].high * 1.2))
-    for panel in axes.flat[len(names) + 1 :]:
-        panel.axis("off")
-    figure.supylabel("validation bound (nats per token)")
-    figure.suptitle(f"{len(complete)} complete of {len(trials)} trials, best bound {min(bounds):.3f} nats per token")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=len(MARKS) + 2)
-    figure.tight_layout(rect=(0.01, 0.3 / figure.get_figheight(), 1, 1))
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def place(trial: FrozenTrial, name: str) -> float:
-    """Where a trial stands on the axis of an option; beside the others, if the option has few choices."""
-    space = trial.distributions.get(name)
-    if isinstance(space, CategoricalDistribution):
-        return space.choices.index(trial.params[name]) + 0.4 * (0.618 * trial.number % 1 - 0.5)
-    return trial.params.get(name, trial.number)
 
 
 def main(arguments: list[str] | None = None) -> optuna.Study:

@@ -1,4 +1,4 @@
-"""Pictures of diffusion over tokens.
+"""Pictures of diffusion over tokens, and of a search for hyper-parameters.
 
 Shapes: L sequence length, K number of steps.
 """
@@ -12,6 +12,12 @@ from torch import Tensor
 
 TOKENS_SHOWN = 40
 HIDDEN = "#e6e6ec"
+OUTCOMES = {  # of trials, and how they are drawn
+    "complete": {"color": "tab:blue"},
+    "pruned": {"facecolors": "none", "edgecolors": "0.45"},
+    "diverged": {"color": "tab:red", "marker": "^"},
+    "out of memory": {"color": "tab:orange", "marker": "s"},
+}
 
 
 def token_name(tokenizer: Any, token: int) -> str:
@@ -64,3 +70,61 @@ def plot_denoising(history: Sequence[Tensor], tokenizer: Any, path: str | Path, 
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return Path(path)
+
+
+def plot_trials(trials: list[dict[str, Any]], space: dict[str, Any], path: str | Path) -> Path:
+    """Draw the bounds of trials in their order, and against each option that was searched.
+
+    Args:
+        trials: each with its number `trial`, an `outcome` among `OUTCOMES`, its `bound` in nats per token, `None` if
+            it reached none, and the values of its options.
+        space: of each option a list of choices, or the least and most of a logarithmic range.
+        path: of the picture; the ending chooses the format.
+
+    Returns:
+        `path`.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    complete = {trial["trial"]: trial["bound"] for trial in trials if trial["outcome"] == "complete"}
+    bounds = list(complete.values()) or [trial["bound"] for trial in trials if trial["bound"] is not None] or [0.0]
+    edge = max(bounds) + (0.1 * (max(bounds) - min(bounds)) or 0.1)
+    lines = -(-(len(space) + 1) // 3)
+    figure, axes = plt.subplots(lines, 3, figsize=(13, 1.2 + 3.2 * lines), sharey=True, squeeze=False)
+    axes[0, 0].step(list(complete), np.minimum.accumulate(bounds)[: len(complete)], where="post", label="best so far")
+    axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    for panel, name in zip(axes.flat, ["trial", *space], strict=False):
+        for outcome, style in OUTCOMES.items():
+            shown = [trial for trial in trials if trial["outcome"] == outcome and name in trial]
+            drawn = outcome in ("complete", "pruned")
+            heights = [min(trial["bound"], edge) if drawn and trial["bound"] else edge for trial in shown]
+            panel.scatter([place(trial, name, space) for trial in shown], heights, label=outcome, zorder=3, **style)
+        panel.axhline(edge, color="0.6", linestyle=":", label="beyond: worse, or no bound")
+        panel.set_title(name)
+        panel.grid(alpha=0.3)
+        choices = space.get(name)
+        if isinstance(choices, list):
+            panel.set_xticks(range(len(choices)), choices)
+            panel.set_xlim(-0.5, len(choices) - 0.5)
+        elif choices:
+            panel.set(xscale="log", xlim=(choices[0] / 1.2, choices[1] * 1.2))
+    for panel in axes.flat[len(space) + 1 :]:
+        panel.axis("off")
+    figure.supylabel("validation bound (nats per token)")
+    figure.suptitle(f"{len(complete)} complete of {len(trials)} trials, best bound {min(bounds):.3f} nats per token")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=len(OUTCOMES) + 2)
+    figure.tight_layout(rect=(0.01, 0.3 / figure.get_figheight(), 1, 1))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return Path(path)
+
+
+def place(trial: dict[str, Any], name: str, space: dict[str, Any]) -> float:
+    """Where a trial stands on the axis of an option; beside the others, if the option has few choices."""
+    if isinstance(choices := space.get(name), list):
+        return choices.index(trial[name]) + 0.4 * (0.618 * trial["trial"] % 1 - 0.5)
+    return trial[name]
