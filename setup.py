@@ -16,7 +16,7 @@ EXTRAS = {
         "tokenizers>=0.22",
     ],
     "wandb": ["wandb>=0.30"],
-    "sweep": ["optuna>=5.0"],
+    "sweep": ["filelock>=3.16", "matplotlib>=3.10", "optuna>=5.0"],
     "eval": ["datasets>=5.0", "sacrebleu>=2.6", "scikit-learn>=1.7"],
     "demo": ["gradio>=6.21", "matplotlib>=3.10"],
     "dev": [
