@@ -246,3 +246,18 @@ def test_what_changes_a_resumed_run_is_said_and_what_does_not_is_not(make_loop, 
     warned = [record.message for record in caplog.records]
     assert len(warned) == 3 and "`learning_rate` was 0.001 and is 0.0003" in warned[0]
     assert "`rows_per_step` was 16 and is 8" in warned[1] and "`seed` was 0 and is 1" in warned[2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_that_is_out_of_memory_halves_the_micro_batch(make_loop):
+    loop = make_loop(train_batch_size=16, max_train_steps=2)
+    loss_function = loop.loss_function
+
+    def limited(model, batch, uniform, generators):
+        if len(uniform) > 5:
+            torch.empty(2**60, device="cuda")
+        return loss_function(model, batch, uniform, generators)
+
+    loop.loss_function = limited
+    assert np.isfinite(loop.run()).all() and loop.micro_batch_size == 4

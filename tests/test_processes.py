@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -153,3 +154,23 @@ def test_every_configuration_is_one_that_accelerate_takes(path):
         assert arguments.use_fsdp and int(arguments.fsdp_version) == 2
         assert arguments.fsdp_transformer_layer_cls_to_wrap == "TextTransformerBlock"
     assert arguments.use_deepspeed == ("deepspeed" in path.name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("config", ["many_gpus", "fsdp2"])
+def test_two_gpus_train_and_resume(recipe, tmp_path, config):
+    launcher = [
+        *ACCELERATE,
+        "--config_file",
+        SCRIPTS / "accelerate_configs" / f"{config}.yaml",
+        "--num_processes",
+        "2",
+    ]
+    for steps in (25, 50):  # the second run resumes the first
+        changes = {"max_train_steps": steps, "checkpointing_steps": 25, "resume_from_checkpoint": "auto"}
+        options = recipe(output_dir=tmp_path / "run", train_batch_size=4, **changes)
+        done = run(tmp_path, *launcher, SCRIPTS / "train_d3pm.py", *options)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "2 process(es) on cuda" in done.stdout
+    assert "at step 25" in done.stdout and (tmp_path / "run" / "model_index.json").is_file()
