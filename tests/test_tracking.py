@@ -4,6 +4,7 @@ import importlib.util
 import json
 import struct
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +80,20 @@ def test_a_resumed_run_writes_no_step_twice(train):
 
 
 def read_wandb(folder):
-    """The records of an offline run: blocks of 32 KiB, in them pieces behind a checksum, a length and a kind."""
+    """The records of an offline run, once it is closed: its writer is a process of its own, and may be late."""
+    (file,) = [path for path in folder.rglob("*.wandb") if not path.parent.is_symlink()]
+    for _ in range(600):
+        records = parse_wandb(file)
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.1)
+    raise TimeoutError(f"{file}: no record of the end of the run in a minute.")
+
+
+def parse_wandb(file):
+    """Blocks of 32 KiB, in them pieces behind a checksum, a length and a kind."""
     from wandb.proto import wandb_internal_pb2
 
-    (file,) = [path for path in folder.rglob("*.wandb") if not path.parent.is_symlink()]
     data, position, piece, records = file.read_bytes(), 7, b"", []
     while position + 7 <= len(data):
         if 32_768 - position % 32_768 < 7:
@@ -90,6 +101,8 @@ def read_wandb(folder):
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
         body = data[position + 7 : position + 7 + length]
+        if len(body) < length:  # still being written
+            break
         piece = piece + body if kind in (3, 4) else body  # whole, first, middle, last
         if kind in (1, 4):
             records.append(wandb_internal_pb2.Record.FromString(piece))
