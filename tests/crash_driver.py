@@ -28,7 +28,6 @@ from text_diffusers.data import ShuffledRows, tokenize, train_tokenizer
 from text_diffusers.evaluation import batch_bound, estimate_bound
 from text_diffusers.runtime import end_training, make_accelerator
 from text_diffusers.training_config import TrainingConfig
-from text_diffusers.training_state import whole
 
 STEPS, SAVED_EVERY, GLOBAL_ROWS = 8, 3, 8
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
@@ -111,7 +110,7 @@ def train(folder: Path, processes: int, options: dict, kill_at: int = 0, dropout
         for name, tensor in sorted(group.items()):
             digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
     result = {"first": STEPS - len(losses), "losses": losses, "digest": digest.hexdigest(), "validated": validated}
-    result |= {"weights": {name: whole(p).tolist() for name, p in loop.state.parameters.items()}}
+    result |= {"weights": {name: tensor.tolist() for name, tensor in loop.state.weights().items()}}
     result |= {"type": str(accelerator.distributed_type), "shards": loop.state.sharded}
     Path(folder, f"result-{accelerator.process_index}.json").write_text(json.dumps(result))
     end_training(accelerator)

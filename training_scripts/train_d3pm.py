@@ -237,12 +237,8 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
         noisy = scheduler.add_noise(tokens, times, generators)  # (B, L)
         positions = predicted_positions(scheduler, noisy, attention_mask)  # (B, L), the head runs there only
         rows = positions.nonzero()[:, 0]  # (N,)
-        targets, corrupted, times_there, weights_there = (
-            tokens[positions],
-            noisy[positions],
-            times[rows],
-            weights[rows],
-        )
+        targets, corrupted = tokens[positions], noisy[positions]  # (N,)
+        times_there, weights_there = times[rows], weights[rows]  # (N,)
 
         def weighted_sum(logits, chunk=slice(None)):  # (n, V) of all N positions or a chunk of them
             loss = token_bound(scheduler, logits, targets[chunk], corrupted[chunk], times_there[chunk])  # (n,)

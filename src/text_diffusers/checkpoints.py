@@ -31,8 +31,7 @@ def check_room(output: Path, size: int, keep: int):
         OSError: if it cannot be written.
         ValueError: if it has too little room.
     """
-    with tempfile.TemporaryFile(dir=output):
-        pass
+    tempfile.TemporaryFile(dir=output).close()
     missing = max(1, keep + 1 - len(list_checkpoints(output / CHECKPOINT_FOLDER)))
     needed, free = size * missing, shutil.disk_usage(output).free
     if free < needed:

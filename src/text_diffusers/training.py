@@ -11,7 +11,7 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -222,15 +222,11 @@ class TrainingLoop:
             ) from error
 
     def _backward(self, batch: dict[str, Tensor], tokens: int) -> Tensor:
-        accelerator, rows = self.accelerator, self.local_rows
+        accelerator = self.accelerator
         torch.manual_seed(self.config.seed + 1_000_003 * self.step + accelerator.process_index)  # dropout
-        uniform, generators = row_noise(self.config.seed, self.step, self.rows.rows_per_step)
         total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
-        count = -(-len(rows) // self.micro_batch_size)
-        for index in range(count):
-            part = {name: column[index::count].to(accelerator.device) for name, column in batch.items()}
-            mine = rows[index::count]
-            noise = uniform[list(mine)].to(accelerator.device), [generators[row] for row in mine]
+        count = -(-len(self.local_rows) // self.micro_batch_size)
+        for index, (part, noise) in enumerate(self._micro_batches(batch, count)):
             last = index == count - 1  # gradients are exchanged once a step
             accelerator.sync_gradients = last  # DeepSpeed goes by this alone, and steps in the last backward
             with nullcontext() if last else accelerator.no_sync(self.model):
@@ -241,15 +237,20 @@ class TrainingLoop:
             total += loss_sum.detach()
         return total
 
+    def _micro_batches(self, batch: dict[str, Tensor], count: int) -> Iterator[tuple[dict[str, Tensor], tuple]]:
+        """This process's rows of a step in `count` parts, each with the noise of its rows."""
+        uniform, generators = row_noise(self.config.seed, self.step, self.rows.rows_per_step)
+        for index in range(count):
+            rows = self.local_rows[index::count]
+            part = {name: column[index::count].to(self.accelerator.device) for name, column in batch.items()}
+            yield part, (uniform[list(rows)].to(self.accelerator.device), [generators[row] for row in rows])
+
     @torch.no_grad()
     def _suspects(self, batch: dict[str, Tensor]) -> str:
         """Which rows of a step have a loss that is not finite, computed one by one with their own noise."""
         rows, suspects = self.local_rows, []
         if self.accelerator.num_processes == 1:
-            uniform, generators = row_noise(self.config.seed, self.step, self.rows.rows_per_step)
-            for index, row in enumerate(rows):
-                part = {name: column[index : index + 1].to(self.accelerator.device) for name, column in batch.items()}
-                noise = uniform[[row]].to(self.accelerator.device), [generators[row]]
+            for row, (part, noise) in zip(rows, self._micro_batches(batch, len(rows)), strict=True):
                 if not math.isfinite(float(self.loss_function(self.unwrapped, part, *noise))):
                     suspects.append(row)
         if suspects and len(suspects) < len(rows):
