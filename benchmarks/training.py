@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextTransformerModel
-from text_diffusers.evaluation import predicted_positions, token_bound
+from text_diffusers.bounds import predicted_positions, token_bound
 from text_diffusers.noise import TIME_SAMPLINGS
 
 LENGTH, WIDTH, HEADS = 128, 512, 8

@@ -6,8 +6,6 @@ D3PM (https://arxiv.org/abs/2107.03006), MDLM (https://arxiv.org/abs/2406.07524)
 Shapes: B batch, L sequence length, V vocabulary size, N selected positions, T training timesteps.
 """
 
-import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,129 +15,18 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-Generators = torch.Generator | Sequence[torch.Generator] | None
+from text_diffusers.schedulers.noise_schedules import NOISE_SCHEDULES
+from text_diffusers.schedulers.token_sampling import (
+    Generators,
+    is_int,
+    is_number,
+    rand,
+    require,
+    sample_tokens,
+    token_weights,
+)
 
-SIGMOID_RANGE = 3.0
-GEOMETRIC_RANGE = (1e-4, 20.0)
-MASS_BLOCK = 256
-LARGEST_UNIFORM = 1 - 1e-12
 REQUIRED_IDS = ("mask_token_id", "vocab_size")
-
-
-def sigmoid_alpha(t: Tensor) -> Tensor:
-    low, high = torch.sigmoid(torch.tensor([-SIGMOID_RANGE, SIGMOID_RANGE], dtype=t.dtype, device=t.device))
-    return (torch.sigmoid(SIGMOID_RANGE * (1 - 2 * t)) - low) / (high - low)
-
-
-def sigmoid_alpha_derivative(t: Tensor) -> Tensor:
-    low, high = torch.sigmoid(torch.tensor([-SIGMOID_RANGE, SIGMOID_RANGE], dtype=t.dtype, device=t.device))
-    value = torch.sigmoid(SIGMOID_RANGE * (1 - 2 * t))
-    return -2 * SIGMOID_RANGE * value * (1 - value) / (high - low)
-
-
-def geometric_alpha(t: Tensor) -> Tensor:
-    low, high = GEOMETRIC_RANGE
-    return (torch.exp(-(low ** (1 - t)) * high**t) - math.exp(-high)) / (math.exp(-low) - math.exp(-high))
-
-
-def geometric_alpha_derivative(t: Tensor) -> Tensor:
-    low, high = GEOMETRIC_RANGE
-    total = low ** (1 - t) * high**t
-    return -math.log(high / low) * total * torch.exp(-total) / (math.exp(-low) - math.exp(-high))
-
-
-def linear_alpha(t: Tensor) -> Tensor:
-    return 1 - t
-
-
-def linear_alpha_derivative(t: Tensor) -> Tensor:
-    return -torch.ones_like(t)
-
-
-# Every schedule falls from exactly 1 to exactly 0, so the prior is exact and no bound needs a prior term. Sigmoid and
-# geometric noise are rescaled to do so. "reciprocal" is D3PM's beta_t = 1 / (T - t + 1), whose product is 1 - t / T.
-NOISE_SCHEDULES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "linear": (linear_alpha, linear_alpha_derivative),
-    "reciprocal": (linear_alpha, linear_alpha_derivative),
-    "cosine": (
-        lambda t: torch.sin(math.pi / 2 * (1 - t)) ** 2,
-        lambda t: -math.pi / 2 * torch.sin(math.pi * t),
-    ),
-    "sigmoid": (sigmoid_alpha, sigmoid_alpha_derivative),
-    "sqrt": (lambda t: 1 - torch.sqrt(t), lambda t: -0.5 / torch.sqrt(t)),
-    "geometric": (geometric_alpha, geometric_alpha_derivative),
-}
-
-
-def rand(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
-    """(B, L) float64 uniform numbers in [0, 1).
-
-    With a list, one generator a row, row b depends on its own generator only, and its first numbers do not depend on
-    L: the same prompt draws the same noise alone or padded in a batch.
-    """
-    if generator is None or isinstance(generator, torch.Generator):
-        source = device if generator is None else generator.device
-        return torch.rand(shape, generator=generator, device=source, dtype=torch.float64).to(device)
-    if len(generator) != shape[0]:
-        raise ValueError(f"`generator` must be one generator or one a row: {shape[0]} rows, got {len(generator)}.")
-    rows = []
-    for row_generator in generator:
-        seed = torch.randint(2**62, (1,), generator=row_generator, device=row_generator.device)
-        fresh = torch.Generator(row_generator.device).manual_seed(int(seed))
-        rows.append(torch.rand(shape[1], generator=fresh, device=fresh.device, dtype=torch.float64))
-    return torch.stack(rows).to(device)
-
-
-def token_weights(
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    mask_token_id: int | None = None,
-) -> Tensor:
-    """Unnormalised probabilities (N, V) of logits (N, V), the largest being 1; `logits` are left as they are.
-
-    Args:
-        temperature: divides the logits; 0 keeps only the largest.
-        top_k: keeps the k largest.
-        top_p: keeps the smallest set whose mass reaches `top_p`, with the token that crosses it.
-        mask_token_id: gets no mass.
-    """
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-    if mask_token_id is not None:
-        scores[:, mask_token_id] = -math.inf
-    peak = scores.amax(dim=-1, keepdim=True)
-    if not torch.isfinite(peak).all():
-        raise ValueError("`model_output` has NaN or infinite logits: check the weights and the dtype of the denoiser.")
-    if temperature == 0:
-        return torch.zeros_like(scores).scatter_(1, scores.argmax(dim=-1, keepdim=True), 1.0)
-    scores.sub_(peak).div_(temperature)
-    if top_k is not None and top_k < scores.shape[-1]:
-        scores.masked_fill_(scores < scores.topk(top_k, dim=-1).values[:, -1:], -math.inf)
-    weights = scores.exp_()
-    if top_p is not None and top_p < 1:
-        ordered, order = weights.sort(dim=-1, descending=True)
-        mass_before = ordered.cumsum(dim=-1, dtype=torch.float64) - ordered
-        dropped = mass_before >= top_p * ordered.sum(dim=-1, keepdim=True, dtype=torch.float64)
-        weights = weights.masked_fill(torch.zeros_like(dropped).scatter_(1, order, dropped), 0.0)
-    return weights
-
-
-def sample_tokens(weights: Tensor, uniform: Tensor) -> Tensor:
-    """(N,) token ids by inverse CDF from unnormalised probabilities (N, V) and uniform numbers (N,).
-
-    Two levels, masses of blocks and then one block in float64: one read of the weights, and no Gumbel noise, whose
-    float32 tail ends at 16.6 and starves large vocabularies (https://arxiv.org/abs/2409.02908).
-    """
-    num_rows, vocab_size = weights.shape
-    blocks = torch.nn.functional.pad(weights, (0, -vocab_size % MASS_BLOCK)).unflatten(-1, (-1, MASS_BLOCK))
-    mass = blocks.sum(dim=-1).double().cumsum(dim=-1)  # (N, V / block)
-    target = uniform.double().clamp(max=LARGEST_UNIFORM).unsqueeze(-1) * mass[:, -1:]
-    block = torch.searchsorted(mass, target, right=True)  # (N, 1), the first block whose mass exceeds the target
-    before = torch.where(block > 0, mass.gather(1, (block - 1).clamp(min=0)), torch.zeros_like(target))
-    inside = blocks[torch.arange(num_rows, device=weights.device), block.squeeze(-1)].double().cumsum(dim=-1)
-    share = ((target - before) / (mass.gather(1, block) - before)).clamp(0, LARGEST_UNIFORM)
-    return (block * MASS_BLOCK + torch.searchsorted(inside, share * inside[:, -1:], right=True)).squeeze(-1)
 
 
 def uniform_routes(p_current: Any, alpha_t: Any, alpha_s: Any, vocab_size: int) -> tuple[Any, Any]:
@@ -266,7 +153,7 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
         times = torch.as_tensor(timesteps)
         if not ((times >= 0) & (times <= 1)).all():
             raise ValueError(f"`timesteps` must lie in [0, 1], got {times.min():g} to {times.max():g}.")
-        if alpha.ndim:
+        if alpha.ndim == 1:
             alpha = alpha.view(-1, 1)
         return rand(tuple(tokens.shape), generator, tokens.device) < alpha.to(tokens.device)
 
@@ -344,7 +231,7 @@ class D3PMAbsorbingScheduler(D3PMScheduler):
         return torch.full(shape, self.config.mask_token_id, device=device)
 
     def add_noise(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators = None) -> Tensor:
-        """(B, L) from q(x_t | x_0): each token is masked with probability 1 - alpha; timesteps () or (B,)."""
+        """(B, L) from q(x_t | x_0): each token is masked with probability 1 - alpha; timesteps (), (B,) or (B, L)."""
         return torch.where(self._keep(tokens, timesteps, generator), tokens, self.config.mask_token_id)
 
     def select(self, timestep: float | Tensor, sample: Tensor, generator: Generators = None) -> Tensor:
@@ -437,7 +324,7 @@ class D3PMUniformScheduler(D3PMScheduler):
         return self._random_tokens(shape, generator, torch.device(device or "cpu"))
 
     def add_noise(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators = None) -> Tensor:
-        """(B, L) from q(x_t | x_0): each token is redrawn with probability 1 - alpha; timesteps () or (B,)."""
+        """(B, L) from q(x_t | x_0): each token is redrawn with probability 1 - alpha; timesteps (), (B,) or (B, L)."""
         keep = self._keep(tokens, timesteps, generator)
         return torch.where(keep, tokens, self._random_tokens(tuple(tokens.shape), generator, tokens.device))
 
@@ -505,18 +392,3 @@ class D3PMUniformScheduler(D3PMScheduler):
 
 def subclasses(cls: type) -> list[type]:
     return [c for child in cls.__subclasses__() for c in (child, *subclasses(child))]
-
-
-def is_int(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def is_number(value: Any, low: float, high: float = math.inf) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high and value < math.inf
-    )
-
-
-def require(condition: bool, name: str, limit: str, value: Any):
-    if not condition:
-        raise ValueError(f"`{name}` must be {limit}, got {value!r}.")

@@ -11,8 +11,8 @@ from accelerate.state import AcceleratorState, GradientState  # noqa: E402
 from datasets import Dataset  # noqa: E402
 
 from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline, TextTransformerModel  # noqa: E402
+from text_diffusers.bounds import batch_bound  # noqa: E402
 from text_diffusers.data import ShuffledRows, tokenize, train_tokenizer  # noqa: E402
-from text_diffusers.evaluation import batch_bound  # noqa: E402
 from text_diffusers.runtime import make_accelerator  # noqa: E402
 from text_diffusers.training import TrainingLoop  # noqa: E402
 from text_diffusers.training_config import TrainingConfig  # noqa: E402

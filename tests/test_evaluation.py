@@ -7,7 +7,8 @@ from datasets import Dataset
 from oracles import MarkovSource, TableDenoiser
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler
-from text_diffusers.evaluation import batch_bound, estimate_bound, length_distance, length_nats, unigram_entropy
+from text_diffusers.bounds import batch_bound
+from text_diffusers.evaluation import estimate_bound, length_distance, length_nats, unigram_entropy
 
 
 def sampled_rows(source, count, seed=0):

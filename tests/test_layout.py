@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from text_diffusers.hub import standalone_source
+
 ROOT = Path(__file__).parent.parent
 STANDALONE = {"torch", "diffusers", "transformers"} | set(sys.stdlib_module_names)
-LEAVES = [
-    *sorted((ROOT / "schedulers").glob("*.py")),
-    *sorted((ROOT / "pipelines").glob("*.py")),
-    *sorted((ROOT / "src/text_diffusers/models").glob("*.py")),
-]
+ROOMS = {
+    "text_diffusers.schedulers": ROOT / "schedulers",
+    "text_diffusers.pipelines": ROOT / "pipelines",
+    "text_diffusers.models": ROOT / "src/text_diffusers/models",
+}
+LEAVES = [path for folder in ROOMS.values() for path in sorted(folder.glob("*.py"))]
+MODULES = [f"{room}.{path.stem}" for room, folder in ROOMS.items() for path in sorted(folder.glob("[!_]*.py"))]
 TENSOR_LEAVES = [
     ROOT / "src/text_diffusers" / f"{name}.py" for name in ("losses", "noise", "checkpoints", "data", "initialization")
 ]
@@ -31,13 +35,15 @@ def imported_modules(path: Path) -> set[str]:
 
 
 def test_there_are_leaves_to_check():
-    assert len([path for path in LEAVES if path.name != "__init__.py"]) >= 3
+    assert len(MODULES) >= 3
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_schedulers_pipelines_and_models_run_alone(path):
+def test_schedulers_pipelines_and_models_import_their_own_room_only(path):
     allowed = STANDALONE | ({"vector_quantize_pytorch"} if "autoencoder_vq" in path.name else set())
-    assert {module.split(".")[0] for module in imported_modules(path)} <= allowed
+    room = next(room for room, folder in ROOMS.items() if path.parent == folder)
+    others = {module for module in imported_modules(path) if module.rpartition(".")[0] != room}
+    assert {module.split(".")[0] for module in others} <= allowed
 
 
 @pytest.mark.parametrize("path", TENSOR_LEAVES, ids=lambda path: path.name)
@@ -66,7 +72,9 @@ def test_leaves_load_by_path_where_the_package_is_not_imported(tmp_path):
     """As stock diffusers loads a file beside the weights: in a process that cannot import text_diffusers."""
     import subprocess
 
-    for path in (p for p in LEAVES if p.name != "__init__.py"):
+    for module in MODULES:
+        path = tmp_path / f"{module.rpartition('.')[2]}.py"
+        path.write_text(standalone_source(module), encoding="utf-8")
         code = (
             "import sys, importlib.util; sys.modules['text_diffusers'] = None;"
             f"spec = importlib.util.spec_from_file_location('alone', {str(path)!r});"
@@ -75,3 +83,45 @@ def test_leaves_load_by_path_where_the_package_is_not_imported(tmp_path):
         )
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    """A package with two rooms, into which a test writes modules."""
+    for folder in ("text_diffusers_like", "text_diffusers_like/here", "text_diffusers_like/there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("text_diffusers.hub.PACKAGE", "text_diffusers_like")
+    yield tmp_path / "text_diffusers_like"
+    for module in [name for name in sys.modules if name.startswith("text_diffusers_like")]:
+        del sys.modules[module]
+
+
+def test_one_file_holds_each_room_mate_once_before_its_users(room):
+    start = "from text_diffusers_like.here."
+    (room / "here/a.py").write_text('"""A."""\nimport math\n\n# why\nBASE = math.e\n')
+    (room / "here/b.py").write_text(f'"""B."""\n{start}a import BASE\n\nDOUBLE = 2 * BASE\n')
+    (room / "here/c.py").write_text(f'"""C."""\n{start}a import BASE\n{start}b import DOUBLE\n\nSUM = BASE + DOUBLE\n')
+    source = standalone_source("text_diffusers_like.here.c")
+    values = {}
+    exec(source, values)
+    assert values["SUM"] == 3 * values["math"].e
+    assert values["__doc__"] == "C." and source.count("BASE =") == 1 and "# why\nBASE" in source
+
+
+@pytest.mark.parametrize(
+    "line", ["from text_diffusers_like.there.b import B", "from text_diffusers_like.here.b import B as C"]
+)
+def test_what_cannot_stand_in_one_file_is_refused(room, line):
+    (room / "here/a.py").write_text(f"{line}\n\nA = 1\n")
+    (room / "here/b.py").write_text("B = 1\n")
+    with pytest.raises(ValueError, match="own room, without renaming, got: from text_diffusers_like"):
+        standalone_source("text_diffusers_like.here.a")
+
+
+def test_one_name_for_two_things_is_refused(room):
+    (room / "here/a.py").write_text("from text_diffusers_like.here.b import B\n\nlimit = B\n")
+    (room / "here/b.py").write_text("limit = 2\nB = 1\n")
+    with pytest.raises(ValueError, match="`limit` must be defined once"):
+        standalone_source("text_diffusers_like.here.a")

@@ -13,7 +13,7 @@ from oracles import MarkovSource, assert_golden, float64, golden_cases, transiti
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler
 from text_diffusers import losses as bounds
-from text_diffusers.evaluation import token_bound
+from text_diffusers.bounds import token_bound
 
 DTYPES = [torch.float64, torch.float32]
 

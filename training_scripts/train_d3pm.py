@@ -21,6 +21,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from transformers import AutoTokenizer, HfArgumentParser
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline, TextTransformerModel
+from text_diffusers.bounds import predicted_positions, token_bound
 from text_diffusers.data import (
     ShuffledRows,
     encode_texts,
@@ -35,8 +36,6 @@ from text_diffusers.evaluation import (
     estimate_bound,
     length_distance,
     length_nats,
-    predicted_positions,
-    token_bound,
     unigram_entropy,
 )
 from text_diffusers.initialization import cooccurrence_vectors

@@ -21,14 +21,9 @@ from oracles import (
 )
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler
-from text_diffusers.schedulers.scheduling_d3pm import (
-    NOISE_SCHEDULES,
-    absorbing_reverse,
-    rand,
-    sample_tokens,
-    token_weights,
-    uniform_reverse,
-)
+from text_diffusers.schedulers.noise_schedules import NOISE_SCHEDULES
+from text_diffusers.schedulers.scheduling_d3pm import absorbing_reverse, uniform_reverse
+from text_diffusers.schedulers.token_sampling import rand, sample_tokens, token_weights
 
 V = 5
 MASK = V - 1
