@@ -187,7 +187,7 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         if not rows.any():
             return torch.zeros(0, self.denoiser.config.vocab_size, device=positions.device)
         tokens = canvas.tokens[rows]
-        times = torch.full((len(tokens),), timestep, device=tokens.device)
+        times = self.scheduler.model_timesteps(timestep, canvas.tokens)[rows]
         labels = None if canvas.class_labels is None else canvas.class_labels[rows]
         return self.denoiser(tokens, times, canvas.attention_mask[rows], labels, positions=positions[rows]).logits
 

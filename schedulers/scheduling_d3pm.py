@@ -147,6 +147,10 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
         """Tokens need no scaling; returns `sample`."""
         return sample
 
+    def model_timesteps(self, timestep: float | Tensor, sample: Tensor) -> Tensor:
+        """(B,) times, float32, that the model is told at the step from `timestep`: the same for every row."""
+        return torch.full((len(sample),), float(timestep), device=sample.device)
+
     def _keep(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators) -> Tensor:
         """(B, L) bool: the tokens that survive until `timesteps`."""
         alpha = self.alpha(timesteps)

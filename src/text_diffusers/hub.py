@@ -22,7 +22,7 @@ def standalone_source(module: str) -> str:
         tree = ast.parse(source)
         for node in tree.body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
-                if not is_room_mate(node, name):
+                if room_mate(node, name) is None:
                     imports[ast.unparse(node)] = None
                 continue
             for defined in defined_names(node):
@@ -37,18 +37,24 @@ def in_order_of_use(module: str) -> list[str]:
     """The room-mates of a module, each after those it imports, and at last the module itself."""
     found: dict[str, None] = {}
     for node in ast.parse(module_source(module)).body:
-        if is_room_mate(node, module):
-            found |= dict.fromkeys(in_order_of_use(node.module))
+        mate = room_mate(node, module)
+        if mate is not None:
+            found |= dict.fromkeys(in_order_of_use(mate))
     return [*found, module]
 
 
-def is_room_mate(node: ast.AST, module: str) -> bool:
-    """Whether a statement imports from the room of `module`; checked, if it imports from the package at all."""
-    if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(PACKAGE):
-        return False
-    if node.module.rpartition(".")[0] != module.rpartition(".")[0] or any(alias.asname for alias in node.names):
+def room_mate(node: ast.AST, module: str) -> str | None:
+    """The module of its own room that a statement of `module` imports from, if any.
+
+    Raises:
+        ValueError: if it imports from another room, or renames.
+    """
+    source = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+    if not isinstance(node, ast.ImportFrom) or not source.startswith(PACKAGE):
+        return None
+    if source.rpartition(".")[0] != module.rpartition(".")[0] or any(alias.asname for alias in node.names):
         raise ValueError(f"{module} must import from its own room, without renaming, got: {ast.unparse(node)}")
-    return True
+    return source
 
 
 def defined_names(node: ast.stmt) -> list[str]:
