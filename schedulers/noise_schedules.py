@@ -4,7 +4,8 @@ Time runs from 0, clean text, to 1, pure noise. All functions map float64 tensor
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,3 +57,74 @@ NOISE_SCHEDULES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], 
     "sqrt": (lambda t: 1 - torch.sqrt(t), lambda t: -0.5 / torch.sqrt(t)),
     "geometric": (geometric_alpha, geometric_alpha_derivative),
 }
+
+
+def noise_schedule(schedule: str | Sequence[float]) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """`(alpha, alpha_derivative)` of a named schedule, or of one that joins values at even times by straight lines.
+
+    Raises:
+        ValueError: if there is no such name, or the values do not fall from 1 to 0.
+    """
+    if isinstance(schedule, str):
+        if schedule not in NOISE_SCHEDULES:
+            raise ValueError(f"`schedule` must be one of {sorted(NOISE_SCHEDULES)} or a list, got {schedule!r}.")
+        return NOISE_SCHEDULES[schedule]
+    values = torch.tensor(list(schedule), dtype=torch.float64)
+    if len(values) < 2 or values[0] != 1 or values[-1] != 0 or not (values.diff() < 0).all():
+        raise ValueError(f"`schedule` must fall from 1 to 0 at every value, got {values.tolist()}.")
+    pieces = len(values) - 1
+
+    def alpha(t: Tensor) -> Tensor:
+        piece = (t * pieces).floor().long().clamp(0, pieces - 1)
+        table = values.to(t.device)
+        return table[piece] + (t * pieces - piece) * (table[piece + 1] - table[piece])
+
+    def alpha_derivative(t: Tensor) -> Tensor:
+        piece = (t * pieces).ceil().long().clamp(1, pieces) - 1  # at a corner, that of the interval before
+        return values.diff().to(t.device)[piece] * pieces
+
+    return alpha, alpha_derivative
+
+
+def mutual_information(
+    scheduler: Any, frequencies: Tensor, timesteps: Sequence[float], max_tokens: int = 256
+) -> list[float]:
+    """I(x_t; x_0) in nats at each of `timesteps`, for tokens of the given frequencies (V,).
+
+    Args:
+        scheduler: a token scheduler with `transition`.
+        frequencies: (V,) counts or probabilities of the tokens.
+        max_tokens: the conditional entropy is averaged over the tokens if there are no more than this, else over a
+            systematic sample of that size.
+    """
+    probs = frequencies.double() / frequencies.sum()
+    count = min(max_tokens, len(probs))
+    if count == len(probs):
+        tokens, weights = torch.arange(count), probs
+    else:
+        quantiles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+        tokens = torch.searchsorted(probs.cumsum(0), quantiles).clamp(max=len(probs) - 1)
+        weights = torch.full((count,), 1 / count, dtype=torch.float64)
+    found = []
+    for timestep in timesteps:
+        rows = scheduler.transition(tokens, timestep)  # (count, S)
+        mixture = weights @ rows
+        entropies = -torch.xlogy(rows, rows).sum(dim=-1)
+        found.append(float(-torch.xlogy(mixture, mixture).sum() - weights @ entropies))
+    return found
+
+
+def mutual_information_schedule(scheduler: Any, frequencies: Tensor, num_values: int = 65) -> list[float]:
+    """Values of alpha at `num_values` even times under which I(x_t; x_0) falls linearly, D3PM's choice.
+
+    Pass them as `schedule` to a scheduler like the given one. For absorbing noise they are those of "linear".
+    """
+    times = torch.linspace(0, 1, 4 * num_values, dtype=torch.float64) ** 2  # finer next to the data
+    information = torch.tensor(mutual_information(scheduler, frequencies, times.tolist()), dtype=torch.float64)
+    share = (information / information[0]).cummin(dim=0).values
+    share[-1] = 0
+    wanted = torch.linspace(1, 0, num_values, dtype=torch.float64)[1:-1]
+    after = torch.searchsorted(-share, -wanted).clamp(1, len(times) - 1)  # the first time with less than is wanted
+    low, high = share[after], share[after - 1]
+    found = times[after] - (wanted - low) / (high - low) * (times[after] - times[after - 1])
+    return [1.0, *scheduler.alpha(found).tolist(), 0.0]

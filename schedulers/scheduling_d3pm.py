@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from text_diffusers.schedulers.noise_schedules import NOISE_SCHEDULES
+from text_diffusers.schedulers.noise_schedules import noise_schedule
 from text_diffusers.schedulers.token_sampling import (
     Generators,
     is_int,
@@ -84,7 +84,7 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
 
     def _set_up(self):
         config = self.config
-        require(config.schedule in NOISE_SCHEDULES, "schedule", f"one of {sorted(NOISE_SCHEDULES)}", config.schedule)
+        self._alpha, self._alpha_derivative = noise_schedule(config.schedule)
         steps = config.num_train_timesteps
         require(steps is None or is_int(steps, 1), "num_train_timesteps", "None or an integer of at least 1", steps)
         first = config.min_timestep
@@ -96,7 +96,6 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
         # diffusers takes an id that was passed by position for a default, which `from_config` would then drop.
         defaults = [name for name in config.get("_use_default_values", []) if name not in REQUIRED_IDS]
         self.register_to_config(_use_default_values=defaults)
-        self._alpha, self._alpha_derivative = NOISE_SCHEDULES[config.schedule]
         self.set_timesteps(min(steps or 128, 128))
 
     def alpha(self, timesteps: float | Tensor) -> Tensor:
@@ -126,11 +125,16 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
 
     def _alphas(self, timestep: float | Tensor) -> tuple[float, float]:
         """`alpha` at both ends, (alpha_t, alpha_s), of the step that starts at `timestep`."""
+        index = self._grid_index(timestep)
+        alpha_t, alpha_s = self.alpha(self._grid[index : index + 2]).tolist()
+        return alpha_t, alpha_s
+
+    def _grid_index(self, timestep: float | Tensor) -> int:
+        """Which step starts at `timestep`."""
         distance, index = (self._grid[:-1] - float(timestep)).abs().min(dim=0)
         if not distance < 0.1 / len(self._grid):
             raise ValueError(f"`timestep` must be one of the {len(self.timesteps)} `timesteps`, got {timestep}.")
-        alpha_t, alpha_s = self.alpha(self._grid[index : index + 2]).tolist()
-        return alpha_t, alpha_s
+        return int(index)
 
     def training_timesteps(self, uniform: Tensor) -> Tensor:
         """(B,) uniform numbers in [0, 1) to the times whose average loss is the bound, float64.
@@ -147,19 +151,26 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
         """Tokens need no scaling; returns `sample`."""
         return sample
 
+    def prior_bound(self, tokens: Tensor) -> Tensor:
+        """(B, L) nats of KL(q(x_1 | x_0 = tokens) || prior), the prior term of the bound: 0, as alpha(1) is 0."""
+        return torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
+
     def model_timesteps(self, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """(B,) times, float32, that the model is told at the step from `timestep`: the same for every row."""
         return torch.full((len(sample),), float(timestep), device=sample.device)
 
     def _keep(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators) -> Tensor:
         """(B, L) bool: the tokens that survive until `timesteps`."""
+        self._check_times(timesteps)
         alpha = self.alpha(timesteps)
-        times = torch.as_tensor(timesteps)
-        if not ((times >= 0) & (times <= 1)).all():
-            raise ValueError(f"`timesteps` must lie in [0, 1], got {times.min():g} to {times.max():g}.")
         if alpha.ndim == 1:
             alpha = alpha.view(-1, 1)
         return rand(tuple(tokens.shape), generator, tokens.device) < alpha.to(tokens.device)
+
+    def _check_times(self, timesteps: float | Tensor):
+        times = torch.as_tensor(timesteps)
+        if not ((times >= 0) & (times <= 1)).all():
+            raise ValueError(f"`timesteps` must lie in [0, 1], got {times.min():g} to {times.max():g}.")
 
     def _weights(self, model_output: Tensor) -> Tensor:
         config = self.config
@@ -202,7 +213,7 @@ class D3PMAbsorbingScheduler(D3PMScheduler):
     Args:
         mask_token_id: the id of `[MASK]`; never predicted.
         num_train_timesteps: T of a T-step D3PM; `None` is the continuous-time limit.
-        schedule: a key of `NOISE_SCHEDULES`.
+        schedule: a key of `NOISE_SCHEDULES`, or the values of alpha at evenly spaced times, from 1 down to 0.
         min_timestep: the interval (0, min_timestep] is one discrete step of the continuous-time bound.
         temperature: divides the logits; 0 is greedy.
         top_k: samples among the k most probable tokens.
@@ -219,7 +230,7 @@ class D3PMAbsorbingScheduler(D3PMScheduler):
         self,
         mask_token_id: int,
         num_train_timesteps: int | None = None,
-        schedule: str = "linear",
+        schedule: str | list[float] = "linear",
         min_timestep: float = 1e-3,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -237,6 +248,13 @@ class D3PMAbsorbingScheduler(D3PMScheduler):
     def add_noise(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators = None) -> Tensor:
         """(B, L) from q(x_t | x_0): each token is masked with probability 1 - alpha; timesteps (), (B,) or (B, L)."""
         return torch.where(self._keep(tokens, timesteps, generator), tokens, self.config.mask_token_id)
+
+    def transition(self, tokens: Tensor, timestep: float | Tensor) -> Tensor:
+        """q(x_t | x_0 = tokens), (N, mask_token_id + 1) over x_t, float64, for tokens (N,) and times () or (N,)."""
+        alpha = self.alpha(timestep).expand(len(tokens))
+        rows = torch.zeros(len(tokens), self.config.mask_token_id + 1, dtype=torch.float64)
+        rows[:, -1] = 1 - alpha
+        return rows.scatter_(1, tokens.unsqueeze(1), alpha.unsqueeze(1))
 
     def select(self, timestep: float | Tensor, sample: Tensor, generator: Generators = None) -> Tensor:
         """(B, L) bool: the masked positions that the step from `timestep` reveals."""
@@ -310,7 +328,7 @@ class D3PMUniformScheduler(D3PMScheduler):
         self,
         vocab_size: int,
         num_train_timesteps: int | None = None,
-        schedule: str = "linear",
+        schedule: str | list[float] = "linear",
         reverse_rule: str = "marginal",
         min_timestep: float = 1e-3,
         temperature: float = 1.0,
@@ -331,6 +349,12 @@ class D3PMUniformScheduler(D3PMScheduler):
         """(B, L) from q(x_t | x_0): each token is redrawn with probability 1 - alpha; timesteps (), (B,) or (B, L)."""
         keep = self._keep(tokens, timesteps, generator)
         return torch.where(keep, tokens, self._random_tokens(tuple(tokens.shape), generator, tokens.device))
+
+    def transition(self, tokens: Tensor, timestep: float | Tensor) -> Tensor:
+        """q(x_t | x_0 = tokens), (N, V) over x_t, float64, for tokens (N,) and times () or (N,)."""
+        alpha = self.alpha(timestep).expand(len(tokens)).unsqueeze(1)
+        rows = ((1 - alpha) / self.config.vocab_size).repeat(1, self.config.vocab_size)
+        return rows.scatter_add_(1, tokens.unsqueeze(1), alpha)
 
     def select(self, timestep: float | Tensor, sample: Tensor, generator: Generators = None) -> Tensor:
         """(B, L) bool: the positions for which the step from `timestep` needs a prediction."""

@@ -1,0 +1,109 @@
+"""Discrete diffusion by bit manipulation: the bits of a token's code flip independently.
+
+D3PM (https://arxiv.org/abs/2107.03006).
+
+Shapes: B batch, L sequence length, V vocabulary size, N positions.
+"""
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler
+from text_diffusers.schedulers.tensor_config import TensorConfigMixin
+from text_diffusers.schedulers.token_sampling import Generators, is_int, rand, require
+
+
+class D3PMBitFlipScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
+    """Each bit of each token's code is redrawn at a random time: alpha is the probability that a bit is still itself.
+
+    Tokens whose codes differ in few bits turn into each other first, so the code decides what "near" means:
+    `frequency_codes` makes it the frequency, `embedding_codes` the direction of an embedding.
+
+    Args:
+        vocab_size: a power of two; noise is drawn from all these ids.
+        num_tokens: ids below are what text consists of, by default all; the others occur in noise only.
+        codes: (V,) a permutation of 0 to V - 1, the code of each id; by default the id itself.
+        num_train_timesteps: T.
+        reverse_rule, schedule, min_timestep, temperature, top_k, top_p: as in `D3PMUniformScheduler`.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    corruption = "bit_flip"
+    _tensor_arguments = ("codes",)
+
+    @register_to_config
+    def __init__(
+        self,
+        vocab_size: int,
+        num_tokens: int | None = None,
+        codes: Tensor | None = None,
+        num_train_timesteps: int = 1000,
+        schedule: str | list[float] = "linear",
+        reverse_rule: str = "marginal",
+        min_timestep: float = 1e-3,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ):
+        self._set_up()
+        require(vocab_size & (vocab_size - 1) == 0, "vocab_size", "a power of two", vocab_size)
+        if num_tokens is not None:
+            limit = f"None or an integer from 2 to `vocab_size`={vocab_size}"
+            require(is_int(num_tokens, 2) and num_tokens <= vocab_size, "num_tokens", limit, num_tokens)
+        self._codes = torch.arange(vocab_size) if codes is None else codes.long()
+        complete = torch.equal(self._codes.sort().values, torch.arange(vocab_size))
+        require(complete, "codes", f"a permutation of 0 to {vocab_size - 1}", self._codes)
+        self._ids = self._codes.argsort()
+        self.num_bits = vocab_size.bit_length() - 1
+
+    @property
+    def num_tokens(self) -> int:
+        return self.config.num_tokens or self.config.vocab_size
+
+    def add_noise(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators = None) -> Tensor:
+        """(B, L) from q(x_t | x_0), bit by bit; timesteps (), (B,) or (B, L)."""
+        self._check_times(timesteps)
+        rows, length = tokens.shape
+        uniform = rand((rows, length * self.num_bits), generator, tokens.device).view(rows, length, self.num_bits)
+        flip_prob = (1 - self.alpha(self._per_token(timesteps, tokens))) / 2
+        flips = (uniform < flip_prob.view(rows, length, 1)).long()
+        pattern = (flips << torch.arange(self.num_bits, device=tokens.device)).sum(dim=-1)
+        return self._ids.to(tokens.device)[self._codes.to(tokens.device)[tokens] ^ pattern]
+
+    def _diffuse(self, probs: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        flip = (1 - self._survival(start, end, probs)) / 2  # (N, 1)
+        x = probs[:, self._ids.to(probs.device)]
+        for bit in range(self.num_bits):
+            pairs = x.view(len(x), -1, 2, 2**bit)
+            x = torch.lerp(pairs, pairs.flip(2), flip.view(-1, 1, 1, 1)).view(len(x), -1)
+        return x[:, self._codes.to(probs.device)]
+
+
+def frequency_codes(frequencies: Tensor) -> Tensor:
+    """(V,) codes that give tokens of similar frequency, (V,), codes one bit apart: the rank, in Gray code."""
+    rank = torch.empty(len(frequencies), dtype=torch.long)
+    rank[frequencies.argsort(descending=True, stable=True)] = torch.arange(len(frequencies))
+    return rank ^ (rank >> 1)
+
+
+def embedding_codes(embeddings: Tensor) -> Tensor:
+    """(V,) codes that share their leading bits with near embeddings (V, D), V a power of two.
+
+    The tokens are halved again and again along the direction in which they spread most.
+    """
+    codes = torch.zeros(len(embeddings), dtype=torch.long)
+    groups = [torch.arange(len(embeddings))]
+    while len(groups[0]) > 1:
+        halves = []
+        for group in groups:
+            centred = embeddings[group].double() - embeddings[group].double().mean(dim=0)
+            direction = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
+            order = (centred @ (direction * direction[direction.abs().argmax()].sign())).argsort(stable=True)
+            low, high = group[order].chunk(2)
+            codes[low], codes[high] = 2 * codes[low], 2 * codes[high] + 1
+            halves += [low, high]
+        groups = halves
+    return codes

@@ -1,0 +1,181 @@
+"""Discrete diffusion with the matrices of D3PM: discretised Gaussian, band diagonal, or any other.
+
+D3PM (https://arxiv.org/abs/2107.03006). Rows of a matrix are the state before, columns the state after.
+
+Shapes: B batch, L sequence length, V vocabulary size, N positions, T training timesteps.
+"""
+
+import math
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import logging
+from torch import Tensor
+
+from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMTransitionScheduler
+from text_diffusers.schedulers.tensor_config import TensorConfigMixin
+from text_diffusers.schedulers.token_sampling import is_int, is_number, require
+
+KERNELS = ("gaussian", "band", "matrix")
+LARGEST_VOCABULARY = 4_096
+VOCABULARIES = f"an integer from 2 to {LARGEST_VOCABULARY}"
+FLOAT64_VOCABULARY = 1_024
+STORED_NUMBERS = 2**25
+MIXED = 1e-3
+
+logger = logging.get_logger(__name__)
+
+
+class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
+    """D3PM with one stochastic matrix a step, Q_t = f(beta_t), for up to 4,096 tokens.
+
+    The product of the first matrices is kept for every k-th step only, k being about the square root of T or more, so
+    memory is that of a few (V, V) matrices; what lies between is multiplied when it is needed.
+
+    The noise at time 1 is uniform: that is where doubly stochastic matrices lead. How far the chain is from it after T
+    steps is the bound's `prior_bound`; a chain that has not mixed is reported when the scheduler is made.
+
+    Args:
+        vocab_size: V; further logits are ignored.
+        kernel: "gaussian": ids near to each other turn into each other, as for ordered values. Off the diagonal
+            exp(-4 (i - j)^2 / ((V - 1)^2 beta)) / Z. "band": beta / V within `bandwidth` of the diagonal. "matrix":
+            (1 - beta) I + beta `transitions`.
+        bandwidth: of the band.
+        transitions: (V, V) doubly stochastic matrix of "matrix".
+        betas: (T,) of the T steps; by default `beta_start` to `beta_end`, evenly.
+        num_train_timesteps: T.
+        reverse_rule, min_timestep, temperature, top_k, top_p: as in `D3PMUniformScheduler`. `alpha` is the product of
+            1 - beta, which is the probability that a token was never redrawn for "matrix" only.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the matrix is not doubly stochastic.
+    """
+
+    corruption = "matrix"
+    _tensor_arguments = ("transitions",)
+
+    @register_to_config
+    def __init__(
+        self,
+        vocab_size: int,
+        kernel: str = "gaussian",
+        bandwidth: int | None = None,
+        transitions: Tensor | None = None,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        betas: list[float] | None = None,
+        num_train_timesteps: int = 1000,
+        reverse_rule: str = "marginal",
+        min_timestep: float = 1e-3,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+    ):
+        require(is_int(vocab_size, 2) and vocab_size <= LARGEST_VOCABULARY, "vocab_size", VOCABULARIES, vocab_size)
+        require(kernel in KERNELS, "kernel", f"one of {KERNELS}", kernel)
+        if kernel == "band":
+            require(is_int(bandwidth, 1), "bandwidth", "an integer of at least 1", bandwidth)
+        if kernel == "matrix":
+            check_matrix(transitions, vocab_size)
+        if betas is None:
+            betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64).tolist()
+        steps = len(betas)
+        require(
+            steps == num_train_timesteps, "betas", f"as many as `num_train_timesteps`={num_train_timesteps}", steps
+        )
+        require(all(is_number(beta, 0, 1) and beta > 0 for beta in betas), "betas", "numbers in (0, 1]", betas)
+        self._betas = torch.tensor(betas, dtype=torch.float64)
+        self._distances = (torch.arange(vocab_size).unsqueeze(1) - torch.arange(vocab_size)).abs()
+        self.register_to_config(schedule="linear")  # for `_set_up`; `alpha` follows from the betas
+        self._set_up()
+        self._keep_products()
+
+    def alpha(self, timesteps: float | Tensor) -> Tensor:
+        """Product of 1 - beta over the steps until `timesteps`, float64, same shape."""
+        products = torch.cat([torch.ones(1, dtype=torch.float64), (1 - self._betas).cumprod(0)])
+        return products[self._step_index(torch.as_tensor(timesteps, dtype=torch.float64))]
+
+    def matrix(self, step: int) -> Tensor:
+        """(V, V) Q_step, float64, for a step from 1 to T."""
+        config, beta = self.config, float(self._betas[step - 1])
+        if config.kernel == "matrix":
+            return torch.lerp(torch.eye(config.vocab_size, dtype=torch.float64), config.transitions.double(), beta)
+        if config.kernel == "band":
+            inside = (self._distances <= config.bandwidth).double()
+            off_diagonal = beta / config.vocab_size * inside
+        else:
+            scale = -4 / ((config.vocab_size - 1) ** 2 * beta)
+            shape = torch.exp(scale * torch.arange(config.vocab_size, dtype=torch.float64) ** 2)
+            off_diagonal = (shape / (2 * shape.sum() - 1))[self._distances]
+        off_diagonal.fill_diagonal_(0.0)
+        return off_diagonal + torch.diag(1 - off_diagonal.sum(dim=-1))
+
+    def cumulative(self, step: int) -> Tensor:
+        """(V, V) Q_1 Q_2 ... Q_step, float64, for a step from 0 to T."""
+        eye = torch.eye(self.config.vocab_size, dtype=torch.float64)
+        return self._diffuse(eye, torch.zeros(len(eye)), torch.full((len(eye),), step / len(self._betas)))
+
+    def prior_bound(self, tokens: Tensor) -> Tensor:
+        """(B, L) nats of KL(q(x_1 | x_0 = tokens) || uniform), the bound's prior term."""
+        return self._prior_terms.to(tokens.device)[tokens]
+
+    def _diffuse(self, probs: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        x = probs.clone()
+        for rows, first, last in self._same_way(start, end):
+            if first == 0 and last >= self._spacing:
+                x[rows] = x[rows] @ self._stored[last // self._spacing].to(x)
+                first = last - last % self._spacing
+            for step in range(first + 1, last + 1):
+                x[rows] = x[rows] @ self.matrix(step).to(x)
+        return x
+
+    def _diffuse_back(self, values: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        x = values.clone()
+        for rows, first, last in self._same_way(start, end):
+            stored = first == 0 and last >= self._spacing
+            for step in range(last, last - last % self._spacing if stored else first, -1):
+                x[rows] = x[rows] @ self.matrix(step).T.to(x)
+            if stored:
+                x[rows] = x[rows] @ self._stored[last // self._spacing].T.to(x)
+        return x
+
+    def _same_way(self, start: Tensor, end: Tensor) -> list[tuple[Tensor, int, int]]:
+        """`(rows, first step, last step)` of the rows with the same times."""
+        ways = torch.stack([self._step_index(start), self._step_index(end)], dim=1)
+        different, which = ways.unique(dim=0, return_inverse=True)
+        return [((which == i).nonzero().squeeze(1), *way) for i, way in enumerate(different.tolist())]
+
+    def _step_index(self, times: Tensor) -> Tensor:
+        return (times * len(self._betas)).round().long()
+
+    def _keep_products(self):
+        """Keep each `_spacing`-th product, in float32 if the vocabulary is large, and what is left at the end."""
+        steps, size = len(self._betas), self.config.vocab_size
+        dtype = torch.float64 if size <= FLOAT64_VOCABULARY else torch.float32
+        count = max(math.isqrt(steps), min(steps, STORED_NUMBERS // size**2))
+        self._spacing = -(-steps // count)
+        product = torch.eye(size, dtype=torch.float64)
+        self._stored = [product.to(dtype)]
+        for step in range(1, steps + 1):
+            product = product @ self.matrix(step)
+            if step % self._spacing == 0:
+                self._stored.append(product.to(dtype))
+        self._prior_terms = torch.xlogy(product, product * size).sum(dim=-1)
+        if self._prior_terms.max() > MIXED:
+            logger.warning(
+                f"After {steps} steps the chain is {float(self._prior_terms.max()):.3g} nats from uniform noise, "
+                "for which the bound pays (`prior_bound`). Larger `betas` mix better."
+            )
+
+
+def check_matrix(transitions: Tensor | None, vocab_size: int):
+    shape = None if transitions is None else tuple(transitions.shape)
+    if transitions is None or shape != (vocab_size, vocab_size):
+        raise ValueError(f"`transitions` must be ({vocab_size}, {vocab_size}), got {shape}.")
+    sums = torch.cat([transitions.double().sum(dim=0), transitions.double().sum(dim=1)])
+    worst = float(sums[(sums - 1).abs().argmax()])
+    if (transitions < 0).any() or abs(worst - 1) > 1e-6:
+        raise ValueError(
+            "`transitions` must be doubly stochastic, not negative and with rows and columns that sum to 1, got a "
+            f"smallest entry of {float(transitions.min()):.3g} and a sum of {worst:.6g}."
+        )

@@ -1,0 +1,50 @@
+"""Schedulers that need more than JSON should hold: tensors in the configuration, saved beside it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from diffusers.configuration_utils import ConfigMixin, FrozenDict
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file, save_file
+
+TENSOR_FILE = "scheduler_tensors.safetensors"
+HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+
+
+class TensorConfigMixin(ConfigMixin):
+    """Saves the arguments named in `_tensor_arguments` to a safetensors file instead of the JSON file.
+
+    They are part of `config`, so `from_config(scheduler.config)` works as usual.
+    """
+
+    _tensor_arguments: tuple[str, ...] = ()
+    _internal_dict: Any
+
+    def to_json_string(self) -> str:
+        full = self._internal_dict
+        self._internal_dict = FrozenDict({k: v for k, v in full.items() if k not in self._tensor_arguments})
+        try:
+            return super().to_json_string()
+        finally:
+            self._internal_dict = full
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any):
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        values = {name: self._internal_dict[name] for name in self._tensor_arguments}
+        tensors = {name: value.contiguous() for name, value in values.items() if value is not None}
+        if tensors:
+            save_file(tensors, Path(save_directory) / TENSOR_FILE)
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs: Any):
+        """As in diffusers, with the tensors beside the configuration."""
+        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
+        if folder.is_dir():
+            file = folder / TENSOR_FILE
+        else:
+            where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            file = hf_hub_download(pretrained_model_name_or_path, TENSOR_FILE, subfolder=subfolder, **where)
+        tensors = load_file(file) if Path(file).exists() else {}
+        return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **tensors | kwargs)
