@@ -440,7 +440,7 @@ def test_config_survives_saving_and_swapping(tmp_path):
         assert loaded.config[name] == scheduler.config[name]
     greedy = D3PMUniformScheduler.from_config(scheduler.config, temperature=0)
     assert greedy.config.temperature == 0 and greedy.config.schedule == "cosine"
-    assert scheduler.compatibles == [D3PMUniformScheduler]
+    assert D3PMUniformScheduler in scheduler.compatibles and D3PMAbsorbingScheduler not in scheduler.compatibles
     assert scheduler.order == 1 and scheduler.init_noise_sigma == 1.0
     sample = torch.zeros(1, 3, dtype=torch.long)
     assert scheduler.scale_model_input(sample, 0.5) is sample

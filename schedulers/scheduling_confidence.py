@@ -1,0 +1,255 @@
+"""Absorbing diffusion that commits the tokens a model is surest of first.
+
+Orders: confidence (MaskGIT, https://arxiv.org/abs/2202.04200, and LLaDA, https://arxiv.org/abs/2502.09992), entropy
+and margin (Dream, https://arxiv.org/abs/2508.15487), random. How many at a step: a quota, a threshold (Fast-dLLM,
+https://arxiv.org/abs/2505.22618) or a bound on the entropy (EB-Sampler, https://arxiv.org/abs/2505.24857).
+
+Shapes: B batch, L sequence length, V vocabulary size, N selected positions.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMSchedulerOutput
+from text_diffusers.schedulers.token_sampling import (
+    MASS_BLOCK,
+    Generators,
+    is_number,
+    rand,
+    require,
+    sample_tokens,
+    token_weights,
+)
+
+# Logits shaped at a time: on a CPU their copy stays in the cache, elsewhere few large kernels are faster.
+CPU_BLOCK = 2**18
+DEVICE_BLOCK = 2**26
+
+
+def row_sums(values: Tensor) -> Tensor:
+    """(N,) sums of (N, V) in two levels, because torch adds up a long row in another order if it is the only one."""
+    whole = values.shape[-1] - values.shape[-1] % MASS_BLOCK
+    blocks = values[:, :whole].unflatten(-1, (-1, MASS_BLOCK)).sum(dim=-1)
+    return blocks.sum(dim=-1) + values[:, whole:].sum(dim=-1)
+
+
+def token_confidence(weights: Tensor, tokens: Tensor, total: Tensor) -> Tensor:
+    """(N,) probability of `tokens` (N,) under unnormalised probabilities (N, V) that sum to `total` (N,)."""
+    return weights.gather(1, tokens.unsqueeze(-1)).squeeze(-1) / total
+
+
+def token_entropy(weights: Tensor, tokens: Tensor, total: Tensor) -> Tensor:
+    """(N,) entropy in nats; arguments as in `token_confidence`."""
+    logs = weights.clamp(min=torch.finfo(weights.dtype).tiny).log_()
+    return (total.log() - row_sums(logs.mul_(weights)) / total).clamp(min=0)
+
+
+def token_margin(weights: Tensor, tokens: Tensor, total: Tensor) -> Tensor:
+    """(N,) distance between the two largest probabilities; arguments as in `token_confidence`."""
+    first, second = weights.topk(2, dim=-1).values.unbind(dim=-1)
+    return (first - second) / total
+
+
+MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "confidence": token_confidence,
+    "entropy": token_entropy,
+    "margin": token_margin,
+}
+# On the scale of a logarithm, larger first, and so fit for Gumbel noise.
+LOG_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "confidence": torch.log,
+    "entropy": torch.neg,
+    "margin": torch.log,
+}
+ORDERS = (*MEASURES, "random")
+
+
+class ConfidenceScheduler(D3PMAbsorbingScheduler):
+    """Absorbing diffusion whose steps commit the best of all candidates instead of random positions.
+
+    A step draws a candidate at each masked position, commits some, and leaves the rest masked for the next step. The
+    `order` ranks the candidates of a row, ties going to the left:
+
+    - "confidence": probability of the candidate; "margin": that of the most probable token minus that of the second;
+      "entropy": the lowest first. They are of the distribution the candidates are drawn from, shaped by `temperature`,
+      `top_k` and `top_p`; a greedy candidate, `temperature=0`, is judged by the model's own distribution (without the
+      mask), because its own has no uncertainty.
+    - "random": uniformly random.
+
+    How many are committed:
+
+    - by default a quota: of the m masks of a row, round(m (1 - alpha_s) / (1 - alpha_t)) stay in the step from time t
+      to s, halves to even, and so none after the last. `select` leaves out rows whose quota is zero.
+    - `threshold`: every candidate whose probability exceeds it.
+    - `entropy_bound`: the longest run of best candidates whose entropies, without the largest, add up to no more.
+
+    With the last two a row gets at least its best candidate at each step, whatever the quota, and is usually done
+    early; steps after that cost nothing, but what is still masked at the last step is committed at once. So give them
+    as many steps as there are tokens to write.
+
+    With an exact model, one token a step reaches the distribution of the data in every order that does not look at
+    the candidates: all but "confidence". `reverse_probs` remains that of `D3PMAbsorbingScheduler`.
+
+    Args:
+        mask_token_id, num_train_timesteps, schedule, min_timestep, temperature, top_k, top_p: as in
+            `D3PMAbsorbingScheduler`.
+        order: "confidence", "entropy", "margin" or "random"; by default "entropy" with `entropy_bound`, else
+            "confidence".
+        threshold: a probability.
+        entropy_bound: in nats.
+        order_temperature: scale of Gumbel noise on the log-probability, log-margin or negative entropy that ranks
+            the candidates; 0 ranks without noise. A random order stays as it is.
+
+    Raises:
+        ValueError: if an argument is out of its range, or both `threshold` and `entropy_bound` are given.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        mask_token_id: int,
+        num_train_timesteps: int | None = None,
+        schedule: str = "linear",
+        min_timestep: float = 1e-3,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        order: str | None = None,
+        threshold: float | None = None,
+        entropy_bound: float | None = None,
+        order_temperature: float = 0.0,
+    ):
+        super().__init__(
+            mask_token_id=mask_token_id,
+            num_train_timesteps=num_train_timesteps,
+            schedule=schedule,
+            min_timestep=min_timestep,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+        )
+        require(order is None or order in ORDERS, "order", f"None or one of {list(ORDERS)}", order)
+        require(threshold is None or is_number(threshold, 0, 1), "threshold", "None or a number in [0, 1]", threshold)
+        limit = "None or a number of at least 0"
+        require(entropy_bound is None or is_number(entropy_bound, 0), "entropy_bound", limit, entropy_bound)
+        require(is_number(order_temperature, 0), "order_temperature", "a number of at least 0", order_temperature)
+        limit = "None if `threshold` is given"
+        require(threshold is None or entropy_bound is None, "entropy_bound", limit, entropy_bound)
+        self._order = order or ("confidence" if entropy_bound is None else "entropy")
+
+    def select(self, timestep: float | Tensor, sample: Tensor, generator: Generators = None) -> Tensor:
+        """(B, L) bool: the masked positions of the rows in which the step from `timestep` commits a token."""
+        masked = sample == self.config.mask_token_id
+        quota = self._quota(masked.sum(dim=1), timestep)
+        return masked if self._adaptive else masked & (quota > 0).unsqueeze(1)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        *,
+        positions: Tensor | None = None,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> D3PMSchedulerOutput | tuple[Tensor]:
+        """From x_t to x_s; arguments and errors as in `D3PMAbsorbingScheduler.step`.
+
+        Positions that are not selected stay as they are and count neither for the quota nor for the bound.
+        """
+        model_output, positions = self._selected(model_output, timestep, sample, positions, generator)
+        mask_token_id, vocab_size = self.config.mask_token_id, model_output.shape[-1]
+        require(mask_token_id < vocab_size, "mask_token_id", f"below the {vocab_size} logits", mask_token_id)
+        uniform = rand(tuple(sample.shape), generator, sample.device)[positions]  # (N,)
+        tokens, measures = self._candidates(model_output, uniform)
+        committed = self._committed(measures, positions, timestep, generator)  # (B, L)
+        prev_sample = sample.masked_scatter(positions, tokens.to(sample.dtype))
+        prev_sample = torch.where(committed, prev_sample, sample)
+        return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+
+    @property
+    def _adaptive(self) -> bool:
+        return self.config.threshold is not None or self.config.entropy_bound is not None
+
+    @property
+    def _measured(self) -> list[str]:
+        """The keys of `MEASURES` that this configuration needs."""
+        needed = {self._order}
+        needed |= {"confidence"} if self.config.threshold is not None else set()
+        needed |= {"entropy"} if self.config.entropy_bound is not None else set()
+        return [name for name in MEASURES if name in needed]
+
+    def _quota(self, masks: Tensor, timestep: float | Tensor) -> Tensor:
+        """(B,) tokens to commit at the step from `timestep` in rows with `masks` (B,) masked tokens."""
+        alpha_t, alpha_s = self._alphas(timestep)
+        kept = masks.double() * (1 - alpha_s) / (1 - alpha_t)
+        return masks - kept.round(decimals=9).round().long()  # first to 9 digits: halves are halves in any arithmetic
+
+    def _candidates(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Tokens (N,) and what `_measured` names, each (N,) float64, from logits (N, V) and uniform numbers (N,)."""
+        block = CPU_BLOCK if logits.device.type == "cpu" else DEVICE_BLOCK
+        rows = max(1, block // logits.shape[-1])
+        drawn = [self._block_candidates(*part) for part in zip(logits.split(rows), uniform.split(rows), strict=True)]
+        tokens, *measures = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        return tokens, dict(zip(self._measured, measures, strict=True))
+
+    def _block_candidates(self, logits: Tensor, uniform: Tensor) -> Iterable[Tensor]:
+        """As `_candidates`, for rows that fit into the cache together."""
+        if self.config.temperature > 0:
+            weights = self._weights(logits)
+            tokens = sample_tokens(weights, uniform)
+        else:
+            weights = token_weights(logits, mask_token_id=self.config.mask_token_id)
+            tokens = most_probable_tokens(logits, self.config.mask_token_id)
+        total = row_sums(weights)
+        return tokens, *(MEASURES[name](weights, tokens, total).double() for name in self._measured)
+
+    def _committed(
+        self, measures: dict[str, Tensor], positions: Tensor, timestep: float | Tensor, generator: Generators
+    ) -> Tensor:
+        """(B, L) bool: the selected positions whose candidates are kept."""
+        if self._alphas(timestep)[1] == 1:  # the last step
+            return positions
+        rank = self._ranks(measures, positions, generator)
+        threshold, bound = self.config.threshold, self.config.entropy_bound
+        if threshold is not None:
+            confident = positions.masked_scatter(positions, measures["confidence"] > threshold)
+            return confident | (positions & (rank == 0))
+        if bound is not None:
+            entropies = on_grid(measures["entropy"], positions)
+            entropies = torch.zeros_like(entropies).scatter(1, rank, entropies)  # (B, L) in the order of the row
+            spent = entropies.cumsum(dim=1) - entropies.cummax(dim=1).values
+            return positions & (spent <= bound).gather(1, rank)
+        return rank < self._quota(positions.sum(dim=1), timestep).unsqueeze(1)
+
+    def _ranks(self, measures: dict[str, Tensor], positions: Tensor, generator: Generators) -> Tensor:
+        """(B, L) places in the order of a row, 0 the first; selected positions come before all others."""
+        if self._order == "random":
+            scores, scale = torch.zeros(positions.shape, dtype=torch.float64, device=positions.device), 1.0
+        else:
+            scores = on_grid(LOG_SCORES[self._order](measures[self._order]), positions)
+            scale = self.config.order_temperature
+        if scale > 0:
+            uniform = rand(tuple(positions.shape), generator, positions.device)
+            scores = scores - scale * torch.log(-torch.log(uniform))
+        lowest = torch.finfo(scores.dtype).min  # a margin of 0, score -inf, still comes before what is not selected
+        scores = scores.clamp(min=lowest).masked_fill(~positions, -torch.inf)
+        return scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
+def on_grid(values: Tensor, positions: Tensor) -> Tensor:
+    """(B, L) with `values` (N,) at the N true `positions` (B, L) and 0 elsewhere."""
+    return values.new_zeros(positions.shape).masked_scatter(positions, values)
+
+
+def most_probable_tokens(logits: Tensor, mask_token_id: int) -> Tensor:
+    """(N,) the ids of the largest logits (N, V), the mask aside; a second look only where the mask comes first."""
+    tokens = logits.argmax(dim=-1)
+    masks = tokens == mask_token_id
+    if masks.any():
+        ids = torch.full((1,), mask_token_id, device=logits.device)
+        tokens[masks] = logits[masks].index_fill(1, ids, -torch.inf).argmax(dim=-1)
+    return tokens

@@ -1,0 +1,115 @@
+"""First-hitting sampling of absorbing diffusion (https://arxiv.org/abs/2409.02908), a batch at a time.
+
+Shapes: B batch, L sequence length.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
+from text_diffusers.schedulers.token_sampling import Generators, rand, require
+
+BISECTIONS = 40
+
+
+@dataclass
+class RowClocks:
+    """Where the rows are between the steps.
+
+    Attributes:
+        noise_level: (B,) 1 - alpha at the last event of each row, float64.
+        offered: (B, L) bool, the last answer of `select`.
+        declined: (B, L) bool, masks that were offered and not used: the caller keeps them.
+    """
+
+    noise_level: Tensor
+    offered: Tensor
+    declined: Tensor
+
+
+class FirstHittingScheduler(D3PMAbsorbingScheduler):
+    """Absorbing diffusion in continuous time without an error of discretisation: one token a row at each step.
+
+    Of n masked tokens the next is revealed when 1 - alpha has fallen by the factor u^(1/n), u uniform in [0, 1), and
+    each of them is equally likely to be the one. So a step goes from event to event, each row on its own clock:
+    `model_timesteps` tells the model the time of its row's event, and `timesteps` only counts the steps. The texts
+    are distributed as those of `D3PMAbsorbingScheduler` in the limit of infinitely many steps, also if the model
+    depends on time.
+
+    A row takes as many steps as it has masked tokens and costs nothing afterwards. With `num_train_timesteps`, the
+    model is told the end of the training step in which the event falls, as it knows no other times. `reverse_probs`
+    remains that of `D3PMAbsorbingScheduler`.
+
+    The clocks of the rows are state: `set_timesteps` and the first of `timesteps` start them anew, and one scheduler
+    serves one batch at a time. Arguments are those of `D3PMAbsorbingScheduler`.
+    """
+
+    _clocks: RowClocks | None
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
+        """As in `D3PMAbsorbingScheduler`; needs as many steps as the longest row has tokens to write."""
+        super().set_timesteps(num_inference_steps, device)
+        self._clocks = None
+
+    def select(self, timestep: float | Tensor, sample: Tensor, generator: Generators = None) -> Tensor:
+        """(B, L) bool: in each row that has masks, the one that is revealed next.
+
+        Raises:
+            ValueError: if a row has more masks than there are steps left, or the batch has changed its shape.
+        """
+        alpha_t, _ = self._alphas(timestep)
+        steps_left = int((self._grid[:-1] < float(timestep) + 0.1 / len(self._grid)).sum())
+        clocks = self._clocks
+        if clocks is None or steps_left == len(self.timesteps):
+            level = torch.full((len(sample),), 1 - alpha_t, dtype=torch.float64, device=sample.device)
+            nowhere = torch.zeros_like(sample, dtype=torch.bool)
+            clocks = RowClocks(level, offered=nowhere, declined=nowhere)
+        shape = tuple(clocks.declined.shape)
+        require(sample.shape == shape, "sample", f"{shape} as in the steps before", tuple(sample.shape))
+        masked = (sample == self.config.mask_token_id) & ~clocks.declined
+        count = masked.sum(dim=1)  # (B,)
+        self._check_steps(int(count.max()), steps_left)
+        time_draw, place_draw = rand((len(sample), 2), generator, sample.device).unbind(dim=1)
+        factor = torch.where(count > 0, time_draw ** (1 / count.clamp(min=1)), 1.0)
+        place = (place_draw * count).long() + 1
+        offered = masked & (masked.cumsum(dim=1) == place.unsqueeze(1))
+        self._clocks = RowClocks(clocks.noise_level * factor, offered, clocks.declined)
+        return offered.clone()
+
+    def model_timesteps(self, timestep: float | Tensor, sample: Tensor) -> Tensor:
+        """(B,) times, float32, of the events that the last `select` drew; before any, `timestep`."""
+        if self._clocks is None:
+            return super().model_timesteps(timestep, sample)
+        times = self._times(self._clocks.noise_level)
+        steps = self.config.num_train_timesteps
+        if steps is not None:
+            times = (times * steps).ceil().clamp(min=1) / steps
+        return times.float()
+
+    def _times(self, noise_level: Tensor) -> Tensor:
+        """(B,) times, float64, at which 1 - alpha is `noise_level` (B,), by bisection."""
+        low, high = torch.zeros_like(noise_level), torch.ones_like(noise_level)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            early = 1 - self.alpha(middle) < noise_level
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return high
+
+    def _selected(self, model_output, timestep, sample: Tensor, positions, generator) -> tuple[Tensor, Tensor]:
+        model_output, positions = super()._selected(model_output, timestep, sample, positions, generator)
+        clocks = self._clocks
+        if clocks is not None and clocks.offered.shape == positions.shape:
+            self._clocks = RowClocks(
+                clocks.noise_level, clocks.offered, clocks.declined | (clocks.offered & ~positions)
+            )
+        return model_output, positions
+
+    def _check_steps(self, needed: int, steps_left: int):
+        steps = len(self.timesteps)
+        if needed > steps_left:
+            raise ValueError(
+                f"`num_inference_steps` must be at least {steps + needed - steps_left}, one for each token that the "
+                f"longest row has to write, got {steps}."
+            )
