@@ -87,6 +87,44 @@ def sample_tokens(weights: Tensor, uniform: Tensor) -> Tensor:
     return (block * MASS_BLOCK + torch.searchsorted(inside, share * inside[:, -1:], right=True)).squeeze(-1)
 
 
+def gumbel_softmax(
+    logits: Tensor,
+    temperature: float,
+    generator: Generators = None,
+    hard: bool = False,
+    mask_token_id: int | None = None,
+) -> Tensor:
+    """Relaxed one-hot samples (N, V) of softmax(logits), differentiable in the logits (N, V).
+
+    The largest entry of a sample is at each token with that token's probability, whatever the temperature
+    (https://arxiv.org/abs/1611.01144). Noise and softmax are in float64: uniform numbers of float32 end Gumbel noise
+    at 16.6, which starves rare tokens.
+
+    Args:
+        temperature: above 0; towards 0 samples become one-hot and their gradients vary more.
+        generator: one generator, or one a row.
+        hard: the value is one-hot, the gradient that of the relaxed sample ("straight-through").
+        mask_token_id: gets no mass.
+
+    Returns:
+        (N, V) in the dtype of the logits; rows add up to 1.
+
+    Raises:
+        ValueError: if the temperature is not above 0.
+    """
+    positive = is_number(temperature, 0) and temperature > 0
+    require(positive, "temperature", "a number above 0", temperature)
+    scores = logits.double()
+    if mask_token_id is not None:
+        scores = scores.index_fill(-1, torch.tensor(mask_token_id, device=logits.device), -math.inf)
+    uniform = rand(tuple(logits.shape), generator, logits.device).clamp(min=torch.finfo(torch.float64).tiny)
+    relaxed = ((scores - torch.log(-torch.log(uniform))) / temperature).softmax(dim=-1)
+    if not hard:
+        return relaxed.to(logits.dtype)
+    one_hot = torch.zeros_like(relaxed).scatter_(-1, relaxed.argmax(dim=-1, keepdim=True), 1.0)
+    return (one_hot + (relaxed - relaxed.detach())).to(logits.dtype)
+
+
 def is_int(value: Any, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
