@@ -144,6 +144,96 @@ def test_the_mask_may_have_any_id_and_the_logits_are_not_changed():
     assert torch.equal(logits, before)
 
 
+# Score entropy
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["score_entropy_absorbing", "score_entropy_uniform"])
+def test_score_entropy_equals_the_golden_numbers(kind, dtype):
+    for case in golden_cases("score_entropy", kind):
+        inputs, shape = case["inputs"], np.shape(case["inputs"]["x0"])
+        scores = torch.tensor(inputs["log_score"], dtype=dtype).flatten(0, 1)
+        clean, noisy = torch.tensor(inputs["x0"]).flatten(), torch.tensor(inputs["xt"]).flatten()
+        alpha = (1 - float64(inputs["t"])).repeat_interleave(shape[1])
+        mask = inputs.get("mask_id")
+        got = bounds.score_entropy(scores, clean, noisy, alpha, -torch.ones_like(alpha), mask)
+        assert_golden(got.view(shape), case["outputs"]["weighted"], case)
+        got = bounds.score_entropy(scores, clean, noisy, alpha, -alpha, mask)
+        assert_golden(got.view(shape), case["outputs"]["score_entropy"], case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", golden_cases("score_entropy", "score_entropy_from_probs"), ids=lambda c: c["name"])
+def test_score_entropy_from_logits_equals_the_golden_numbers(case, dtype):
+    inputs, shape = case["inputs"], np.shape(case["inputs"]["x0"])
+    logits = torch.tensor(inputs["logits"], dtype=dtype).flatten(0, 1)
+    clean, noisy = torch.tensor(inputs["x0"]).flatten(), torch.tensor(inputs["xt"]).flatten()
+    alpha = (1 - float64(inputs["t"])).repeat_interleave(shape[1])
+    scores = bounds.log_scores_from_logits(logits, noisy, alpha, inputs["mask_id"])
+    got = bounds.score_entropy(scores, clean, noisy, alpha, -torch.ones_like(alpha), inputs["mask_id"])
+    assert_golden(got.view(shape), case["outputs"]["weighted"], case)
+
+
+@pytest.mark.parametrize("case", golden_cases("score_entropy", "analytic_step"), ids=lambda case: case["name"])
+def test_predicted_scores_equal_the_golden_ones(case):
+    inputs = case["inputs"]
+    noisy, mask = torch.tensor(inputs["xt"]), inputs["mask_id"]
+    alpha = (-float64(inputs["sigma_t"])).exp().repeat_interleave(noisy.shape[1])
+    logits = float64(inputs["probs"]).log().flatten(0, 1)
+    got = bounds.log_scores_from_logits(logits, noisy.flatten(), alpha, mask).view(*noisy.shape, -1)
+    want = float64(inputs["score"])
+    own = torch.nn.functional.one_hot(noisy, got.shape[-1]).bool()
+    compared = ~own & (noisy == mask).unsqueeze(-1) if mask is not None else ~own
+    torch.testing.assert_close(got[compared].exp(), want[compared], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "sqrt"])
+def test_score_entropy_of_the_predicted_scores_is_the_bound_of_either_kernel(schedule):
+    logits, clean, noisy, times = random_case()
+    scheduler = D3PMAbsorbingScheduler(8, schedule=schedule)
+    alphas = scheduler.alpha(times), scheduler.alpha_derivative(times)
+    scores = bounds.log_scores_from_logits(logits, noisy, alphas[0])
+    got = bounds.score_entropy(scores, clean, noisy, *alphas)
+    want = bounds.uniform_bound(logits, clean, noisy, *alphas, reverse_rule="marginal")
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-11)
+    assert (noisy == clean).any() and (noisy != clean).any()
+
+    noisy = torch.where(torch.arange(60) % 2 == 0, 8, clean)
+    scores = bounds.log_scores_from_logits(logits, noisy, alphas[0], mask_token_id=8)
+    got = bounds.score_entropy(scores, clean, noisy, *alphas, mask_token_id=8)
+    want = bounds.absorbing_bound(logits, clean, bounds.absorbing_weight(*alphas), 8)
+    torch.testing.assert_close(got, torch.where(noisy == 8, want, 0.0), rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("mask", [None, 8], ids=["uniform", "absorbing"])
+def test_score_entropy_is_least_at_the_true_ratios_and_zero_there(mask):
+    _, clean, noisy, times = random_case()
+    noisy = noisy if mask is None else torch.full_like(noisy, mask)
+    alpha, slope = 1 - times, -torch.ones_like(times)
+    kernel = torch.tensor(
+        np.stack([transition_matrix("uniform" if mask is None else "absorbing", float(a), 9, mask) for a in alpha])
+    )
+    of_clean = kernel[torch.arange(60), clean]  # q_t(y | x_0)
+    true = (of_clean / of_clean.gather(1, noisy.unsqueeze(1))).clamp(min=1e-300).log()
+    zero = bounds.score_entropy(true, clean, noisy, alpha, slope, mask)
+    torch.testing.assert_close(zero, torch.zeros(60, dtype=torch.float64), atol=1e-10, rtol=0)
+    generator = torch.Generator().manual_seed(1)
+    near = true + 0.1 * torch.randn(true.shape, generator=generator, dtype=torch.float64)
+    assert (bounds.score_entropy(near, clean, noisy, alpha, slope, mask) > 0).all()
+
+
+@pytest.mark.parametrize("mask", [None, 8], ids=["uniform", "absorbing"])
+def test_the_gradient_of_score_entropy_through_the_logits_is_finite_and_right(mask):
+    logits, clean, noisy, times = random_case(rows=6)
+    noisy = noisy if mask is None else torch.tensor([8, 1, 8, 8, 2, 8])
+
+    def loss(x):
+        scores = bounds.log_scores_from_logits(x, noisy, 1 - times, mask)
+        return bounds.score_entropy(scores, clean, noisy, 1 - times, -torch.ones_like(times), mask)
+
+    assert torch.autograd.gradcheck(loss, logits.requires_grad_())
+
+
 # Bounds of an enumerable source, summed over all noise, in nats per sequence
 
 

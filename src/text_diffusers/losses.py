@@ -147,3 +147,78 @@ def uniform_posterior(probs: Tensor, noisy: Tensor, alpha_t: Tensor, alpha_s: Te
         return likelihood * corrupt(probs / corrupt(current, alpha_t), alpha_s)
     joint = likelihood * corrupt(probs, alpha_s)
     return joint / joint.sum(dim=-1, keepdim=True)
+
+
+def log_scores_from_logits(logits: Tensor, noisy: Tensor, alpha_t: Tensor, mask_token_id: int | None = None) -> Tensor:
+    """log q_t(y) / q_t(x_t) for every token y, as a model of x_0 predicts it, x_0 summed out.
+
+    Absorbing kernel: log p(x_0 = y) - log(exp(sigma) - 1) with sigma = -log alpha, the mask being impossible. Uniform
+    kernel: log of the sum over k of p(x_0 = k) q_t(y | k) / q_t(x_t | k).
+
+    Args:
+        logits: (N, V) predictions of the clean tokens; V is the range of the noise of the uniform kernel.
+        noisy: (N,) corrupted tokens.
+        alpha_t: (N,) above 0 and below 1, at the time of `noisy`.
+        mask_token_id: of the absorbing kernel; `None` is the uniform kernel.
+
+    Returns:
+        (N, V); of the absorbing kernel they hold where `noisy` is the mask, where its own entry is -inf.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if mask_token_id is not None:
+        mask = torch.tensor(mask_token_id, device=logits.device)
+        log_probs = logits.index_fill(-1, mask, float("-inf")).log_softmax(dim=-1)
+        return log_probs + torch.log(alpha_t / (1 - alpha_t)).to(log_probs).unsqueeze(1)
+    probs = logits.softmax(dim=-1)
+    noise = ((1 - alpha_t) / probs.shape[-1]).unsqueeze(1)  # q_t(y | k), y != k
+    current = noisy.unsqueeze(1)
+    odds = probs / noise.to(probs)
+    odds = odds.scatter(1, current, probs.gather(1, current) / (alpha_t.unsqueeze(1) + noise).to(probs))
+    return torch.log(noise.to(probs) * odds.sum(dim=1, keepdim=True) + alpha_t.unsqueeze(1).to(probs) * odds)
+
+
+def score_entropy(
+    log_score: Tensor,
+    targets: Tensor,
+    noisy: Tensor,
+    alpha_t: Tensor,
+    alpha_derivative: Tensor,
+    mask_token_id: int | None = None,
+) -> Tensor:
+    """Diffusion-weighted denoising score entropy of SEDD (https://arxiv.org/abs/2310.16834).
+
+    The integrand -alpha' / alpha times the sum over y != x_t of Q(x_t, y) (exp(s_y) - r_y s_y + r_y (log r_y - 1)),
+    with r_y = q_t(y | x_0) / q_t(x_t | x_0). The rates Q of the process are 1 from a token to the mask, or 1 / V from
+    any token to any other.
+
+    With `log_scores_from_logits` this is `absorbing_bound` in continuous time, and `uniform_bound` under the marginal
+    rule. Training has no option for it: it would be the same loss.
+
+    Args:
+        log_score: (N, V) log-ratios s_y of probabilities at the time of `noisy`; the entry of x_t is ignored.
+        targets, noisy: (N,) clean and corrupted tokens.
+        alpha_t, alpha_derivative: (N,) at the time of `noisy`; alpha above 0 and below 1.
+        mask_token_id: of the absorbing kernel, where only masked tokens cost something; `None` is the uniform kernel.
+
+    Returns:
+        (N,) nats.
+    """
+    log_score = log_score.to(torch.promote_types(log_score.dtype, torch.float32))
+    vocab_size, current = log_score.shape[-1], noisy.unsqueeze(1)
+    speed = -alpha_derivative / alpha_t
+    others = log_score.scatter(1, current, float("-inf")).exp().sum(dim=1)
+    log_target = log_score.gather(1, targets.unsqueeze(1)).squeeze(1)
+    if mask_token_id is not None:
+        ratio = alpha_t / (1 - alpha_t)
+        masked = noisy == mask_token_id
+        constant, ratio = (ratio * (torch.log(ratio) - 1)).to(others), ratio.to(others)
+        entropy = others - ratio * log_target.masked_fill(~masked, 0.0) + constant
+        return speed.to(others) * entropy.masked_fill(~masked, 0.0)
+    log_ratio = torch.log1p(vocab_size * alpha_t / (1 - alpha_t))  # of a token that is x_0 to one that is not
+    ratio = log_ratio.exp()
+    sum_others = log_score.scatter(1, current, 0.0).sum(dim=1)
+    low = (-log_ratio - 1) / ratio
+    clean = others - sum_others / ratio.to(others) + ((vocab_size - 1) * low).to(others)
+    high = ratio * (log_ratio - 1) - (vocab_size - 2)
+    corrupted = others - (sum_others - log_target) - ratio.to(others) * log_target + high.to(others)
+    return (speed / vocab_size).to(others) * torch.where(noisy == targets, clean, corrupted)
