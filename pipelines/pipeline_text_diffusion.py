@@ -13,6 +13,9 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from text_diffusers.pipelines.lora import DenoiserLoraLoaderMixin
+from text_diffusers.pipelines.masked_lm import as_denoiser, is_masked_lm, masked_lm_length
+from text_diffusers.pipelines.stock_schedulers import as_token_scheduler
+from text_diffusers.pipelines.text_canvas import Canvas, encode_infill, end_ids, is_list, partial_text, start_ids
 
 
 @dataclass
@@ -30,27 +33,21 @@ class TextDiffusionPipelineOutput(BaseOutput):
     history: list[Tensor] | None = None
 
 
-@dataclass
-class Canvas:
-    """The rows being denoised: `tokens` (B, L), which of them may change, which are real, and how a text may end."""
-
-    tokens: Tensor
-    editable: Tensor
-    attention_mask: Tensor
-    class_labels: Tensor | None
-    ends_at_eos: bool
-
-
 class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
     """Text by discrete diffusion: `pipe()`, `pipe("A prompt")`, `pipe(text="Fill the [MASK] in.")`.
 
     A text ends at `[EOS]`, which the model predicts like any other token. If `lengths` is given, as for models trained
     on one text a row, the number of tokens is drawn from it instead, and the `[EOS]` is put there.
 
+    A masked LM of transformers predicts no special token. Its texts end where they are told to: after
+    `max_new_tokens`, or a number of tokens drawn from `lengths`.
+
     Args:
         tokenizer: any transformers tokenizer with a mask token.
-        denoiser: `denoiser(input_ids, timestep, attention_mask, class_labels, positions=...).logits`.
-        scheduler: a token scheduler, such as `D3PMAbsorbingScheduler`.
+        denoiser: `denoiser(input_ids, timestep, attention_mask, class_labels, positions=...).logits`, or any
+            `AutoModelForMaskedLM`, such as `BertForMaskedLM`.
+        scheduler: a token scheduler, such as `D3PMAbsorbingScheduler`; or diffusers' `BlockRefinementScheduler` for
+            absorbing noise, `DiscreteDDIMScheduler` or `EntropyBoundScheduler` for uniform noise.
         lengths: `lengths[n]` is the number of training texts with n tokens.
 
     Raises:
@@ -96,6 +93,7 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
             mask: instead of `[MASK]`s, a bool array with one value a token of `text`, true where to rewrite.
             class_labels: a label, or one a text, for models that were trained with labels.
             max_new_tokens: the longest continuation in tokens; by default up to the model's `max_length`.
+                A masked LM needs it, unless the pipeline has `lengths`.
             num_inference_steps: steps of the scheduler, and at most that many calls of the denoiser.
             num_return_sequences: texts for each prompt.
             generator: one generator, or one for each returned text. A text depends on its own generator and prompt
@@ -116,7 +114,7 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
         self._check_output(output_type, callback_on_step_end_tensor_inputs)
         # 2. Encode the text and cover what is to be written with pure noise
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        self._token_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         canvas, generators = self._prepare(
             prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator
         )
@@ -154,12 +152,12 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         Arguments and errors are those of `__call__`.
         """
         self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        self._token_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         canvas, generators = self._prepare(
             prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator
         )
         for _ in self._denoise(canvas, generators):
-            yield [self._partial_text(row) for row in self._trim(canvas).tolist()]
+            yield [partial_text(self.tokenizer, row) for row in self._trim(canvas).tolist()]
         self.maybe_free_model_hooks()
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -170,16 +168,21 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
 
     def _denoise(self, canvas: Canvas, generators: list[torch.Generator]) -> Iterator[float]:
         """Step `canvas.tokens` through the timesteps, yielding each timestep after its step."""
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
-            for timestep in self.scheduler.timesteps.tolist():
-                tokens = canvas.tokens
-                positions = self.scheduler.select(timestep, tokens, generators)
-                positions &= canvas.editable & ~self._finished(canvas).unsqueeze(1)
-                logits = self._predict(canvas, timestep, positions)  # (N, V)
-                output = self.scheduler.step(logits, timestep, tokens, positions=positions, generator=generators)
-                canvas.tokens = torch.where(canvas.editable, output.prev_sample, tokens)
+        timesteps = self._token_scheduler.timesteps.tolist()
+        with self.progress_bar(total=len(timesteps)) as bar:
+            for timestep in timesteps:
+                self._step(canvas, timestep, generators)
                 bar.update()
                 yield timestep
+
+    def _step(self, canvas: Canvas, timestep: float, generators: list[torch.Generator]):
+        """Bring `canvas.tokens` from `timestep` to the next, less noisy time."""
+        scheduler, tokens = self._token_scheduler, canvas.tokens
+        positions = scheduler.select(timestep, tokens, generators)
+        positions &= canvas.editable & ~self._finished(canvas).unsqueeze(1)
+        logits = self._predict(canvas, timestep, positions)  # (N, V)
+        output = scheduler.step(logits, timestep, tokens, positions=positions, generator=generators)
+        canvas.tokens = torch.where(canvas.editable, output.prev_sample, tokens)
 
     def _predict(self, canvas: Canvas, timestep: float, positions: Tensor) -> Tensor:
         """(N, V) logits at the selected positions; rows without any are left out of the call."""
@@ -187,13 +190,14 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         if not rows.any():
             return torch.zeros(0, self.denoiser.config.vocab_size, device=positions.device)
         tokens = canvas.tokens[rows]
-        times = self.scheduler.model_timesteps(timestep, canvas.tokens)[rows]
+        times = self._token_scheduler.model_timesteps(timestep, canvas.tokens)[rows]
         labels = None if canvas.class_labels is None else canvas.class_labels[rows]
-        return self.denoiser(tokens, times, canvas.attention_mask[rows], labels, positions=positions[rows]).logits
+        denoiser = as_denoiser(self.denoiser, self.tokenizer)
+        return denoiser(tokens, times, canvas.attention_mask[rows], labels, positions=positions[rows]).logits
 
     def _finished(self, canvas: Canvas) -> Tensor:
         """(B,) bool: rows whose text can no longer change, every token up to their first `[EOS]` being settled."""
-        if self.scheduler.revises_tokens:
+        if self._token_scheduler.revises_tokens:
             return torch.zeros_like(canvas.editable[:, 0])
         finished = ~self._open_tokens(canvas).any(dim=1)
         return finished | self._ends(canvas).any(dim=1) if canvas.ends_at_eos else finished
@@ -205,7 +209,7 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
     def _ends(self, canvas: Canvas) -> Tensor:
         """(B, L) bool: written `[EOS]`s; with a scheduler that settles tokens, those with nothing open before them."""
         ends = canvas.editable & (canvas.tokens == self._eos_token_id)
-        if self.scheduler.revises_tokens:
+        if self._token_scheduler.revises_tokens:
             return ends
         return ends & (self._open_tokens(canvas).cumsum(dim=1) == 0)
 
@@ -226,50 +230,33 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
             count = len(prompts) if prompts is not None else len(class_labels) if is_list(class_labels) else 1
             known = self._encode_prompts(prompts or [""] * count)
         else:
-            known = self._encode_infill([text] if isinstance(text, str) else text, mask)
+            known = encode_infill(self.tokenizer, [text] if isinstance(text, str) else text, mask)
         known = [row for row in known for _ in range(num_return_sequences)]
         labels = self._expand_labels(class_labels, len(known), num_return_sequences)
         generators = self._row_generators(generator, len(known))
         if text is None:
             known = self._append_blanks(known, max_new_tokens, generators)
+        masked_lm = is_masked_lm(self.denoiser)
+        if masked_lm:
+            known = [row + end_ids(self.tokenizer) for row in known]
         self._check_length(max(len(row) for row in known))
-        return self._canvas(known, labels, text is None, generators), generators
+        return self._canvas(known, labels, text is None and not masked_lm, generators), generators
 
     def _encode_prompts(self, prompts: list[str]) -> list[list[int]]:
-        start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         rows = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
         if any(self.tokenizer.mask_token_id in ids for ids in rows):
             raise ValueError(f"`prompt` must not hold {self.tokenizer.mask_token}; give it as `text` to fill it in.")
-        return [start + ids for ids in rows]
-
-    def _encode_infill(self, texts: list[str], mask: Any) -> list[list[int | None]]:
-        """Token ids with `None` wherever a token is to be filled in."""
-        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        mask_token_id = self.tokenizer.mask_token_id
-        if mask is None:
-            masks = [[token == mask_token_id for token in row] for row in rows]
-        else:
-            masks = mask.tolist() if hasattr(mask, "tolist") else list(mask)
-            masks = masks if masks and is_list(masks[0]) else [masks]
-            if [len(row) for row in masks] != [len(row) for row in rows]:
-                raise ValueError(
-                    f"`mask` must have one value a token of `text`, {[len(row) for row in rows]} tokens, "
-                    f"got {[len(row) for row in masks]}."
-                )
-        for text, row in zip(texts, masks, strict=True):
-            if not any(row):
-                raise ValueError(f"`text` must hold {self.tokenizer.mask_token} where to write, got {text!r}.")
-        start = self._encode_prompts([""])[0]
-        blanked = zip(rows, masks, strict=True)
-        return [start + [None if m else t for t, m in zip(row, row_mask, strict=True)] for row, row_mask in blanked]
+        return [start_ids(self.tokenizer) + ids for ids in rows]
 
     def _append_blanks(self, known: list, max_new_tokens: int | None, generators: list) -> list:
         """The prompts, each followed by `None` for every token to be written."""
-        lengths = self.config.lengths
+        lengths, masked_lm = self.config.lengths, is_masked_lm(self.denoiser)
+        if masked_lm and lengths is None and max_new_tokens is None:
+            raise ValueError("`max_new_tokens` must be given: a masked LM does not predict where a text ends.")
         if lengths is None or max_new_tokens is not None:
             return [row + [None] * (max_new_tokens or max(1, self._max_length - len(row))) for row in known]
-        end = [self.tokenizer.eos_token_id]
-        starts = len(self._encode_prompts([""])[0])
+        end = [] if masked_lm else end_ids(self.tokenizer)
+        starts = len(start_ids(self.tokenizer))
         rows = []
         for row, row_generator in zip(known, generators, strict=True):
             shortest = len(row) - starts
@@ -291,7 +278,7 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         editable = torch.tensor([[t is None for t in row] + [False] * (length - len(row)) for row in known])
         real = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in known])
         tokens, editable, real = tokens.to(device), editable.to(device), real.to(device)
-        noise = self.scheduler.prior(tuple(tokens.shape), generator=generators, device=device)
+        noise = self._token_scheduler.prior(tuple(tokens.shape), generator=generators, device=device)
         return Canvas(torch.where(editable, noise, tokens), editable, real, labels, ends_at_eos)
 
     def _row_generators(self, generator, num_rows: int) -> list[torch.Generator]:
@@ -317,35 +304,29 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
             )
         return torch.tensor(labels, device=self._execution_device)
 
-    def _partial_text(self, row: list[int]) -> str:
-        """Text of a row that still has masks, which keep the space that their word will bring."""
-        mask, hidden = self.tokenizer.mask_token_id, set(self.tokenizer.all_special_ids)
-        pieces, run = [], []
-        for token in [*row, None]:
-            if token is not None and token != mask:
-                run.append(token)
-                continue
-            pieces.append(self.tokenizer.decode([t for t in run if t not in hidden]))
-            pieces.append("" if token is None else f" {self.tokenizer.mask_token}")
-            run = []
-        return "".join(pieces).strip()
-
     @property
     def _eos_token_id(self) -> int:
         """The token that ends a text; an id that no token has for a tokenizer without one."""
-        return -1 if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+        return next(iter(end_ids(self.tokenizer)), -1)
+
+    @property
+    def _token_scheduler(self) -> Any:
+        """The scheduler, or an adapter of one of diffusers' own."""
+        return as_token_scheduler(self.scheduler, self.tokenizer)
 
     @property
     def _max_length(self) -> int:
+        if is_masked_lm(self.denoiser):
+            return masked_lm_length(self.denoiser)
         config = self.denoiser.config
         return getattr(config, "max_length", None) or config.max_position_embeddings
 
     def _check_length(self, length: int):
-        limit = self._max_length
+        limit, ends = self._max_length, "tokens around it" if is_masked_lm(self.denoiser) else "start token"
         if length > limit:
             raise ValueError(
                 f"`prompt` and `max_new_tokens` together, or `text`, must fit into the model's {limit} tokens "
-                f"(with the start token), got {length}: shorten the text or lower `max_new_tokens`."
+                f"(with the {ends}), got {length}: shorten the text or lower `max_new_tokens`."
             )
 
     def _check_inputs(self, prompt, text, mask, num_return_sequences, max_new_tokens):
@@ -383,7 +364,12 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
             raise ValueError(f"`scheduler` has `mask_token_id`={scheduled}, but the tokenizer's is {mask}.")
         if max(words, self.scheduler.config.get("vocab_size") or 0) > vocab_size:
             raise ValueError(f"`denoiser` has `vocab_size`={vocab_size}, but the tokenizer has {words} tokens.")
+        self._check_blocks(getattr(self.denoiser.config, "block_length", None))
+        if is_masked_lm(self.denoiser) and getattr(self._token_scheduler, "corruption", None) == "uniform":
+            raise ValueError("`scheduler` must be of an absorbing kernel for a masked LM, which fills in masks only.")
 
-
-def is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
+    def _check_blocks(self, block_length: int | None):
+        if block_length is not None:
+            raise ValueError(
+                f"`denoiser` writes in blocks (`block_length`={block_length}): use `TextBlockDiffusionPipeline`."
+            )

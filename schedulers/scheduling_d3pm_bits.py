@@ -63,9 +63,7 @@ class D3PMBitFlipScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
     def num_tokens(self) -> int:
         return self.config.num_tokens or self.config.vocab_size
 
-    def add_noise(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators = None) -> Tensor:
-        """(B, L) from q(x_t | x_0), bit by bit; timesteps (), (B,) or (B, L)."""
-        self._check_times(timesteps)
+    def _corrupt(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators) -> Tensor:
         rows, length = tokens.shape
         uniform = rand((rows, length * self.num_bits), generator, tokens.device).view(rows, length, self.num_bits)
         flip_prob = (1 - self.alpha(self._per_token(timesteps, tokens))) / 2

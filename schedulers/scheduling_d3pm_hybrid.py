@@ -62,8 +62,7 @@ class D3PMHybridScheduler(D3PMSemigroupScheduler):
         """(B, L) tokens at time 1: masks and random tokens."""
         return self._noise_tokens(shape, generator, torch.device(device or "cpu"))
 
-    def add_noise(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators = None) -> Tensor:
-        """(B, L) from q(x_t | x_0); timesteps (), (B,) or (B, L)."""
+    def _corrupt(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators) -> Tensor:
         keep = self._keep(tokens, timesteps, generator)
         return torch.where(keep, tokens, self._noise_tokens(tuple(tokens.shape), generator, tokens.device))
 

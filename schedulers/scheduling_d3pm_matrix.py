@@ -21,16 +21,18 @@ LARGEST_VOCABULARY = 4_096
 VOCABULARIES = f"an integer from 2 to {LARGEST_VOCABULARY}"
 FLOAT64_VOCABULARY = 1_024
 STORED_NUMBERS = 2**25
-MIXED = 1e-3
+QUICK_MULTIPLICATIONS = 2**37
+MIXED, MIXING_PROBES = 1e-3, 9
 
 logger = logging.get_logger(__name__)
 
 
 class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
-    """D3PM with one stochastic matrix a step, Q_t = f(beta_t), for up to 4,096 tokens.
+    """D3PM with one stochastic matrix a step, for up to 4,096 tokens; no (T, V, V) tensor is ever made.
 
-    The product of the first matrices is kept for every k-th step only, k being about the square root of T or more, so
-    memory is that of a few (V, V) matrices; what lies between is multiplied when it is needed.
+    "band" and "matrix" jump by one matrix, with probability beta at each step: what is needed is a sum over the number
+    of jumps. The matrices of "gaussian" differ, and T products of (V, V) are taken when the scheduler is made; of
+    these about every sqrt(T)-th is kept, and what lies between is multiplied when it is needed.
 
     The noise at time 1 is uniform: that is where doubly stochastic matrices lead. How far the chain is from it after T
     steps is the bound's `prior_bound`; a chain that has not mixed is reported when the scheduler is made.
@@ -73,10 +75,9 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
     ):
         require(is_int(vocab_size, 2) and vocab_size <= LARGEST_VOCABULARY, "vocab_size", VOCABULARIES, vocab_size)
         require(kernel in KERNELS, "kernel", f"one of {KERNELS}", kernel)
-        if kernel == "band":
-            require(is_int(bandwidth, 1), "bandwidth", "an integer of at least 1", bandwidth)
-        if kernel == "matrix":
-            check_matrix(transitions, vocab_size)
+        for name, value, owner in (("bandwidth", bandwidth, "band"), ("transitions", transitions, "matrix")):
+            require((value is not None) == (kernel == owner), name, f'given with kernel "{owner}" only', value)
+        require(bandwidth is None or is_int(bandwidth, 1), "bandwidth", "an integer of at least 1", bandwidth)
         if betas is None:
             betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64).tolist()
         steps = len(betas)
@@ -85,10 +86,15 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
         )
         require(all(is_number(beta, 0, 1) and beta > 0 for beta in betas), "betas", "numbers in (0, 1]", betas)
         self._betas = torch.tensor(betas, dtype=torch.float64)
-        self._distances = (torch.arange(vocab_size).unsqueeze(1) - torch.arange(vocab_size)).abs()
+        self._jump = None if bandwidth is None else band_matrix(vocab_size, bandwidth)
+        if transitions is not None:
+            check_matrix(transitions, vocab_size)
+            self._jump = transitions.double()
         self.register_to_config(schedule="linear")  # for `_set_up`; `alpha` follows from the betas
         self._set_up()
-        self._keep_products()
+        if self._jump is None:
+            self._keep_products()
+        self._report_if_not_mixed()
 
     def alpha(self, timesteps: float | Tensor) -> Tensor:
         """Product of 1 - beta over the steps until `timesteps`, float64, same shape."""
@@ -97,18 +103,10 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
 
     def matrix(self, step: int) -> Tensor:
         """(V, V) Q_step, float64, for a step from 1 to T."""
-        config, beta = self.config, float(self._betas[step - 1])
-        if config.kernel == "matrix":
-            return torch.lerp(torch.eye(config.vocab_size, dtype=torch.float64), config.transitions.double(), beta)
-        if config.kernel == "band":
-            inside = (self._distances <= config.bandwidth).double()
-            off_diagonal = beta / config.vocab_size * inside
-        else:
-            scale = -4 / ((config.vocab_size - 1) ** 2 * beta)
-            shape = torch.exp(scale * torch.arange(config.vocab_size, dtype=torch.float64) ** 2)
-            off_diagonal = (shape / (2 * shape.sum() - 1))[self._distances]
-        off_diagonal.fill_diagonal_(0.0)
-        return off_diagonal + torch.diag(1 - off_diagonal.sum(dim=-1))
+        beta, size = float(self._betas[step - 1]), self.config.vocab_size
+        if self._jump is None:
+            return gaussian_matrix(size, beta)
+        return torch.lerp(torch.eye(size, dtype=torch.float64), self._jump, beta)
 
     def cumulative(self, step: int) -> Tensor:
         """(V, V) Q_1 Q_2 ... Q_step, float64, for a step from 0 to T."""
@@ -117,9 +115,13 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
 
     def prior_bound(self, tokens: Tensor) -> Tensor:
         """(B, L) nats of KL(q(x_1 | x_0 = tokens) || uniform), the bound's prior term."""
-        return self._prior_terms.to(tokens.device)[tokens]
+        different, which = tokens.unique(return_inverse=True)
+        end = self.transition(different, 1.0)
+        return torch.xlogy(end, end * self.config.vocab_size).sum(dim=-1)[which]
 
     def _diffuse(self, probs: Tensor, start: Tensor, end: Tensor) -> Tensor:
+        if self._jump is not None:
+            return self._jump_series(probs, start, end, self._jump)
         x = probs.clone()
         for rows, first, last in self._same_way(start, end):
             if first == 0 and last >= self._spacing:
@@ -130,14 +132,29 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
         return x
 
     def _diffuse_back(self, values: Tensor, start: Tensor, end: Tensor) -> Tensor:
-        x = values.clone()
+        if self._jump is not None:
+            return self._jump_series(values, start, end, self._jump.T)
+        x = values.clone()  # each matrix is symmetric, but they do not commute
         for rows, first, last in self._same_way(start, end):
             stored = first == 0 and last >= self._spacing
             for step in range(last, last - last % self._spacing if stored else first, -1):
-                x[rows] = x[rows] @ self.matrix(step).T.to(x)
+                x[rows] = x[rows] @ self.matrix(step).to(x)
             if stored:
                 x[rows] = x[rows] @ self._stored[last // self._spacing].T.to(x)
         return x
+
+    def _jump_series(self, x: Tensor, start: Tensor, end: Tensor, jump: Tensor) -> Tensor:
+        """Sum over j of P(j jumps between the times) x jump^j, (N, V)."""
+        weights = torch.zeros(len(x), 1, dtype=torch.float64, device=x.device)
+        for rows, first, last in self._same_way(start, end):
+            counts = jump_counts(self._betas[first:last], negligible=torch.finfo(x.dtype).eps / 10).to(x.device)
+            weights = torch.nn.functional.pad(weights, (0, max(0, len(counts) - weights.shape[1])))
+            weights[rows, : len(counts)] = counts
+        jump, total = jump.to(x), weights[:, :1].to(x) * x
+        for count in range(1, weights.shape[1]):
+            x = x @ jump
+            total += weights[:, count : count + 1].to(x) * x
+        return total
 
     def _same_way(self, start: Tensor, end: Tensor) -> list[tuple[Tensor, int, int]]:
         """`(rows, first step, last step)` of the rows with the same times."""
@@ -149,29 +166,64 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
         return (times * len(self._betas)).round().long()
 
     def _keep_products(self):
-        """Keep each `_spacing`-th product, in float32 if the vocabulary is large, and what is left at the end."""
+        """Keep each `_spacing`-th product, in float32 if the vocabulary is large."""
         steps, size = len(self._betas), self.config.vocab_size
         dtype = torch.float64 if size <= FLOAT64_VOCABULARY else torch.float32
         count = max(math.isqrt(steps), min(steps, STORED_NUMBERS // size**2))
         self._spacing = -(-steps // count)
-        product = torch.eye(size, dtype=torch.float64)
-        self._stored = [product.to(dtype)]
-        for step in range(1, steps + 1):
-            product = product @ self.matrix(step)
+        product = torch.eye(size, dtype=dtype)
+        self._stored = [product]
+        quick = steps * size**3 < QUICK_MULTIPLICATIONS
+        for step in logging.tqdm(range(1, steps + 1), desc="products of T matrices", disable=quick):
+            product = product @ self.matrix(step).to(dtype)
             if step % self._spacing == 0:
-                self._stored.append(product.to(dtype))
-        self._prior_terms = torch.xlogy(product, product * size).sum(dim=-1)
-        if self._prior_terms.max() > MIXED:
+                self._stored.append(product)
+
+    def _report_if_not_mixed(self):
+        size = self.config.vocab_size
+        nats = float(self.prior_bound(torch.linspace(0, size - 1, min(size, MIXING_PROBES)).long()).max())
+        if nats > MIXED:
             logger.warning(
-                f"After {steps} steps the chain is {float(self._prior_terms.max()):.3g} nats from uniform noise, "
-                "for which the bound pays (`prior_bound`). Larger `betas` mix better."
+                f"After {len(self._betas)} steps the chain is {nats:.3g} nats from uniform noise, for which the bound "
+                "pays (`prior_bound`). Larger `betas` mix better."
             )
 
 
-def check_matrix(transitions: Tensor | None, vocab_size: int):
-    shape = None if transitions is None else tuple(transitions.shape)
-    if transitions is None or shape != (vocab_size, vocab_size):
-        raise ValueError(f"`transitions` must be ({vocab_size}, {vocab_size}), got {shape}.")
+def gaussian_matrix(vocab_size: int, beta: float) -> Tensor:
+    """(V, V) of D3PM's discretised Gaussian, float64, doubly stochastic."""
+    offsets = torch.arange(vocab_size, dtype=torch.float64)
+    shape = torch.exp(-4 * offsets**2 / ((vocab_size - 1) ** 2 * beta))
+    ids = torch.arange(vocab_size)
+    return with_diagonal((shape / (2 * shape.sum() - 1))[(ids.unsqueeze(1) - ids).abs()])
+
+
+def band_matrix(vocab_size: int, bandwidth: int) -> Tensor:
+    """(V, V) of D3PM's band for beta = 1, float64, doubly stochastic: 1 / V within `bandwidth` of the diagonal."""
+    ids = torch.arange(vocab_size)
+    inside = (ids.unsqueeze(1) - ids).abs() <= bandwidth
+    return with_diagonal(inside.double() / vocab_size)
+
+
+def with_diagonal(matrix: Tensor) -> Tensor:
+    """The matrix with the diagonal that makes its rows sum to 1."""
+    matrix.fill_diagonal_(0.0)
+    return matrix + torch.diag(1 - matrix.sum(dim=-1))
+
+
+def jump_counts(betas: Tensor, negligible: float) -> Tensor:
+    """(J,) probabilities of 0 to J - 1 jumps, each step jumping with `betas`; less than `negligible` is lost."""
+    counts = torch.ones(1, dtype=torch.float64)
+    for beta in betas.tolist():
+        counts = torch.nn.functional.pad(counts, (0, 1))
+        counts = (1 - beta) * counts + beta * counts.roll(1)
+        if counts[-1] < negligible / (2 * len(betas)):
+            counts = counts[:-1]
+    return counts
+
+
+def check_matrix(transitions: Tensor, vocab_size: int):
+    if transitions.shape != (vocab_size, vocab_size):
+        raise ValueError(f"`transitions` must be ({vocab_size}, {vocab_size}), got {tuple(transitions.shape)}.")
     sums = torch.cat([transitions.double().sum(dim=0), transitions.double().sum(dim=1)])
     worst = float(sums[(sums - 1).abs().argmax()])
     if (transitions < 0).any() or abs(worst - 1) > 1e-6:

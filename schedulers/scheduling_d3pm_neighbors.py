@@ -18,7 +18,8 @@ from text_diffusers.schedulers.tensor_config import TensorConfigMixin
 from text_diffusers.schedulers.token_sampling import LARGEST_UNIFORM, Generators, is_number, rand, require
 
 DISTANCE_ROWS = 1024
-SERIES_TAIL = 1e-12
+SERIES_TAIL = 0.1  # in units of the floating-point precision
+IMPOSSIBLE = 1e-16
 SINKHORN_ROUNDS = 10_000
 
 
@@ -49,7 +50,7 @@ class D3PMNeighborScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
         vocab_size: int,
         edges: Tensor,
         rates: Tensor,
-        walk_rate: float = 4.0,
+        walk_rate: float = 2.0,
         num_train_timesteps: int = 1000,
         schedule: str | list[float] = "linear",
         reverse_rule: str = "marginal",
@@ -83,8 +84,7 @@ class D3PMNeighborScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
         edges, rates = GRAPH_RATES[normalization](nearest_neighbors(embeddings, num_neighbors))
         return cls(len(embeddings), edges=edges, rates=rates, **kwargs)
 
-    def add_noise(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators = None) -> Tensor:
-        """(B, L) from q(x_t | x_0), by walking; timesteps (), (B,) or (B, L)."""
+    def _corrupt(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators) -> Tensor:
         keep = self._keep(tokens, timesteps, generator)
         shape, device = tuple(tokens.shape), tokens.device
         count, path = (rand(shape, generator, device).flatten() for _ in range(2))
@@ -125,7 +125,7 @@ class D3PMNeighborScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
         while True:
             term = poisson(hop, mean_hops)
             remaining = remaining - term
-            going = (remaining >= 0) & ((term > SERIES_TAIL) | (hop < mean_hops))
+            going = (remaining >= 0) & ((term > IMPOSSIBLE) | (hop < mean_hops))
             active, remaining, mean_hops = active[going], remaining[going], mean_hops[going]
             if not len(active):
                 return tokens
@@ -135,24 +135,27 @@ class D3PMNeighborScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
 
     def _diffuse(self, probs: Tensor, start: Tensor, end: Tensor) -> Tensor:
         survival = self._survival(start, end, probs)  # (N, 1)
-        order = self._mean_hops(survival.squeeze(-1).double()).argsort(descending=True)
-        hops = self._mean_hops(survival.squeeze(-1).double())[order]  # those who walk farthest first
-        walked = self._poisson_series(probs[order], hops)
+        hops = self._mean_hops(survival.squeeze(1).double())
+        order = hops.argsort(descending=True)  # those who walk farthest first
+        walked = self._poisson_series(probs[order], hops[order], survival.squeeze(1)[order])
         walked = torch.empty_like(walked).index_copy_(0, order, walked)
         spread = probs.sum(dim=-1, keepdim=True) / self.config.vocab_size
         return survival * walked + (1 - survival) * spread
 
-    def _poisson_series(self, probs: Tensor, hops: Tensor) -> Tensor:
-        """Sum over j of Poisson(j; hops) probs P^j, (N, V), for falling `hops` (N,); all terms are positive."""
+    def _poisson_series(self, probs: Tensor, hops: Tensor, survival: Tensor) -> Tensor:
+        """Sum over j of Poisson(j; hops) probs P^j, (N, V), for falling `hops` (N,); all terms are positive.
+
+        A row is done when its terms, times its `survival`, have fallen below the precision of `probs`.
+        """
         walk = self._walks.setdefault(probs.dtype, self._walks[torch.float64].to(probs.dtype)).to(probs.device)
+        negligible = SERIES_TAIL * torch.finfo(probs.dtype).eps
         x = probs.T.contiguous()  # (V, N)
-        term = poisson(0, hops)
-        left, total, hop = 1 - term, x * term.to(x), 0
-        while count := int((left > SERIES_TAIL).sum()):
+        term, hop = poisson(0, hops), 0
+        total = x * term.to(x)
+        while count := int(((term * survival > negligible) | (hop < hops)).sum()):
             hop += 1
-            hops, left = hops[:count], left[:count]
+            hops, survival = hops[:count], survival[:count]
             term = poisson(hop, hops)
-            left = left - term
             x = walk @ (x[:, :count].contiguous() if x.shape[1] > count else x)
             total[:, :count] += x * term.to(x)
         return total.T.contiguous()
@@ -227,7 +230,7 @@ def sinkhorn_rates(neighbors: Tensor) -> tuple[Tensor, Tensor]:
     """
     counts = neighbor_counts(neighbors)
     start, end = counts.indices()
-    scale = torch.ones(len(neighbors), dtype=torch.float64)
+    scale = sums = torch.ones(len(neighbors), dtype=torch.float64)
     for _ in range(SINKHORN_ROUNDS):  # symmetric scaling, each round the mean of what rows and columns want
         sums = scale * torch.zeros_like(scale).index_add_(0, start, counts.values() * scale[end])
         if (sums - 1).abs().max() < 1e-13:

@@ -113,8 +113,13 @@ class D3PMTransitionScheduler(D3PMScheduler):
         return (rand(shape, generator, torch.device(device or "cpu")) * self.config.vocab_size).long()
 
     def add_noise(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators = None) -> Tensor:
-        """(B, L) from q(x_t | x_0); timesteps (), (B,) or (B, L)."""
+        """(B, L) from q(x_t | x_0); timesteps (), (B,) or (B, L). Ids that are no states, as padding, stay."""
         self._check_times(timesteps)
+        outside = tokens >= self.num_states
+        noisy = self._corrupt(tokens.masked_fill(outside, 0), timesteps, generator)
+        return torch.where(outside, tokens, noisy)
+
+    def _corrupt(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators) -> Tensor:
         uniform = rand(tuple(tokens.shape), generator, tokens.device)
         times = self._per_token(timesteps, tokens)
         return sample_tokens(self.transition(tokens.flatten(), times), uniform.flatten()).view(tokens.shape)

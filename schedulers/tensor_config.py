@@ -6,7 +6,9 @@ from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin, FrozenDict
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 TENSOR_FILE = "scheduler_tensors.safetensors"
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
@@ -40,11 +42,19 @@ class TensorConfigMixin(ConfigMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, subfolder: str | None = None, **kwargs: Any):
         """As in diffusers, with the tensors beside the configuration."""
-        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
-        if folder.is_dir():
-            file = folder / TENSOR_FILE
-        else:
-            where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            file = hf_hub_download(pretrained_model_name_or_path, TENSOR_FILE, subfolder=subfolder, **where)
-        tensors = load_file(file) if Path(file).exists() else {}
-        return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **tensors | kwargs)
+        name = pretrained_model_name_or_path
+        where = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+        tensors = load_tensors(name, subfolder, where)
+        loader: Any = super()
+        return loader.from_pretrained(name, subfolder=subfolder, **tensors | kwargs)
+
+
+def load_tensors(name: str | os.PathLike, subfolder: str | None, where: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors beside a configuration in a folder or a Hub repository; none if there is no file of them."""
+    file = Path(name) / (subfolder or "") / TENSOR_FILE
+    if not file.parent.is_dir():
+        try:
+            file = Path(hf_hub_download(str(name), TENSOR_FILE, subfolder=subfolder, **where))
+        except EntryNotFoundError:
+            return {}
+    return load_file(file) if file.exists() else {}

@@ -14,7 +14,7 @@ from text_diffusers.tracking import check_trackers
 from text_diffusers.training_config import TrainingConfig
 
 SCRIPT = Path(__file__).parent.parent / "training_scripts" / "train_d3pm.py"
-LEVELS = [f"bound_by_noise/t={0.05 + 0.1 * level:.2f}" for level in range(10)]
+LEVELS = [f"bound_by_noise/{0.05 + 0.1 * level:.2f}" for level in range(10)]
 TRAINED = ["loss", "gradient_norm", "learning_rate", "tokens_per_second"]
 VALIDATED = ["bound", "standard_error", "bound_without_ema", "ema_gap"]
 

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,12 @@ from accelerate.utils import set_seed
 from peft import LoraConfig, get_peft_model_state_dict
 from transformers import AutoTokenizer, HfArgumentParser
 
-from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline, TextTransformerModel
-from text_diffusers.bounds import predicted_positions, token_bound
+from text_diffusers import (
+    TextBlockDiffusionPipeline,
+    TextDiffusionPipeline,
+    TextTransformerModel,
+)
+from text_diffusers.bounds import at_positions, predicted_positions, token_bound, unknown_tokens
 from text_diffusers.data import (
     ShuffledRows,
     encode_texts,
@@ -38,9 +43,19 @@ from text_diffusers.evaluation import (
     length_nats,
     unigram_entropy,
 )
-from text_diffusers.initialization import cooccurrence_vectors
+from text_diffusers.initialization import TextStatistics
+from text_diffusers.kernels import BIT_CODES, KERNELS, KernelConfig, make_scheduler
 from text_diffusers.losses import reconstruction_loss
-from text_diffusers.noise import TIME_SAMPLINGS
+from text_diffusers.masked_lm_training import (
+    check_masked_lm_options,
+    fresh_copy,
+    holds_masked_lm,
+    load_masked_lm,
+    plain_model,
+    tokenizer_folder,
+    training_denoiser,
+)
+from text_diffusers.noise import TIME_SAMPLINGS, token_uniform
 from text_diffusers.runtime import end_training, make_accelerator
 from text_diffusers.training import TrainingLoop
 from text_diffusers.training_config import TrainingConfig
@@ -50,7 +65,13 @@ COUNTED_ROWS = 200_000
 WRITING_STEPS = 128
 PARTS_OF_A_PIPELINE = (
     *("tokenizer", "vocab_size", "kernel", "schedule", "num_train_timesteps", "reverse_rule", "hidden_size"),
-    *("num_layers", "num_attention_heads", "init_embeddings", "tie_embeddings", "dropout"),
+    *("num_layers", "num_attention_heads", "init_embeddings", "tie_embeddings", "dropout", "mask_fraction"),
+    *("num_neighbors", "walk_rate", "bit_codes"),
+    "block_length",
+)
+KERNEL_OPTIONS = (
+    *("schedule", "num_train_timesteps", "reverse_rule", "min_timestep"),
+    *("mask_fraction", "num_neighbors", "walk_rate", "bit_codes"),
 )
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.0", "ff.2", "modulation"]
 FINE_MIN_TIMESTEP = 1e-3  # of the reported bound: the smaller, the tighter and the noisier
@@ -69,17 +90,28 @@ class D3PMConfig(TrainingConfig):
     validation_fraction: float = field(default=0.05, metadata={"help": "share of the texts, the last, held out"})
     validation_documents: int = field(default=1_000, metadata={"help": "texts of a stream, the first, held out"})
     validation_rows: int = field(default=1_000, metadata={"help": "at most, of a validation during training"})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "saved pipeline that is trained further"})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "saved pipeline or masked LM to train further"}
+    )
     lora_rank: int | None = field(default=None, metadata={"help": "trains low-rank adapters of that pipeline only"})
     lora_alpha: float | None = field(default=None, metadata={"help": "adapters weigh alpha / rank; default: the rank"})
     tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub name; default: trained on the data"})
     vocab_size: int = field(default=4_096, metadata={"help": "tokens of a trained byte-level BPE"})
     length: int = field(default=128, metadata={"help": "tokens in a row"})
     packing: bool = field(default=True, metadata={"help": "fill rows with text after text; off: one text a row"})
-    kernel: str = field(default="absorbing", metadata={"help": "absorbing or uniform"})
-    schedule: str = field(default="linear", metadata={"help": "linear, cosine, sigmoid, sqrt, geometric, reciprocal"})
-    num_train_timesteps: int | None = field(default=None, metadata={"help": "steps of the bound; default: continuous"})
-    reverse_rule: str = field(default="marginal", metadata={"help": "of the uniform kernel: marginal or plug_in"})
+    kernel: str = field(default="absorbing", metadata={"help": f"{', '.join(KERNELS)}"})
+    schedule: str = field(
+        default="linear",
+        metadata={"help": "linear, cosine, sigmoid, sqrt, geometric, reciprocal, mutual_information"},
+    )
+    num_train_timesteps: int | None = field(
+        default=None, metadata={"help": "steps of the bound; default: continuous time if the kernel has it, or 1,000"}
+    )
+    reverse_rule: str = field(default="marginal", metadata={"help": "marginal or plug_in; not for absorbing"})
+    mask_fraction: float = field(default=0.9, metadata={"help": "of hybrid noise: how much of it is the mask"})
+    num_neighbors: int = field(default=8, metadata={"help": "of the neighbors kernel: nearest tokens of each token"})
+    walk_rate: float = field(default=2.0, metadata={"help": "of the neighbors kernel: steps a unit of -log(alpha)"})
+    bit_codes: str = field(default="embedding", metadata={"help": f"of the bit_flip kernel: {', '.join(BIT_CODES)}"})
     min_timestep: float = field(default=0.1, metadata={"help": "in training, the interval below is one step"})
     time_sampling: str = field(default="log_uniform", metadata={"help": "times in training: log_uniform or uniform"})
     auxiliary_weight: float = field(default=0.0, metadata={"help": "lambda of D3PM's cross-entropy on x_0"})
@@ -89,6 +121,9 @@ class D3PMConfig(TrainingConfig):
     init_embeddings: str = field(default="cooccurrence", metadata={"help": "cooccurrence of tokens, or random"})
     tie_embeddings: bool = field(default=False, metadata={"help": "share the embedding with the head"})
     dropout: float = field(default=0.0, metadata={"help": "in training"})
+    block_length: int | None = field(
+        default=None, metadata={"help": "tokens in a block, to write long texts block by block; absorbing kernel"}
+    )
     head_chunk_size: int | None = field(
         default=None, metadata={"help": "tokens whose logits exist at once, such as 128: saves memory"}
     )
@@ -97,8 +132,14 @@ class D3PMConfig(TrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.kernel not in ("absorbing", "uniform"):
-            raise ValueError(f'`kernel` must be "absorbing" or "uniform", got {self.kernel!r}.')
+        for name, known in (("kernel", KERNELS), ("bit_codes", BIT_CODES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {sorted(known)}, got {getattr(self, name)!r}.")
+        if self.block_length is not None and (self.block_length < 1 or self.kernel != "absorbing"):
+            raise ValueError(
+                '`block_length` must be at least 1 and needs `kernel` "absorbing", got '
+                f"{self.block_length!r} with {self.kernel!r}."
+            )
         if self.init_embeddings not in ("cooccurrence", "random"):
             raise ValueError(f'`init_embeddings` must be "cooccurrence" or "random", got {self.init_embeddings!r}.')
         if self.time_sampling not in TIME_SAMPLINGS:
@@ -135,6 +176,9 @@ class TextData:
 def prepare_data(config: D3PMConfig, accelerator) -> TextData:
     """Read the texts, train or load the tokenizer, and cut rows; the main process first, the others from its cache."""
     folder = Path(config.output_dir) / "tokenizer"
+    masked_lm = holds_masked_lm(config.model_name_or_path)
+    if masked_lm:
+        check_masked_lm_options(config)
     with accelerator.main_process_first():
         documents = load_documents(
             config.dataset, config.text_column, config.label_column, config.split, config.sample_by, config.streaming
@@ -142,7 +186,8 @@ def prepare_data(config: D3PMConfig, accelerator) -> TextData:
         train, validation = split_documents(documents, config.validation_fraction, config.validation_documents)
         reused = not accelerator.is_main_process or (config.resume_from_checkpoint and folder.exists())
         if config.model_name_or_path:
-            tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path, subfolder="tokenizer")
+            source = config.model_name_or_path
+            tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_folder(source))
         elif config.tokenizer or reused:
             tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or str(folder))
         else:
@@ -150,8 +195,8 @@ def prepare_data(config: D3PMConfig, accelerator) -> TextData:
             tokenizer = train_tokenizer(texts, config.vocab_size)
         if accelerator.is_main_process:
             tokenizer.save_pretrained(folder)
-        train_rows = tokenize(train, tokenizer, config.length, config.packing)
-        validation_rows = tokenize(validation, tokenizer, config.length, config.packing)
+        train_rows = tokenize(train, tokenizer, config.length, config.packing, given_ends=masked_lm)
+        validation_rows = tokenize(validation, tokenizer, config.length, config.packing, given_ends=masked_lm)
     num_classes = None if config.label_column is None else max(row["label"] for row in train) + 1
     lengths = None
     if not config.packing and not config.streaming:
@@ -163,7 +208,7 @@ def prepare_data(config: D3PMConfig, accelerator) -> TextData:
 
 def text_lengths(tokenizer, documents, rows, config: D3PMConfig) -> list[int]:
     """Tokens of each text, as far as they fit into a row."""
-    if not config.packing:  # a row is a text between two [EOS]
+    if not config.packing:  # a row is a text between two [EOS], or [CLS] and [SEP]
         return [sum(mask) - 2 for mask in rows["attention_mask"]]
     return [min(len(ids), config.length - 1) for ids in encode_texts(tokenizer, list(documents["text"]))]
 
@@ -174,38 +219,46 @@ def build_model(config: D3PMConfig, data: TextData):
     if config.model_name_or_path:
         return load_model(config, data)
     tokenizer = data.tokenizer
+    # Padding and mask have the last ids; the others are what text consists of.
+    words = min(tokenizer.pad_token_id, tokenizer.mask_token_id)
+    counted = partial(tensor_batches, data.train_rows, COUNTED_ROWS)
+    statistics = TextStatistics(counted, len(tokenizer), config.hidden_size)
+    kernel = KernelConfig(
+        mask_token_id=tokenizer.mask_token_id,
+        num_tokens=words,
+        frequencies=statistics.frequencies,
+        vectors=statistics.vectors,
+        **{name: getattr(config, name) for name in KERNEL_OPTIONS},
+    )
+    scheduler = make_scheduler(config.kernel, kernel)
     denoiser = TextTransformerModel(
-        vocab_size=len(tokenizer),
+        vocab_size=max(len(tokenizer), scheduler.config.get("vocab_size") or 0),
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
         num_attention_heads=config.num_attention_heads,
         max_length=config.length,
-        time_conditioning=config.kernel == "uniform",
+        time_conditioning=config.kernel != "absorbing",
         num_classes=data.num_classes,
         tie_embeddings=config.tie_embeddings,
         dropout=config.dropout,
+        block_length=config.block_length,
         mask_token_id=tokenizer.mask_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    # Padding and mask have the last ids; the others are what text consists of.
-    words = min(tokenizer.pad_token_id, tokenizer.mask_token_id)
     if config.init_embeddings == "cooccurrence" and not config.resume_from_checkpoint:
-        counted = tensor_batches(data.train_rows, COUNTED_ROWS)
         with torch.no_grad():
-            denoiser.token_embedding.weight[:words] = cooccurrence_vectors(
-                counted, len(tokenizer), config.hidden_size
-            )[:words]
-    clock = {"num_train_timesteps": config.num_train_timesteps, "schedule": config.schedule}
-    clock |= {"min_timestep": config.min_timestep}
-    if config.kernel == "absorbing":
-        return denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id, **clock)
-    return denoiser, D3PMUniformScheduler(words, reverse_rule=config.reverse_rule, **clock)
+            denoiser.token_embedding.weight[:words] = statistics.vectors()[:words]
+    return denoiser, scheduler
 
 
 def load_model(config: D3PMConfig, data: TextData):
-    """`(denoiser, scheduler)` of a saved pipeline, with fresh adapters if only those are trained."""
-    pipe = TextDiffusionPipeline.from_pretrained(config.model_name_or_path)
-    denoiser, scheduler = pipe.denoiser, pipe.scheduler
+    """`(denoiser, scheduler)` of a saved pipeline or masked LM, with fresh adapters if only those are trained."""
+    source = config.model_name_or_path
+    if holds_masked_lm(source):
+        denoiser, scheduler = load_masked_lm(source, data.tokenizer)
+    else:
+        pipe = saved_class(source).from_pretrained(source)
+        denoiser, scheduler = pipe.denoiser, pipe.scheduler
     if config.length > denoiser.config.max_length:
         raise ValueError(f"`length` must be at most {denoiser.config.max_length} for this model, got {config.length}.")
     if (data.num_classes or 0) > (denoiser.config.num_classes or 0):
@@ -231,13 +284,15 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
 
     def loss_function(model, batch, uniform, generators):
         tokens, attention_mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
+        uniform = token_uniform(uniform, tokens.shape[1], denoiser.config.block_length, generators)
         uniform, weights = sample_times(uniform, first_interval)
-        times = scheduler.training_timesteps(uniform)  # (B,)
+        times = scheduler.training_timesteps(uniform)  # (B,), or with blocks (B, L)
         noisy = scheduler.add_noise(tokens, times, generators)  # (B, L)
-        positions = predicted_positions(scheduler, noisy, attention_mask)  # (B, L), the head runs there only
-        rows = positions.nonzero()[:, 0]  # (N,)
+        positions = predicted_positions(scheduler, noisy, unknown_tokens(batch))  # (B, L), the head runs there only
+        if "given" in batch:
+            noisy = torch.where(batch["given"], tokens, noisy)
         targets, corrupted = tokens[positions], noisy[positions]  # (N,)
-        times_there, weights_there = times[rows], weights[rows]  # (N,)
+        times_there, weights_there = at_positions(times, positions), at_positions(weights, positions)  # (N,)
 
         def weighted_sum(logits, chunk=slice(None)):  # (n, V) of all N positions or a chunk of them
             loss = token_bound(scheduler, logits, targets[chunk], corrupted[chunk], times_there[chunk])  # (n,)
@@ -246,6 +301,8 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
             return (loss.double() * weights_there[chunk]).sum()
 
         inputs = {"class_labels": batch.get("label"), "positions": positions}
+        if denoiser.config.block_length is not None:
+            inputs |= {"clean_ids": tokens}
         if config.head_chunk_size:
             inputs |= {"loss_function": weighted_sum, "chunk_size": config.head_chunk_size}
             return model(noisy, times, attention_mask, **inputs).loss
@@ -256,11 +313,11 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
         spread = range(0, count, -(-count // config.validation_rows))  # neighbours are alike
         rows = data.validation_rows.select(spread)
         estimate = estimate_bound(model, fine_scheduler, rows, seed=config.seed, accelerator=accelerator)
-        levels = {f"bound_by_noise/t={(i + 0.5) / NOISE_LEVELS:.2f}": nats for i, nats in enumerate(estimate.by_noise)}
+        levels = {f"bound_by_noise/{(i + 0.5) / NOISE_LEVELS:.2f}": nats for i, nats in enumerate(estimate.by_noise)}
         return {"bound": estimate.bound, "standard_error": estimate.standard_error} | levels
 
     def write(model) -> list[str]:
-        pipe = TextDiffusionPipeline(data.tokenizer, model, fine_scheduler, data.lengths)
+        pipe = pipeline_class(model.config)(data.tokenizer, plain_model(model), fine_scheduler, data.lengths)
         pipe.set_progress_bar_config(disable=True)
         return pipe(num_return_sequences=config.num_samples, **writing(config, pipe, data.num_classes)).texts
 
@@ -282,14 +339,25 @@ def save(config: D3PMConfig, data: TextData, denoiser, averages: dict[str, torch
         adapters = get_peft_model_state_dict(denoiser, state_dict=averages)
         settings = denoiser.peft_config["default"].to_dict()
         TextDiffusionPipeline.save_lora_weights(config.output_dir, adapters, settings)
-        pipe = TextDiffusionPipeline.from_pretrained(config.model_name_or_path, scheduler=scheduler)
+        source = config.model_name_or_path
+        pipe = saved_class(source).from_pretrained(source, scheduler=scheduler)
         pipe.load_lora_weights(config.output_dir)
         return pipe
-    model = TextTransformerModel.from_config(denoiser.config)
+    model = fresh_copy(denoiser)
     model.load_state_dict(averages)
-    pipe = TextDiffusionPipeline(data.tokenizer, model.eval(), scheduler, data.lengths)
+    pipe = pipeline_class(model.config)(data.tokenizer, plain_model(model.eval()), scheduler, data.lengths)
     pipe.save_pretrained(config.output_dir)
     return pipe
+
+
+def pipeline_class(model_config: Any) -> type[TextDiffusionPipeline]:
+    return TextDiffusionPipeline if model_config.block_length is None else TextBlockDiffusionPipeline
+
+
+def saved_class(model_name_or_path: str) -> type[TextDiffusionPipeline]:
+    """The class that a saved pipeline is of."""
+    blocks = TextDiffusionPipeline.load_config(model_name_or_path)["_class_name"] == "TextBlockDiffusionPipeline"
+    return TextBlockDiffusionPipeline if blocks else TextDiffusionPipeline
 
 
 def rows_per_step(config: D3PMConfig, accelerator) -> int:
@@ -300,15 +368,18 @@ def writing(config: D3PMConfig, pipe: TextDiffusionPipeline, num_classes: int | 
     """Arguments of the pipeline for the texts that training writes: seeded, with the first label if there is one."""
     steps = min(WRITING_STEPS, pipe.scheduler.config.num_train_timesteps or WRITING_STEPS)
     labels = {} if num_classes is None else {"class_labels": 0}
+    if holds_masked_lm(config.model_name_or_path) and pipe.config.lengths is None:
+        labels |= {"max_new_tokens": config.length - 2}
     return labels | {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(config.seed)}
 
 
 def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData) -> dict[str, float]:
     """Print, save and return what the model is worth on the held-out split."""
     rows = data.validation_rows
-    bound, error, _ = estimate_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
+    denoiser = training_denoiser(pipe.denoiser, pipe.tokenizer)
+    bound, error, _ = estimate_bound(denoiser, pipe.scheduler, rows, seed=config.seed)
     data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, rows, config)
-    if pipe.config.lengths:
+    if pipe.config.lengths and not config.packing:
         bound += length_nats(pipe.config.lengths, data_lengths) / sum(map(sum, rows["attention_mask"]))
     entropy = unigram_entropy(rows)
     metrics = {"bound": bound, "standard_error": error, "unigram_entropy": entropy, "gap": entropy - bound}

@@ -1,15 +1,41 @@
 """Diffusion models for text in the manner of Hugging Face diffusers."""
 
 from text_diffusers.models.transformer_text import TextTransformerModel
+from text_diffusers.pipelines.pipeline_text_block_diffusion import TextBlockDiffusionPipeline
 from text_diffusers.pipelines.pipeline_text_diffusion import TextDiffusionPipeline, TextDiffusionPipelineOutput
+from text_diffusers.schedulers.scheduling_block_ancestral import BlockAncestralScheduler
+from text_diffusers.schedulers.scheduling_confidence import ConfidenceScheduler
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
+from text_diffusers.schedulers.scheduling_d3pm_bits import D3PMBitFlipScheduler
+from text_diffusers.schedulers.scheduling_d3pm_hybrid import D3PMHybridScheduler
+from text_diffusers.schedulers.scheduling_d3pm_matrix import D3PMMatrixScheduler
+from text_diffusers.schedulers.scheduling_d3pm_neighbors import D3PMNeighborScheduler
+from text_diffusers.schedulers.scheduling_ddim_token import TokenDDIMScheduler
+from text_diffusers.schedulers.scheduling_first_hitting import FirstHittingScheduler
+from text_diffusers.schedulers.scheduling_predictor_corrector import (
+    PredictorCorrectorAbsorbingScheduler,
+    PredictorCorrectorUniformScheduler,
+)
+from text_diffusers.schedulers.scheduling_remdm import ReMDMScheduler
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BlockAncestralScheduler",
+    "ConfidenceScheduler",
     "D3PMAbsorbingScheduler",
+    "D3PMBitFlipScheduler",
+    "D3PMHybridScheduler",
+    "D3PMMatrixScheduler",
+    "D3PMNeighborScheduler",
     "D3PMUniformScheduler",
+    "FirstHittingScheduler",
+    "PredictorCorrectorAbsorbingScheduler",
+    "PredictorCorrectorUniformScheduler",
+    "ReMDMScheduler",
+    "TextBlockDiffusionPipeline",
     "TextDiffusionPipeline",
     "TextDiffusionPipelineOutput",
     "TextTransformerModel",
+    "TokenDDIMScheduler",
 ]

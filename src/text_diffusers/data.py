@@ -208,18 +208,39 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[l
     return encoded["input_ids"]
 
 
+def text_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """Ids of the tokens a text begins after and ends with: `[CLS]` and `[SEP]` where the tokenizer has no others.
+
+    Raises:
+        ValueError: if it has no token for the end.
+    """
+    end: Any = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if end is None:
+        raise ValueError("`tokenizer` must have a token for the end of a text, `eos_token` or `sep_token`.")
+    start: Any = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return end if start is None else start, end
+
+
 def pack_rows(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
-    eos: Any = tokenizer.eos_token_id
-    stream = [token for ids in encode_texts(tokenizer, columns["text"]) for token in (*ids, eos)]
+    _, end = text_ends(tokenizer)
+    stream = [token for ids in encode_texts(tokenizer, columns["text"]) for token in (*ids, end)]
     rows = [stream[i : i + length] for i in range(0, len(stream), length)]
     return pad_to_length(rows, tokenizer, length)
 
 
 def one_row_each(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
-    eos: Any = tokenizer.eos_token_id
-    rows = [[eos, *ids, eos][:length] for ids in encode_texts(tokenizer, columns["text"])]
+    start, end = text_ends(tokenizer)
+    rows = [[start, *ids, end][:length] for ids in encode_texts(tokenizer, columns["text"])]
     labels = {"label": columns["label"]} if "label" in columns else {}
     return pad_to_length(rows, tokenizer, length) | labels
+
+
+def one_framed_row_each(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
+    """As `one_row_each`, but a cut text ends too, and both ends are `given`."""
+    start, end = text_ends(tokenizer)
+    texts = [ids[: length - 2] for ids in encode_texts(tokenizer, columns["text"])]
+    given = [[True] + [False] * len(ids) + [True] + [False] * (length - 2 - len(ids)) for ids in texts]
+    return pad_to_length([[start, *ids, end] for ids in texts], tokenizer, length) | {"given": given}
 
 
 def pad_to_length(rows: list[list[int]], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
@@ -230,11 +251,17 @@ def pad_to_length(rows: list[list[int]], tokenizer: PreTrainedTokenizerFast, len
 
 
 def tokenize(
-    documents: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerFast, length: int, packing: bool = True
+    documents: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerFast,
+    length: int,
+    packing: bool = True,
+    given_ends: bool = False,
 ) -> Dataset | IterableDataset:
     """Rows of `input_ids` and `attention_mask`, `length` tokens each, packed or one document a row (see above).
 
-    Packing keeps every token; a document longer than a padded row is cut. Labels need one document a row.
+    Packing keeps every token; a document longer than a padded row is cut. Labels need one document a row. With
+    `given_ends`, for models that know where a text begins and ends, there is one document a row, without labels, and
+    the column `given` is true at its first and last token.
 
     Raises:
         ValueError: if labels are to be packed, or there is not a single row.
@@ -242,7 +269,8 @@ def tokenize(
     columns = documents.column_names or list(next(iter(documents), {}))
     if packing and "label" in columns:
         raise ValueError("`packing` must be off for labelled documents: a packed row holds several of them.")
-    to_rows = partial(pack_rows if packing else one_row_each, tokenizer=tokenizer, length=length)
+    make_rows = one_framed_row_each if given_ends else pack_rows if packing else one_row_each
+    to_rows = partial(make_rows, tokenizer=tokenizer, length=length)
     rows = documents.map(to_rows, batched=True, batch_size=ROWS_PER_MAP, remove_columns=columns)
     if isinstance(rows, Dataset) and len(rows) == 0:
         raise ValueError("`documents` must hold at least one text, got none.")

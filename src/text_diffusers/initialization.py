@@ -1,9 +1,10 @@
-"""Initial embeddings from the statistics of the text.
+"""What can be counted in a text before a model is trained: frequencies and, from neighbours, embeddings.
 
 Shapes: V vocabulary size, D width, L row length.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -45,3 +46,36 @@ def cooccurrence_vectors(batches: Iterable[dict[str, Tensor]], vocab_size: int, 
     left, scale, _ = torch.svd_lowrank(information, q=rank, niter=4)
     vectors = F.pad(left * scale.sqrt(), (0, width - rank))  # (V, D)
     return vectors / vectors.std().clamp(min=1e-6)
+
+
+class TextStatistics:
+    """Counts of a text, made when they are asked for first.
+
+    Args:
+        batches: returns `input_ids` and `attention_mask`, (rows, L) each, anew at each call.
+        vocab_size: V.
+        width: D of the vectors.
+    """
+
+    def __init__(self, batches: Callable[[], Iterable[dict[str, Tensor]]], vocab_size: int, width: int):
+        self._batches, self._vocab_size, self._width = batches, vocab_size, width
+
+    def frequencies(self) -> Tensor:
+        """(V,) counts of the tokens, float64."""
+        return self._frequencies
+
+    def vectors(self) -> Tensor:
+        """(V, D) from `cooccurrence_vectors`."""
+        return self._vectors
+
+    @cached_property
+    def _frequencies(self) -> Tensor:
+        counts = torch.zeros(self._vocab_size, dtype=torch.float64)
+        for batch in self._batches():
+            real = batch["input_ids"][batch["attention_mask"].bool()].long()
+            counts += torch.bincount(real, minlength=self._vocab_size)
+        return counts
+
+    @cached_property
+    def _vectors(self) -> Tensor:
+        return cooccurrence_vectors(self._batches(), self._vocab_size, self._width)

@@ -20,6 +20,23 @@ def row_noise(seed: int, step: int, num_rows: int) -> tuple[Tensor, list[torch.G
     return uniform, [torch.Generator().manual_seed(int(row_seed)) for row_seed in seeds]
 
 
+def token_uniform(uniform: Tensor, length: int, block_length: int | None, generators: list[torch.Generator]) -> Tensor:
+    """The numbers (B,) as they are, or for a model with blocks one a block, told to each of its tokens, (B, L).
+
+    With n blocks, block j of a row gets (p(j) + u) / n, where u is the row's number and p a random permutation of
+    0, ..., n - 1 by the row's generator. Each is as uniform as u, so the mean over them is the bound; and if the
+    rows' numbers fall one in each of G strata, those of all blocks fall one in each of G n.
+    """
+    if block_length is None:
+        return uniform
+    blocks = -(-length // block_length)
+    if blocks == 1:
+        return uniform.unsqueeze(1).expand(-1, length)
+    order = torch.stack([torch.randperm(blocks, generator=generator) for generator in generators])
+    numbers = (order.to(uniform.device) + uniform.unsqueeze(1)) / blocks
+    return numbers.repeat_interleave(block_length, dim=1)[:, :length]
+
+
 def uniform_times(uniform: Tensor, first: float) -> tuple[Tensor, Tensor]:
     """`(uniform, weights)`: numbers (B,) in [0, 1) as they are, each of weight 1."""
     return uniform, torch.ones_like(uniform)

@@ -31,6 +31,7 @@ from text_diffusers import (
 )
 from text_diffusers.bounds import token_bound
 from text_diffusers.losses import uniform_bound_discrete
+from text_diffusers.schedulers import scheduling_d3pm_matrix
 from text_diffusers.schedulers.noise_schedules import mutual_information, mutual_information_schedule
 from text_diffusers.schedulers.scheduling_d3pm_bits import embedding_codes, frequency_codes
 from text_diffusers.schedulers.scheduling_d3pm_neighbors import (
@@ -558,12 +559,25 @@ def test_a_matrix_that_has_not_mixed_is_reported(caplog):
     assert "nats from uniform noise" in caplog.text
 
 
-def test_a_thousand_steps_of_two_thousand_tokens_do_not_keep_a_matrix_each():
-    scheduler = D3PMMatrixScheduler(64, num_train_timesteps=1000)
-    kept = sum(stored.numel() for stored in scheduler._stored)
-    assert kept <= 2**25 + 64**2
-    large = D3PMMatrixScheduler(1200, kernel="band", bandwidth=2, num_train_timesteps=30)
-    assert len(large._stored) <= 1 + 2**25 // 1200**2 and large._stored[0].dtype == torch.float32
+def test_products_are_not_all_kept(monkeypatch):
+    steps = 100
+    monkeypatch.setattr(scheduling_d3pm_matrix, "STORED_NUMBERS", 0)
+    scheduler = D3PMMatrixScheduler(60, num_train_timesteps=steps)
+    assert len(scheduler._stored) == math.isqrt(steps) + 1
+    rows = scheduler.transition(torch.tensor([3, 50]), 0.3)
+    product = torch.zeros(2, 60, dtype=torch.float64).index_put_(
+        (torch.arange(2), torch.tensor([3, 50])), float64(1.0)
+    )
+    for step in range(1, 31):
+        product = product @ scheduler.matrix(step)
+    torch.testing.assert_close(rows, product, atol=1e-13, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_padding_that_is_no_state_stays(kernel):
+    scheduler = make(kernel)
+    tokens = torch.tensor([[0, 1, 2, 3, 9, 9]])
+    assert scheduler.add_noise(tokens, 1.0)[0, 4:].tolist() == [9, 9]
 
 
 @pytest.mark.parametrize(
@@ -578,8 +592,14 @@ def test_a_thousand_steps_of_two_thousand_tokens_do_not_keep_a_matrix_each():
         (lambda: D3PMBitFlipScheduler(4, codes=torch.tensor([0, 1, 1, 3])), "`codes` must be a permutation of 0 to 3"),
         (lambda: D3PMMatrixScheduler(5000), "`vocab_size` must be an integer from 2 to 4096, got 5000"),
         (lambda: D3PMMatrixScheduler(4, kernel="bands"), "`kernel` must be one of"),
-        (lambda: D3PMMatrixScheduler(4, kernel="band"), "`bandwidth` must be an integer of at least 1, got None"),
-        (lambda: D3PMMatrixScheduler(4, kernel="matrix"), r"`transitions` must be \(4, 4\), got None"),
+        (lambda: D3PMMatrixScheduler(4, kernel="band"), '`bandwidth` must be given with kernel "band" only'),
+        (lambda: D3PMMatrixScheduler(4, bandwidth=2), '`bandwidth` must be given with kernel "band" only, got 2'),
+        (lambda: D3PMMatrixScheduler(4, kernel="band", bandwidth=0), "`bandwidth` must be an integer of at least 1"),
+        (lambda: D3PMMatrixScheduler(4, kernel="matrix"), '`transitions` must be given with kernel "matrix" only'),
+        (
+            lambda: D3PMMatrixScheduler(4, kernel="matrix", transitions=torch.eye(3)),
+            r"`transitions` must be \(4, 4\), got \(3, 3\)",
+        ),
         (
             lambda: D3PMMatrixScheduler(2, kernel="matrix", transitions=float64([[0.9, 0.1], [0.3, 0.7]])),
             "`transitions` must be doubly stochastic",

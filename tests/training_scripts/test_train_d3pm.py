@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from masked_lms import make_masked_lm
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM
 
-from text_diffusers import TextDiffusionPipeline
+from text_diffusers import TextBlockDiffusionPipeline, TextDiffusionPipeline
 
 SCRIPTS = Path(__file__).parent.parent.parent / "training_scripts"
 
@@ -135,6 +138,99 @@ def test_a_saved_pipeline_is_trained_further(config, tmp_path):
         config(lora_rank=4)
     with pytest.raises(ValueError, match="`length` must be at most 16"):
         train_d3pm.main(config(output_dir=str(tmp_path / "x"), model_name_or_path=base.output_dir, length=32, **parts))
+
+
+def test_a_model_with_blocks_is_trained_saved_trained_further_and_adapted(config, tmp_path):
+    settings = {"packing": False, "head_chunk_size": 7, "gradient_checkpointing": True}
+    base = config(output_dir=str(tmp_path / "base"), block_length=6, **settings)
+    losses = train_d3pm.main(base)
+    assert len(losses) == 3 and all(np.isfinite(losses))
+    pipe = TextBlockDiffusionPipeline.from_pretrained(base.output_dir)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.denoiser.config.block_length == 6 and isinstance(pipe("the cat", num_inference_steps=2).texts[0], str)
+    metrics = json.loads((Path(base.output_dir) / "metrics.json").read_text())
+    assert 0 < metrics["bound"] < np.inf and metrics["length_distance"] >= 0
+    parts = {name: train_d3pm.D3PMConfig.__dataclass_fields__[name].default for name in train_d3pm.PARTS_OF_A_PIPELINE}
+    tuned = config(output_dir=str(tmp_path / "b"), model_name_or_path=base.output_dir, lora_rank=2, **settings | parts)
+    assert all(np.isfinite(train_d3pm.main(tuned)))
+    pipe.load_lora_weights(tuned.output_dir)
+    with pytest.raises(ValueError, match="`block_length` belongs to the pipeline"):
+        config(model_name_or_path=base.output_dir, **parts | {"block_length": 6})
+    with pytest.raises(ValueError, match="`block_length` must be at least 1"):
+        config(output_dir=str(tmp_path / "c"), block_length=0)
+    with pytest.raises(ValueError, match="`block_length` .* needs `kernel` \"absorbing\", got 4 with 'uniform'"):
+        config(output_dir=str(tmp_path / "c"), block_length=4, kernel="uniform")
+
+
+def test_one_block_of_the_whole_row_trains_like_a_model_without_blocks(config, tmp_path):
+    same = {"max_train_steps": 5, "num_samples": 0, "num_length_samples": 0, "learning_rate": 1e-2}
+    whole = train_d3pm.main(config(output_dir=str(tmp_path / "a"), **same))
+    blocks = train_d3pm.main(config(output_dir=str(tmp_path / "b"), block_length=16, **same))
+    np.testing.assert_allclose(whole, blocks, rtol=1e-4)
+
+
+@pytest.fixture
+def masked_lm_config(config, tmp_path):
+    """Options that train a masked LM further, from a folder that transformers wrote."""
+    parts = {name: train_d3pm.D3PMConfig.__dataclass_fields__[name].default for name in train_d3pm.PARTS_OF_A_PIPELINE}
+
+    def make(model_type="bert", **changes):
+        folder = tmp_path / model_type
+        if not folder.exists():
+            for part in make_masked_lm(model_type):
+                part.save_pretrained(folder)
+        settings = {"model_name_or_path": str(folder), "packing": False, "length": 24}
+        return config(**parts | settings | changes)
+
+    return make
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "modernbert"])
+def test_a_masked_lm_becomes_a_pipeline_that_knows_the_texts(masked_lm_config, model_type):
+    learns = {"max_train_steps": 150, "train_batch_size": 16, "learning_rate": 1e-2, "lr_warmup_steps": 5}
+    options = masked_lm_config(model_type, **learns, ema_decay=0.9, validation_rows=64, length=40)
+    losses = train_d3pm.main(options)
+    assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
+    folder = Path(options.output_dir)
+    assert json.loads((folder / "metrics.json").read_text())["bound"] < 0.85 * np.mean(losses[:5])
+    pipe = TextDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    plain = AutoModelForMaskedLM.from_pretrained(folder / "denoiser")
+    assert type(pipe.denoiser) is type(plain) and pipe.denoiser.config.model_type == model_type
+    ids = pipe.tokenizer("the cat sat", return_tensors="pt").input_ids
+    assert torch.equal(plain(ids).logits, pipe.denoiser(ids).logits)
+    assert len(set(pipe(num_return_sequences=3, num_inference_steps=4).texts)) > 1  # of drawn lengths
+    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    tied = [name for name in plain.state_dict() if name not in dict(plain.named_parameters())]
+    averages = load_file(next(folder.glob("checkpoints/*/ema.safetensors")))
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(averages[f"masked_lm.{name}"], parameter)
+    assert tied and not [name for name in tied if f"masked_lm.{name}" in averages]
+
+
+def test_a_masked_lm_resumes_exactly_and_its_pipeline_is_trained_further(masked_lm_config, tmp_path):
+    settings = {"max_train_steps": 6, "lr_warmup_steps": 1, "streaming": True, "validation_documents": 20}
+    straight = train_d3pm.main(masked_lm_config(output_dir=str(tmp_path / "a"), **settings))
+    kept = {"output_dir": str(tmp_path / "b"), **settings}
+    assert train_d3pm.main(masked_lm_config(**kept, checkpointing_steps=4)) == straight
+    later = sorted((tmp_path / "b" / "checkpoints").iterdir())[-1]
+    assert train_d3pm.main(masked_lm_config(**kept, resume_from_checkpoint="latest")) == []
+    later.rename(tmp_path / "later")
+    resumed = train_d3pm.main(masked_lm_config(**kept, resume_from_checkpoint="latest"))
+    assert resumed == straight[4:]
+    more = masked_lm_config(output_dir=str(tmp_path / "c"), model_name_or_path=str(tmp_path / "b"))
+    assert all(np.isfinite(train_d3pm.main(more)))
+    pipe = TextDiffusionPipeline.from_pretrained(more.output_dir)
+    assert type(pipe.denoiser).__name__ == "BertForMaskedLM" and pipe.config.lengths
+
+
+def test_what_a_masked_lm_cannot_be_trained_with_is_refused(masked_lm_config):
+    options = {"packing": True, "lora_rank": 2, "head_chunk_size": 8, "label_column": "mood"}
+    for name, value in options.items():
+        with pytest.raises(ValueError, match=f"`{name}` (must be off for|cannot be used with) a masked LM"):
+            train_d3pm.main(masked_lm_config(**{name: value}))
+    with pytest.raises(ValueError, match="`length` must be at most 62 for this model, got 63"):
+        train_d3pm.main(masked_lm_config("roberta", length=63))
 
 
 @pytest.mark.parametrize("kernel", ["absorbing", "uniform"])

@@ -1,14 +1,13 @@
-"""A bidirectional transformer that predicts clean tokens from corrupted ones.
+"""A transformer that predicts clean tokens from corrupted ones: bidirectional, or block by block.
 
 The time enters by adaptive layer norm as in DiT (https://arxiv.org/abs/2212.09748), positions by rotation
 (https://arxiv.org/abs/2104.09864).
 
-Shapes: B batch, L sequence length, D width, H heads, C head width, V vocabulary size, N selected positions.
+Shapes: B batch, L sequence length, D width, H heads, V vocabulary size, N selected positions.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,134 +17,20 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-ROTARY_BASE = 10_000.0
+from text_diffusers.models.attention import (
+    NORM_EPS,
+    BlockCache,
+    TextTransformerBlock,
+    earlier_blocks,
+    sinusoids,
+    take,
+    two_streams,
+    wanted_tokens,
+)
+from text_diffusers.models.chunked_head import CHUNK_SIZE, ChunkedHeadLoss, LossFunction, chunks
+
 TIME_SCALE = 1_000.0
-NORM_EPS = 1e-6
-CHUNK_SIZE = 128  # rows of logits that live at once when the head is trained in chunks
-
-LossFunction = Callable[[Tensor, slice], Tensor]
-
-
-def sinusoids(values: Tensor, width: int, base: float = ROTARY_BASE) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (..., width / 2) of `values` (...) at geometrically spaced frequencies, float32."""
-    frequencies = torch.exp(-math.log(base) / (width // 2) * torch.arange(width // 2, device=values.device))
-    angles = values.float().unsqueeze(-1) * frequencies
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding of (B, H, L, C) by cosines and sines (L, C / 2)."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = rotary
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-class TextAttention(nn.Module):
-    """Self-attention without a causal mask; queries and keys are normalised, which allows high learning rates."""
-
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float):
-        super().__init__()
-        self.num_heads = num_heads
-        self.to_q = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.to_k = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.to_v = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(hidden_size, hidden_size, bias=False), nn.Dropout(dropout)])
-        self.norm_q = nn.RMSNorm(hidden_size // num_heads, eps=NORM_EPS)
-        self.norm_k = nn.RMSNorm(hidden_size // num_heads, eps=NORM_EPS)
-
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None) -> Tensor:
-        query, key, value = (
-            linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for linear in (self.to_q, self.to_k, self.to_v)
-        )  # (B, H, L, C)
-        query, key = rotate(self.norm_q(query), rotary), rotate(self.norm_k(key), rotary)
-        x = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, attn_mask=key_mask)
-        x = x.transpose(1, 2).flatten(2)  # (B, L, D)
-        for layer in self.to_out:
-            x = layer(x)
-        return x
-
-
-class TextTransformerBlock(nn.Module):
-    """Attention and feed-forward, each on a normalised input; with a condition both are shifted, scaled and gated."""
-
-    def __init__(self, hidden_size: int, num_heads: int, feed_forward_size: int, dropout: float, conditioned: bool):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(hidden_size, eps=NORM_EPS, elementwise_affine=not conditioned)
-        self.attn = TextAttention(hidden_size, num_heads, dropout)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=NORM_EPS, elementwise_affine=not conditioned)
-        self.ff = nn.Sequential(
-            nn.Linear(hidden_size, feed_forward_size),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(feed_forward_size, hidden_size),
-            nn.Dropout(dropout),
-        )
-        self.modulation = nn.Linear(hidden_size, 6 * hidden_size) if conditioned else None
-
-    def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], key_mask: Tensor | None, condition: Tensor | None
-    ) -> Tensor:
-        if self.modulation is None:
-            x = x + self.attn(self.norm1(x), rotary, key_mask)
-            return x + self.ff(self.norm2(x))
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition).unsqueeze(1).chunk(6, dim=-1)
-        x = x + gate1 * self.attn(self.norm1(x) * (1 + scale1) + shift1, rotary, key_mask)
-        return x + gate2 * self.ff(self.norm2(x) * (1 + scale2) + shift2)
-
-
-class ChunkedHeadLoss(torch.autograd.Function):
-    """Sum of a loss over chunks of the head's logits, of which only one chunk exists at any time.
-
-    The gradients of a chunk are taken and added up as soon as its loss is known. The result is a scalar, so all that
-    is left to the backward pass is to multiply them by the gradient of that scalar: nothing is computed twice. Liger
-    (https://arxiv.org/abs/2410.10989) fuses the cross-entropy with the head in this way; here the loss may be any.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, loss_function: LossFunction, chunk_size: int) -> Tensor:
-        """() sum of `loss_function(x[chunk] @ weight.T, chunk)`; x (N, D), weight (V, D)."""
-        device = x.device.type  # here autocast casts nothing: its cache would keep a weight without gradient
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        x_cast, weight_cast = x.to(dtype), weight.to(dtype)
-        total_dtype = torch.promote_types(dtype, torch.float32)
-        total = torch.zeros((), dtype=total_dtype, device=x.device)
-        needs_x, needs_weight = ctx.needs_input_grad[:2]
-        grad_x = torch.zeros_like(x) if needs_x else None
-        grad_weight = torch.zeros_like(weight, dtype=total_dtype) if needs_weight else None
-
-        for chunk in chunks(len(x), chunk_size):
-            loss, grad = loss_and_gradient(F.linear(x_cast[chunk], weight_cast), chunk, loss_function)  # grad (n, V)
-            total = total + loss  # in float64 if the loss is
-            if grad_x is not None:
-                grad_x[chunk] = grad @ weight_cast
-            if grad_weight is not None and dtype == total_dtype:
-                grad_weight.addmm_(grad.T, x_cast[chunk])  # into the sum, without a second (V, D)
-            elif grad_weight is not None:
-                grad_weight += grad.T @ x_cast[chunk]
-            del grad  # before the next chunk's logits
-
-        ctx.save_for_backward(grad_x, None if grad_weight is None else grad_weight.to(weight.dtype))
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output: Tensor):
-        # In place: a second backward pass, which would find the gradients scaled already, is refused by autograd.
-        grad_x, grad_weight = (grad if grad is None else grad.mul_(grad_output) for grad in ctx.saved_tensors)
-        return grad_x, grad_weight, None, None
-
-
-def chunks(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def loss_and_gradient(logits: Tensor, chunk: slice, loss_function: LossFunction) -> tuple[Tensor, Tensor]:
-    """The loss of a chunk and its gradient (n, V)."""
-    with torch.enable_grad():
-        loss = loss_function(logits.requires_grad_(), chunk)
-    return loss.detach(), torch.autograd.grad(loss, logits)[0]
 
 
 @dataclass
@@ -157,7 +42,7 @@ class TextTransformerOutput(BaseOutput):
 
 
 class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
-    """Bidirectional denoiser over tokens.
+    """Denoiser over tokens: bidirectional, or with `block_length` block by block (https://arxiv.org/abs/2503.09573).
 
     Args:
         vocab_size: V, with all special tokens.
@@ -171,6 +56,8 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         num_classes: number of class labels; `None` takes none. Label `num_classes` means "no label".
         tie_embeddings: whether the head shares its weights with the token embedding.
         dropout: probability, during training.
+        block_length: tokens in a block; a token then sees its own block and those before. Blocks begin at multiples
+            of it. `None` lets every token see every other.
         mask_token_id, pad_token_id: kept for loaders and checked against V.
 
     Raises:
@@ -195,6 +82,7 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         num_classes: int | None = None,
         tie_embeddings: bool = False,
         dropout: float = 0.0,
+        block_length: int | None = None,
         mask_token_id: int | None = None,
         pad_token_id: int | None = None,
     ):
@@ -229,43 +117,33 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         loss_function: LossFunction | None = None,
         chunk_size: int = CHUNK_SIZE,
         return_dict: bool = True,
+        clean_ids: Tensor | None = None,
+        cache: BlockCache | None = None,
     ) -> TextTransformerOutput | tuple[Tensor]:
         """Predict the clean token at each position.
 
         Args:
             input_ids: (B, L) corrupted tokens.
-            timestep: () or (B,) in [0, 1]; required with time conditioning, ignored without.
-            attention_mask: (B, L), 0 at padding.
+            timestep: (), (B,) or, one a token, (B, L) in [0, 1]; required with time conditioning, ignored without.
+            attention_mask: (B, L), 0 at padding; with a cache (B, cache.length + L).
             class_labels: (B,) ids; `None` is "no label".
             positions: (B, L) bool; the head runs there only.
             loss_function: `(logits (n, V), chunk) -> ()`, the loss summed over `chunk`, a slice of the N positions
                 (of all B * L without `positions`). The output then has the sum over all chunks, differentiable once,
                 and no logits. Gradients reach this model only, through the logits.
             chunk_size: the most positions whose logits exist at once, with a `loss_function`.
+            clean_ids: (B, L), to train a model with blocks: each block of `input_ids` then sees itself and, of the
+                blocks before it, these clean tokens, whose time is 0. One pass predicts all blocks.
+            cache: from `new_cache`, to write with a model with blocks: `input_ids` are the tokens that follow its
+                finished blocks, and see them.
 
         Raises:
-            ValueError: if the sequence is too long, the time or a label is missing or out of range, or the head
-                cannot run in chunks.
+            ValueError: if the sequence is too long, the time or a label is missing or out of range, the head cannot
+                run in chunks, or clean tokens or a cache do not fit the model or the input.
         """
         self._check_inputs(input_ids, timestep, class_labels)
-        x = self.token_embedding(input_ids)  # (B, L, D)
-        condition = self._condition(input_ids, timestep, class_labels)  # (B, D) or None
-        rotary = sinusoids(torch.arange(input_ids.shape[1], device=x.device), self._head_width)
-        rotary = (rotary[0].to(x.dtype), rotary[1].to(x.dtype))
-        key_mask = None
-        if attention_mask is not None and not bool(attention_mask.all()):
-            key_mask = attention_mask.bool()[:, None, None, :]
-        for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, rotary, key_mask, condition)
-            else:
-                x = block(x, rotary, key_mask, condition)
-        x = self.norm_out(x)
-        if self.modulation_out is not None:
-            shift, scale = self.modulation_out(condition).unsqueeze(1).chunk(2, dim=-1)
-            x = x * (1 + scale) + shift
-        if positions is not None:
-            x = x[positions]  # (N, D)
+        self._check_blocks(input_ids, clean_ids, cache)
+        x = self._features(input_ids, timestep, attention_mask, class_labels, positions, clean_ids, cache)
         if self.head is None:  # the shared embedding has unit entries
             x = x * self.config.hidden_size**-0.5
         if loss_function is not None:
@@ -273,6 +151,48 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             return TextTransformerOutput(loss=loss) if return_dict else (loss,)
         logits = F.linear(x, self.token_embedding.weight) if self.head is None else self.head(x)
         return TextTransformerOutput(logits=logits) if return_dict else (logits,)
+
+    def _features(
+        self,
+        input_ids: Tensor,
+        timestep: float | Tensor | None,
+        attention_mask: Tensor | None,
+        class_labels: Tensor | None,
+        positions: Tensor | None,
+        clean_ids: Tensor | None,
+        cache: BlockCache | None,
+    ) -> Tensor:
+        """What the head reads: (B, L, D), or (N, D) with `positions`; arguments as in `forward`."""
+        length, start = input_ids.shape[1], 0 if cache is None else cache.length
+        mask = self._visible(input_ids, attention_mask, start, two=clean_ids is not None)
+        condition = self._condition(input_ids, timestep, class_labels, clean_ids)  # (B, 1 or L, D) or None
+        rotary = sinusoids(torch.arange(start, start + length, device=input_ids.device), self._head_width)
+        if clean_ids is not None:  # from here on 2L tokens, the noisy ones first
+            input_ids = torch.cat([input_ids, clean_ids], dim=1)
+            rotary = (rotary[0].repeat(2, 1), rotary[1].repeat(2, 1))
+        x = self.token_embedding(input_ids)  # (B, L, D)
+        rotary = (rotary[0].to(x.dtype), rotary[1].to(x.dtype))
+        asked = None if positions is None else wanted_tokens(positions)  # (B, n), all that the last block computes
+        for layer, block in enumerate(self.blocks):
+            wanted = asked if layer == len(self.blocks) - 1 else None
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x, rotary, mask, condition, None, wanted)
+            else:
+                store = None if cache is None else partial(cache.extend, layer)
+                x = block(x, rotary, mask, condition, store, wanted)
+        x = self.norm_out(x[:, :length])
+        if self.modulation_out is not None and condition is not None:
+            condition = take(condition[:, :length], asked if condition.shape[1] > 1 else None)
+            shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
+            x = x * (1 + scale) + shift
+        return x if positions is None or asked is None else x[positions.gather(1, asked)]
+
+    def new_cache(self, capacity: int | None = None) -> BlockCache:
+        """An empty cache of up to `capacity` tokens, by default and at most `max_length`."""
+        limit = self.config.max_length
+        if not 0 < (capacity or limit) <= limit:
+            raise ValueError(f"`capacity` must be between 1 and `max_length`={limit}, got {capacity!r}.")
+        return BlockCache(capacity or limit)
 
     def _chunked_loss(self, x: Tensor, loss_function: LossFunction, chunk_size: int) -> Tensor:
         """() sum of the loss over chunks of the features (N, D)."""
@@ -288,18 +208,37 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             total = total + loss_function(F.linear(x[chunk], weight), chunk)
         return total
 
-    def _condition(self, input_ids: Tensor, timestep, class_labels: Tensor | None) -> Tensor | None:
-        """(B, D) sum of the embedded time and label, or None if the model takes neither."""
+    def _visible(self, input_ids: Tensor, attention_mask: Tensor | None, start: int, two: bool) -> Tensor | None:
+        """Mask that broadcasts to (B, H, L, S), true where attended; None if all is. `two`: as in `two_streams`."""
+        mask, size, device = None, self.config.block_length, input_ids.device
+        if two:
+            mask = two_streams(input_ids.shape[1], size, device)
+        elif size is not None:
+            mask = earlier_blocks(start + input_ids.shape[1], start, size, device)
+        if attention_mask is None or bool(attention_mask.all()):
+            return mask
+        real = attention_mask.bool()[:, None, None, :]
+        if two:
+            real = torch.cat([real, real], dim=-1)
+        return real if mask is None else real & mask
+
+    def _condition(
+        self, input_ids: Tensor, timestep, class_labels: Tensor | None, clean_ids: Tensor | None
+    ) -> Tensor | None:
+        """(B, 1, D) sum of the embedded time and label, (B, L, D) or (B, 2L, D) if tokens differ in time, or None."""
         dtype, device, batch = self.token_embedding.weight.dtype, input_ids.device, len(input_ids)
         parts = []
         if self.time_embedding is not None:
-            times = torch.as_tensor(timestep, device=device, dtype=torch.float32).expand(batch)
+            times = torch.as_tensor(timestep, device=device, dtype=torch.float32)
+            times = times if times.ndim == 2 else times.expand(batch).unsqueeze(1)
+            if clean_ids is not None:
+                times = torch.cat([times.expand(input_ids.shape), torch.zeros_like(clean_ids, dtype=times.dtype)], 1)
             waves = torch.cat(sinusoids(times * TIME_SCALE, self.config.hidden_size), dim=-1)
             parts.append(self.time_embedding(waves.to(dtype)))
         if self.class_embedding is not None:
             if class_labels is None:
                 class_labels = torch.full((batch,), self.config.num_classes, device=device)
-            parts.append(self.class_embedding(class_labels))
+            parts.append(self.class_embedding(class_labels).unsqueeze(1))
         return F.silu(sum(parts[1:], parts[0])) if parts else None
 
     @property
@@ -332,6 +271,9 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
         if self.time_embedding is not None and timestep is None:
             raise ValueError("`timestep` is required: this model was built with `time_conditioning=True`.")
+        if isinstance(timestep, Tensor) and timestep.ndim == 2 and timestep.shape != input_ids.shape:
+            want, got = tuple(input_ids.shape), tuple(timestep.shape)
+            raise ValueError(f"`timestep` must be (), (B,) or {want} like `input_ids`, got {got}.")
         if class_labels is not None:
             classes = self.config.num_classes
             if classes is None:
@@ -341,6 +283,26 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                     f"`class_labels` must be between 0 and {classes - 1} (or {classes} for no label), "
                     f"got {class_labels.tolist()}."
                 )
+
+    def _check_blocks(self, input_ids: Tensor, clean_ids: Tensor | None, cache: BlockCache | None):
+        size = self.config.block_length
+        for name, value in (("clean_ids", clean_ids), ("cache", cache)):
+            if value is not None and size is None:
+                raise ValueError(f"`{name}` was given, but this model was built with `block_length=None`.")
+        if clean_ids is not None and (cache is not None or clean_ids.shape != input_ids.shape):
+            raise ValueError(
+                f"`clean_ids` must be {tuple(input_ids.shape)} like `input_ids` and come without `cache`, "
+                f"got {tuple(clean_ids.shape)}."
+            )
+        if cache is None:
+            return
+        if torch.is_grad_enabled():
+            raise ValueError("`cache` carries no gradients: call the model under `torch.no_grad()`.")
+        if cache.length % size or cache.length + input_ids.shape[1] > cache.capacity:
+            raise ValueError(
+                f"`cache` must hold whole blocks of {size} tokens and have room for the {input_ids.shape[1]} of "
+                f"`input_ids`, got {cache.length} of {cache.capacity} in use."
+            )
 
     def _check_config(self):
         config = self.config
@@ -358,8 +320,10 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             raise ValueError(f"`feed_forward_ratio` must be positive, got {config.feed_forward_ratio!r}.")
         if not 0 <= config.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {config.dropout!r}.")
-        if config.num_classes is not None and config.num_classes < 1:
-            raise ValueError(f"`num_classes` must be None or at least 1, got {config.num_classes!r}.")
+        for name in ("num_classes", "block_length"):
+            value = getattr(config, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{name}` must be None or an integer of at least 1, got {value!r}.")
         for name in ("mask_token_id", "pad_token_id"):
             value = getattr(config, name)
             if value is not None and not 0 <= value < config.vocab_size:
