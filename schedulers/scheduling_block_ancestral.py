@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import BlockRefinementScheduler
 from diffusers.schedulers.scheduling_block_refinement import BlockRefinementSchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler

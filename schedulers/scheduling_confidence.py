@@ -11,22 +11,20 @@ from collections.abc import Callable, Iterable
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMSchedulerOutput
 from text_diffusers.schedulers.token_sampling import (
     MASS_BLOCK,
     Generators,
+    in_row_blocks,
     is_number,
     rand,
     require,
     sample_tokens,
     token_weights,
 )
-
-# Logits shaped at a time: on a CPU their copy stays in the cache, elsewhere few large kernels are faster.
-CPU_BLOCK = 2**18
-DEVICE_BLOCK = 2**26
 
 
 def row_sums(values: Tensor) -> Tensor:
@@ -190,9 +188,7 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
 
     def _candidates(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Tokens (N,) and what `_measured` names, each (N,) float64, from logits (N, V) and uniform numbers (N,)."""
-        block = CPU_BLOCK if logits.device.type == "cpu" else DEVICE_BLOCK
-        rows = max(1, block // logits.shape[-1])
-        drawn = [self._block_candidates(*part) for part in zip(logits.split(rows), uniform.split(rows), strict=True)]
+        drawn = [self._block_candidates(*block) for block in in_row_blocks(logits, uniform)]
         tokens, *measures = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         return tokens, dict(zip(self._measured, measures, strict=True))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from text_diffusers.schedulers.noise_schedules import noise_schedule
 from text_diffusers.schedulers.token_sampling import (
     Generators,
+    in_row_blocks,
     is_int,
     is_number,
     rand,
@@ -290,7 +291,8 @@ class D3PMAbsorbingScheduler(D3PMScheduler):
         require(mask_token_id < vocab_size, "mask_token_id", f"below the {vocab_size} logits", mask_token_id)
         uniform = rand(tuple(sample.shape), generator, sample.device)
         prev_sample = sample.clone()
-        prev_sample[positions] = sample_tokens(self._weights(model_output), uniform[positions])
+        blocks = in_row_blocks(model_output, uniform[positions])
+        prev_sample[positions] = torch.cat([sample_tokens(self._weights(logits), drawn) for logits, drawn in blocks])
         return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
     def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
@@ -384,24 +386,30 @@ class D3PMUniformScheduler(D3PMScheduler):
         resampled = route * (1 - needed) < resample_anyway
         prev_sample = torch.where(resampled & ~positions, noise, sample)
 
-        weights = self._weights(self._own_ids(model_output))
-        clean, current = sample_tokens(weights, uniform[positions]), sample[positions]  # (N,)
+        logits, current = self._own_ids(model_output), sample[positions]
+        drawn = [self._clean_and_p_current(*block) for block in in_row_blocks(logits, uniform[positions], current)]
+        clean, p_current = (torch.cat(parts) for parts in zip(*drawn, strict=True))  # (N,)
         if self.config.reverse_rule == "marginal":
             jump = torch.where(clean == current, needed, jump)
             resample = needed
         else:
-            p_current = (weights.gather(1, current.unsqueeze(-1)).squeeze(-1) / weights.sum(dim=-1)).double()
             jump, resample = uniform_routes(p_current, *self._alphas(timestep), self.config.vocab_size)
             resample = jump + resample - resample_anyway
-        drawn = route[positions] * needed
-        moved = torch.where(drawn < resample, noise[positions], current)
-        prev_sample[positions] = torch.where(drawn < jump, clean, moved)
+        chosen = route[positions] * needed
+        moved = torch.where(chosen < resample, noise[positions], current)
+        prev_sample[positions] = torch.where(chosen < jump, clean, moved)
         return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
     def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V or more)."""
         probs = self._probs(self._own_ids(model_output))
         return uniform_reverse(probs, sample, *self._alphas(timestep), reverse_rule=self.config.reverse_rule)
+
+    def _clean_and_p_current(self, logits: Tensor, uniform: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) tokens drawn from logits (N, V), and the probabilities (N,) of the `current` tokens (N,), float64."""
+        weights = self._weights(logits)
+        p_current = weights.gather(1, current.unsqueeze(-1)).squeeze(-1) / weights.sum(dim=-1)
+        return sample_tokens(weights, uniform), p_current.double()
 
     def _scalar_routes(self, timestep: float | Tensor) -> tuple[float, float, float]:
         """Jump and resample of a token that is not x_0, and the resampling that happens whatever x_0 is."""

@@ -7,6 +7,7 @@ Shapes: B batch, L sequence length, V vocabulary size, N positions.
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler

@@ -9,6 +9,7 @@ import math
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from diffusers.utils import logging
 from torch import Tensor
 

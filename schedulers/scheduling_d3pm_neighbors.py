@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler

@@ -6,6 +6,7 @@ Shapes: B batch, L sequence length.
 from dataclasses import dataclass
 
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler

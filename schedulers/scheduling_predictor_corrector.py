@@ -10,6 +10,7 @@ import math
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler, D3PMSchedulerOutput, D3PMUniformScheduler

@@ -4,7 +4,7 @@ Shapes: B batch, L sequence length, V vocabulary size, N selected positions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 MASS_BLOCK = 256
+# Logits shaped at a time: on a CPU their copy stays in the cache, elsewhere few large kernels are faster.
+CPU_BLOCK = 2**18
+DEVICE_BLOCK = 2**26
 LARGEST_UNIFORM = 1 - 1e-12
 
 
@@ -85,6 +88,13 @@ def sample_tokens(weights: Tensor, uniform: Tensor) -> Tensor:
     inside = blocks[torch.arange(num_rows, device=weights.device), block.squeeze(-1)].double().cumsum(dim=-1)
     share = ((target - before) / (mass.gather(1, block) - before)).clamp(0, LARGEST_UNIFORM)
     return (block * MASS_BLOCK + torch.searchsorted(inside, share * inside[:, -1:], right=True)).squeeze(-1)
+
+
+def in_row_blocks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """`logits` (N, V) and `others` (N,) in blocks of as many rows as are best shaped together; at least one block."""
+    size = CPU_BLOCK if logits.device.type == "cpu" else DEVICE_BLOCK
+    rows = max(1, size // logits.shape[-1])
+    return zip(*(values.split(rows) for values in (logits, *others)), strict=True)
 
 
 def gumbel_softmax(

@@ -9,6 +9,7 @@ import torch
 from conftest import make_denoiser
 from oracles import MarkovSource, TableDenoiser, chi_square_passes
 
+import text_diffusers
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline
 
 PROMPTS = ["the cat", "a bird sang in the tree and", "she", "the dog sat on"]
@@ -276,3 +277,52 @@ def test_components_that_disagree_are_refused(tokenizer, denoiser):
     with pytest.raises(ValueError, match="`vocab_size`=256"):
         small = make_denoiser(tokenizer, vocab_size=256, mask_token_id=None, pad_token_id=None)
         TextDiffusionPipeline(tokenizer, small, D3PMAbsorbingScheduler(tokenizer.mask_token_id))
+
+
+SCHEDULERS = sorted(
+    name
+    for name in text_diffusers.__all__
+    if name.endswith("Scheduler") and name != "BlockAncestralScheduler"  # of diffusers' LLaDA2Pipeline
+)
+
+
+def make_scheduler(name, tokenizer):
+    words = tokenizer.pad_token_id  # the first id that is no word
+    near = torch.stack([torch.arange(words - 1), torch.arange(1, words)])
+    arguments = {
+        "D3PMBitFlipScheduler": {"vocab_size": 256, "codes": torch.arange(256).flip(0), "num_train_timesteps": 8},
+        "D3PMHybridScheduler": {
+            "mask_token_id": tokenizer.mask_token_id,
+            "vocab_size": words,
+            "num_train_timesteps": 8,
+        },
+        "D3PMMatrixScheduler": {"vocab_size": words, "betas": [0.9] * 8, "num_train_timesteps": 8},
+        "D3PMNeighborScheduler": {
+            "vocab_size": words,
+            "edges": torch.cat([near, near.flip(0)], dim=1),
+            "rates": torch.full((2 * (words - 1),), 0.5),
+            "num_train_timesteps": 8,
+        },
+    }
+    uniform = {"vocab_size": words} if "Uniform" in name or "DDIM" in name else None
+    absorbing = {"mask_token_id": tokenizer.mask_token_id}
+    return getattr(text_diffusers, name)(**arguments.get(name) or uniform or absorbing)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_pipeline_with_any_scheduler_is_loaded_as_it_was_saved(tokenizer, tmp_path, name):
+    scheduler = make_scheduler(name, tokenizer)
+    denoiser = make_denoiser(tokenizer, time_conditioning=scheduler.corruption != "absorbing")
+    pipe = TextDiffusionPipeline(tokenizer, denoiser, scheduler)
+    pipe.save_pretrained(tmp_path)
+    loaded = TextDiffusionPipeline.from_pretrained(tmp_path)
+    assert type(loaded.scheduler) is type(scheduler)
+    texts = []
+    for each in (pipe, loaded):
+        each.set_progress_bar_config(disable=True)
+        settings = {"num_inference_steps": 8, "max_new_tokens": 6, "num_return_sequences": 3, "output_type": "tokens"}
+        texts.append(each("the cat", generator=torch.Generator().manual_seed(0), **settings).tokens)
+    assert torch.equal(*texts)
+    assert not (texts[0] == tokenizer.mask_token_id).any()
+    start = pipe.tokenizer(tokenizer.bos_token + "the cat", return_tensors="pt").input_ids[0]
+    assert (texts[0][:, : len(start)] == start).all()

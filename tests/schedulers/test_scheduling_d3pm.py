@@ -288,6 +288,21 @@ def test_temperature_top_k_and_top_p_equal_transformers(case):
     assert_golden(weights / weights.sum(dim=-1, keepdim=True), case["outputs"]["probs"], case)
 
 
+@pytest.mark.parametrize("kernel, changes", [("absorbing", {}), ("uniform", {}), ("uniform", {"top_p": 0.9})])
+@pytest.mark.parametrize("rule", ["marginal", "plug_in"])
+def test_logits_shaped_in_blocks_draw_the_tokens_of_all_at_once(kernel, changes, rule, monkeypatch):
+    scheduler = make(kernel, **changes | ({"reverse_rule": rule} if kernel == "uniform" else {}))
+    scheduler.set_timesteps(1)
+    shape, generator = (3, 7), torch.Generator().manual_seed(0)
+    sample, logits = scheduler.prior(shape, generator), torch.randn(*shape, V, generator=generator)
+    tokens = []
+    for size in (1, 4 * V + 1, 100 * V):  # blocks of one row, of four, and of all
+        monkeypatch.setattr("text_diffusers.schedulers.token_sampling.CPU_BLOCK", size)
+        step = scheduler.step(logits, 1.0, sample, generator=torch.Generator().manual_seed(1))
+        tokens.append(step.prev_sample.tolist())
+    assert tokens[0] == tokens[1] == tokens[2] != sample.tolist()
+
+
 def test_temperature_zero_takes_the_most_probable_token():
     logits = torch.tensor([[1.0, 3.0, 2.0]])
     assert token_weights(logits, temperature=0).tolist() == [[0.0, 1.0, 0.0]]

@@ -325,7 +325,7 @@ def test_a_study_keeps_its_options(arguments):
         ({"recipe": "train_gan"}, "`recipe` must be a script .* train_d3pm.*; got 'train_gan'"),
         ({"recipe": "quickstart"}, "`recipe` must have a `main.config, on_validation.`"),
         ({"resume_from_checkpoint": "latest"}, "`resume_from_checkpoint` is for single runs"),
-        ({"kernel": "gaussian"}, "`kernel` must be"),
+        ({"kernel": "gauss"}, "`kernel` must be"),
         ({"model_name_or_path": "saved", "vocab_size": None}, "belongs to the pipeline"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",

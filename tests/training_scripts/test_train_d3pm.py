@@ -60,6 +60,11 @@ def config(text_file, tmp_path):
         {"num_train_timesteps": 200, "schedule": "cosine", "auxiliary_weight": 0.01},
         {"packing": False},
         {"kernel": "uniform", "head_chunk_size": 7, "optimizer": "sgd"},
+        {"kernel": "hybrid", "schedule": "mutual_information", "packing": False},
+        {"kernel": "neighbors", "auxiliary_weight": 0.01, "num_train_timesteps": 40, "packing": False},
+        {"kernel": "bit_flip", "bit_codes": "frequency", "num_train_timesteps": 40},
+        {"kernel": "gaussian", "num_train_timesteps": 10, "head_chunk_size": 7},
+        {"kernel": "band", "num_train_timesteps": 10},
         {"streaming": True, "validation_documents": 20},
         {"mixed_precision": "bf16", "gradient_checkpointing": True},
     ],
@@ -262,8 +267,10 @@ def test_overwriting_loses_nothing_when_the_new_data_is_bad(config, tmp_path):
 
 
 def test_options_that_do_not_fit_are_refused(config):
-    with pytest.raises(ValueError, match='`kernel` must be "absorbing" or "uniform"'):
-        config(kernel="gaussian")
+    with pytest.raises(ValueError, match="`kernel` must be one of .*'absorbing'.* got 'gauss'"):
+        config(kernel="gauss")
+    with pytest.raises(ValueError, match="`bit_codes` must be one of"):
+        config(kernel="bit_flip", bit_codes="gray")
     with pytest.raises(ValueError, match="`label_column` needs"):
         config(label_column="mood")
 
