@@ -14,7 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
-from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMSchedulerOutput
+from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
 from text_diffusers.schedulers.token_sampling import (
     MASS_BLOCK,
     Generators,
@@ -86,7 +86,8 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
 
     With the last two a row gets at least its best candidate at each step, whatever the quota, and is usually done
     early; steps after that cost nothing, but what is still masked at the last step is committed at once. So give them
-    as many steps as there are tokens to write.
+    as many steps as there are tokens to write. Positions that a caller leaves out count neither for the quota nor for
+    the bound.
 
     With an exact model, one token a step reaches the distribution of the data in every order that does not look at
     the candidates: all but "confidence". `reverse_probs` remains that of `D3PMAbsorbingScheduler`.
@@ -110,7 +111,7 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         self,
         mask_token_id: int,
         num_train_timesteps: int | None = None,
-        schedule: str = "linear",
+        schedule: str | list[float] = "linear",
         min_timestep: float = 1e-3,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -120,15 +121,7 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         entropy_bound: float | None = None,
         order_temperature: float = 0.0,
     ):
-        super().__init__(
-            mask_token_id=mask_token_id,
-            num_train_timesteps=num_train_timesteps,
-            schedule=schedule,
-            min_timestep=min_timestep,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-        )
+        self._set_up()
         require(order is None or order in ORDERS, "order", f"None or one of {list(ORDERS)}", order)
         require(threshold is None or is_number(threshold, 0, 1), "threshold", "None or a number in [0, 1]", threshold)
         limit = "None or a number of at least 0"
@@ -144,29 +137,15 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         quota = self._quota(masked.sum(dim=1), timestep)
         return masked if self._adaptive else masked & (quota > 0).unsqueeze(1)
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        *,
-        positions: Tensor | None = None,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> D3PMSchedulerOutput | tuple[Tensor]:
-        """From x_t to x_s; arguments and errors as in `D3PMAbsorbingScheduler.step`.
-
-        Positions that are not selected stay as they are and count neither for the quota nor for the bound.
-        """
-        model_output, positions = self._selected(model_output, timestep, sample, positions, generator)
-        mask_token_id, vocab_size = self.config.mask_token_id, model_output.shape[-1]
-        require(mask_token_id < vocab_size, "mask_token_id", f"below the {vocab_size} logits", mask_token_id)
+    def _next(
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+    ) -> Tensor:
         uniform = rand(tuple(sample.shape), generator, sample.device)[positions]  # (N,)
         tokens, measures = self._candidates(model_output, uniform)
         committed = self._committed(measures, positions, timestep, generator)  # (B, L)
         prev_sample = sample.masked_scatter(positions, tokens.to(sample.dtype))
         prev_sample = torch.where(committed, prev_sample, sample)
-        return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+        return prev_sample
 
     @property
     def _adaptive(self) -> bool:

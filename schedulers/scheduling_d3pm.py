@@ -28,6 +28,7 @@ from text_diffusers.schedulers.token_sampling import (
 )
 
 REQUIRED_IDS = ("mask_token_id", "vocab_size")
+REVERSE_RULES = ("marginal", "plug_in")
 
 
 def uniform_routes(p_current: Any, alpha_t: Any, alpha_s: Any, vocab_size: int) -> tuple[Any, Any]:
@@ -168,6 +169,38 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
             alpha = alpha.view(-1, 1)
         return rand(tuple(tokens.shape), generator, tokens.device) < alpha.to(tokens.device)
 
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        *,
+        positions: Tensor | None = None,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> D3PMSchedulerOutput | tuple[Tensor]:
+        """From x_t to x_s, the next of `timesteps`.
+
+        Args:
+            model_output: (N, V) logits of clean tokens, one row a selected position; (B, L, V) without `positions`.
+            timestep: one of `timesteps`.
+            sample: (B, L) tokens, not changed.
+            positions: (B, L) bool from `select`, or fewer; without it the step selects by itself.
+            generator: one generator, or one a row.
+
+        Raises:
+            ValueError: if the shapes do not fit, the ids are outside the vocabulary, or the logits are not finite.
+        """
+        model_output, positions = self._selected(model_output, timestep, sample, positions, generator)
+        prev_sample = self._next(model_output, timestep, sample, positions, generator)
+        return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+
+    def _next(
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+    ) -> Tensor:
+        """(B, L) tokens at the next time; logits (N, V) at the N `positions` (B, L), all checked."""
+        raise NotImplementedError
+
     def _check_times(self, timesteps: float | Tensor):
         times = torch.as_tensor(timesteps)
         if not ((times >= 0) & (times <= 1)).all():
@@ -237,8 +270,19 @@ class D3PMAbsorbingScheduler(D3PMScheduler):
         top_k: int | None = None,
         top_p: float | None = None,
     ):
-        require(is_int(mask_token_id, 0), "mask_token_id", "an integer of at least 0", mask_token_id)
         self._set_up()
+
+    def _set_up(self):
+        mask_token_id = self.config.mask_token_id
+        require(is_int(mask_token_id, 0), "mask_token_id", "an integer of at least 0", mask_token_id)
+        super()._set_up()
+
+    def _selected(
+        self, model_output: Tensor, timestep, sample: Tensor, positions: Any, generator
+    ) -> tuple[Tensor, Tensor]:
+        mask_token_id, vocab_size = self.config.mask_token_id, model_output.shape[-1]
+        require(mask_token_id < vocab_size, "mask_token_id", f"below the {vocab_size} logits", mask_token_id)
+        return super()._selected(model_output, timestep, sample, positions, generator)
 
     def prior(
         self, shape: tuple[int, ...], generator: Generators = None, device: str | torch.device | None = None
@@ -264,36 +308,14 @@ class D3PMAbsorbingScheduler(D3PMScheduler):
         masked = sample == self.config.mask_token_id
         return masked & (rand(tuple(sample.shape), generator, sample.device) < reveal_prob)
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        *,
-        positions: Tensor | None = None,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> D3PMSchedulerOutput | tuple[Tensor]:
-        """From x_t to x_s, the next of `timesteps`.
-
-        Args:
-            model_output: (N, V) logits of clean tokens, one row a selected position; (B, L, V) without `positions`.
-            timestep: one of `timesteps`.
-            sample: (B, L) tokens, not changed.
-            positions: (B, L) bool from `select`, or fewer; without it the step selects by itself.
-            generator: one generator, or one a row.
-
-        Raises:
-            ValueError: if the shapes do not fit, the mask id is outside the vocabulary, or the logits are not finite.
-        """
-        model_output, positions = self._selected(model_output, timestep, sample, positions, generator)
-        mask_token_id, vocab_size = self.config.mask_token_id, model_output.shape[-1]
-        require(mask_token_id < vocab_size, "mask_token_id", f"below the {vocab_size} logits", mask_token_id)
+    def _next(
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+    ) -> Tensor:
         uniform = rand(tuple(sample.shape), generator, sample.device)
         prev_sample = sample.clone()
         blocks = in_row_blocks(model_output, uniform[positions])
         prev_sample[positions] = torch.cat([sample_tokens(self._weights(logits), drawn) for logits, drawn in blocks])
-        return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+        return prev_sample
 
     def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V)."""
@@ -311,7 +333,8 @@ class D3PMUniformScheduler(D3PMScheduler):
     marginal rule reaches the data: on a source of 2.499 nats its bound is 2.507 at 64 steps, that of plug-in 3.796.
 
     A step needs the prediction where it could matter only: a token stays or is resampled with some probability
-    whatever the model says, so `select` draws those cases first, exactly, and (B, L, V) is never built.
+    whatever the model says, so `select` draws those cases first, exactly, and (B, L, V) is never built. Positions that
+    are not selected stay or are resampled, so a caller that holds tokens fixed restores them.
 
     Args:
         vocab_size: V, the number of token ids noise is drawn from, 0 to V - 1; further logits are ignored.
@@ -337,9 +360,13 @@ class D3PMUniformScheduler(D3PMScheduler):
         top_k: int | None = None,
         top_p: float | None = None,
     ):
-        require(is_int(vocab_size, 2), "vocab_size", "an integer of at least 2", vocab_size)
-        require(reverse_rule in ("marginal", "plug_in"), "reverse_rule", '"marginal" or "plug_in"', reverse_rule)
         self._set_up()
+
+    def _set_up(self):
+        config, rules = self.config, "one of " + ", ".join(REVERSE_RULES)
+        require(is_int(config.vocab_size, 2), "vocab_size", "an integer of at least 2", config.vocab_size)
+        require(config.reverse_rule in REVERSE_RULES, "reverse_rule", rules, config.reverse_rule)
+        super()._set_up()
 
     def prior(
         self, shape: tuple[int, ...], generator: Generators = None, device: str | torch.device | None = None
@@ -363,21 +390,9 @@ class D3PMUniformScheduler(D3PMScheduler):
         jump, resample, resample_anyway = self._scalar_routes(timestep)
         return rand(tuple(sample.shape), generator, sample.device) < jump + resample - resample_anyway
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        *,
-        positions: Tensor | None = None,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> D3PMSchedulerOutput | tuple[Tensor]:
-        """From x_t to x_s; arguments and errors as in `D3PMAbsorbingScheduler.step`.
-
-        Positions that are not selected stay or are resampled, so a caller that holds tokens fixed restores them.
-        """
-        model_output, positions = self._selected(model_output, timestep, sample, positions, generator)
+    def _next(
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+    ) -> Tensor:
         jump, resample, resample_anyway = self._scalar_routes(timestep)
         needed = jump + resample - resample_anyway
         shape = tuple(sample.shape)
@@ -398,7 +413,7 @@ class D3PMUniformScheduler(D3PMScheduler):
         chosen = route[positions] * needed
         moved = torch.where(chosen < resample, noise[positions], current)
         prev_sample[positions] = torch.where(chosen < jump, clean, moved)
-        return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+        return prev_sample
 
     def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V or more)."""

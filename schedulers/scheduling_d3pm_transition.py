@@ -13,10 +13,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler, D3PMSchedulerOutput
+from text_diffusers.schedulers.scheduling_d3pm import REVERSE_RULES, D3PMScheduler
 from text_diffusers.schedulers.token_sampling import Generators, is_int, rand, require, sample_tokens, token_weights
-
-REVERSE_RULES = ("marginal", "plug_in")
 
 
 class LinearMap(torch.autograd.Function):
@@ -129,18 +127,9 @@ class D3PMTransitionScheduler(D3PMScheduler):
         """(B, L) bool: all positions, each of which the prediction may move."""
         return torch.ones_like(sample, dtype=torch.bool)
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        *,
-        positions: Tensor | None = None,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> D3PMSchedulerOutput | tuple[Tensor]:
-        """From x_t to x_s; arguments and errors as in `D3PMAbsorbingScheduler.step`."""
-        model_output, positions = self._selected(model_output, timestep, sample, positions, generator)
+    def _next(
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+    ) -> Tensor:
         end, start = self._interval(timestep)
         weights = self._weights(self._own_ids(model_output))
         shape = tuple(sample.shape)
@@ -152,7 +141,7 @@ class D3PMTransitionScheduler(D3PMScheduler):
         step = self.likelihood(sample[positions], start, end, weights.dtype)
         prev_sample = sample.clone()
         prev_sample[positions] = sample_tokens(step * self.diffuse(clean, 0.0, start), second)
-        return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+        return prev_sample
 
     def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, S), the distribution `step` draws from, for logits (B, L, V)."""

@@ -8,8 +8,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
-from text_diffusers.schedulers.scheduling_d3pm import D3PMSchedulerOutput, D3PMUniformScheduler
-from text_diffusers.schedulers.token_sampling import Generators, is_int, is_number, rand, require, sample_tokens
+from text_diffusers.schedulers.scheduling_d3pm import D3PMUniformScheduler
+from text_diffusers.schedulers.token_sampling import Generators, is_number, rand, require, sample_tokens
 
 
 def draw_routes(
@@ -72,8 +72,6 @@ class TokenDDIMScheduler(D3PMUniformScheduler):
         top_p: float | None = None,
         eta: float = 0.0,
     ):
-        require(is_int(vocab_size, 2), "vocab_size", "an integer of at least 2", vocab_size)
-        require(reverse_rule in ("marginal", "plug_in"), "reverse_rule", '"marginal" or "plug_in"', reverse_rule)
         require(is_number(eta, 0, 1), "eta", "a number in [0, 1]", eta)
         self._set_up()
 
@@ -82,23 +80,14 @@ class TokenDDIMScheduler(D3PMUniformScheduler):
         jump, _ = self._jump_and_resample(timestep)
         return rand(tuple(sample.shape), generator, sample.device) < jump
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        *,
-        positions: Tensor | None = None,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> D3PMSchedulerOutput | tuple[Tensor]:
-        """From x_t to x_s; arguments and errors as in `D3PMUniformScheduler.step`."""
-        model_output, positions = self._selected(model_output, timestep, sample, positions, generator)
+    def _next(
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+    ) -> Tensor:
         noise = self._random_tokens(tuple(sample.shape), generator, sample.device)
         weights = self._weights(self._own_ids(model_output))
         routes = self._jump_and_resample(timestep)
         prev_sample = draw_routes(weights, sample, noise, positions, *routes, generator=generator)
-        return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+        return prev_sample
 
     def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V or more)."""

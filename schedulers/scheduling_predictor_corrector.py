@@ -13,7 +13,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
-from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler, D3PMSchedulerOutput, D3PMUniformScheduler
+from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler, D3PMUniformScheduler
 from text_diffusers.schedulers.scheduling_ddim_token import draw_routes, routes_reverse
 from text_diffusers.schedulers.scheduling_remdm import (
     CLOCK_TOLERANCE,
@@ -34,7 +34,7 @@ class PredictorCorrectorScheduler(D3PMScheduler):
 
     A corrector runs at the time its predictor step has reached, so `timesteps` repeats that time: 1, s, s, r, r, ...
     Steps are told apart by their number, which `step` advances and `set_timesteps` resets: one run at a time, each
-    step once and in order.
+    step once and in order, or `step` raises a ValueError.
     """
 
     def _check_corrector(self):
@@ -134,7 +134,6 @@ class PredictorCorrectorAbsorbingScheduler(PredictorCorrectorScheduler, Remaskin
         corrector_steps: int = 1,
         corrector_length: float = 1.0,
     ):
-        require(is_int(mask_token_id, 0), "mask_token_id", "an integer of at least 0", mask_token_id)
         self._check_corrector()
         self._set_up()
 
@@ -143,26 +142,12 @@ class PredictorCorrectorAbsorbingScheduler(PredictorCorrectorScheduler, Remaskin
         sigma = min(self._refreshed(timestep), largest_sigma(alpha_t, alpha_s))
         return remasking_reveal_prob(alpha_t, alpha_s, sigma), sigma
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        *,
-        positions: Tensor | None = None,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> D3PMSchedulerOutput | tuple[Tensor]:
-        """Take the next step, predictor or corrector; arguments and errors as in `RemaskingScheduler.step`.
-
-        Raises:
-            ValueError: also if `timestep` is not the next of `timesteps`.
-        """
-        output = super().step(
-            model_output, timestep, sample, positions=positions, generator=generator, return_dict=return_dict
-        )
+    def _next(
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+    ) -> Tensor:
+        prev_sample = super()._next(model_output, timestep, sample, positions, generator)
         self._next_step += 1
-        return output
+        return prev_sample
 
 
 class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUniformScheduler):
@@ -199,8 +184,6 @@ class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUnifor
         corrector_steps: int = 1,
         corrector_length: float = 1.0,
     ):
-        require(is_int(vocab_size, 2), "vocab_size", "an integer of at least 2", vocab_size)
-        require(reverse_rule in ("marginal", "plug_in"), "reverse_rule", '"marginal" or "plug_in"', reverse_rule)
         self._check_corrector()
         self._set_up()
 
@@ -211,32 +194,18 @@ class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUnifor
         jump, _ = self._corrector_routes(timestep)
         return rand(tuple(sample.shape), generator, sample.device) < jump
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        *,
-        positions: Tensor | None = None,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> D3PMSchedulerOutput | tuple[Tensor]:
-        """Take the next step, predictor or corrector; arguments and errors as in `D3PMUniformScheduler.step`.
-
-        Raises:
-            ValueError: also if `timestep` is not the next of `timesteps`.
-        """
+    def _next(
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+    ) -> Tensor:
         if self._current(timestep)[1]:
-            model_output, positions = self._selected(model_output, timestep, sample, positions, generator)
             noise = self._random_tokens(tuple(sample.shape), generator, sample.device)
             weights = self._weights(self._leave_one_out(model_output, timestep, sample[positions]))
             routes = self._corrector_routes(timestep)
             prev_sample = draw_routes(weights, sample, noise, positions, *routes, generator=generator)
         else:
-            output = super().step(model_output, timestep, sample, positions=positions, generator=generator)
-            prev_sample = output[0]
+            prev_sample = super()._next(model_output, timestep, sample, positions, generator)
         self._next_step += 1
-        return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+        return prev_sample
 
     def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V or more)."""

@@ -10,8 +10,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
-from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMSchedulerOutput
-from text_diffusers.schedulers.token_sampling import Generators, is_int, is_number, rand, require, token_weights
+from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
+from text_diffusers.schedulers.token_sampling import Generators, is_number, rand, require, token_weights
 
 REMASKING_STRATEGIES = ("cap", "rescale", "confidence")
 CLOCK_TOLERANCE = 1e-6
@@ -31,7 +31,8 @@ class RemaskingScheduler(D3PMAbsorbingScheduler):
     """What samplers that mask revealed tokens again share; by itself it masks none and is `D3PMAbsorbingScheduler`.
 
     A subclass says in `_rates` how often. Which positions are revealed and which are masked again does not depend on
-    the prediction, so `select` still comes first; a position that is masked again needs no prediction.
+    the prediction, so `select` still comes first; a position that is masked again needs no prediction. Any revealed
+    token may be masked again, so a caller that holds tokens fixed restores them.
     """
 
     revises_tokens = True
@@ -46,28 +47,16 @@ class RemaskingScheduler(D3PMAbsorbingScheduler):
         masked = sample == self.config.mask_token_id
         return masked & (rand(tuple(sample.shape), generator, sample.device) < reveal)
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        *,
-        positions: Tensor | None = None,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> D3PMSchedulerOutput | tuple[Tensor]:
-        """From x_t to x_s; arguments and errors as in `D3PMAbsorbingScheduler.step`.
-
-        Any revealed token may be masked again, so a caller that holds tokens fixed restores them.
-        """
+    def _next(
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+    ) -> Tensor:
         _, remask = self._rates(timestep, sample)
-        output = super().step(model_output, timestep, sample, positions=positions, generator=generator)
-        prev_sample = output[0]
+        prev_sample = super()._next(model_output, timestep, sample, positions, generator)
         if isinstance(remask, Tensor) or remask > 0:
             revealed = sample != self.config.mask_token_id
             remasked = revealed & (rand(tuple(sample.shape), generator, sample.device) < remask)
             prev_sample = prev_sample.masked_fill(remasked, self.config.mask_token_id)
-        return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+        return prev_sample
 
     def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V)."""
@@ -126,7 +115,6 @@ class ReMDMScheduler(RemaskingScheduler):
         start: float = 1.0,
         stop: float = 0.0,
     ):
-        require(is_int(mask_token_id, 0), "mask_token_id", "an integer of at least 0", mask_token_id)
         require(remasking in REMASKING_STRATEGIES, "remasking", f"one of {REMASKING_STRATEGIES}", remasking)
         require(is_number(eta, 0, 1), "eta", "a number in [0, 1]", eta)
         require(is_number(start, 0, 1), "start", "a number in [0, 1]", start)
@@ -138,26 +126,17 @@ class ReMDMScheduler(RemaskingScheduler):
         super().set_timesteps(num_inference_steps, device)
         self._confidence = None
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: float | Tensor,
-        sample: Tensor,
-        *,
-        positions: Tensor | None = None,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> D3PMSchedulerOutput | tuple[Tensor]:
-        """From x_t to x_s; arguments and errors as in `RemaskingScheduler.step`."""
-        model_output, positions = self._selected(model_output, timestep, sample, positions, generator)
-        prev_sample = super().step(model_output, timestep, sample, positions=positions, generator=generator)[0]
+    def _next(
+        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+    ) -> Tensor:
+        prev_sample = super()._next(model_output, timestep, sample, positions, generator)
         if self.config.remasking == "confidence":
             weights = token_weights(model_output, mask_token_id=self.config.mask_token_id)
             drawn = weights.gather(1, prev_sample[positions].unsqueeze(-1)).squeeze(-1)  # (N,)
             confidence = self._confidences(sample).clone()
             confidence[positions] = (drawn / weights.sum(dim=-1)).double()
             self._confidence = confidence.masked_fill(prev_sample == self.config.mask_token_id, math.inf)
-        return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+        return prev_sample
 
     def _rates(self, timestep: float | Tensor, sample: Tensor) -> tuple[float, float | Tensor]:
         alpha_t, alpha_s = self._alphas(timestep)
