@@ -81,8 +81,9 @@ class TextBlockDiffusionPipeline(TextDiffusionPipeline):
         blocks = [slice(start, min(start + size, length)) for start in range(0, length, size)]
         blocks = [block for block in blocks if canvas.editable[:, block].any()]
         timesteps = self._token_scheduler.timesteps.tolist()
+        device = canvas.tokens.device
         seeds = block_seeds(generators, -(-self._max_length // size))
-        rows = torch.arange(len(canvas.tokens), device=canvas.tokens.device)  # (R,) still written
+        rows = torch.arange(len(canvas.tokens), device=device)  # (R,) still written
         context = BlockContext(self.denoiser.new_cache(length) if self.use_cache else None, canvas.tokens[:, :0])
         with self.progress_bar(total=len(blocks) * len(timesteps)) as bar:
             for block in blocks:
@@ -91,6 +92,7 @@ class TextBlockDiffusionPipeline(TextDiffusionPipeline):
                 if not len(rows):
                     return
                 context.keep(writing)
+                self._token_scheduler.set_timesteps(len(timesteps), device=device)  # some keep state for a run
                 number = block.start // size
                 noise = [torch.Generator().manual_seed(seeds[row][number]) for row in rows.tolist()]
                 for timestep in timesteps:

@@ -11,7 +11,15 @@ import torch
 from conftest import make_denoiser
 from oracles import chi_square_passes
 
-from text_diffusers import D3PMAbsorbingScheduler, TextBlockDiffusionPipeline, TextDiffusionPipeline
+from text_diffusers import (
+    ConfidenceScheduler,
+    D3PMAbsorbingScheduler,
+    FirstHittingScheduler,
+    PredictorCorrectorAbsorbingScheduler,
+    ReMDMScheduler,
+    TextBlockDiffusionPipeline,
+    TextDiffusionPipeline,
+)
 
 BLOCK = 4
 PROMPTS = ["the cat", "a bird sang in the tree and", "she", "the dog sat on"]  # 1 to 13 tokens
@@ -71,6 +79,23 @@ def test_tokens_with_the_cache_equal_those_without(tokenizer, steps, changes):
     assert all(text.startswith(prompt) for text, prompt in zip(output.texts, PROMPTS, strict=True))
     assert not (output.tokens == tokenizer.mask_token_id).any()
     with_and_without(pipe, num_return_sequences=4, num_inference_steps=steps, **labels and {"class_labels": 2})
+
+
+@pytest.mark.parametrize(
+    "sampler, changes",
+    [
+        (ConfidenceScheduler, {"temperature": 0.0}),
+        (FirstHittingScheduler, {}),
+        (PredictorCorrectorAbsorbingScheduler, {}),
+        (ReMDMScheduler, {"remasking": "confidence", "eta": 0.5}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_every_sampler_writes_in_blocks(pipe, tokenizer, sampler, changes):
+    pipe.scheduler = sampler.from_config(pipe.scheduler.config, **changes)
+    output = with_and_without(pipe, PROMPTS, num_inference_steps=BLOCK, max_new_tokens=11)
+    assert all(text.startswith(prompt) for text, prompt in zip(output.texts, PROMPTS, strict=True))
+    assert not (output.tokens == tokenizer.mask_token_id).any()
 
 
 def test_a_text_is_the_same_alone_and_in_a_batch(pipe):
