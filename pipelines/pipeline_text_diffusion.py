@@ -17,6 +17,8 @@ from text_diffusers.pipelines.masked_lm import as_denoiser, is_masked_lm, masked
 from text_diffusers.pipelines.stock_schedulers import as_token_scheduler
 from text_diffusers.pipelines.text_canvas import Canvas, encode_infill, end_ids, is_list, partial_text, start_ids
 
+HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
+
 
 @dataclass
 class TextDiffusionPipelineOutput(BaseOutput):
@@ -160,6 +162,14 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
             yield [partial_text(self.tokenizer, row) for row in self._trim(canvas).tolist()]
         self.maybe_free_model_hooks()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in diffusers, but returns the class that was saved if it is one of this one's."""
+        where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+        saved = cls.load_config(pretrained_model_name_or_path, **where)["_class_name"]
+        chosen = next((child for child in loaded_subclasses(cls) if child.__name__ == saved), cls)
+        return super(TextDiffusionPipeline, chosen).from_pretrained(pretrained_model_name_or_path, **kwargs)
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in diffusers, but refuses a denoiser with LoRA layers, whose weights would be saved under other names."""
         if self.denoiser is not None and any(hasattr(module, "base_layer") for module in self.denoiser.modules()):
@@ -219,7 +229,7 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
             return canvas.tokens
         ends = self._ends(canvas)
         after = (ends.cumsum(dim=1) - ends.long()) > 0
-        return canvas.tokens.masked_fill(after & canvas.editable, self.tokenizer.pad_token_id)
+        return canvas.tokens.masked_fill(after & canvas.editable, self.tokenizer.pad_token_id or 0)
 
     def _prepare(
         self, prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator
@@ -373,3 +383,7 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
             raise ValueError(
                 f"`denoiser` writes in blocks (`block_length`={block_length}): use `TextBlockDiffusionPipeline`."
             )
+
+
+def loaded_subclasses(cls: type) -> list[type]:
+    return [found for child in cls.__subclasses__() for found in (child, *loaded_subclasses(child))]

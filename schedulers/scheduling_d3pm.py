@@ -86,7 +86,8 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
 
     def _set_up(self):
         config = self.config
-        self._alpha, self._alpha_derivative = noise_schedule(config.schedule)
+        # A chain of matrices has betas instead of a schedule.
+        self._alpha, self._alpha_derivative = noise_schedule(config.get("schedule", "linear"))
         steps = config.num_train_timesteps
         require(steps is None or is_int(steps, 1), "num_train_timesteps", "None or an integer of at least 1", steps)
         first = config.min_timestep

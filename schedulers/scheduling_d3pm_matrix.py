@@ -55,6 +55,7 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
     """
 
     corruption = "matrix"
+    _least_dtype = torch.float64  # far from the diagonal, probabilities are below what float32 can hold
     _tensor_arguments = ("transitions",)
 
     @register_to_config
@@ -91,7 +92,6 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
         if transitions is not None:
             check_matrix(transitions, vocab_size)
             self._jump = transitions.double()
-        self.register_to_config(schedule="linear")  # for `_set_up`; `alpha` follows from the betas
         self._set_up()
         if self._jump is None:
             self._keep_products()

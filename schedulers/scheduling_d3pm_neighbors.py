@@ -43,6 +43,7 @@ class D3PMNeighborScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
     """
 
     corruption = "neighbors"
+    _in_blocks = False  # a sparse product wants many rows
     _tensor_arguments = ("edges", "rates")
 
     @register_to_config

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from text_diffusers.schedulers.scheduling_d3pm import REVERSE_RULES, D3PMScheduler
-from text_diffusers.schedulers.token_sampling import Generators, is_int, rand, require, sample_tokens, token_weights
+from text_diffusers.schedulers.token_sampling import (
+    Generators,
+    in_row_blocks,
+    is_int,
+    rand,
+    require,
+    sample_tokens,
+    token_weights,
+)
 
 
 class LinearMap(torch.autograd.Function):
@@ -39,6 +47,8 @@ class D3PMTransitionScheduler(D3PMScheduler):
     """
 
     revises_tokens = True
+    _least_dtype = torch.float32
+    _in_blocks = True  # whether a step takes as many rows at once as fit into the cache of a CPU
 
     def _set_up(self):
         config = self.config
@@ -91,19 +101,19 @@ class D3PMTransitionScheduler(D3PMScheduler):
             probs: (N, S) of x_0, predicted or one-hot.
             step, total: (N, S) from `likelihood`: q(x_t | x_s) and q(x_t | x_0).
             start: s, () or (N,).
-            reverse_rule: that of the configuration by default.
+            reverse_rule: that of the configuration by default. A prediction that leaves no way to x_t is ignored.
         """
         if (reverse_rule or self.config.reverse_rule) == "marginal":
-            reached = total > 0
+            reached = total > torch.finfo(total.dtype).tiny  # from other x_0 one does not get to x_t
             probs = torch.where(reached, probs / torch.where(reached, total, 1.0), 0.0)
         joint = step * self.diffuse(probs, 0.0, start)
+        joint = torch.where(joint.sum(dim=-1, keepdim=True) > 0, joint, step)
         return joint / joint.sum(dim=-1, keepdim=True)
 
     def clean_probs(self, logits: Tensor) -> Tensor:
-        """(N, S) unshaped probabilities of x_0 from logits (N, at least `num_tokens`)."""
+        """(N, S) unshaped probabilities of x_0 from logits (N, at least `num_tokens`), in the type to work in."""
         logits = self._own_ids(logits)
-        probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(dim=-1)
-        return self._pad(probs)
+        return self._pad(logits.to(torch.promote_types(logits.dtype, self._least_dtype)).softmax(dim=-1))
 
     def prior(
         self, shape: tuple[int, ...], generator: Generators = None, device: str | torch.device | None = None
@@ -130,25 +140,28 @@ class D3PMTransitionScheduler(D3PMScheduler):
     def _next(
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
     ) -> Tensor:
-        end, start = self._interval(timestep)
-        weights = self._weights(self._own_ids(model_output))
-        shape = tuple(sample.shape)
-        first, second = (rand(shape, generator, sample.device)[positions] for _ in range(2))
-        if self.config.reverse_rule == "marginal":
-            clean = self.one_hot(sample_tokens(weights, first), weights.dtype)
-        else:
-            clean = self._pad(weights)
-        step = self.likelihood(sample[positions], start, end, weights.dtype)
+        uniform = rand(tuple(sample.shape), generator, sample.device)[positions]
+        rows = model_output, sample[positions], uniform
         prev_sample = sample.clone()
-        prev_sample[positions] = sample_tokens(step * self.diffuse(clean, 0.0, start), second)
+        prev_sample[positions] = torch.cat(
+            [
+                sample_tokens(self._reverse(self._weights(self._own_ids(logits)), timestep, current), drawn)
+                for logits, current, drawn in (in_row_blocks(*rows) if self._in_blocks else [rows])
+            ]
+        )
         return prev_sample
 
     def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, S), the distribution `step` draws from, for logits (B, L, V)."""
+        probs = self._probs(self._own_ids(model_output)).flatten(0, 1)
+        return self._reverse(probs, timestep, sample.flatten()).unflatten(0, sample.shape)
+
+    def _reverse(self, weights: Tensor, timestep: float | Tensor, current: Tensor) -> Tensor:
+        """p(x_s | x_t), (N, S), from unnormalised probabilities of x_0 (N, `num_tokens`) and x_t (N,)."""
         end, start = self._interval(timestep)
-        probs = self._pad(self._probs(self._own_ids(model_output)).flatten(0, 1))
-        step, total = (self.likelihood(sample.flatten(), s, end, probs.dtype) for s in (start, 0.0))
-        return self.posterior(probs, step, total, start).unflatten(0, sample.shape)
+        probs = self._pad(weights.to(torch.promote_types(weights.dtype, self._least_dtype)))
+        step, total = (self.likelihood(current, since, end, probs.dtype) for since in (start, 0.0))
+        return self.posterior(probs, step, total, start)
 
     def _interval(self, timestep: float | Tensor) -> tuple[float, float]:
         """Both ends, (t, s), of the step that starts at `timestep`."""

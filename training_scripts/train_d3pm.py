@@ -257,7 +257,7 @@ def load_model(config: D3PMConfig, data: TextData):
     if holds_masked_lm(source):
         denoiser, scheduler = load_masked_lm(source, data.tokenizer)
     else:
-        pipe = saved_class(source).from_pretrained(source)
+        pipe = TextDiffusionPipeline.from_pretrained(source)
         denoiser, scheduler = pipe.denoiser, pipe.scheduler
     if config.length > denoiser.config.max_length:
         raise ValueError(f"`length` must be at most {denoiser.config.max_length} for this model, got {config.length}.")
@@ -339,8 +339,7 @@ def save(config: D3PMConfig, data: TextData, denoiser, averages: dict[str, torch
         adapters = get_peft_model_state_dict(denoiser, state_dict=averages)
         settings = denoiser.peft_config["default"].to_dict()
         TextDiffusionPipeline.save_lora_weights(config.output_dir, adapters, settings)
-        source = config.model_name_or_path
-        pipe = saved_class(source).from_pretrained(source, scheduler=scheduler)
+        pipe = TextDiffusionPipeline.from_pretrained(config.model_name_or_path, scheduler=scheduler)
         pipe.load_lora_weights(config.output_dir)
         return pipe
     model = fresh_copy(denoiser)
@@ -352,12 +351,6 @@ def save(config: D3PMConfig, data: TextData, denoiser, averages: dict[str, torch
 
 def pipeline_class(model_config: Any) -> type[TextDiffusionPipeline]:
     return TextDiffusionPipeline if model_config.block_length is None else TextBlockDiffusionPipeline
-
-
-def saved_class(model_name_or_path: str) -> type[TextDiffusionPipeline]:
-    """The class that a saved pipeline is of."""
-    blocks = TextDiffusionPipeline.load_config(model_name_or_path)["_class_name"] == "TextBlockDiffusionPipeline"
-    return TextBlockDiffusionPipeline if blocks else TextDiffusionPipeline
 
 
 def rows_per_step(config: D3PMConfig, accelerator) -> int:

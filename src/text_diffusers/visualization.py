@@ -128,3 +128,66 @@ def place(trial: dict[str, Any], name: str, space: dict[str, Any]) -> float:
     if isinstance(choices := space.get(name), list):
         return choices.index(trial[name]) + 0.4 * (0.618 * trial["trial"] % 1 - 0.5)
     return trial[name]
+
+
+def plot_quality(records: list[dict[str, Any]], path: str | Path) -> Path:
+    """Draw a comparison of models: nats per token, one dot a seed, and generative perplexity against entropy.
+
+    Args:
+        records: one a model and seed, with `model`, `seed` and any of `nats_per_token`, `entropy` and
+            `generative_perplexity`; the model "data" is a yardstick. The second panel needs a judged record.
+        path: of the picture; the ending chooses the format.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: if no record has nats per token.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    trained = [record for record in records if "nats_per_token" in record]
+    judged = [record for record in records if "generative_perplexity" in record]
+    if not trained:
+        raise ValueError(f"`records` must hold one with `nats_per_token`, got none among {len(records)}.")
+    nats: dict[str, list[float]] = {}
+    for record in trained:
+        nats.setdefault(record["model"], []).append(record["nats_per_token"])
+    names = sorted(nats, key=lambda name: float(np.mean(nats[name])))
+    colors = {name: plt.get_cmap("tab10")(place % 10) for place, name in enumerate(sorted(names))} | {"data": "black"}
+
+    panels = 2 if judged else 1
+    figure, axes = plt.subplots(1, panels, figsize=(6.2 * panels, 1.6 + 0.42 * max(6, len(names))), squeeze=False)
+    bars = axes[0, 0]
+    for place, name in enumerate(names):
+        bars.barh(place, np.mean(nats[name]), color=colors[name], alpha=0.35)
+        bars.scatter(nats[name], [place] * len(nats[name]), color=colors[name], edgecolors="black", s=28, zorder=3)
+        bars.annotate(f"{np.mean(nats[name]):.3f}", (max(nats[name]), place), (7, 0), textcoords="offset points",
+                      va="center", fontsize=9)  # fmt: skip
+    bars.set_yticks(range(len(names)), names)
+    bars.invert_yaxis()
+    bars.set_xlim(0, 1.15 * max(max(values) for values in nats.values()))
+    bars.set_xlabel("nats per token on held-out text (bounds; exact for gpt2)")
+    bars.set_title("Likelihood: less is better, a dot is a seed")
+    if judged:
+        scatter, labelled = axes[0, 1], set()
+        for record in judged:
+            name = record["model"]
+            label = {} if name in labelled else {"label": name}
+            labelled.add(name)
+            shape = {"marker": "*", "s": 160} if name == "data" else {"marker": "o", "s": 40}
+            height = record["generative_perplexity"]
+            scatter.scatter(record["entropy"], height, color=colors.get(name, "0.5"), **shape, **label, zorder=3)
+        scatter.set_yscale("log")
+        scatter.grid(alpha=0.3, which="both")
+        scatter.set_xlabel("entropy of the tokens within a text (nats)")
+        scatter.set_ylabel("generative perplexity")
+        scatter.set_title("Written texts: near the star is better")
+        scatter.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return Path(path)

@@ -297,16 +297,17 @@ def test_samples_follow_the_enumerated_law_of_block_wise_sampling(tokenizer, blo
     assert not chi_square_passes(counts, block_wise_law(table, *others))  # the law tells these apart
 
 
-def test_a_saved_pipeline_writes_the_same(pipe, tmp_path):
+def test_a_saved_pipeline_writes_the_same(pipe, tokenizer, tmp_path):
     pipe.save_pretrained(tmp_path)
-    loaded = TextBlockDiffusionPipeline.from_pretrained(tmp_path)
+    loaded = TextDiffusionPipeline.from_pretrained(tmp_path)
+    assert type(loaded) is type(TextBlockDiffusionPipeline.from_pretrained(tmp_path)) is TextBlockDiffusionPipeline
     loaded.set_progress_bar_config(disable=True)
     settings = {"num_inference_steps": 3, "max_new_tokens": 9}
     want = pipe("the cat", generator=seeded(4), **settings).tokens
     assert torch.equal(loaded("the cat", generator=seeded(4), **settings).tokens, want)
     assert loaded.denoiser.config.block_length == BLOCK
     with pytest.raises(ValueError, match=r"`block_length`=4\): use `TextBlockDiffusionPipeline`"):
-        TextDiffusionPipeline.from_pretrained(tmp_path)
+        TextDiffusionPipeline(tokenizer, pipe.denoiser, pipe.scheduler)
 
 
 def test_the_progress_bar_counts_the_steps_of_all_blocks(pipe, capsys):

@@ -621,3 +621,19 @@ def test_padding_that_is_no_state_stays(kernel):
 def test_wrong_values_are_refused_by_name(make_it, message):
     with pytest.raises(ValueError, match=message):
         make_it()
+
+
+@pytest.mark.parametrize("rule", ["marginal", "plug_in"])
+def test_predictions_from_which_one_does_not_get_to_x_t_neither_break_the_bound_nor_a_step(rule):
+    betas = [2e-5] * 4  # steps of a few ids out of 300
+    scheduler = D3PMMatrixScheduler(300, betas=betas, num_train_timesteps=4, reverse_rule=rule, temperature=0.0)
+    clean = torch.arange(0, 300, 7)
+    noisy = scheduler.add_noise(clean.unsqueeze(0), 0.5, torch.Generator().manual_seed(0))[0]
+    far = torch.nn.functional.one_hot((clean + 150) % 300, 300) * 200.0
+    logits = far.requires_grad_()
+    bound = token_bound(scheduler, logits, clean, noisy, torch.full((len(clean),), 0.5, dtype=torch.float64))
+    bound.sum().backward()
+    assert torch.isfinite(bound).all() and torch.isfinite(logits.grad).all() and (bound >= 0).all()
+    scheduler.set_timesteps(4)
+    stepped = scheduler.step(far.detach().unsqueeze(0), scheduler.timesteps[2], noisy.unsqueeze(0)).prev_sample
+    assert ((stepped >= 0) & (stepped < 300)).all()

@@ -1,0 +1,60 @@
+"""What the sampling benchmarks share: sizes, random models, CPU time of interleaved repetitions, targets."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from text_diffusers import TextTransformerModel
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the model, and of the batch it works on."""
+
+    layers: int = 6
+    width: int = 512
+    heads: int = 8
+    batch: int = 8
+    length: int = 128
+
+
+def random_model(size: Size, vocab_size: int, **changes: Any) -> TextTransformerModel:
+    """A denoiser with random weights; `changes` are arguments of `TextTransformerModel`."""
+    torch.manual_seed(0)
+    model = TextTransformerModel(
+        vocab_size,
+        hidden_size=size.width,
+        num_layers=size.layers,
+        num_attention_heads=size.heads,
+        max_length=size.length,
+        **changes,
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return model.eval()
+
+
+def interleaved(
+    runs: dict[str, Callable[[], Any]], repetitions: int, prepare: Callable[[str], Any] = lambda name: None
+) -> dict[str, float]:
+    """Median CPU seconds of each of `runs`, which take turns; `prepare` is called before each and not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repetitions):
+        for name, run in runs.items():
+            prepare(name)
+            started = time.process_time()
+            run()
+            seconds[name].append(time.process_time() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def verdict(value: float, target: float | None, at_least: bool = False) -> dict[str, str]:
+    """The columns `target` and `verdict` of a table."""
+    if target is None:
+        return {"target": "", "verdict": ""}
+    met = value >= target if at_least else value <= target
+    return {"target": f"{'>=' if at_least else '<='} {target:g}", "verdict": "met" if met else "missed"}

@@ -1,0 +1,579 @@
+"""How well each kernel learns a text, beside an autoregressive GPT-2: equal parameters, data and CPU minutes.
+
+    python benchmarks/quality.py --cpu_minutes 3 --seeds 0 1 2 --output_dir runs/quality
+    python benchmarks/quality.py --dataset book.txt --characters --output_dir runs/quality-characters
+    python benchmarks/quality.py --models absorbing --seeds 0 --output_dir runs/quality   # one run of many, alone
+    python benchmarks/quality.py --report --picture docs/quality.png --output_dir runs/quality
+
+A model is a kernel of training_scripts/train_d3pm.py or `gpt2`; `absorbing_auxiliary` adds D3PM's cross-entropy,
+weight 0.01; `gpt2:3e-3` has a learning rate of its own. A finished model and seed is a file in `output_dir/results`
+and is not trained again; processes that train different ones may share the folder.
+
+- Equal: rows, tokenizer, width, layers, heads, the loop with its optimizer, averaging and schedule, and the initial
+  embeddings, which in GPT-2 are scaled to the 0.02 of its other weights. All kernels but the absorbing one have
+  parameters that take in the time. The feed-forward layers of the absorbing model and of GPT-2 are widened until they
+  have as many in all; `--equal_parameters false` leaves the recipe's, and gives GPT-2 those of the absorbing model.
+- CPU minutes are those of training steps on one thread. A short run measures the cost of a step, once for all seeds,
+  and the budget divided by it is the number of steps, so a run can be repeated. Contention makes a step look dearer:
+  the table has the CPU minutes that the steps took in the end.
+- nats per token: of all tokens of the held-out rows; a bound for diffusion, exact for GPT-2. No model is shown a token
+  of a row for free: GPT-2 predicts the first one too, after an [EOS] that is put before every row.
+- bits per character: the same, the end of a text counting as one character.
+- Texts are full rows from pure noise, or from [EOS] by GPT-2, at temperature 1. `data` is as many held-out rows.
+
+Shapes: B batch, L row length, V vocabulary size.
+"""
+
+import importlib.util
+import math
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from datasets import disable_progress_bars
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoTokenizer, GPT2Config, HfArgumentParser, PreTrainedTokenizerFast
+
+import text_diffusers
+from text_diffusers import TextTransformerModel
+from text_diffusers.autoregressive import AutoregressiveModel
+from text_diffusers.comparison import (
+    DATA,
+    markdown_table,
+    order_of,
+    read_json,
+    read_records,
+    values_of,
+    write_json,
+)
+from text_diffusers.data import (
+    EOS_TOKEN,
+    MASK_TOKEN,
+    PAD_TOKEN,
+    ShuffledRows,
+    load_documents,
+    split_documents,
+    tensor_batches,
+    tokenize,
+    train_tokenizer,
+)
+from text_diffusers.evaluation import estimate_bound, unigram_entropy
+from text_diffusers.initialization import cooccurrence_vectors
+from text_diffusers.kernels import KERNELS
+from text_diffusers.runtime import make_accelerator
+from text_diffusers.text_metrics import JUDGES, distinct_n, generative_perplexity, load_judge, token_entropy
+from text_diffusers.training import TrainingLoop
+from text_diffusers.visualization import plot_quality
+
+GPT2, AUXILIARY = "gpt2", "_auxiliary"
+MODELS = ["absorbing", "absorbing_auxiliary", "uniform", "uniform_auxiliary", "neighbors", "bit_flip"]
+MODELS += [GPT2, "gpt2:3e-3"]
+WARM_UP_STEPS, TIMED_STEPS, TIMINGS = 5, 20, 3
+COUNTED_ROWS = 200_000
+WRITTEN_AT_ONCE = 64
+TARGET = 1.15  # times the nats of the autoregressive model
+# Orders that D3PM (https://arxiv.org/abs/2107.03006) reports, best first, of characters and of pieces of words.
+PAPER_ORDERS = {
+    True: (["absorbing", "neighbors", "uniform"], "text8"),
+    False: (["absorbing", "uniform", "neighbors"], "LM1B"),
+}
+FREE = ("output_dir", "models", "seeds", "judge", "judge_cache", "report", "picture")
+
+
+@dataclass
+class QualityConfig:
+    output_dir: str = field(default="runs/quality", metadata={"help": "folder of finished runs"})
+    dataset: str = field(default="chitchat", metadata={"help": '"chitchat", or a file or folder of texts'})
+    sample_by: str = field(default="paragraph", metadata={"help": "a text in a .txt file: line, paragraph, document"})
+    characters: bool = field(default=False, metadata={"help": "tokens are characters"})
+    models: list[str] = field(default_factory=lambda: MODELS, metadata={"help": "see above"})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of weights, order and noise"})
+    cpu_minutes: float = field(default=3.0, metadata={"help": "of training steps, for each model and seed"})
+    steps: int = field(default=64, metadata={"help": "in which a text is written"})
+    num_samples: int = field(default=256, metadata={"help": "texts that are written"})
+    num_times: int = field(default=2, metadata={"help": "random times a held-out row in the bound"})
+    judge: str = field(default="smollm2", metadata={"help": f"of generative perplexity: {', '.join(JUDGES)} or none"})
+    judge_cache: str | None = field(default=None, metadata={"help": "folder of the converted judge"})
+    equal_parameters: bool = field(default=True, metadata={"help": "of all models; see above"})
+    reverse_rule: str = field(default="plug_in", metadata={"help": "of all kernels but absorbing, or marginal"})
+    init_embeddings: str = field(default="cooccurrence", metadata={"help": "cooccurrence or random, for all models"})
+    gpt2_init: str = field(default="stock", metadata={"help": "stock: transformers' weights; project: the denoiser's"})
+    vocab_size: int = field(default=2_048, metadata={"help": "of a trained tokenizer; not of characters"})
+    length: int | None = field(default=None, metadata={"help": "tokens in a row; default: 64, of characters 256"})
+    hidden_size: int = field(default=128, metadata={"help": "width"})
+    num_layers: int = field(default=4, metadata={"help": "blocks"})
+    num_attention_heads: int = field(default=4, metadata={"help": "heads"})
+    train_batch_size: int = field(default=8, metadata={"help": "rows in a step"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak, of models that name none"})
+    lr_warmup_steps: int = field(default=50, metadata={"help": "linear warm-up; a cosine to 0 follows"})
+    ema_decay: float = field(default=0.995, metadata={"help": "of the averaged weights, which are evaluated"})
+    report: bool = field(default=False, metadata={"help": "only print the table and draw the picture"})
+    picture: str | None = field(default=None, metadata={"help": "default: quality.png in `output_dir`"})
+
+    def __post_init__(self):
+        self.length = self.length or (256 if self.characters else 64)
+        if self.characters and self.dataset == "chitchat":
+            raise ValueError("`characters` needs a `dataset` that is a file or a folder, got 'chitchat'.")
+        for name in ("cpu_minutes", "steps", "num_samples", "num_times"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)!r}.")
+        for name, known in (("judge", [*JUDGES, "none"]), ("gpt2_init", ["project", "stock"])):
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {known}, got {getattr(self, name)!r}.")
+        for model in self.models:
+            ModelSpec.parse(model, self)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the name of a model says."""
+
+    name: str
+    kernel: str
+    auxiliary_weight: float
+    learning_rate: float
+
+    @classmethod
+    def parse(cls, name: str, options: QualityConfig) -> "ModelSpec":
+        """From `kernel`, `kernel_auxiliary` or `gpt2`, each with an optional `:learning_rate`."""
+        model, _, rate = name.partition(":")
+        kernel = model.removesuffix(AUXILIARY)
+        if kernel not in (*KERNELS, GPT2) or model == GPT2 + AUXILIARY:
+            raise ValueError(f"`models` must be among {[*KERNELS, GPT2]}, {AUXILIARY!r} after a kernel, got {name!r}.")
+        weight = 0.01 if model.endswith(AUXILIARY) else 0.0
+        return cls(name, kernel, weight, float(rate or options.learning_rate))
+
+    @property
+    def file_name(self) -> str:
+        return self.name.replace(":", "-lr")
+
+
+def load_recipe() -> Any:
+    """The module training_scripts/train_d3pm.py, loaded anew: what is put into it stays here."""
+    path = Path(__file__).parent.parent / "training_scripts" / "train_d3pm.py"
+    spec: Any = importlib.util.spec_from_file_location("train_d3pm_of_quality", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_settings(options: QualityConfig):
+    """Write the settings of a new folder; refuse others in an old one.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    path = Path(options.output_dir, "settings.json")
+    settings = {name: value for name, value in asdict(options).items() if name not in FREE}
+    if not path.exists():
+        write_json(path, settings)
+    for name, value in read_json(path).items():
+        if settings[name] != value:
+            raise ValueError(
+                f"`{name}` must be {value!r}, as in the runs of {options.output_dir}, got {settings[name]!r}: "
+                "choose another `output_dir`."
+            )
+
+
+# --- the text
+
+
+def character_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """One token a character: `[EOS]`, the characters of the texts, `[PAD]`, `[MASK]`; ids as in `train_tokenizer`."""
+    alphabet = sorted(set().union(*texts))
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([EOS_TOKEN, *alphabet])}, []))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([EOS_TOKEN, PAD_TOKEN, MASK_TOKEN])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=EOS_TOKEN,
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
+        mask_token=MASK_TOKEN,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@dataclass
+class HeldOut:
+    """The held-out rows, all their characters (one more for each end of a text), and the tokenizer."""
+
+    tokenizer: Any
+    rows: Any
+    num_characters: int
+
+
+def prepare_text(options: QualityConfig) -> HeldOut:
+    """Make the tokenizer, or load the one of earlier runs, and cut the held-out texts into rows."""
+    folder = Path(options.output_dir, "tokenizer")
+    documents = load_documents(options.dataset, sample_by=options.sample_by)
+    train, validation = split_documents(documents)
+    if not folder.exists():
+        if options.characters:  # of the whole text, so that each held-out one has a token
+            made = character_tokenizer(documents["text"])
+        else:
+            made = train_tokenizer(train["text"], options.vocab_size)
+        unfinished = folder.with_name(f"tokenizer.{os.getpid()}")
+        made.save_pretrained(unfinished)
+        try:
+            unfinished.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(unfinished)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = tokenize(validation, tokenizer, options.length)
+    return HeldOut(tokenizer, rows, sum(len(text) + 1 for text in validation["text"]))
+
+
+# --- models of one size
+
+
+def feed_forward_width(count: Callable[[int], int], target: int) -> int:
+    """The width at which `count(width)` parameters, a linear function, come closest to the target."""
+    slope = count(2) - count(1)
+    return max(1, round(1 + (target - count(1)) / slope))
+
+
+def gpt2_config(options: QualityConfig, tokenizer: Any, width: int | None = None) -> GPT2Config:
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": None}
+    sizes = {"n_positions": options.length, "n_embd": options.hidden_size, "n_inner": width}
+    depth = {"n_layer": options.num_layers, "n_head": options.num_attention_heads}
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return GPT2Config(vocab_size=len(tokenizer), tie_word_embeddings=False, **ends, **sizes, **depth, **dropout)
+
+
+def denoiser_parameters(options: QualityConfig, tokenizer: Any, conditioned: bool, width: int) -> int:
+    """Parameters of the denoiser with feed-forward layers of that width."""
+    with torch.device("meta"):
+        model = TextTransformerModel(
+            vocab_size=len(tokenizer),
+            hidden_size=options.hidden_size,
+            num_layers=options.num_layers,
+            num_attention_heads=options.num_attention_heads,
+            feed_forward_ratio=ratio_of_width(options, width),
+            max_length=options.length,
+            time_conditioning=conditioned,
+        )
+    return model.num_parameters()
+
+
+def ratio_of_width(options: QualityConfig, width: int) -> float:
+    return (width + 0.5) / options.hidden_size  # the model rounds down
+
+
+def gpt2_parameters(options: QualityConfig, tokenizer: Any, width: int) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoregressiveModel(gpt2_config(options, tokenizer, width)).parameters())
+
+
+def matched_width(spec: ModelSpec, options: QualityConfig, tokenizer: Any) -> int:
+    """Of the feed-forward layers: 4 times the model's, or what gives it the parameters of a denoiser with time."""
+    usual = 4 * options.hidden_size
+    if spec.kernel not in ("absorbing", GPT2):
+        return usual
+    target = denoiser_parameters(options, tokenizer, options.equal_parameters, usual)
+    count = gpt2_parameters if spec.kernel == GPT2 else partial(denoiser_parameters, conditioned=False)
+    return feed_forward_width(lambda width: count(options, tokenizer, width=width), target)
+
+
+# --- training and evaluating one model
+
+
+class CalibratedError(Exception):
+    """Ends a run that only measures the cost of a step."""
+
+
+def timed_loop(seconds: list[float]) -> type[TrainingLoop]:
+    """A training loop that appends the CPU seconds of each step."""
+
+    class TimedLoop(TrainingLoop):
+        def train_step(self):
+            started = time.process_time()
+            result = super().train_step()
+            seconds.append(time.process_time() - started)
+            return result
+
+    return TimedLoop
+
+
+@dataclass
+class TrainedDiffusion:
+    """What main of the recipe saved, but its tokenizer."""
+
+    denoiser: Any
+    scheduler: Any
+
+    @classmethod
+    def load(cls, folder: Path) -> "TrainedDiffusion":
+        scheduler_class = getattr(text_diffusers, read_json(folder / "model_index.json")["scheduler"][1])
+        scheduler = scheduler_class.from_pretrained(folder, subfolder="scheduler")
+        return cls(TextTransformerModel.from_pretrained(folder, subfolder="denoiser").eval(), scheduler)
+
+
+class Trainer:
+    """Trains the models of one comparison; `working` is a folder that it empties."""
+
+    def __init__(self, options: QualityConfig, held_out: HeldOut):
+        self.options, self.held_out = options, held_out
+        self.working = Path(options.output_dir, f"working-{os.getpid()}")
+
+    def config(self, recipe: Any, spec: ModelSpec, seed: int, max_train_steps: int) -> Any:
+        options = self.options
+        shared = ("dataset", "sample_by", "length", "hidden_size", "num_layers", "num_attention_heads")
+        shared += ("train_batch_size", "lr_warmup_steps", "ema_decay", "init_embeddings", "reverse_rule")
+        quiet = {"validation_steps": 0, "checkpointing_steps": 0, "report_to": ["none"], "validation_rows": 1}
+        quiet |= {"num_samples": 0, "num_length_samples": 0, "num_cpu_threads": 1, "overwrite_output_dir": True}
+        return recipe.D3PMConfig(
+            output_dir=str(self.working),
+            tokenizer=str(Path(options.output_dir, "tokenizer")),
+            kernel="absorbing" if spec.kernel == GPT2 else spec.kernel,
+            auxiliary_weight=spec.auxiliary_weight,
+            learning_rate=spec.learning_rate,
+            seed=seed,
+            max_train_steps=max_train_steps,
+            **quiet,
+            **{name: getattr(options, name) for name in shared},
+        )
+
+    def run(self, spec: ModelSpec, seed: int, max_train_steps: int, calibration: bool = False) -> tuple[Any, list]:
+        """The `TrainedDiffusion` or `AutoregressiveModel`, and the CPU seconds of each step."""
+        shutil.rmtree(self.working, ignore_errors=True)
+        recipe, seconds = load_recipe(), []
+        recipe.TrainingLoop = timed_loop(seconds)
+        config = self.config(recipe, spec, seed, max_train_steps)
+        width = matched_width(spec, self.options, self.held_out.tokenizer)
+        try:
+            if spec.kernel == GPT2:
+                return self.train_gpt2(recipe, config, width), seconds
+            recipe.TextTransformerModel = partial(
+                TextTransformerModel, feed_forward_ratio=ratio_of_width(self.options, width)
+            )
+            recipe.main(config, on_validation=calibrated if calibration else None)
+            return TrainedDiffusion.load(self.working), seconds
+        except CalibratedError:
+            return None, seconds
+        finally:
+            shutil.rmtree(self.working, ignore_errors=True)
+
+    def train_gpt2(self, recipe: Any, config: Any, width: int) -> AutoregressiveModel:
+        """As `main` of the recipe trains a denoiser, with the averaged weights at the end."""
+        accelerator = make_accelerator(config)
+        data = recipe.prepare_data(config, accelerator)
+        set_seed(config.seed)
+        model = AutoregressiveModel(gpt2_config(self.options, data.tokenizer, width), special_ids(data.tokenizer))
+        vectors = None
+        if config.init_embeddings == "cooccurrence":
+            counted = tensor_batches(data.train_rows, COUNTED_ROWS)
+            words = min(special_ids(data.tokenizer))
+            vectors = cooccurrence_vectors(counted, len(data.tokenizer), config.hidden_size)[:words]
+        model.initialize(vectors, self.options.gpt2_init == "project")
+
+        def loss_function(model, batch, uniform, generators):
+            return model(batch["input_ids"], batch["attention_mask"]).double().sum()
+
+        order = ShuffledRows(data.train_rows, config.train_batch_size, config.seed)
+        loop = recipe.TrainingLoop(config, accelerator, model, loss_function, order)
+        loop.run()
+        model.load_state_dict(loop.state.averages(), strict=False)  # buffers are as they were
+        return model.eval()
+
+    def step_cost(self, spec: ModelSpec) -> float:
+        """CPU seconds of a training step, the least of some means; measured once and kept for all seeds."""
+        path = Path(self.options.output_dir, "calibration", f"{spec.file_name}.json")
+        if not path.exists():
+            _, seconds = self.run(spec, 0, WARM_UP_STEPS + TIMINGS * TIMED_STEPS, calibration=True)
+            starts = range(WARM_UP_STEPS, len(seconds), TIMED_STEPS)
+            least = min(statistics.fmean(seconds[start : start + TIMED_STEPS]) for start in starts)
+            write_json(path, {"seconds_per_step": least})
+        return read_json(path)["seconds_per_step"]
+
+
+def calibrated(step: int, metrics: dict[str, float]):
+    raise CalibratedError
+
+
+def special_ids(tokenizer: Any) -> list[int]:
+    """Ids that no text holds."""
+    return [tokenizer.pad_token_id, tokenizer.mask_token_id]
+
+
+@torch.no_grad()
+def write_rows(model: Any, options: QualityConfig, num_rows: int, seed: int) -> list[list[int]]:
+    """Rows of L tokens, all of them written; ends of texts are tokens like others."""
+    if isinstance(model, AutoregressiveModel):
+        return model.write(num_rows, seed).tolist()
+    generators = [torch.Generator().manual_seed(1_000_003 * seed + row) for row in range(num_rows)]
+    denoiser, scheduler = model.denoiser, model.scheduler
+    scheduler.set_timesteps(options.steps)
+    tokens = scheduler.prior((num_rows, options.length), generators)  # (B, L)
+    for timestep in scheduler.timesteps.tolist():
+        positions = scheduler.select(timestep, tokens, generators)
+        rows = positions.any(dim=1)
+        if rows.any():
+            times = scheduler.model_timesteps(timestep, tokens)[rows]
+            logits = denoiser(tokens[rows], times, positions=positions[rows]).logits  # (N, V)
+        else:
+            logits = torch.zeros(0, denoiser.config.vocab_size)
+        step = scheduler.step(logits, timestep, tokens, positions=positions, generator=generators)
+        tokens = step.prev_sample
+    return tokens.tolist()
+
+
+def likelihood(model: Any, options: QualityConfig, held_out: HeldOut) -> dict[str, float]:
+    """Nats per token of the held-out rows, their standard error for other rows and noise, and bits per character."""
+    num_tokens = sum(map(sum, held_out.rows["attention_mask"]))
+    if isinstance(model, AutoregressiveModel):
+        nats, tokens = model.row_nats(held_out.rows)
+        per_token, error = float(nats.sum() / tokens.sum()), float(nats.std() / tokens.mean() / len(nats) ** 0.5)
+    else:
+        per_token, error, _ = estimate_bound(model.denoiser, model.scheduler, held_out.rows, options.num_times)
+    bits = per_token * num_tokens / held_out.num_characters / math.log(2)
+    return {"nats_per_token": per_token, "standard_error": error, "bits_per_character": bits}
+
+
+def diversity(rows: list[list[int]], tokenizer: Any) -> dict[str, Any]:
+    """Entropy and distinct n-grams of rows, and their texts, a line each."""
+    ngrams = {f"distinct_{n}": distinct_n(rows, n) for n in (1, 2, 3)}
+    texts = []
+    for row in rows:
+        pieces: list[list[int]] = [[]]
+        for token in row:
+            pieces[-1].append(token)
+            if token == tokenizer.eos_token_id:
+                pieces.append([])
+        texts.append("\n".join(tokenizer.batch_decode(pieces, skip_special_tokens=True)).strip())
+    return {"entropy": token_entropy(rows)} | ngrams | {"texts": texts}
+
+
+def evaluate_data(options: QualityConfig, held_out: HeldOut) -> dict[str, Any]:
+    """The same figures of held-out rows, spread over all full ones; in place of a bound, the unigram entropy."""
+    full = [row["input_ids"] for row in held_out.rows if all(row["attention_mask"])]
+    spread = full[:: max(1, len(full) // options.num_samples)][: options.num_samples]
+    entropy = {"unigram_entropy": unigram_entropy(held_out.rows)}
+    return {"model": DATA, "seed": 0} | entropy | diversity(spread, held_out.tokenizer)
+
+
+def run_one(trainer: Trainer, spec: ModelSpec, seed: int) -> dict[str, Any]:
+    """Train and evaluate one model and seed."""
+    options, held_out = trainer.options, trainer.held_out
+    cost = trainer.step_cost(spec)
+    steps = max(1, round(60 * options.cpu_minutes / cost))
+    print(f"{spec.name}, seed {seed}: {1000 * cost:.1f} CPU ms a step, {steps:,} steps", flush=True)
+    model, seconds = trainer.run(spec, seed, steps)
+    network = model if spec.kernel == GPT2 else model.denoiser
+    rows = []
+    for first in range(0, options.num_samples, WRITTEN_AT_ONCE):
+        count = min(WRITTEN_AT_ONCE, options.num_samples - first)
+        rows += write_rows(model, options, count, 1_000 * seed + first)
+    return {
+        **asdict(spec),
+        "model": spec.name,
+        "seed": seed,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "seconds_per_step": cost,
+        "steps": steps,
+        "cpu_minutes": sum(seconds) / 60,
+        **likelihood(model, options, held_out),
+        **diversity(rows, held_out.tokenizer),
+    }
+
+
+# --- all of them
+
+
+def run(options: QualityConfig):
+    """Train, evaluate and judge what is not finished, then report."""
+    check_settings(options)
+    torch.set_num_threads(1)
+    disable_progress_bars()
+    judge = None if options.judge == "none" else partial(load_judge, options.judge, options.judge_cache)
+    results = Path(options.output_dir, "results")
+    specs = [ModelSpec.parse(name, options) for name in options.models]
+    runs = {results / f"{spec.file_name}-seed{seed}.json": (spec, seed) for seed in options.seeds for spec in specs}
+    missing = {path: run for path, run in runs.items() if not path.exists()}
+    if judge and missing:
+        judge()  # if it cannot be had, this is the time to say so
+    if missing or not (results / f"{DATA}.json").exists():
+        held_out = prepare_text(options)
+        if not (results / f"{DATA}.json").exists():
+            write_json(results / f"{DATA}.json", evaluate_data(options, held_out))
+        trainer = Trainer(options, held_out)
+        for spec, _ in missing.values():
+            trainer.step_cost(spec)
+        for path, (spec, seed) in missing.items():
+            if not path.exists():  # another process may have been faster
+                write_json(path, run_one(trainer, spec, seed))
+    if judge:
+        judge_texts([results / f"{DATA}.json", *runs], judge, options.judge)
+    report(options)
+
+
+def judge_texts(paths: list[Path], judge: Callable[[], tuple[Any, Any]], name: str):
+    """Add the generative perplexity to results that have none."""
+    unjudged = [path for path in paths if "generative_perplexity" not in read_json(path)]
+    loaded = judge() if unjudged else None
+    for path in unjudged:
+        record = read_json(path)
+        print(f"{record['model']}, seed {record['seed']}: generative perplexity under {name}", flush=True)
+        scored = generative_perplexity(record["texts"], *loaded)
+        judged = {"judge": name, "generative_perplexity": scored.perplexity, "texts_skipped": scored.num_skipped}
+        write_json(path, record | judged)
+
+
+def report(options: QualityConfig):
+    """Print the table and what it says, and draw the picture, of all finished runs in the folder."""
+    records = read_records(Path(options.output_dir, "results"))
+    print(f"\n{markdown_table(records, GPT2)}\n")
+    for record in records:
+        if record["model"] == DATA:
+            print(f"Token frequencies alone: {record['unigram_entropy']:.3f} nats per token.")
+    print(*findings(records, options.characters), sep="\n")
+    if any("nats_per_token" in record for record in records):
+        picture = plot_quality(records, options.picture or Path(options.output_dir, "quality.png"))
+        print(f"Picture: {picture}")
+
+
+def findings(records: list[dict[str, Any]], characters: bool) -> list[str]:
+    """The target, the order of the kernels beside the paper's, and the auxiliary loss, as far as they were run."""
+    nats = {record["model"]: values_of(records, record["model"], "nats_per_token") for record in records}
+    mean = {model: statistics.fmean(values) for model, values in nats.items() if values}
+    lines = []
+    if "absorbing" in mean and (rivals := [mean[m] for m in mean if m.partition(":")[0] == GPT2]):
+        ratio = mean["absorbing"] / min(rivals)
+        verdict = "reached" if ratio <= TARGET else "missed"
+        lines.append(f"Absorbing needs {ratio:.3f} times the nats of the best GPT-2; target {TARGET}: {verdict}.")
+    order = order_of(records, KERNELS)
+    if len(order) > 1:
+        lines.append("Kernels, best first: " + ", ".join(f"{name} {mean[name]:.3f}" for name in order) + ".")
+        paper, text = PAPER_ORDERS[characters]
+        if set(paper) <= set(order):
+            same = "the same" if [name for name in order if name in paper] == paper else "not the same"
+            lines.append(f"D3PM's order on {text} is {', '.join(paper)}: {same}.")
+    for kernel in order:
+        if (other := kernel + AUXILIARY) in mean:
+            change = mean[other] - mean[kernel]
+            lines.append(f"The auxiliary cross-entropy changes {kernel} by {change:+.3f} nats per token.")
+    return lines
+
+
+def main(options: QualityConfig):
+    if options.report:
+        report(options)
+    else:
+        run(options)
+
+
+if __name__ == "__main__":
+    try:
+        main(HfArgumentParser(QualityConfig).parse_args_into_dataclasses()[0])
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        sys.exit(f"quality.py: {error}")
