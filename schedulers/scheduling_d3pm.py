@@ -6,6 +6,7 @@ D3PM (https://arxiv.org/abs/2107.03006), MDLM (https://arxiv.org/abs/2406.07524)
 Shapes: B batch, L sequence length, V vocabulary size, N selected positions, T training timesteps.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -330,8 +331,10 @@ class D3PMUniformScheduler(D3PMScheduler):
 
     `reverse_rule="marginal"` (the default) sums x_0 out: sum over k of q(x_s | x_t, x_0 = k) p(x_0 = k | x_t).
     `"plug_in"` puts the predicted distribution in the place of x_0, as D3PM and UDLM do. They coincide when the
-    prediction is leave-one-out, proportional to p(x_0 | x_t) / q(x_t | x_0). With the exact p(x_0 | x_t) only the
+    prediction of the latter is leave-one-out, proportional to p(x_0 | x_t) / q(x_t | x_0), and that is what a model
+    learns that is trained with it: it need not learn to copy, which helps. With the exact p(x_0 | x_t) only the
     marginal rule reaches the data: on a source of 2.499 nats its bound is 2.507 at 64 steps, that of plug-in 3.796.
+    So the rule says how to read a model's predictions; sample with the rule of its training.
 
     A step needs the prediction where it could matter only: a token stays or is resampled with some probability
     whatever the model says, so `select` draws those cases first, exactly, and (B, L, V) is never built. Positions that
@@ -432,6 +435,23 @@ class D3PMUniformScheduler(D3PMScheduler):
         alpha_t, alpha_s = self._alphas(timestep)
         jump, resample = uniform_routes(0.0, alpha_t, alpha_s, self.config.vocab_size)
         return jump, resample, uniform_routes(1.0, alpha_t, alpha_s, self.config.vocab_size)[1]
+
+    def _clean_logits(self, model_output: Tensor, timestep: float | Tensor, current: Tensor) -> Tensor:
+        """Logits (..., V) of p(x_0 | x_t), `current` (...) being x_t at their positions."""
+        return self._seen(model_output, timestep, current, 1 if self.config.reverse_rule == "plug_in" else 0)
+
+    def _leave_one_out_logits(self, model_output: Tensor, timestep: float | Tensor, current: Tensor) -> Tensor:
+        """Logits (..., V) of p(x_0 | x_t) / q(x_t | x_0): given all tokens but the `current` one (...)."""
+        return self._seen(model_output, timestep, current, 0 if self.config.reverse_rule == "plug_in" else -1)
+
+    def _seen(self, model_output: Tensor, timestep: float | Tensor, current: Tensor, times: int) -> Tensor:
+        """Own logits (..., V) times q(x_t | x_0) to the power `times`."""
+        alpha, logits = self._alphas(timestep)[0], self._own_ids(model_output)
+        if not times:
+            return logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        gain = times * math.log1p(self.config.vocab_size * alpha / (1 - alpha))  # log of q(x | x) / q(x | another)
+        return logits.scatter_add(-1, current.unsqueeze(-1), torch.full_like(logits[..., :1], gain))
 
     def _random_tokens(self, shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
         return (rand(shape, generator, device) * self.config.vocab_size).long()

@@ -52,7 +52,7 @@ class TokenDDIMScheduler(D3PMUniformScheduler):
     Args:
         vocab_size, num_train_timesteps, schedule, min_timestep, temperature, top_k, top_p: as in
             `D3PMUniformScheduler`.
-        reverse_rule: as in `D3PMUniformScheduler`, for its bound; q is linear in x_0, so both rules sample alike here.
+        reverse_rule: under "plug_in" the prediction is read as leave-one-out and turned into p(x_0 | x_t).
         eta: between 0 and 1, the share of the possible fresh noise.
 
     Raises:
@@ -84,14 +84,15 @@ class TokenDDIMScheduler(D3PMUniformScheduler):
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
     ) -> Tensor:
         noise = self._random_tokens(tuple(sample.shape), generator, sample.device)
-        weights = self._weights(self._own_ids(model_output))
+        weights = self._weights(self._clean_logits(model_output, timestep, sample[positions]))
         routes = self._jump_and_resample(timestep)
         prev_sample = draw_routes(weights, sample, noise, positions, *routes, generator=generator)
         return prev_sample
 
     def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V or more)."""
-        return routes_reverse(self._probs(self._own_ids(model_output)), sample, *self._jump_and_resample(timestep))
+        probs = self._probs(self._clean_logits(model_output, timestep, sample))
+        return routes_reverse(probs, sample, *self._jump_and_resample(timestep))
 
     def _jump_and_resample(self, timestep: float | Tensor) -> tuple[float, float]:
         alpha_t, alpha_s = self._alphas(timestep)

@@ -154,11 +154,12 @@ class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUnifor
     """Predictor: `D3PMUniformScheduler`. Corrector: draw some positions again, given all others (Gibbs sampling).
 
     The conditional of a position at time s is alpha_s p_loo + (1 - alpha_s) / V, where p_loo, the leave-one-out
-    prediction, is proportional to p(x_0 | x_s) / q(x_s | x_0). With the exact denoiser, redrawing one position a row
-    leaves the law of the row unchanged, whichever position it is, as long as the tokens do not decide on it.
-    Several at once do so up to an error of second order in their share. Each position is redrawn with probability
-    `corrector_length` times 1 - alpha_t / alpha_s, the probability that forward noise over the predictor's
-    interval redraws it; with the chance 1 - alpha_s it then takes noise, and `select` asks for no prediction.
+    prediction, is proportional to p(x_0 | x_s) / q(x_s | x_0); under the "plug_in" rule it is what the model predicts.
+    With the exact denoiser, redrawing one position a row leaves the law of the row unchanged, whichever position it
+    is, as long as the tokens do not decide on it. Several at once do so up to an error of second order in their share.
+    Each position is redrawn with probability `corrector_length` times 1 - alpha_t / alpha_s, the probability that
+    forward noise over the predictor's interval redraws it; with the chance 1 - alpha_s it then takes noise, and
+    `select` asks for no prediction.
 
     Args:
         vocab_size, num_train_timesteps, schedule, reverse_rule, min_timestep, temperature, top_k, top_p: as in
@@ -199,7 +200,7 @@ class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUnifor
     ) -> Tensor:
         if self._current(timestep)[1]:
             noise = self._random_tokens(tuple(sample.shape), generator, sample.device)
-            weights = self._weights(self._leave_one_out(model_output, timestep, sample[positions]))
+            weights = self._weights(self._leave_one_out_logits(model_output, timestep, sample[positions]))
             routes = self._corrector_routes(timestep)
             prev_sample = draw_routes(weights, sample, noise, positions, *routes, generator=generator)
         else:
@@ -211,18 +212,10 @@ class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUnifor
         """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V or more)."""
         if not self._current(timestep)[1]:
             return super().reverse_probs(model_output, timestep, sample)
-        probs = self._probs(self._leave_one_out(model_output, timestep, sample))
+        probs = self._probs(self._leave_one_out_logits(model_output, timestep, sample))
         return routes_reverse(probs, sample, *self._corrector_routes(timestep))
 
     def _corrector_routes(self, timestep: float | Tensor) -> tuple[float, float]:
         """Probabilities of taking a leave-one-out x_0 and of taking noise."""
         redrawn, alpha = self._refreshed(timestep), self._alphas(timestep)[0]
         return redrawn * alpha, redrawn * (1 - alpha)
-
-    def _leave_one_out(self, model_output: Tensor, timestep: float | Tensor, current: Tensor) -> Tensor:
-        """Logits (..., V) of x_0 given all tokens but the `current` one (...) at the same position."""
-        alpha, vocab_size = self._alphas(timestep)[0], self.config.vocab_size
-        logits = self._own_ids(model_output)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        seen_again = math.log1p(vocab_size * alpha / (1 - alpha))  # log of q(x | x) / q(x | another)
-        return logits.scatter_add(-1, current.unsqueeze(-1), torch.full_like(logits[..., :1], -seen_again))

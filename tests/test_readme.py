@@ -1,4 +1,4 @@
-"""The README's Python runs as written, in a folder that has a trained model where it expects one."""
+"""The Python of README and docs runs as written, in a folder that has a trained model where it expects one."""
 
 import re
 from pathlib import Path
@@ -7,14 +7,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+DOWNLOADS = "google-bert/"
+BLOCKS = [
+    pytest.param(block, id=f"{page.name}-{i}")
+    for page in (README, *DOCS)
+    for i, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL))
+    if DOWNLOADS not in block
+]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_the_readmes_python_runs(block, pipe, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_python_of_the_pages_runs(block, pipe, tmp_path, monkeypatch, capsys):
     pipe.save_pretrained(tmp_path / "runs" / "quickstart")
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, str(README), "exec"), {})
+    exec(compile(block, "page", "exec"), {})
     assert capsys.readouterr().out.strip()
 
 

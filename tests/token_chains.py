@@ -42,9 +42,21 @@ def noisy_law(source, kernel: str, alpha: float) -> np.ndarray:
 
 
 def predictions_at(scheduler, source):
-    """The exact denoiser of a source as a function of time."""
-    table = source.masked_denoiser() if scheduler.corruption == "absorbing" else None
-    return lambda t: source.uniform_denoiser(float(scheduler.alpha(t))) if table is None else table
+    """The exact denoiser of a source as a function of time; under "plug_in" the leave-one-out one."""
+    if scheduler.corruption == "absorbing":
+        table = source.masked_denoiser()
+        return lambda t: table
+
+    def uniform(t: float) -> torch.Tensor:
+        alpha, size = float(scheduler.alpha(t)), source.num_tokens
+        logits = source.uniform_denoiser(alpha)  # (V, ..., V, L, V)
+        if scheduler.config.reverse_rule == "marginal":
+            return logits
+        seen = torch.tensor(transition_matrix("uniform", alpha, size)).log()  # of q(x_t | x_0), symmetric
+        states = all_states(size, source.length)
+        return logits - seen[states].view(logits.shape)
+
+    return uniform
 
 
 def step_kernel(scheduler, source, timestep: float) -> np.ndarray:

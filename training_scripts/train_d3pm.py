@@ -107,7 +107,7 @@ class D3PMConfig(TrainingConfig):
     num_train_timesteps: int | None = field(
         default=None, metadata={"help": "steps of the bound; default: continuous time if the kernel has it, or 1,000"}
     )
-    reverse_rule: str = field(default="marginal", metadata={"help": "marginal or plug_in; not for absorbing"})
+    reverse_rule: str = field(default="plug_in", metadata={"help": "plug_in or marginal; not for absorbing"})
     mask_fraction: float = field(default=0.9, metadata={"help": "of hybrid noise: how much of it is the mask"})
     num_neighbors: int = field(default=8, metadata={"help": "of the neighbors kernel: nearest tokens of each token"})
     walk_rate: float = field(default=2.0, metadata={"help": "of the neighbors kernel: steps a unit of -log(alpha)"})

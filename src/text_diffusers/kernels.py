@@ -35,6 +35,7 @@ class KernelConfig:
         num_tokens: ids below are what text consists of.
         schedule: as in `D3PMAbsorbingScheduler`, or "mutual_information", for which `frequencies` are counted.
         num_train_timesteps: T; `None` is continuous time, or 1,000 steps for kernels that move in steps.
+        reverse_rule: of all kernels but absorbing; "plug_in" is what trains well.
         frequencies: returns counts (V,) of the tokens.
         vectors: returns embeddings (V, D), for neighbours and codes.
     """
@@ -45,7 +46,7 @@ class KernelConfig:
     vectors: Callable[[], Tensor]
     schedule: str | list[float] = "linear"
     num_train_timesteps: int | None = None
-    reverse_rule: str = "marginal"
+    reverse_rule: str = "plug_in"
     min_timestep: float = 1e-3
     mask_fraction: float = 0.9
     num_neighbors: int = 8

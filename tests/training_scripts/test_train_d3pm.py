@@ -56,7 +56,7 @@ def config(text_file, tmp_path):
     [
         {},
         {"kernel": "uniform"},
-        {"kernel": "uniform", "reverse_rule": "plug_in", "num_train_timesteps": 50},
+        {"kernel": "uniform", "reverse_rule": "marginal", "num_train_timesteps": 50},
         {"num_train_timesteps": 200, "schedule": "cosine", "auxiliary_weight": 0.01},
         {"packing": False},
         {"kernel": "uniform", "head_chunk_size": 7, "optimizer": "sgd"},
