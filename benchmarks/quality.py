@@ -387,8 +387,8 @@ class Trainer:
         return model.eval()
 
     def step_cost(self, spec: ModelSpec) -> float:
-        """CPU seconds of a training step, the least of some means; measured once and kept for all seeds."""
-        path = Path(self.options.output_dir, "calibration", f"{spec.file_name}.json")
+        """CPU seconds of a training step, the least of some means; measured once for all runs of a kernel."""
+        path = Path(self.options.output_dir, "calibration", f"{spec.kernel}.json")
         if not path.exists():
             _, seconds = self.run(spec, 0, WARM_UP_STEPS + TIMINGS * TIMED_STEPS, calibration=True)
             starts = range(WARM_UP_STEPS, len(seconds), TIMED_STEPS)
