@@ -1,9 +1,9 @@
 """The comparison of models end to end, on a tiny text: resumable, and its figures are what they are said to be."""
 
-import importlib.util
 import json
 import math
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,10 @@ from text_diffusers.comparison import markdown_table, order_of
 from text_diffusers.data import encode_texts, tokenize
 from text_diffusers.visualization import plot_quality
 
-PATH = Path(__file__).parent.parent / "benchmarks" / "quality.py"
-spec = importlib.util.spec_from_file_location("quality", PATH)
-quality = importlib.util.module_from_spec(spec)
-sys.modules["quality"] = quality
-spec.loader.exec_module(quality)
+FOLDER = str(Path(__file__).parent.parent / "benchmarks")
+sys.path.insert(0, FOLDER)  # where a script finds its neighbours
+quality, quality_models = import_module("quality"), import_module("quality_models")
+sys.path.remove(FOLDER)
 
 
 @pytest.fixture
@@ -78,7 +77,7 @@ def test_runs_are_complete_resumed_and_reported(options, monkeypatch, capsys, ch
     capsys.readouterr()
     picture = Path(config.output_dir, "quality.png")
     picture.unlink()
-    monkeypatch.setattr(quality.Trainer, "run", None)  # whoever trains now fails
+    monkeypatch.setattr(quality_models.Trainer, "run", None)  # whoever trains now fails
     quality.main(config)
     printed = capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG") and "| absorbing | 1 |" in printed
@@ -93,7 +92,7 @@ def test_a_finished_seed_is_kept_when_another_is_added(options, monkeypatch):
     config = options(models=["gpt2"])
     quality.main(config)
     first, asked = results(config)["gpt2-seed0"], []
-    one = quality.run_one
+    one = quality_models.run_one
     monkeypatch.setattr(quality, "run_one", lambda *given: asked.append(given[2]) or one(*given))
     quality.main(options(models=["gpt2"], seeds=[0, 7]))
     assert asked == [7] and results(config)["gpt2-seed0"] == first
@@ -106,7 +105,7 @@ def make_gpt2(tokenizer, length=12, **settings):
     ids = {"bos_token_id": tokenizer.bos_token_id}
     sizes = {"n_positions": length, "n_embd": 16, "n_layer": 2, "n_head": 2, "tie_word_embeddings": False}
     config = GPT2Config(vocab_size=len(tokenizer), eos_token_id=None, **sizes, **ids, **settings)
-    model = AutoregressiveModel(config, quality.special_ids(tokenizer)).eval()
+    model = AutoregressiveModel(config, quality_models.special_ids(tokenizer)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -128,8 +127,8 @@ def test_nats_of_gpt2_are_the_log_probabilities_of_each_token_after_those_before
         expected.append(total)
     np.testing.assert_allclose(nats, expected, rtol=1e-5)
     assert tokens.sum() == len(stream) and len(stream) % 12  # the last row is padded
-    held_out = quality.HeldOut(tokenizer, rows, sum(len(text) + 1 for text in texts))
-    found = quality.likelihood(model, quality.QualityConfig(), held_out)
+    held_out = quality_models.HeldOut(tokenizer, rows, sum(len(text) + 1 for text in texts))
+    found = quality_models.likelihood(model, quality.QualityConfig(), held_out)
     np.testing.assert_allclose(found["nats_per_token"], sum(expected) / len(stream), rtol=1e-5)
     bits = sum(expected) / math.log(2) / (len("".join(texts)) + 3)
     np.testing.assert_allclose(found["bits_per_character"], bits, rtol=1e-5)
@@ -142,17 +141,17 @@ def test_gpt2_writes_from_its_own_distribution(tokenizer):
     start = torch.tensor([[tokenizer.bos_token_id]])
     with torch.no_grad():
         logits = model.gpt2(start).logits[0, -1].double()
-        logits[quality.special_ids(tokenizer)] = -math.inf
+        logits[quality_models.special_ids(tokenizer)] = -math.inf
         first = logits.softmax(dim=-1)
     counts = torch.bincount(rows[:, 0], minlength=len(first)).double()
-    assert not counts[quality.special_ids(tokenizer)].any()
+    assert not counts[quality_models.special_ids(tokenizer)].any()
     common = first > 1e-3
     errors = (counts - 20_000 * first)[common] / (20_000 * first * (1 - first))[common].sqrt()
     assert errors.abs().max() < 4.5
     best = int(first.argmax())
     with torch.no_grad():
         logits = model.gpt2(torch.cat([start, torch.tensor([[best]])], dim=1)).logits[0, -1].double()
-        logits[quality.special_ids(tokenizer)] = -math.inf
+        logits[quality_models.special_ids(tokenizer)] = -math.inf
         second = logits.softmax(dim=-1)
     after = torch.bincount(rows[rows[:, 0] == best, 1], minlength=len(first)).double()
     likely = second > 1e-2
@@ -177,7 +176,7 @@ def test_gpt2_starts_from_the_given_vectors_in_the_scale_of_the_others(tokenizer
 
 def test_characters_are_tokens_and_come_back(tmp_path):
     texts = ["Straße, 東京!\nIt's [MASK] ...  two  spaces", "abc"]
-    tokenizer = quality.character_tokenizer(texts)
+    tokenizer = quality_models.character_tokenizer(texts)
     for text in texts:
         (ids,) = encode_texts(tokenizer, [text])
         assert len(ids) == len(text) and tokenizer.decode(ids) == text
@@ -185,7 +184,7 @@ def test_characters_are_tokens_and_come_back(tmp_path):
     assert len(tokenizer) == size and tokenizer.eos_token_id == tokenizer.bos_token_id == 0
     assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (size - 2, size - 1)
     tokenizer.save_pretrained(tmp_path)
-    loaded = quality.AutoTokenizer.from_pretrained(tmp_path)
+    loaded = quality_models.AutoTokenizer.from_pretrained(tmp_path)
     assert encode_texts(loaded, texts) == encode_texts(tokenizer, texts) and loaded.decode([1, 2]) is not None
 
 
