@@ -166,8 +166,9 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As in diffusers, but returns the class that was saved if it is one of this one's."""
         where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        saved = cls.load_config(pretrained_model_name_or_path, **where)["_class_name"]
-        chosen = next((child for child in loaded_subclasses(cls) if child.__name__ == saved), cls)
+        index: Any = cls.load_config(pretrained_model_name_or_path, **where)
+        children = {child.__name__: child for child in loaded_subclasses(cls)}
+        chosen: Any = children.get(index["_class_name"], cls)
         return super(TextDiffusionPipeline, chosen).from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
