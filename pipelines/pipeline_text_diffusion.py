@@ -169,7 +169,8 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         index: Any = cls.load_config(pretrained_model_name_or_path, **where)
         children = {child.__name__: child for child in loaded_subclasses(cls)}
         chosen: Any = children.get(index["_class_name"], cls)
-        return super(TextDiffusionPipeline, chosen).from_pretrained(pretrained_model_name_or_path, **kwargs)
+        loader: Any = super(TextDiffusionPipeline, chosen)
+        return loader.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in diffusers, but refuses a denoiser with LoRA layers, whose weights would be saved under other names."""
