@@ -222,7 +222,7 @@ def even_times(scheduler: Any, uniform: Tensor) -> tuple[Tensor, Tensor]:
         return times, torch.where(times > first, weights, first / (1 - scheduler.alpha(first)))
     grid = torch.arange(config.num_train_timesteps + 1, dtype=torch.float64) / config.num_train_timesteps
     masked = 1 - scheduler.alpha(grid)  # (T + 1,)
-    step = torch.searchsorted(masked[1:], uniform, right=True)
+    step = torch.searchsorted(masked[1:], uniform.contiguous(), right=True)
     return grid[step + 1], 1 / (config.num_train_timesteps * masked.diff()[step])
 
 

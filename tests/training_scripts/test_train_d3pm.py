@@ -243,7 +243,8 @@ def test_a_head_in_chunks_trains_alike(config, tmp_path, kernel):
     same = {"kernel": kernel, "max_train_steps": 10, "num_samples": 0, "num_length_samples": 0, "learning_rate": 1e-2}
     whole = train_d3pm.main(config(output_dir=str(tmp_path / "whole"), **same))
     chunked = train_d3pm.main(config(output_dir=str(tmp_path / "chunked"), head_chunk_size=5, **same))
-    np.testing.assert_allclose(whole, chunked, rtol=1e-5)
+    np.testing.assert_allclose(whole[:3], chunked[:3], rtol=1e-6)
+    np.testing.assert_allclose(whole, chunked, rtol=1e-4)  # at this rate rounding grows from step to step
 
 
 def test_a_folder_with_a_model_is_not_overwritten_unasked(config):
