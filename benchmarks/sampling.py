@@ -6,8 +6,8 @@
 - rows: forward passes of one row, per returned row, through TextDiffusionPipeline; exact counts for fixed seeds.
 - tokens: tokens per second beside transformers' GPT-2 of the same size (tokens_per_second.py).
 
-Times are CPU time, on one thread unless told otherwise, and every comparison is of one run in which the cases take
-turns. Weights are random. Shapes: B batch, L length, V vocabulary size, T steps.
+Times are CPU time on one thread and wall-clock time on more, and every comparison is of one run in which the cases
+take turns. Weights are random. Shapes: B batch, L length, V vocabulary size, T steps.
 """
 
 import argparse

@@ -152,13 +152,13 @@ def compare(
             "B": size.batch,
             "case": name,
             "parameters": parameters,
-            "CPU s": round(seconds[name], 2),
+            "seconds": round(seconds[name], 2),
             "tokens/s": round(size.batch * size.length / seconds[name], 1),
             "x AR": round(ratio, 2),
         } | verdict(ratio, TARGETS.get((size.length, size.batch, name)), at_least=True)
     by_steps = {steps: seconds[f"diffusion, {steps} steps"] for steps in step_counts}
     most = break_even_steps(by_steps, autoregression)
-    blank = dict.fromkeys(("parameters", "CPU s", "tokens/s", "x AR", "target", "verdict"), "")
+    blank = dict.fromkeys(("parameters", "seconds", "tokens/s", "x AR", "target", "verdict"), "")
     yield {"L": size.length, "B": size.batch, "case": f"autoregression wins above {most:.1f} steps"} | blank
 
 
