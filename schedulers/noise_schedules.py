@@ -12,6 +12,7 @@ from torch import Tensor
 
 SIGMOID_RANGE = 3.0
 GEOMETRIC_RANGE = (1e-4, 20.0)
+BISECTIONS = 60
 
 
 def sigmoid_alpha(t: Tensor) -> Tensor:
@@ -84,6 +85,16 @@ def noise_schedule(schedule: str | Sequence[float]) -> tuple[Callable[[Tensor], 
         return values.diff().to(t.device)[piece] * pieces
 
     return alpha, alpha_derivative
+
+
+def time_of_noise_level(alpha: Callable[[Tensor], Tensor], level: Tensor) -> Tensor:
+    """The times at which 1 - alpha is `level`, float64 of the same shape, by bisection."""
+    low, high = torch.zeros_like(level), torch.ones_like(level)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        early = 1 - alpha(middle) < level
+        low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+    return high
 
 
 def mutual_information(

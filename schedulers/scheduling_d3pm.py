@@ -367,9 +367,7 @@ class D3PMUniformScheduler(D3PMScheduler):
         self._set_up()
 
     def _set_up(self):
-        config, rules = self.config, "one of " + ", ".join(REVERSE_RULES)
-        require(is_int(config.vocab_size, 2), "vocab_size", "an integer of at least 2", config.vocab_size)
-        require(config.reverse_rule in REVERSE_RULES, "reverse_rule", rules, config.reverse_rule)
+        check_vocabulary_and_rule(self.config)
         super()._set_up()
 
     def prior(
@@ -460,6 +458,11 @@ class D3PMUniformScheduler(D3PMScheduler):
         logits, vocab_size = model_output.shape[-1], self.config.vocab_size
         require(logits >= vocab_size, "model_output", f"at least `vocab_size`={vocab_size} wide", logits)
         return model_output[..., :vocab_size]
+
+
+def check_vocabulary_and_rule(config: Any):
+    require(is_int(config.vocab_size, 2), "vocab_size", "an integer of at least 2", config.vocab_size)
+    require(config.reverse_rule in REVERSE_RULES, "reverse_rule", f"one of {REVERSE_RULES}", config.reverse_rule)
 
 
 def subclasses(cls: type) -> list[type]:

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from text_diffusers.schedulers.scheduling_d3pm import REVERSE_RULES, D3PMScheduler
+from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler, check_vocabulary_and_rule
 from text_diffusers.schedulers.token_sampling import (
     Generators,
     in_row_blocks,
@@ -51,10 +51,8 @@ class D3PMTransitionScheduler(D3PMScheduler):
     _in_blocks = True  # whether a step takes as many rows at once as fit into the cache of a CPU
 
     def _set_up(self):
-        config = self.config
-        require(is_int(config.vocab_size, 2), "vocab_size", "an integer of at least 2", config.vocab_size)
-        require(config.reverse_rule in REVERSE_RULES, "reverse_rule", f"one of {REVERSE_RULES}", config.reverse_rule)
-        steps = config.num_train_timesteps
+        check_vocabulary_and_rule(self.config)
+        steps = self.config.num_train_timesteps
         require(is_int(steps, 1), "num_train_timesteps", "an integer of at least 1, this kernel moves in steps", steps)
         super()._set_up()
 
@@ -88,22 +86,30 @@ class D3PMTransitionScheduler(D3PMScheduler):
         start, end = self._times(start, len(tokens), tokens.device), self._times(end, len(tokens), tokens.device)
         return self._diffuse_back(self.one_hot(tokens, dtype), start, end)
 
+    def likelihoods(
+        self, tokens: Tensor, start: float | Tensor, end: float | Tensor, dtype=torch.float64
+    ) -> tuple[Tensor, Tensor | None]:
+        """q(x_t = tokens | x_s) and q(x_t = tokens | x_0), (N, S), for `posterior`; plug-in needs only the former."""
+        total = self.likelihood(tokens, 0.0, end, dtype) if self.config.reverse_rule == "marginal" else None
+        return self.likelihood(tokens, start, end, dtype), total
+
     def transition(self, tokens: Tensor, timestep: float | Tensor, dtype=torch.float64) -> Tensor:
         """q(x_t | x_0 = tokens), (N, S) over x_t, for tokens (N,) and times () or (N,)."""
         return self.diffuse(self.one_hot(tokens, dtype), 0.0, timestep)
 
     def posterior(
-        self, probs: Tensor, step: Tensor, total: Tensor, start: float | Tensor, reverse_rule: str | None = None
+        self, probs: Tensor, step: Tensor, total: Tensor | None, start: float | Tensor, reverse_rule: str | None = None
     ) -> Tensor:
         """p(x_s | x_t), (N, S).
 
         Args:
             probs: (N, S) of x_0, predicted or one-hot.
-            step, total: (N, S) from `likelihood`: q(x_t | x_s) and q(x_t | x_0).
+            step, total: (N, S) from `likelihoods`: q(x_t | x_s) and, for the marginal rule, q(x_t | x_0).
             start: s, () or (N,).
             reverse_rule: that of the configuration by default. A prediction that leaves no way to x_t is ignored.
         """
         if (reverse_rule or self.config.reverse_rule) == "marginal":
+            assert total is not None
             reached = total > torch.finfo(total.dtype).tiny  # from other x_0 one does not get to x_t
             probs = torch.where(reached, probs / torch.where(reached, total, 1.0), 0.0)
         joint = step * self.diffuse(probs, 0.0, start)
@@ -160,8 +166,7 @@ class D3PMTransitionScheduler(D3PMScheduler):
         """p(x_s | x_t), (N, S), from unnormalised probabilities of x_0 (N, `num_tokens`) and x_t (N,)."""
         end, start = self._interval(timestep)
         probs = self._pad(weights.to(torch.promote_types(weights.dtype, self._least_dtype)))
-        step, total = (self.likelihood(current, since, end, probs.dtype) for since in (start, 0.0))
-        return self.posterior(probs, step, total, start)
+        return self.posterior(probs, *self.likelihoods(current, start, end, probs.dtype), start)
 
     def _interval(self, timestep: float | Tensor) -> tuple[float, float]:
         """Both ends, (t, s), of the step that starts at `timestep`."""

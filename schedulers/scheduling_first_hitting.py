@@ -9,10 +9,9 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
+from text_diffusers.schedulers.noise_schedules import time_of_noise_level
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
 from text_diffusers.schedulers.token_sampling import Generators, rand, require
-
-BISECTIONS = 40
 
 
 @dataclass
@@ -83,20 +82,11 @@ class FirstHittingScheduler(D3PMAbsorbingScheduler):
         """(B,) times, float32, of the events that the last `select` drew; before any, `timestep`."""
         if self._clocks is None:
             return super().model_timesteps(timestep, sample)
-        times = self._times(self._clocks.noise_level)
+        times = time_of_noise_level(self.alpha, self._clocks.noise_level)
         steps = self.config.num_train_timesteps
         if steps is not None:
             times = (times * steps).ceil().clamp(min=1) / steps
         return times.float()
-
-    def _times(self, noise_level: Tensor) -> Tensor:
-        """(B,) times, float64, at which 1 - alpha is `noise_level` (B,), by bisection."""
-        low, high = torch.zeros_like(noise_level), torch.ones_like(noise_level)
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            early = 1 - self.alpha(middle) < noise_level
-            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-        return high
 
     def _selected(self, model_output, timestep, sample: Tensor, positions, generator) -> tuple[Tensor, Tensor]:
         model_output, positions = super()._selected(model_output, timestep, sample, positions, generator)

@@ -23,9 +23,8 @@ from text_diffusers.row_bounds import (
     full_bound,
     monte_carlo_bound,
     scheduled_bound,
-    time_of_alpha,
 )
-from text_diffusers.schedulers.noise_schedules import NOISE_SCHEDULES
+from text_diffusers.schedulers.noise_schedules import NOISE_SCHEDULES, time_of_noise_level
 
 SCHEDULES = [*sorted(NOISE_SCHEDULES), [1.0, 0.9, 0.3, 0.25, 0.0]]
 
@@ -340,10 +339,12 @@ def test_with_the_linear_schedule_even_times_are_those_of_training():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_time_of_alpha_inverts_alpha(schedule):
+def test_time_of_noise_level_inverts_alpha(schedule):
     scheduler = D3PMAbsorbingScheduler(2, schedule=schedule)
     times = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
-    torch.testing.assert_close(time_of_alpha(scheduler, scheduler.alpha(times)), times, atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        time_of_noise_level(scheduler.alpha, 1 - scheduler.alpha(times)), times, atol=1e-9, rtol=0
+    )
 
 
 def test_all_schedules_have_one_bound_and_even_times_the_least_variance():

@@ -64,9 +64,9 @@ def transition_token_bound(scheduler: Any, logits: Tensor, targets: Tensor, nois
     steps = scheduler.config.num_train_timesteps
     start = (times - 1 / steps).clamp(min=0)
     probs = scheduler.clean_probs(logits)  # (N, S)
-    step, total = (scheduler.likelihood(noisy, since, times, probs.dtype) for since in (start, 0.0))
-    true = scheduler.posterior(scheduler.one_hot(targets, probs.dtype), step, total, start)
-    model = scheduler.posterior(probs, step, total, start)
+    likelihoods = scheduler.likelihoods(noisy, start, times, probs.dtype)
+    true = scheduler.posterior(scheduler.one_hot(targets, probs.dtype), *likelihoods, start)
+    model = scheduler.posterior(probs, *likelihoods, start)
     possible = torch.where(true > 0, model, 1.0)  # elsewhere both may be 0, and the logarithm has no gradient
     return steps * (torch.xlogy(true, true) - true * possible.log()).sum(dim=-1)
 

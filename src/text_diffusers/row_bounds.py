@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 
 from text_diffusers.bounds import at_positions, block_length, noisy_token_bound, predict, row_sums, unknown_tokens
 from text_diffusers.losses import absorbing_bound
+from text_diffusers.schedulers.noise_schedules import time_of_noise_level
 from text_diffusers.schedulers.token_sampling import is_int, rand, require
 
-BISECTIONS = 60
 CPU = torch.device("cpu")
 KNOWN = 2.0  # more than any uniform number: such tokens are masked last, which is never
 
@@ -217,23 +217,13 @@ def even_times(scheduler: Any, uniform: Tensor) -> tuple[Tensor, Tensor]:
         return scheduler.training_timesteps(uniform), torch.ones_like(uniform)
     if config.num_train_timesteps is None:
         first = config.min_timestep
-        times = time_of_alpha(scheduler, 1 - uniform).clamp(min=first)
+        times = time_of_noise_level(scheduler.alpha, uniform).clamp(min=first)
         weights = -1 / scheduler.alpha_derivative(times)
         return times, torch.where(times > first, weights, first / (1 - scheduler.alpha(first)))
     grid = torch.arange(config.num_train_timesteps + 1, dtype=torch.float64) / config.num_train_timesteps
     masked = 1 - scheduler.alpha(grid)  # (T + 1,)
     step = torch.searchsorted(masked[1:], uniform.contiguous(), right=True)
     return grid[step + 1], 1 / (config.num_train_timesteps * masked.diff()[step])
-
-
-def time_of_alpha(scheduler: Any, alpha: Tensor) -> Tensor:
-    """The times at which a token has survived with probability `alpha`, float64, by bisection; any shape."""
-    low, high = torch.zeros_like(alpha), torch.ones_like(alpha)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        later = scheduler.alpha(middle) > alpha
-        low, high = torch.where(later, middle, low), torch.where(later, high, middle)
-    return high
 
 
 def any_order_bound(denoiser: Any, scheduler: Any, batch: Batch, num_masked: Tensor, uniform: Tensor) -> Tensor:
@@ -253,7 +243,7 @@ def any_order_bound(denoiser: Any, scheduler: Any, batch: Batch, num_masked: Ten
     order = (num_masked - 1).view(-1, 1, 1).expand(-1, blocks.shape[1], 1)
     level = blocks.sort(dim=2).values.gather(2, order).expand(blocks.shape).flatten(1)[:, : tokens.shape[1]]
     positions = (uniform <= level) & (level < KNOWN)
-    times = time_of_alpha(scheduler, 1 - (level[:, 0] if size is None else level))
+    times = time_of_noise_level(scheduler.alpha, level[:, 0] if size is None else level)
     times = times.clamp(min=scheduler.config.min_timestep)
     noisy = tokens.masked_fill(positions, mask_token_id)
     logits = predict(denoiser, batch, noisy, times, positions)  # (N, V)
