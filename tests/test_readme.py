@@ -34,7 +34,7 @@ def test_every_file_in_the_tree_exists():
 @pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
 def test_every_option_that_is_named_exists(page):
     files = [*ROOT.glob("training_scripts/*.py"), *ROOT.glob("benchmarks/*_config.py")]
-    files.append(ROOT / "src/text_diffusers/training_config.py")
+    files += [ROOT / "src/text_diffusers" / name for name in ("training_config.py", "text_data.py")]
     options = {name for file in files for name in re.findall(r"^    (\w+): ", file.read_text(), flags=re.MULTILINE)}
     others = {"multi_gpu", "cpu", "num_processes", "config_file", "nproc_per_node", "logdir", "help"}  # launchers'
     assert set(re.findall(r"--([a-z_]+)", page.read_text(encoding="utf-8"))) <= options | others

@@ -8,34 +8,24 @@ vocabulary size, N predicted positions.
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 from peft import LoraConfig, get_peft_model_state_dict
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import HfArgumentParser
 
 from text_diffusers import (
     TextBlockDiffusionPipeline,
     TextDiffusionPipeline,
     TextTransformerModel,
 )
-from text_diffusers.bounds import at_positions, predicted_positions, token_bound, unknown_tokens
-from text_diffusers.data import (
-    ShuffledRows,
-    encode_texts,
-    load_documents,
-    split_documents,
-    tensor_batches,
-    tokenize,
-    train_tokenizer,
-)
+from text_diffusers.bounds import at_positions, predicted_positions, token_bound
+from text_diffusers.data import ShuffledRows, tensor_batches, unknown_tokens
 from text_diffusers.evaluation import (
     NOISE_LEVELS,
     estimate_bound,
@@ -52,15 +42,13 @@ from text_diffusers.masked_lm_training import (
     holds_masked_lm,
     load_masked_lm,
     plain_model,
-    tokenizer_folder,
     training_denoiser,
 )
 from text_diffusers.noise import TIME_SAMPLINGS, token_uniform
 from text_diffusers.runtime import end_training, make_accelerator
+from text_diffusers.text_data import TextData, TextTrainingConfig, prepare_data, rows_per_step, text_lengths
 from text_diffusers.training import TrainingLoop
-from text_diffusers.training_config import TrainingConfig
 
-TOKENIZER_DOCUMENTS = 200_000
 COUNTED_ROWS = 200_000
 WRITING_STEPS = 128
 PARTS_OF_A_PIPELINE = (
@@ -78,27 +66,14 @@ FINE_MIN_TIMESTEP = 1e-3  # of the reported bound: the smaller, the tighter and 
 
 
 @dataclass
-class D3PMConfig(TrainingConfig):
-    """Options of this recipe; those of every recipe are in `TrainingConfig`."""
+class D3PMConfig(TextTrainingConfig):
+    """Options of this recipe; those of every recipe are in `TextTrainingConfig` and `TrainingConfig`."""
 
-    dataset: str = field(default="chitchat", metadata={"help": '"chitchat", a file, a folder, or a Hub data set'})
-    text_column: str = field(default="text", metadata={"help": "column of the texts"})
-    label_column: str | None = field(default=None, metadata={"help": "column of class labels, integers from 0"})
-    split: str = field(default="train", metadata={"help": "split of a Hub data set"})
-    sample_by: str = field(default="line", metadata={"help": "a text in a .txt file: line, paragraph or document"})
-    streaming: bool = field(default=False, metadata={"help": "read as training goes, for very large data"})
-    validation_fraction: float = field(default=0.05, metadata={"help": "share of the texts, the last, held out"})
-    validation_documents: int = field(default=1_000, metadata={"help": "texts of a stream, the first, held out"})
-    validation_rows: int = field(default=1_000, metadata={"help": "at most, of a validation during training"})
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "saved pipeline or masked LM to train further"}
     )
     lora_rank: int | None = field(default=None, metadata={"help": "trains low-rank adapters of that pipeline only"})
     lora_alpha: float | None = field(default=None, metadata={"help": "adapters weigh alpha / rank; default: the rank"})
-    tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub name; default: trained on the data"})
-    vocab_size: int = field(default=4_096, metadata={"help": "tokens of a trained byte-level BPE"})
-    length: int = field(default=128, metadata={"help": "tokens in a row"})
-    packing: bool = field(default=True, metadata={"help": "fill rows with text after text; off: one text a row"})
     kernel: str = field(default="absorbing", metadata={"help": f"{', '.join(KERNELS)}"})
     schedule: str = field(
         default="linear",
@@ -127,8 +102,6 @@ class D3PMConfig(TrainingConfig):
     head_chunk_size: int | None = field(
         default=None, metadata={"help": "tokens whose logits exist at once, such as 128: saves memory"}
     )
-    num_samples: int = field(default=4, metadata={"help": "texts written and logged at each validation"})
-    num_length_samples: int = field(default=256, metadata={"help": "texts written at the end to compare lengths"})
 
     def __post_init__(self):
         super().__post_init__()
@@ -144,12 +117,8 @@ class D3PMConfig(TrainingConfig):
             raise ValueError(f'`init_embeddings` must be "cooccurrence" or "random", got {self.init_embeddings!r}.')
         if self.time_sampling not in TIME_SAMPLINGS:
             raise ValueError(f"`time_sampling` must be one of {sorted(TIME_SAMPLINGS)}, got {self.time_sampling!r}.")
-        if self.validation_rows < 1:
-            raise ValueError(f"`validation_rows` must be at least 1, got {self.validation_rows!r}.")
         if self.head_chunk_size is not None and self.head_chunk_size < 1:
             raise ValueError(f"`head_chunk_size` must be None or at least 1, got {self.head_chunk_size!r}.")
-        if self.label_column and self.packing:
-            raise ValueError("`label_column` needs `--packing false`: a packed row holds several texts.")
         if self.lora_rank is not None and (self.lora_rank < 1 or not self.model_name_or_path):
             raise ValueError(
                 "`lora_rank` must be at least 1 and needs a pipeline to adapt, got "
@@ -159,58 +128,6 @@ class D3PMConfig(TrainingConfig):
         changed = [name for name in PARTS_OF_A_PIPELINE if getattr(self, name) != defaults[name]]
         if self.model_name_or_path and changed:
             raise ValueError(f"`{changed[0]}` belongs to the pipeline in `model_name_or_path`; leave it out.")
-
-
-@dataclass
-class TextData:
-    """What training needs to know of the texts: rows of tokens, and of a conditional or padded model a little more."""
-
-    tokenizer: Any
-    train_rows: Any
-    validation_rows: Any
-    validation_documents: Any
-    num_classes: int | None
-    lengths: list[int] | None
-
-
-def prepare_data(config: D3PMConfig, accelerator) -> TextData:
-    """Read the texts, train or load the tokenizer, and cut rows; the main process first, the others from its cache."""
-    folder = Path(config.output_dir) / "tokenizer"
-    masked_lm = holds_masked_lm(config.model_name_or_path)
-    if masked_lm:
-        check_masked_lm_options(config)
-    with accelerator.main_process_first():
-        documents = load_documents(
-            config.dataset, config.text_column, config.label_column, config.split, config.sample_by, config.streaming
-        )
-        train, validation = split_documents(documents, config.validation_fraction, config.validation_documents)
-        reused = not accelerator.is_main_process or (config.resume_from_checkpoint and folder.exists())
-        if config.model_name_or_path:
-            source = config.model_name_or_path
-            tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_folder(source))
-        elif config.tokenizer or reused:
-            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or str(folder))
-        else:
-            texts = (row["text"] for row in islice(train, TOKENIZER_DOCUMENTS))
-            tokenizer = train_tokenizer(texts, config.vocab_size)
-        if accelerator.is_main_process:
-            tokenizer.save_pretrained(folder)
-        train_rows = tokenize(train, tokenizer, config.length, config.packing, given_ends=masked_lm)
-        validation_rows = tokenize(validation, tokenizer, config.length, config.packing, given_ends=masked_lm)
-    num_classes = None if config.label_column is None else max(row["label"] for row in train) + 1
-    lengths = None
-    if not config.packing and not config.streaming:
-        counts = Counter(text_lengths(tokenizer, train, train_rows, config))
-        lengths = [counts[n] for n in range(config.length - 1)]
-        accelerator.print(f"{counts[config.length - 2]:,} of {len(train):,} texts fill a row or are cut to it")
-    return TextData(tokenizer, train_rows, validation_rows, validation, num_classes, lengths)
-
-
-def text_lengths(tokenizer, documents, rows, config: D3PMConfig) -> list[int]:
-    """Tokens of each text, as far as they fit into a row."""
-    if not config.packing:  # a row is a text between two [EOS], or [CLS] and [SEP]
-        return [sum(mask) - 2 for mask in rows["attention_mask"]]
-    return [min(len(ids), config.length - 1) for ids in encode_texts(tokenizer, list(documents["text"]))]
 
 
 def build_model(config: D3PMConfig, data: TextData):
@@ -275,7 +192,10 @@ def load_model(config: D3PMConfig, data: TextData):
 def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], None] | None = None) -> list[float]:
     """Train, save the pipeline and its figures; returns the loss of each step in nats per token."""
     accelerator = make_accelerator(config)
-    data = prepare_data(config, accelerator)
+    masked_lm = holds_masked_lm(config.model_name_or_path)
+    if masked_lm:
+        check_masked_lm_options(config)
+    data = prepare_data(config, accelerator, config.model_name_or_path, given_ends=masked_lm)
     denoiser, scheduler = build_model(config, data)
     fine_scheduler = type(scheduler).from_config(scheduler.config, min_timestep=FINE_MIN_TIMESTEP)
     accelerator.print(f"{denoiser.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary")
@@ -309,9 +229,7 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
         return weighted_sum(model(noisy, times, attention_mask, **inputs).logits)
 
     def evaluate(model) -> dict[str, float]:
-        count = len(data.validation_rows)
-        spread = range(0, count, -(-count // config.validation_rows))  # neighbours are alike
-        rows = data.validation_rows.select(spread)
+        rows = data.spread_validation_rows(config.validation_rows)
         estimate = estimate_bound(model, fine_scheduler, rows, seed=config.seed, accelerator=accelerator)
         levels = {f"bound_by_noise/{(i + 0.5) / NOISE_LEVELS:.2f}": nats for i, nats in enumerate(estimate.by_noise)}
         return {"bound": estimate.bound, "standard_error": estimate.standard_error} | levels
@@ -351,10 +269,6 @@ def save(config: D3PMConfig, data: TextData, denoiser, averages: dict[str, torch
 
 def pipeline_class(model_config: Any) -> type[TextDiffusionPipeline]:
     return TextDiffusionPipeline if model_config.block_length is None else TextBlockDiffusionPipeline
-
-
-def rows_per_step(config: D3PMConfig, accelerator) -> int:
-    return config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
 
 
 def writing(config: D3PMConfig, pipe: TextDiffusionPipeline, num_classes: int | None) -> dict:

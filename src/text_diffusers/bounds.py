@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from text_diffusers import losses
+from text_diffusers.data import unknown_tokens
 from text_diffusers.noise import token_uniform
 
 
@@ -128,12 +129,6 @@ def at_positions(values: Tensor, positions: Tensor) -> Tensor:
 def block_length(denoiser: Any) -> int | None:
     """Tokens in a block of a denoiser that writes in blocks."""
     return getattr(getattr(denoiser, "config", None), "block_length", None)
-
-
-def unknown_tokens(batch: dict[str, Tensor]) -> Tensor:
-    """(B, L) bool: the tokens that a bound counts, neither padding nor `given`."""
-    real = batch["attention_mask"].bool()
-    return real & ~batch["given"] if "given" in batch else real
 
 
 def row_sums(values: Tensor, positions: Tensor) -> Tensor:

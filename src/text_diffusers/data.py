@@ -42,8 +42,9 @@ def load_documents(
     split: str = "train",
     sample_by: str = "line",
     streaming: bool = False,
+    source_column: str | None = None,
 ) -> Dataset | IterableDataset:
-    """Documents of a source as a data set with the column `text` and, if asked for, `label`.
+    """Documents of a source as a data set with the column `text` and, if asked for, `label` and `source`.
 
     Args:
         source: "chitchat", a file or folder of .txt, .jsonl, .csv or .parquet files, or the name of a Hub data set.
@@ -51,6 +52,7 @@ def load_documents(
         split: split of a Hub data set.
         sample_by: what one document of a .txt file is: "line", "paragraph" or "document" (the whole file).
         streaming: reads as it goes, for what does not fit on the disk or in memory.
+        source_column: name in the source of the texts that `text` is to be written from.
 
     Raises:
         FileNotFoundError: if a path does not exist or holds no such file.
@@ -63,7 +65,7 @@ def load_documents(
         files = find_files(path.expanduser())
         builder = BUILDERS[files[0].suffix]
         for file in files:
-            check_file(file, text_column, label_column)
+            check_file(file, text_column, label_column, source_column)
         options: dict[str, Any] = {"sample_by": sample_by} if builder == "text" else {}
         names = [str(file) for file in files]
         options |= {"data_files": names, "split": "train", "streaming": streaming}
@@ -71,10 +73,11 @@ def load_documents(
     else:
         documents = load_dataset(source, split=split, streaming=streaming)
         columns = documents.column_names or [text_column]
-        for column in filter(None, (text_column, label_column)):
+        for column in filter(None, (text_column, label_column, source_column)):
             if column not in columns:
                 raise ValueError(f"`{source}` has no column {column!r}; it has {columns}.")
-    renamed = {text_column: "text"} | ({label_column: "label"} if label_column else {})
+    roles = {"text": text_column, "label": label_column, "source": source_column}
+    renamed = {column: role for role, column in roles.items() if column}
     documents = documents.rename_columns({old: new for old, new in renamed.items() if old != new})
     documents = documents.select_columns(list(renamed.values()))
     return documents.filter(lambda row: bool(row["text"] and row["text"].strip()))
@@ -114,9 +117,9 @@ def find_files(path: Path) -> list[Path]:
     return files
 
 
-def check_file(path: Path, text_column: str, label_column: str | None):
+def check_file(path: Path, *names_of_columns: str | None):
     """Raise a ValueError that names the file and line if it is empty, not UTF-8, or lacks a column."""
-    columns = [column for column in (text_column, label_column) if column]
+    columns = [column for column in names_of_columns if column]
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -243,6 +246,20 @@ def one_framed_row_each(columns: dict[str, list], tokenizer: PreTrainedTokenizer
     return pad_to_length([[start, *ids, end] for ids in texts], tokenizer, length) | {"given": given}
 
 
+def one_pair_each(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
+    """Rows "[EOS] source [EOS] text [EOS] ... [EOS]", the source `given`: the model writes where the text ends.
+
+    A source may take half of the row; what is longer is cut, and so is a text that does not fit behind it.
+    """
+    start, end = text_ends(tokenizer)
+    sources = [ids[: length // 2 - 2] for ids in encode_texts(tokenizer, columns["source"])]
+    texts = encode_texts(tokenizer, columns["text"])
+    rows = [[start, *source, end, *text, end] for source, text in zip(sources, texts, strict=True)]
+    rows = [[*row[: length - 1], *[end] * (length - min(len(row), length - 1))] for row in rows]
+    given = [[True] * (len(source) + 2) + [False] * (length - len(source) - 2) for source in sources]
+    return pad_to_length(rows, tokenizer, length) | {"given": given}
+
+
 def pad_to_length(rows: list[list[int]], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
     return {
         "input_ids": [row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows],
@@ -261,20 +278,30 @@ def tokenize(
 
     Packing keeps every token; a document longer than a padded row is cut. Labels need one document a row. With
     `given_ends`, for models that know where a text begins and ends, there is one document a row, without labels, and
-    the column `given` is true at its first and last token.
+    the column `given` is true at its first and last token. Documents with a `source` become rows of both, in which
+    `given` is true at the source.
 
     Raises:
-        ValueError: if labels are to be packed, or there is not a single row.
+        ValueError: if labels or pairs are to be packed, or there is not a single row.
     """
     columns = documents.column_names or list(next(iter(documents), {}))
     if packing and "label" in columns:
         raise ValueError("`packing` must be off for labelled documents: a packed row holds several of them.")
+    if packing and "source" in columns:
+        raise ValueError("`packing` must be off for documents with a source: a row holds one pair.")
     make_rows = one_framed_row_each if given_ends else pack_rows if packing else one_row_each
+    make_rows = one_pair_each if "source" in columns else make_rows
     to_rows = partial(make_rows, tokenizer=tokenizer, length=length)
     rows = documents.map(to_rows, batched=True, batch_size=ROWS_PER_MAP, remove_columns=columns)
     if isinstance(rows, Dataset) and len(rows) == 0:
         raise ValueError("`documents` must hold at least one text, got none.")
     return rows
+
+
+def unknown_tokens(batch: dict[str, Tensor]) -> Tensor:
+    """(B, L) bool: the tokens that are learned and counted, neither padding nor `given`."""
+    real = batch["attention_mask"].bool()
+    return real & ~batch["given"] if "given" in batch else real
 
 
 def to_tensors(columns: dict[str, list]) -> dict[str, Tensor]:

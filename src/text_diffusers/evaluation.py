@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from text_diffusers.bounds import block_length
-from text_diffusers.data import ShuffledRows, encode_texts
+from text_diffusers.data import ShuffledRows, encode_texts, unknown_tokens
 from text_diffusers.noise import row_noise, token_uniform
 from text_diffusers.pipelines.masked_lm import as_denoiser, is_masked_lm
 from text_diffusers.pipelines.text_canvas import end_ids, start_ids
@@ -73,7 +73,7 @@ def estimate_bound(
         if first + rank < batches:
             levels = (uniform.view(len(uniform), -1).expand(shape) * NOISE_LEVELS).long().flatten()
             nats[step].index_add_(0, levels, bounds.cpu().flatten())
-            tokens[step].index_add_(0, levels, batch["attention_mask"].double().cpu().flatten())
+            tokens[step].index_add_(0, levels, unknown_tokens(batch).double().cpu().flatten())
     if processes > 1:
         nats, tokens = accelerator.reduce(torch.stack([nats, tokens]).to(device)).cpu()
     per_batch = nats.sum(dim=1) / (tokens.sum() / batches)

@@ -33,7 +33,7 @@ from text_diffusers.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from text_diffusers.data import ShuffledRows
+from text_diffusers.data import ShuffledRows, unknown_tokens
 from text_diffusers.noise import row_noise
 from text_diffusers.runtime import TRACKER_FOLDER, StopRequest, ThreadTuner, end_training, most_threads
 from text_diffusers.tracking import log_model, log_texts, start_trackers
@@ -174,7 +174,7 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         batch = self.rows.batch(self.step, self.local_rows)
-        tokens = int(accelerator.reduce(batch["attention_mask"].sum().to(accelerator.device)))
+        tokens = int(accelerator.reduce(unknown_tokens(batch).sum().to(accelerator.device)))
         loss = float(accelerator.reduce(self._gradients(batch, tokens))) / tokens
         norm = float(accelerator.clip_grad_norm_(self.state.parameters.values(), config.max_grad_norm))
         scaled = accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1  # fp16 skips overflowing steps

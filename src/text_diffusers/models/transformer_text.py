@@ -23,6 +23,7 @@ from text_diffusers.models.attention import (
     BlockCache,
     TextTransformerBlock,
     earlier_blocks,
+    init_weights,
     sinusoids,
     take,
     two_streams,
@@ -105,7 +106,10 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS, elementwise_affine=not conditioned)
         self.modulation_out = nn.Linear(hidden_size, 2 * hidden_size) if conditioned else None
         self.head = None if tie_embeddings else nn.Linear(hidden_size, vocab_size, bias=False)
-        self.apply(self._init_weights)
+        self.apply(init_weights)
+        for layer in (self.head, self.modulation_out):  # what predicts starts at zero
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
 
     def forward(
         self,
@@ -244,24 +248,6 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     @property
     def _head_width(self) -> int:
         return self.config.hidden_size // self.config.num_attention_heads
-
-    def _init_weights(self, module: nn.Module):
-        """Unit embeddings and variance-preserving layers; what closes a residual branch or predicts starts at zero.
-
-        The usual 0.02 everywhere keeps small models on the plateau of the token frequencies for most of a short run.
-        """
-        if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight)
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        if isinstance(module, TextTransformerBlock) and module.modulation is not None:
-            nn.init.zeros_(module.modulation.weight)
-        if module is self:
-            for layer in (self.head, self.modulation_out):
-                if layer is not None:
-                    nn.init.zeros_(layer.weight)
 
     def _check_inputs(self, input_ids: Tensor, timestep, class_labels: Tensor | None):
         if input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= self.config.max_length:

@@ -1,0 +1,344 @@
+"""A transformer that denoises word embeddings, and the way from words to embeddings and back.
+
+Words are embedded (`embed`), Gaussian noise is removed from the embeddings (`forward`), and clean estimates are
+rounded to words (`logits`, `round`), as in Diffusion-LM (https://arxiv.org/abs/2205.14217).
+
+Shapes: B batch, L sequence length, E embedding width, D hidden width, V vocabulary size, K codes of a codebook.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from text_diffusers.models.attention import NORM_EPS, TextTransformerBlock, init_weights, sinusoids
+
+CLOCK_SCALE = 1_000.0  # the network sees times as if there were a thousand steps
+PREDICTION_TYPES = ("sample", "epsilon", "v_prediction")
+ROUNDINGS = ("head", "nearest", "codebook")
+
+Corruption = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class EmbeddingTransformerOutput(BaseOutput):
+    """What the denoiser predicts, and in training what it was made from.
+
+    Attributes:
+        sample: (B, L, E) the prediction: clean embeddings, noise or velocity, as `prediction_type` says.
+        logits: (B, L, V) of the clean words, with `categorical_output`; in training of any model that predicts the
+            "sample".
+        clean, start, noisy: (B, L, E) in training: the embeddings, and what `corrupt` made of them.
+        start_logits: (B, L, V) in training: words read off `start`.
+    """
+
+    sample: Tensor
+    logits: Tensor | None = None
+    clean: Tensor | None = None
+    start: Tensor | None = None
+    noisy: Tensor | None = None
+    start_logits: Tensor | None = None
+
+
+class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Denoiser over word embeddings.
+
+    Args:
+        vocab_size: V, with all special tokens.
+        embedding_dim: E, the space in which diffusion happens. Noise of one strength hides less the wider it is.
+        hidden_size: D, width of the transformer.
+        num_layers: number of transformer blocks.
+        num_attention_heads: heads; the head width must be even.
+        feed_forward_ratio: width of the feed-forward layer in units of D.
+        max_length: the longest sequence, in tokens; longer inputs are refused.
+        num_train_timesteps: steps of the clock in which `timestep` counts.
+        prediction_type: "sample" (clean embeddings), "epsilon" or "v_prediction".
+        categorical_output: the clean estimate is the mean of the embeddings under predicted probabilities of the
+            words (https://arxiv.org/abs/2211.15089); needs `prediction_type="sample"`.
+        self_conditioning: whether the network also sees its previous estimate (https://arxiv.org/abs/2208.04202).
+        partial_noising: whether some embeddings may be given clean (https://arxiv.org/abs/2210.08933).
+        num_classes: number of class labels; `None` takes none. Label `num_classes` means "no label".
+        normalize_embeddings: scales each embedding to a mean square of 1, like the noise.
+        train_embeddings: whether the embeddings are learned, or stay as they were put in.
+        rounding: how `round` finds words: "head" (largest logit), "nearest" (least distance) or "codebook" (the
+            nearest of the vectors of `set_codebook`).
+        codebook_size: K, with `rounding="codebook"`; by default V, one code a word.
+        time_bins: in so many equal parts of the clock `time_density` says how often training draws its times; 0 if
+            it draws all alike.
+        dropout: probability, during training.
+        mask_token_id, pad_token_id: never written.
+
+    Raises:
+        ValueError: if an argument makes no sense, with its name and limit.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["TextTransformerBlock"]
+    _gradient_checkpointing_func: Any
+    config: Any
+
+    @register_to_config
+    def __init__(
+        self,
+        vocab_size: int,
+        embedding_dim: int = 16,
+        hidden_size: int = 256,
+        num_layers: int = 6,
+        num_attention_heads: int = 4,
+        feed_forward_ratio: float = 4.0,
+        max_length: int = 128,
+        num_train_timesteps: int = 2000,
+        prediction_type: str = "sample",
+        categorical_output: bool = False,
+        self_conditioning: bool = True,
+        partial_noising: bool = False,
+        num_classes: int | None = None,
+        normalize_embeddings: bool = True,
+        train_embeddings: bool = True,
+        rounding: str = "head",
+        codebook_size: int | None = None,
+        time_bins: int = 0,
+        dropout: float = 0.0,
+        mask_token_id: int | None = None,
+        pad_token_id: int | None = None,
+    ):
+        super().__init__()
+        self._check_config()
+        self.gradient_checkpointing = False
+        self.token_embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.proj_in = nn.Linear(embedding_dim, hidden_size)
+        self.self_condition_in = nn.Linear(embedding_dim, hidden_size, bias=False) if self_conditioning else None
+        self.given_embedding = nn.Embedding(2, hidden_size) if partial_noising else None
+        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, hidden_size)
+        self.time_embedding = nn.Sequential(
+            nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+        feed_forward_size = int(hidden_size * feed_forward_ratio)
+        self.blocks = nn.ModuleList(
+            TextTransformerBlock(hidden_size, num_attention_heads, feed_forward_size, dropout, conditioned=True)
+            for _ in range(num_layers)
+        )
+        self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS, elementwise_affine=False)
+        self.modulation_out = nn.Linear(hidden_size, 2 * hidden_size)
+        self.proj_out = nn.Linear(hidden_size, embedding_dim)
+        self.word_head = nn.Linear(hidden_size, vocab_size, bias=False) if categorical_output else None
+        self.apply(init_weights)
+        for layer in (self.modulation_out, self.proj_out, self.word_head, self.self_condition_in):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+        if not train_embeddings:
+            fixed = self.token_embedding._parameters.pop("weight")
+            self.token_embedding.register_buffer("weight", fixed.data)
+        if time_bins:
+            self.register_buffer("time_density", torch.ones(time_bins, dtype=torch.float64))
+        if rounding == "codebook":
+            codes = torch.arange(codebook_size or vocab_size) % vocab_size
+            self.register_buffer("codebook", self.embedding_table().detach()[codes].clone())
+            self.register_buffer("codebook_tokens", codes)
+
+    def forward(
+        self,
+        sample: Tensor | None,
+        timestep: float | Tensor,
+        attention_mask: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        self_condition: Tensor | None = None,
+        given: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        corrupt: Corruption | None = None,
+        return_dict: bool = True,
+    ) -> EmbeddingTransformerOutput | tuple[Tensor]:
+        """Predict the clean embeddings, the noise or the velocity.
+
+        In training, pass `input_ids` and `corrupt` with `sample=None`: embedding, corruption and denoising are then
+        one call, through which the gradients of all parameters go.
+
+        Args:
+            sample: (B, L, E) noisy embeddings.
+            timestep: () or (B,) of the clock 0, ..., `num_train_timesteps` - 1.
+            attention_mask: (B, L), 0 at padding.
+            class_labels: (B,) ids; `None` is "no label".
+            self_condition: (B, L, E) the previous clean estimate; `None`, as at the first step, is zeros.
+            given: (B, L) bool, the embeddings that are clean, with `partial_noising`.
+            input_ids: (B, L) words.
+            corrupt: embeddings (B, L, E) -> `(start, noisy)`, each (B, L, E): x_0 and x_t of the embeddings.
+
+        Raises:
+            ValueError: if shapes, times or labels do not fit the model.
+        """
+        clean = start = start_logits = None
+        if input_ids is not None and corrupt is not None:
+            clean = self.embed(input_ids)
+            start, sample = corrupt(clean)
+            start_logits = self.logits(start)
+        if sample is None:
+            raise ValueError("`sample` must be given, or both `input_ids` and `corrupt`.")
+        self._check_inputs(sample, class_labels, given)
+        x = self._features(sample, timestep, attention_mask, class_labels, self_condition, given)  # (B, L, D)
+        prediction, logits = self.proj_out(x), None
+        if self.word_head is not None:
+            # Through the embeddings the head learns to copy at once, by itself it learns what they cannot express.
+            logits = self.word_head(x) + self.logits(prediction)
+            prediction = self._without_special(logits).softmax(dim=-1) @ self.embedding_table()
+        elif clean is not None and self.config.prediction_type == "sample":
+            logits = self.logits(prediction)
+        if not return_dict:
+            return (prediction,)
+        return EmbeddingTransformerOutput(prediction, logits, clean, start, sample, start_logits)
+
+    def embedding_table(self) -> Tensor:
+        """(V, E) the clean embedding of every word."""
+        weight = self.token_embedding.weight
+        if not self.config.normalize_embeddings:
+            return weight
+        return F.normalize(weight, dim=-1) * self.config.embedding_dim**0.5
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(B, L, E) clean embeddings of words (B, L)."""
+        return F.embedding(input_ids, self.embedding_table())
+
+    def logits(self, clean: Tensor) -> Tensor:
+        """(..., V) logits of words from clean embeddings (..., E), by the embeddings themselves, without a bias."""
+        return F.linear(clean, self.embedding_table())
+
+    @torch.no_grad()
+    def round(self, clean: Tensor) -> Tensor:
+        """(...) ids of the words that clean estimates (..., E) are rounded to; padding and mask are not among them."""
+        if self.config.rounding == "head":
+            return self._without_special(self.logits(clean)).argmax(dim=-1)
+        if self.config.rounding == "nearest":
+            return self._without_special(-distances(clean, self.embedding_table())).argmax(dim=-1)
+        return self.codebook_tokens[distances(clean, self.codebook).argmin(dim=-1)]
+
+    @torch.no_grad()
+    def nearest_words(self, clean: Tensor) -> Tensor:
+        """(..., E) the nearest embeddings of words to clean estimates (..., E)."""
+        scores = self._without_special(-distances(clean, self.embedding_table()))
+        return F.embedding(scores.argmax(dim=-1), self.embedding_table())
+
+    def set_codebook(self, vectors: Tensor, token_ids: Tensor):
+        """Round to the nearest of `vectors` (K, E), which stand for the words `token_ids` (K,).
+
+        Raises:
+            ValueError: if the model does not round by a codebook, or the shapes or ids do not fit.
+        """
+        if self.config.rounding != "codebook":
+            raise ValueError(f'`rounding` must be "codebook" to set one, got {self.config.rounding!r}.')
+        want = tuple(self.codebook.shape)
+        if tuple(vectors.shape) != want or tuple(token_ids.shape) != want[:1]:
+            shapes = tuple(vectors.shape), tuple(token_ids.shape)
+            raise ValueError(f"`vectors` and `token_ids` must be {want} and {want[:1]}, got {shapes[0]}, {shapes[1]}.")
+        if not ((token_ids >= 0) & (token_ids < self.config.vocab_size)).all():
+            raise ValueError(f"`token_ids` must be in the vocabulary of {self.config.vocab_size}, got {token_ids}.")
+        self.codebook.copy_(vectors)
+        self.codebook_tokens.copy_(token_ids)
+
+    def _features(self, sample, timestep, attention_mask, class_labels, self_condition, given) -> Tensor:
+        """What the heads read, (B, L, D); arguments as in `forward`."""
+        x = self.proj_in(sample)
+        if self.self_condition_in is not None:
+            x = x + self.self_condition_in(torch.zeros_like(sample) if self_condition is None else self_condition)
+        if self.given_embedding is not None:
+            x = x + self.given_embedding(torch.zeros_like(x[..., 0]).long() if given is None else given.long())
+        condition = self._condition(timestep, class_labels, x)  # (B, 1, D)
+        cosines, sines = sinusoids(torch.arange(x.shape[1], device=x.device), self._head_width)
+        rotary = (cosines.to(x.dtype), sines.to(x.dtype))
+        real = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()[:, None, None]
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x, rotary, real, condition)
+            else:
+                x = block(x, rotary, real, condition)
+        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
+        return self.norm_out(x) * (1 + scale) + shift
+
+    def _condition(self, timestep: float | Tensor, class_labels: Tensor | None, x: Tensor) -> Tensor:
+        """(B, 1, D) of the embedded time and label."""
+        times = torch.as_tensor(timestep, device=x.device).float() / self.config.num_train_timesteps
+        waves = torch.cat(sinusoids(times.expand(len(x)) * CLOCK_SCALE, self.config.hidden_size), dim=-1)
+        condition = self.time_embedding(waves.to(x.dtype))
+        if self.class_embedding is not None:
+            if class_labels is None:
+                class_labels = torch.full((len(x),), self.config.num_classes, device=x.device)
+            condition = condition + self.class_embedding(class_labels)
+        return F.silu(condition).unsqueeze(1)
+
+    def _without_special(self, scores: Tensor) -> Tensor:
+        """Scores (..., V) with padding and mask made impossible."""
+        special = [i for i in (self.config.mask_token_id, self.config.pad_token_id) if i is not None]
+        return scores.index_fill(-1, torch.tensor(special, device=scores.device, dtype=torch.long), float("-inf"))
+
+    @property
+    def _head_width(self) -> int:
+        return self.config.hidden_size // self.config.num_attention_heads
+
+    def _check_inputs(self, sample: Tensor, class_labels: Tensor | None, given: Tensor | None):
+        limit, width = self.config.max_length, self.config.embedding_dim
+        if sample.ndim != 3 or sample.shape[2] != width or not 0 < sample.shape[1] <= limit:
+            raise ValueError(
+                f"`sample` must be (batch, length, {width}) with a length of 1 to `max_length`={limit}, "
+                f"got {tuple(sample.shape)}."
+            )
+        if given is not None and self.given_embedding is None:
+            raise ValueError("`given` was passed, but this model was built with `partial_noising=False`.")
+        if class_labels is not None:
+            classes = self.config.num_classes
+            if classes is None:
+                raise ValueError("`class_labels` were given, but this model was built with `num_classes=None`.")
+            if not ((class_labels >= 0) & (class_labels <= classes)).all():
+                raise ValueError(
+                    f"`class_labels` must be between 0 and {classes - 1} (or {classes} for no label), "
+                    f"got {class_labels.tolist()}."
+                )
+
+    def _check_config(self):
+        config = self.config
+        sizes = ("vocab_size", "embedding_dim", "hidden_size", "num_layers", "num_attention_heads", "max_length")
+        for name in (*sizes, "num_train_timesteps"):
+            value = getattr(config, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+        width, heads = config.hidden_size, config.num_attention_heads
+        if width % heads or (width // heads) % 2:
+            raise ValueError(
+                "`hidden_size` must be an even multiple of `num_attention_heads` (an even head width), "
+                f"got {width} for {heads} heads."
+            )
+        for name, known in (("prediction_type", PREDICTION_TYPES), ("rounding", ROUNDINGS)):
+            if getattr(config, name) not in known:
+                raise ValueError(f"`{name}` must be one of {known}, got {getattr(config, name)!r}.")
+        if config.categorical_output and config.prediction_type != "sample":
+            raise ValueError(
+                f'`categorical_output` needs `prediction_type="sample"`, got {config.prediction_type!r}.'
+            )
+        if config.codebook_size is not None and (config.rounding != "codebook" or config.codebook_size < 1):
+            raise ValueError(
+                '`codebook_size` must be at least 1 and needs `rounding="codebook"`, got '
+                f"{config.codebook_size!r} with {config.rounding!r}."
+            )
+        if not isinstance(config.time_bins, int) or not 0 <= config.time_bins <= config.num_train_timesteps:
+            raise ValueError(
+                f"`time_bins` must be between 0 and `num_train_timesteps`={config.num_train_timesteps}, "
+                f"got {config.time_bins!r}."
+            )
+        if not 0 <= config.dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {config.dropout!r}.")
+        for name in ("mask_token_id", "pad_token_id"):
+            value = getattr(config, name)
+            if value is not None and not 0 <= value < config.vocab_size:
+                raise ValueError(f"`{name}` must be in the vocabulary of {config.vocab_size}, got {value!r}.")
+
+
+def distances(points: Tensor, table: Tensor) -> Tensor:
+    """(..., K) squared distances of points (..., E) to the rows of a table (K, E), without those of the points' norm.
+
+    What is left out is the same for all rows, so the nearest row stays the nearest.
+    """
+    return table.square().sum(dim=-1) - 2 * F.linear(points, table)

@@ -1,0 +1,119 @@
+"""What every recipe on text begins with: its options of the data, and tokenizer and rows made by them.
+
+Shapes: L row length in tokens.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from text_diffusers.data import encode_texts, load_documents, split_documents, tokenize, train_tokenizer
+from text_diffusers.masked_lm_training import tokenizer_folder
+from text_diffusers.training_config import TrainingConfig
+
+TOKENIZER_DOCUMENTS = 200_000
+
+
+@dataclass
+class TextTrainingConfig(TrainingConfig):
+    """Options of every recipe that trains on text; those of any training are in `TrainingConfig`."""
+
+    dataset: str = field(default="chitchat", metadata={"help": '"chitchat", a file, a folder, or a Hub data set'})
+    text_column: str = field(default="text", metadata={"help": "column of the texts"})
+    label_column: str | None = field(default=None, metadata={"help": "column of class labels, integers from 0"})
+    split: str = field(default="train", metadata={"help": "split of a Hub data set"})
+    sample_by: str = field(default="line", metadata={"help": "a text in a .txt file: line, paragraph or document"})
+    streaming: bool = field(default=False, metadata={"help": "read as training goes, for very large data"})
+    validation_fraction: float = field(default=0.05, metadata={"help": "share of the texts, the last, held out"})
+    validation_documents: int = field(default=1_000, metadata={"help": "texts of a stream, the first, held out"})
+    validation_rows: int = field(default=1_000, metadata={"help": "at most, of a validation during training"})
+    tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub name; default: trained on the data"})
+    vocab_size: int = field(default=4_096, metadata={"help": "tokens of a trained byte-level BPE"})
+    length: int = field(default=128, metadata={"help": "tokens in a row"})
+    packing: bool = field(default=True, metadata={"help": "fill rows with text after text; off: one text a row"})
+    num_samples: int = field(default=4, metadata={"help": "texts written and logged at each validation"})
+    num_length_samples: int = field(default=256, metadata={"help": "texts written at the end to compare lengths"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.validation_rows < 1:
+            raise ValueError(f"`validation_rows` must be at least 1, got {self.validation_rows!r}.")
+        if self.label_column and self.packing:
+            raise ValueError("`label_column` needs `--packing false`: a packed row holds several texts.")
+
+
+@dataclass
+class TextData:
+    """What training needs to know of the texts: rows of tokens, and of a conditional or padded model a little more."""
+
+    tokenizer: Any
+    train_rows: Any
+    validation_rows: Any
+    validation_documents: Any
+    num_classes: int | None
+    lengths: list[int] | None
+
+    def spread_validation_rows(self, most: int) -> Any:
+        """At most so many of the validation rows, spread over all of them: neighbours are alike."""
+        count = len(self.validation_rows)
+        return self.validation_rows.select(range(0, count, -(-count // most)))
+
+
+def prepare_data(
+    config: TextTrainingConfig,
+    accelerator: Any,
+    pretrained: str | None = None,
+    given_ends: bool = False,
+    source_column: str | None = None,
+) -> TextData:
+    """Read the texts, train or load the tokenizer, and cut rows; the main process first, the others from its cache.
+
+    Args:
+        pretrained: a pipeline or model to train further, whose tokenizer is taken.
+        given_ends: whether the model is shown where a text begins and ends.
+        source_column: column of the texts that are given, to learn to write `text_column` from them.
+    """
+    folder = Path(config.output_dir) / "tokenizer"
+    with accelerator.main_process_first():
+        documents = load_documents(
+            *(config.dataset, config.text_column, config.label_column, config.split, config.sample_by),
+            streaming=config.streaming,
+            source_column=source_column,
+        )
+        train, validation = split_documents(documents, config.validation_fraction, config.validation_documents)
+        reused = not accelerator.is_main_process or (config.resume_from_checkpoint and folder.exists())
+        if pretrained:
+            tokenizer = AutoTokenizer.from_pretrained(pretrained, **tokenizer_folder(pretrained))
+        elif config.tokenizer or reused:
+            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or str(folder))
+        else:
+            columns = ("text", "source") if source_column else ("text",)
+            texts = (row[column] for row in islice(train, TOKENIZER_DOCUMENTS) for column in columns)
+            tokenizer = train_tokenizer(texts, config.vocab_size)
+        if accelerator.is_main_process:
+            tokenizer.save_pretrained(folder)
+        train_rows = tokenize(train, tokenizer, config.length, config.packing, given_ends)
+        validation_rows = tokenize(validation, tokenizer, config.length, config.packing, given_ends)
+    num_classes = None if config.label_column is None else max(row["label"] for row in train) + 1
+    lengths = None
+    if not config.packing and not config.streaming and not source_column:
+        counts = Counter(text_lengths(tokenizer, train, train_rows, config))
+        lengths = [counts[n] for n in range(config.length - 1)]
+        accelerator.print(f"{counts[config.length - 2]:,} of {len(train):,} texts fill a row or are cut to it")
+    return TextData(tokenizer, train_rows, validation_rows, validation, num_classes, lengths)
+
+
+def text_lengths(tokenizer: Any, documents: Any, rows: Any, config: TextTrainingConfig) -> list[int]:
+    """Tokens of each text, as far as they fit into a row."""
+    if not config.packing:  # a row is a text between two [EOS], or [CLS] and [SEP]
+        return [sum(mask) - 2 for mask in rows["attention_mask"]]
+    return [min(len(ids), config.length - 1) for ids in encode_texts(tokenizer, list(documents["text"]))]
+
+
+def rows_per_step(config: TrainingConfig, accelerator: Any) -> int:
+    """Rows of the global batch."""
+    return config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
