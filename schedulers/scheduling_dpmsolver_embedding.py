@@ -1,0 +1,161 @@
+"""DPM-Solver++ (https://arxiv.org/abs/2211.01095), multistep, for word embeddings.
+
+Shapes: B batch, L sequence length, E embedding width, T training timesteps.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
+from torch import Tensor
+
+from text_diffusers.schedulers.embedding_noise import (
+    EmbeddingSchedulerMixin,
+    RoundFunction,
+    at_least_float32,
+    step_noise,
+    step_output,
+)
+from text_diffusers.schedulers.token_sampling import Generators, is_int, require
+
+ALGORITHM_TYPES = ("dpmsolver++", "sde-dpmsolver++")
+FINAL_SIGMAS = ("zero", "sigma_min")
+# With fewer steps than this the last ones are of lower order, as in stock.
+FEW_STEPS = 15
+
+
+class EmbeddingDPMSolverScheduler(EmbeddingSchedulerMixin, DPMSolverMultistepScheduler):
+    """Stock DPM-Solver++ with what `EmbeddingSchedulerMixin` changes, where the other arguments are described.
+
+    The third order is corrected, and float64 samples stay float64. Steps that clamp are of first order: across a jump
+    of the clean estimate, differences of past ones say nothing.
+
+    Args:
+        solver_order: 1, 2 or 3; at most 2 with "sde-dpmsolver++".
+        algorithm_type: "dpmsolver++" solves the ODE, "sde-dpmsolver++" the SDE.
+        solver_type: "midpoint" or "heun", of the second order.
+        lower_order_final: with fewer than 15 steps, the last is of first and the last but one of second order.
+        euler_at_final: the last step is of first order, however many there are.
+        final_sigmas_type: "zero" ends at the clean estimate; "sigma_min" at the noise of timestep 0.
+        lambda_min_clipped: timesteps whose log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)) lies below are not used.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 2000,
+        beta_schedule: str = "sqrt",
+        trained_betas: Sequence[float] | None = None,
+        beta_start: float | None = None,
+        beta_end: float | None = None,
+        prediction_type: str = "sample",
+        timestep_spacing: str = "trailing",
+        clamp_steps: int = 0,
+        solver_order: int = 2,
+        algorithm_type: str = "dpmsolver++",
+        solver_type: str = "midpoint",
+        lower_order_final: bool = True,
+        euler_at_final: bool = False,
+        final_sigmas_type: str = "zero",
+        lambda_min_clipped: float = -5.1,
+    ):
+        require(algorithm_type in ALGORITHM_TYPES, "algorithm_type", f"one of {ALGORITHM_TYPES}", algorithm_type)
+        highest = 2 if algorithm_type == "sde-dpmsolver++" else 3
+        in_range = is_int(solver_order, 1) and solver_order <= highest
+        require(in_range, "solver_order", f"in 1 to {highest} for {algorithm_type}", solver_order)
+        require(final_sigmas_type in FINAL_SIGMAS, "final_sigmas_type", f"one of {FINAL_SIGMAS}", final_sigmas_type)
+        self._set_up(
+            solver_order=solver_order,
+            algorithm_type=algorithm_type,
+            solver_type=solver_type,
+            lower_order_final=lower_order_final,
+            euler_at_final=euler_at_final,
+            final_sigmas_type=final_sigmas_type,
+            lambda_min_clipped=lambda_min_clipped,
+        )
+
+    def _num_usable_timesteps(self) -> int:
+        log_snr = torch.logit(self.alphas_cumprod)
+        return int((log_snr / 2 >= self.config.lambda_min_clipped).sum())
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[int] | None = None,
+    ):
+        super().set_timesteps(num_inference_steps, device, timesteps)
+        if self.config.final_sigmas_type == "sigma_min":
+            self._alphas_on_grid[-1] = self.alphas_cumprod[0].item()
+        alphas = torch.tensor(self._alphas_on_grid, dtype=torch.float64)
+        self.sigmas = ((1 - alphas) / alphas).sqrt()  # (n + 1,), noise relative to signal
+        self.model_outputs: list[Any] = [None] * self.config.solver_order
+        self.lower_order_nums = 0
+        self._step_index: Any = None
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        round_function: RoundFunction = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, ...]:
+        """From `timestep` to the next of `timesteps`, or from the last to the clean estimate.
+
+        Arguments, results and errors are those of `EmbeddingDDIMScheduler.step`, without `eta`.
+        """
+        index = self._grid_index(timestep)
+        if index != self._step_index:  # a new start: earlier estimates are not those before this step
+            self._step_index, self.lower_order_nums = index, 0
+        predicted, noisy = at_least_float32(model_output, sample)
+        clean = self._clean_estimate(predicted, index, noisy, round_function)
+        self.model_outputs = [*self.model_outputs[1:], clean]
+        stochastic = self.config.algorithm_type == "sde-dpmsolver++"
+        noise = step_noise(noisy, generator, variance_noise) if stochastic else None
+        order = self._order(index)
+        if order == 1:
+            prev_sample = self.dpm_solver_first_order_update(clean, sample=noisy, noise=noise)
+        elif order == 2:
+            prev_sample = self.multistep_dpm_solver_second_order_update(self.model_outputs, sample=noisy, noise=noise)
+        else:
+            prev_sample = self.multistep_dpm_solver_third_order_update(self.model_outputs, sample=noisy, noise=noise)
+        self.lower_order_nums = min(self.lower_order_nums + 1, self.config.solver_order)
+        self._step_index += 1
+        return step_output(prev_sample, clean, sample, return_dict)
+
+    def _order(self, index: int) -> int:
+        """The order of a step: what history, the end of the grid and clamping allow."""
+        config, steps_left = self.config, len(self._index_of) - index
+        order = min(config.solver_order, self.lower_order_nums + 1)
+        lowers = config.lower_order_final and len(self._index_of) < FEW_STEPS
+        first_at_end = lowers or config.euler_at_final or config.final_sigmas_type == "zero"
+        if self._clamps(index) or steps_left == 1 and first_at_end:
+            return 1
+        return min(order, 2) if steps_left == 2 and lowers else order
+
+    def multistep_dpm_solver_third_order_update(
+        self, model_output_list: list[Tensor], *args: Any, sample: Tensor, noise: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Stock's update with its second-order term doubled.
+
+        The term stands for the second derivative, and the divided difference is half of that. Stock takes it as it
+        is, which converges with order 2 only.
+        """
+        prev_sample = super().multistep_dpm_solver_third_order_update(model_output_list, sample=sample, noise=noise)
+        index = self._step_index
+        before, last, h = (-self.sigmas[index - 2 : index + 2].log()).diff()
+        newer = (model_output_list[-1] - model_output_list[-2]) * (h / last)
+        older = (model_output_list[-2] - model_output_list[-3]) * (h / before)
+        half_second_derivative = (newer - older) * (h / (last + before))
+        alpha_t = (1 + self.sigmas[index + 1] ** 2).rsqrt()
+        return prev_sample - alpha_t * ((torch.exp(-h) - 1 + h) / h**2 - 0.5) * half_second_derivative
