@@ -15,7 +15,16 @@ from torch import Tensor
 from text_diffusers.pipelines.lora import DenoiserLoraLoaderMixin
 from text_diffusers.pipelines.masked_lm import as_denoiser, is_masked_lm, masked_lm_length
 from text_diffusers.pipelines.stock_schedulers import as_token_scheduler
-from text_diffusers.pipelines.text_canvas import Canvas, encode_infill, end_ids, is_list, partial_text, start_ids
+from text_diffusers.pipelines.text_canvas import (
+    Canvas,
+    check_strings,
+    encode_infill,
+    end_ids,
+    is_list,
+    lay_out,
+    partial_text,
+    start_ids,
+)
 
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
 
@@ -58,6 +67,7 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
 
     model_cpu_offload_seq = "denoiser"
     _callback_tensor_inputs = ["tokens"]
+    _output_types = ("text", "tokens")
     tokenizer: Any
     denoiser: Any
     scheduler: Any
@@ -121,14 +131,8 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
             prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator
         )
         # 3. Denoise
-        history = [canvas.tokens] if return_history else None
-        for step, timestep in enumerate(self._denoise(canvas, generators)):
-            if callback_on_step_end is not None:
-                offered = {name: getattr(canvas, name) for name in callback_on_step_end_tensor_inputs}
-                changed = callback_on_step_end(self, step, timestep, offered) or {}
-                canvas.tokens = changed.get("tokens", canvas.tokens)
-            if history is not None:
-                history.append(canvas.tokens)
+        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
+        history = self._write(canvas, generators, return_history, *callback)
         # 4. Cut each text at its end and decode
         tokens = self._trim(canvas)
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True) if output_type == "text" else None
@@ -155,12 +159,9 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         """
         self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
         self._token_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        canvas, generators = self._prepare(
-            prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator
+        yield from self._frames(
+            *self._prepare(prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator)
         )
-        for _ in self._denoise(canvas, generators):
-            yield [partial_text(self.tokenizer, row) for row in self._trim(canvas).tolist()]
-        self.maybe_free_model_hooks()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
@@ -177,6 +178,29 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         if self.denoiser is not None and any(hasattr(module, "base_layer") for module in self.denoiser.modules()):
             raise ValueError("`denoiser` has LoRA layers: call `fuse_lora()`, if wanted, and `unload_lora_weights()`.")
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _write(
+        self, canvas: Canvas, generators: list[torch.Generator], return_history: bool, callback, names: Sequence[str]
+    ) -> list[Tensor] | None:
+        """Denoise the canvas, calling back after each step; returns the tokens of every step if asked for."""
+        history = [canvas.tokens] if return_history else None
+        for step, timestep in enumerate(self._denoise(canvas, generators)):
+            if callback is not None:
+                offered = {name: getattr(canvas, name) for name in names}
+                self._accept(canvas, callback(self, step, timestep, offered) or {})
+            if history is not None:
+                history.append(canvas.tokens)
+        return history
+
+    def _accept(self, canvas: Canvas, changed: dict[str, Tensor]):
+        """Take the tensors that a callback returned."""
+        canvas.tokens = changed.get("tokens", canvas.tokens)
+
+    def _frames(self, canvas: Canvas, generators: list[torch.Generator]) -> Iterator[list[str]]:
+        """Denoise the canvas, yielding the texts after every step."""
+        for _ in self._denoise(canvas, generators):
+            yield [partial_text(self.tokenizer, row) for row in self._trim(canvas).tolist()]
+        self.maybe_free_model_hooks()
 
     def _denoise(self, canvas: Canvas, generators: list[torch.Generator]) -> Iterator[float]:
         """Step `canvas.tokens` through the timesteps, yielding each timestep after its step."""
@@ -237,22 +261,25 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         self, prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator
     ) -> tuple[Canvas, list[torch.Generator]]:
         """The canvas at time 1, and one generator a row."""
-        if text is None:
-            prompts = [prompt] if isinstance(prompt, str) else prompt
-            count = len(prompts) if prompts is not None else len(class_labels) if is_list(class_labels) else 1
-            known = self._encode_prompts(prompts or [""] * count)
-        else:
-            known = encode_infill(self.tokenizer, [text] if isinstance(text, str) else text, mask)
+        known = self._encode(prompt, text, mask, len(class_labels) if is_list(class_labels) else 1)
         known = [row for row in known for _ in range(num_return_sequences)]
         labels = self._expand_labels(class_labels, len(known), num_return_sequences)
         generators = self._row_generators(generator, len(known))
         if text is None:
-            known = self._append_blanks(known, max_new_tokens, generators)
+            starts = [len(start_ids(self.tokenizer))] * len(known)
+            known = self._append_blanks(known, starts, max_new_tokens, generators)
         masked_lm = is_masked_lm(self.denoiser)
         if masked_lm:
             known = [row + end_ids(self.tokenizer) for row in known]
         self._check_length(max(len(row) for row in known))
         return self._canvas(known, labels, text is None and not masked_lm, generators), generators
+
+    def _encode(self, prompt, text, mask, count: int) -> list:
+        """Token ids of each text, `None` where it is to be filled in; `count` bare starts without any text."""
+        if text is not None:
+            return encode_infill(self.tokenizer, [text] if isinstance(text, str) else text, mask)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return self._encode_prompts(prompts or [""] * count)
 
     def _encode_prompts(self, prompts: list[str]) -> list[list[int]]:
         rows = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
@@ -260,18 +287,17 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
             raise ValueError(f"`prompt` must not hold {self.tokenizer.mask_token}; give it as `text` to fill it in.")
         return [start_ids(self.tokenizer) + ids for ids in rows]
 
-    def _append_blanks(self, known: list, max_new_tokens: int | None, generators: list) -> list:
-        """The prompts, each followed by `None` for every token to be written."""
+    def _append_blanks(self, known: list, starts: list[int], max_new_tokens: int | None, generators: list) -> list:
+        """The prompts, each followed by `None` for every token to be written; `starts` is where their texts begin."""
         lengths, masked_lm = self.config.lengths, is_masked_lm(self.denoiser)
         if masked_lm and lengths is None and max_new_tokens is None:
             raise ValueError("`max_new_tokens` must be given: a masked LM does not predict where a text ends.")
         if lengths is None or max_new_tokens is not None:
             return [row + [None] * (max_new_tokens or max(1, self._max_length - len(row))) for row in known]
         end = [] if masked_lm else end_ids(self.tokenizer)
-        starts = len(start_ids(self.tokenizer))
         rows = []
-        for row, row_generator in zip(known, generators, strict=True):
-            shortest = len(row) - starts
+        for row, start, row_generator in zip(known, starts, generators, strict=True):
+            shortest = len(row) - start
             weights = torch.tensor(lengths[shortest:], dtype=torch.float64)
             if not weights.sum() > 0:
                 raise ValueError(
@@ -284,12 +310,8 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
 
     def _canvas(self, known: list, labels: Tensor | None, ends_at_eos: bool, generators: list) -> Canvas:
         """Right-padded rows, with noise from the scheduler's prior wherever a token is `None`."""
-        device, length = self._execution_device, max(len(row) for row in known)
-        pad = self.tokenizer.pad_token_id or 0
-        tokens = torch.tensor([[pad if t is None else t for t in row] + [pad] * (length - len(row)) for row in known])
-        editable = torch.tensor([[t is None for t in row] + [False] * (length - len(row)) for row in known])
-        real = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in known])
-        tokens, editable, real = tokens.to(device), editable.to(device), real.to(device)
+        device = self._execution_device
+        tokens, editable, real = lay_out(known, self.tokenizer.pad_token_id or 0, device)
         noise = self._token_scheduler.prior(tuple(tokens.shape), generator=generators, device=device)
         return Canvas(torch.where(editable, noise, tokens), editable, real, labels, ends_at_eos)
 
@@ -345,9 +367,8 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         if prompt is not None and text is not None:
             raise ValueError("`prompt` and `text` exclude each other: give the one to continue or the one to fill in.")
         for name, value in (("prompt", prompt), ("text", text)):
-            strings = value if is_list(value) else [value]
-            if value is not None and (not strings or not all(isinstance(s, str) for s in strings)):
-                raise ValueError(f"`{name}` must be a string or a list of strings, got {value!r}.")
+            if value is not None:
+                check_strings(name, value)
         if mask is not None and text is None:
             raise ValueError("`mask` needs `text`, whose tokens it marks.")
         if text is not None and max_new_tokens is not None:
@@ -357,8 +378,9 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
 
     def _check_output(self, output_type: str, callback_tensors: Sequence[str]):
-        if output_type not in ("text", "tokens"):
-            raise ValueError(f'`output_type` must be "text" or "tokens", got {output_type!r}.')
+        if output_type not in self._output_types:
+            known = " or ".join(f'"{name}"' for name in self._output_types)
+            raise ValueError(f"`output_type` must be {known}, got {output_type!r}.")
         unknown = [name for name in callback_tensors if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(

@@ -1,12 +1,14 @@
 """What a pipeline writes on: rows of tokens, which of them are to be written, and text to and from these rows.
 
-Shapes: B rows, L sequence length.
+Shapes: B rows, L sequence length, E embedding width.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass
@@ -18,6 +20,40 @@ class Canvas:
     attention_mask: Tensor
     class_labels: Tensor | None
     ends_at_eos: bool
+
+
+@dataclass
+class EmbeddingCanvas(Canvas):
+    """A canvas whose `tokens` are read off `latents` (B, L, E), which have the scale of the scheduler.
+
+    `clean` (B, L, E) are the embeddings of known words, `estimate` (B, L, E) is the last clean estimate, and the texts
+    begin at `starts`, by default with the row.
+    """
+
+    latents: Tensor
+    clean: Tensor
+    estimate: Tensor | None = None
+    starts: list[int] | None = None
+    eta: float = 0.0
+    known_words: str = "renoise"
+
+
+def lay_out(rows: list[list[int | None]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """`(tokens, editable, attention_mask)`, each (B, L), of rows padded on the right; a `None` is to be written."""
+    length = max(len(row) for row in rows)
+    tokens = [[pad_token_id if t is None else t for t in row] + [pad_token_id] * (length - len(row)) for row in rows]
+    editable = torch.tensor([[t is None for t in row] + [False] * (length - len(row)) for row in rows])
+    real = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return torch.tensor(tokens).to(device), editable.to(device), real.to(device)
+
+
+def cut_rows(values: Tensor, canvas: EmbeddingCanvas, filling: int = 0) -> Tensor:
+    """(B, longest text, ...) of `values` (B, L, ...): each row from the start of its text, filled up at its end."""
+    if canvas.starts is None:
+        return values
+    ends = canvas.attention_mask.sum(dim=1).tolist()
+    rows = [row[start:end] for row, start, end in zip(values, canvas.starts, ends, strict=True)]
+    return pad_sequence(rows, batch_first=True, padding_value=filling)
 
 
 def start_ids(tokenizer: Any) -> list[int]:
@@ -69,3 +105,9 @@ def partial_text(tokenizer: Any, row: list[int]) -> str:
 
 def is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple))
+
+
+def check_strings(name: str, value: Any):
+    strings = value if is_list(value) else [value]
+    if not strings or not all(isinstance(s, str) for s in strings):
+        raise ValueError(f"`{name}` must be a string or a list of strings, got {value!r}.")

@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from text_diffusers import text_metrics
-from text_diffusers.text_metrics import distinct_n, generative_perplexity, load_judge, token_entropy
+from text_diffusers.text_metrics import (
+    distinct_n,
+    generative_perplexity,
+    load_judge,
+    minimum_bayes_risk,
+    token_entropy,
+)
 
 LETTERS = "abc"
 # P[previous, next]: a chain whose text probabilities are products.
@@ -109,3 +115,46 @@ def test_a_judge_that_is_not_there_is_named_with_what_to_install(tmp_path, monke
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="`name` must be one of"):
         load_judge("gpt5", tmp_path)
+
+
+def sentence_bleu(text, reference):
+    """BLEU-4 over words by its definition: orders that a text has, zero counts halved again and again."""
+    words, wanted = text.split(), reference.split()
+    logs, zeros = [], 0
+    for n in range(1, 1 + min(4, len(words))):
+        grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+        there = Counter(tuple(wanted[i : i + n]) for i in range(len(wanted) - n + 1))
+        matches = (grams & there).total()
+        if not matches:
+            zeros += 1
+            matches = 0.5**zeros
+        logs.append(math.log(matches / grams.total()))
+    if zeros == len(logs):
+        return 0.0
+    return math.exp(sum(logs) / len(logs) + min(0.0, 1 - len(wanted) / len(words)))
+
+
+def test_minimum_bayes_risk_picks_the_candidate_of_the_highest_mean_bleu_with_the_others():
+    generator = np.random.default_rng(0)
+    picked = []
+    for _ in range(30):
+        texts = [" ".join(generator.choice(list("aab"), size=generator.integers(1, 9))) for _ in range(6)]
+        means = [sum(sentence_bleu(t, r) for j, r in enumerate(texts) if j != i) for i, t in enumerate(texts)]
+        picked.append(minimum_bayes_risk(texts))
+        assert means[picked[-1]] == pytest.approx(max(means))
+    assert len(set(picked)) > 3
+
+
+def test_minimum_bayes_risk_of_few_and_equal_candidates_is_the_first():
+    assert minimum_bayes_risk(["alone"]) == 0
+    assert minimum_bayes_risk(["a b c", "a b c", "a b c"]) == 0
+    assert minimum_bayes_risk(["", ""]) == 0
+    assert minimum_bayes_risk(["", "x y", "a b c d", "a b c d", "a b c e"]) == 2
+    with pytest.raises(ValueError, match="`candidates` must hold at least one text"):
+        minimum_bayes_risk([])
+
+
+def test_minimum_bayes_risk_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(text_metrics.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="`pip install sacrebleu`"):
+        minimum_bayes_risk(["a", "b"])

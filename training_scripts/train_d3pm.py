@@ -29,7 +29,6 @@ from text_diffusers.data import ShuffledRows, tensor_batches, unknown_tokens
 from text_diffusers.evaluation import (
     NOISE_LEVELS,
     estimate_bound,
-    length_distance,
     length_nats,
     unigram_entropy,
 )
@@ -46,7 +45,14 @@ from text_diffusers.masked_lm_training import (
 )
 from text_diffusers.noise import TIME_SAMPLINGS, token_uniform
 from text_diffusers.runtime import end_training, make_accelerator
-from text_diffusers.text_data import TextData, TextTrainingConfig, prepare_data, rows_per_step, text_lengths
+from text_diffusers.text_data import (
+    TextData,
+    TextTrainingConfig,
+    length_metrics,
+    prepare_data,
+    rows_per_step,
+    text_lengths,
+)
 from text_diffusers.training import TrainingLoop
 
 COUNTED_ROWS = 200_000
@@ -295,17 +301,8 @@ def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData) -> d
     if config.num_length_samples:
         pipe.set_progress_bar_config(disable=True)
         settings = writing(config, pipe, data.num_classes)
-        written = pipe(num_return_sequences=config.num_length_samples, **settings).tokens
-        special = torch.tensor(pipe.tokenizer.all_special_ids, device=written.device)
-        lengths = (~torch.isin(written, special)).sum(dim=1).tolist()
-        metrics["length_distance"] = length_distance(lengths, data_lengths)
-        metrics["mean_length"] = sum(lengths) / len(lengths)
-        metrics["mean_length_of_data"] = sum(data_lengths) / len(data_lengths)
-        print(
-            f"text lengths       {metrics['mean_length']:.1f} tokens on average, data "
-            f"{metrics['mean_length_of_data']:.1f}, Wasserstein distance {metrics['length_distance']:.1f}; from "
-            + ("the stored histogram" if pipe.config.lengths else "the model's [EOS]")
-        )
+        tokens = pipe(num_return_sequences=config.num_length_samples, **settings).tokens
+        metrics |= length_metrics(tokens, pipe.tokenizer, data_lengths, bool(pipe.config.lengths))
     Path(config.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"saved in           {config.output_dir}")
     return metrics

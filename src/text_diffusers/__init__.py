@@ -1,6 +1,8 @@
 """Diffusion models for text in the manner of Hugging Face diffusers."""
 
+from text_diffusers.models.transformer_embedding import EmbeddingTransformerModel
 from text_diffusers.models.transformer_text import TextTransformerModel
+from text_diffusers.pipelines.pipeline_diffusion_lm import DiffusionLMPipeline, DiffusionLMPipelineOutput
 from text_diffusers.pipelines.pipeline_text_block_diffusion import TextBlockDiffusionPipeline
 from text_diffusers.pipelines.pipeline_text_diffusion import TextDiffusionPipeline, TextDiffusionPipelineOutput
 from text_diffusers.schedulers.scheduling_block_ancestral import BlockAncestralScheduler
@@ -10,7 +12,10 @@ from text_diffusers.schedulers.scheduling_d3pm_bits import D3PMBitFlipScheduler
 from text_diffusers.schedulers.scheduling_d3pm_hybrid import D3PMHybridScheduler
 from text_diffusers.schedulers.scheduling_d3pm_matrix import D3PMMatrixScheduler
 from text_diffusers.schedulers.scheduling_d3pm_neighbors import D3PMNeighborScheduler
+from text_diffusers.schedulers.scheduling_ddim_embedding import EmbeddingDDIMScheduler
 from text_diffusers.schedulers.scheduling_ddim_token import TokenDDIMScheduler
+from text_diffusers.schedulers.scheduling_ddpm_embedding import EmbeddingDDPMScheduler
+from text_diffusers.schedulers.scheduling_dpmsolver_embedding import EmbeddingDPMSolverScheduler
 from text_diffusers.schedulers.scheduling_first_hitting import FirstHittingScheduler
 from text_diffusers.schedulers.scheduling_predictor_corrector import (
     PredictorCorrectorAbsorbingScheduler,
@@ -29,6 +34,12 @@ __all__ = [
     "D3PMMatrixScheduler",
     "D3PMNeighborScheduler",
     "D3PMUniformScheduler",
+    "DiffusionLMPipeline",
+    "DiffusionLMPipelineOutput",
+    "EmbeddingDDIMScheduler",
+    "EmbeddingDDPMScheduler",
+    "EmbeddingDPMSolverScheduler",
+    "EmbeddingTransformerModel",
     "FirstHittingScheduler",
     "PredictorCorrectorAbsorbingScheduler",
     "PredictorCorrectorUniformScheduler",

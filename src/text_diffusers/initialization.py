@@ -1,16 +1,35 @@
-"""What can be counted in a text before a model is trained: frequencies and, from neighbours, embeddings.
+"""What is known before a model is trained: frequencies in a text and, from neighbours or a model, embeddings.
 
 Shapes: V vocabulary size, D width, L row length.
 """
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import AutoModel
 
 LARGEST_VOCABULARY = 16_384
+
+
+def pretrained_vectors(model_name_or_path: str, width: int) -> Tensor:
+    """(V, D) input embeddings of a transformers model, projected on their D principal axes, each of unit variance.
+
+    Raw embeddings share large offsets and few strong directions, which noise of one strength cannot hide evenly.
+
+    Raises:
+        ValueError: if the model's embeddings are narrower than D.
+    """
+    model: Any = AutoModel.from_pretrained(model_name_or_path, dtype=torch.float32)
+    table = model.get_input_embeddings().weight.detach()
+    if not 1 <= width <= min(table.shape):
+        raise ValueError(f"`width` must be between 1 and {min(table.shape)} for this model, got {width}.")
+    centred = (table - table.mean(dim=0)).double()
+    left, _, _ = torch.linalg.svd(centred, full_matrices=False)
+    return (left[:, :width] * len(table) ** 0.5).float()
 
 
 def cooccurrence_vectors(batches: Iterable[dict[str, Tensor]], vocab_size: int, width: int, window: int = 2) -> Tensor:

@@ -1,6 +1,6 @@
 """What every recipe on text begins with: its options of the data, and tokenizer and rows made by them.
 
-Shapes: L row length in tokens.
+Shapes: B written texts, L row length in tokens.
 """
 
 from collections import Counter
@@ -9,9 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from text_diffusers.data import encode_texts, load_documents, split_documents, tokenize, train_tokenizer
+from text_diffusers.evaluation import length_distance
 from text_diffusers.masked_lm_training import tokenizer_folder
 from text_diffusers.training_config import TrainingConfig
 
@@ -112,6 +115,23 @@ def text_lengths(tokenizer: Any, documents: Any, rows: Any, config: TextTraining
     if not config.packing:  # a row is a text between two [EOS], or [CLS] and [SEP]
         return [sum(mask) - 2 for mask in rows["attention_mask"]]
     return [min(len(ids), config.length - 1) for ids in encode_texts(tokenizer, list(documents["text"]))]
+
+
+def length_metrics(tokens: Tensor, tokenizer: Any, data_lengths: list[int], drawn: bool) -> dict[str, float]:
+    """Compare the lengths of written texts, `tokens` (B, L), with those of the data, and print it.
+
+    Args:
+        drawn: whether the lengths come from a histogram, and not from the model.
+    """
+    special = torch.tensor(tokenizer.all_special_ids, device=tokens.device)
+    lengths = (~torch.isin(tokens, special)).sum(dim=1).tolist()
+    distance = length_distance(lengths, data_lengths)
+    mean, mean_of_data = sum(lengths) / len(lengths), sum(data_lengths) / len(data_lengths)
+    print(
+        f"text lengths       {mean:.1f} tokens on average, data {mean_of_data:.1f}, Wasserstein distance "
+        f"{distance:.1f}; from " + ("the stored histogram" if drawn else "the model's [EOS]")
+    )
+    return {"length_distance": distance, "mean_length": mean, "mean_length_of_data": mean_of_data}
 
 
 def rows_per_step(config: TrainingConfig, accelerator: Any) -> int:

@@ -1,4 +1,4 @@
-"""What texts are worth by themselves: generative perplexity under a judge, entropy, distinct n-grams.
+"""What texts are worth by themselves: generative perplexity under a judge, entropy, distinct n-grams, consensus.
 
 A model that repeats itself has a low generative perplexity and a low entropy: look at both.
 
@@ -78,6 +78,30 @@ def token_entropy(token_lists: Sequence[Sequence[int]]) -> float:
         for count in Counter(tokens).values():
             total -= count / len(tokens) * math.log(count / len(tokens))
     return total / len(token_lists)
+
+
+def minimum_bayes_risk(candidates: Sequence[str]) -> int:
+    """Index of the candidate that agrees most with the others, for the `choose` of `DiffusionLMPipeline`.
+
+    Each is scored by its mean sentence BLEU with each other one as the reference, so it is the text of least expected
+    loss under the model's own samples (https://arxiv.org/abs/2005.10283). Of equals, the first.
+
+    Raises:
+        ValueError: if there is no candidate.
+        ModuleNotFoundError: if sacrebleu is missing.
+    """
+    if not candidates:
+        raise ValueError("`candidates` must hold at least one text, got none.")
+    if importlib.util.find_spec("sacrebleu") is None:
+        raise ModuleNotFoundError("`minimum_bayes_risk` needs `pip install sacrebleu` (extra `eval`).")
+    from sacrebleu.metrics import BLEU
+
+    bleu = BLEU(effective_order=True)
+    scores = [
+        math.fsum(bleu.sentence_score(candidate, [other]).score for other in [*candidates[:i], *candidates[i + 1 :]])
+        for i, candidate in enumerate(candidates)
+    ]
+    return scores.index(max(scores))
 
 
 @torch.no_grad()

@@ -1,29 +1,17 @@
 """The recipe end to end: a few steps on a tiny text, in every mode, and the saved folder writes text."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from masked_lms import make_masked_lm
+from recipes import load_script
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
 from text_diffusers import TextBlockDiffusionPipeline, TextDiffusionPipeline
-
-SCRIPTS = Path(__file__).parent.parent.parent / "training_scripts"
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
 
 train_d3pm = load_script("train_d3pm")
 

@@ -315,9 +315,7 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if getattr(config, name) not in known:
                 raise ValueError(f"`{name}` must be one of {known}, got {getattr(config, name)!r}.")
         if config.categorical_output and config.prediction_type != "sample":
-            raise ValueError(
-                f'`categorical_output` needs `prediction_type="sample"`, got {config.prediction_type!r}.'
-            )
+            raise ValueError(f'`categorical_output` needs `prediction_type="sample"`, got {config.prediction_type!r}.')
         if config.codebook_size is not None and (config.rounding != "codebook" or config.codebook_size < 1):
             raise ValueError(
                 '`codebook_size` must be at least 1 and needs `rounding="codebook"`, got '

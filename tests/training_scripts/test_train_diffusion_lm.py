@@ -1,0 +1,189 @@
+"""The recipe over word embeddings end to end: a few steps on a tiny text, in every mode; the folder writes text."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from masked_lms import make_masked_lm
+from recipes import load_script
+from safetensors.torch import load_file
+
+from text_diffusers import DiffusionLMPipeline, TextDiffusionPipeline
+from text_diffusers.data import load_documents, tokenize
+
+train_diffusion_lm = load_script("train_diffusion_lm")
+
+
+@pytest.fixture
+def config(text_file, tmp_path):
+    def make(**changes):
+        settings = {
+            "dataset": str(text_file),
+            "output_dir": str(tmp_path / "run"),
+            "vocab_size": 300,
+            "length": 16,
+            "hidden_size": 32,
+            "num_layers": 1,
+            "num_attention_heads": 2,
+            "embedding_dim": 8,
+            "num_train_timesteps": 100,
+            "max_train_steps": 3,
+            "train_batch_size": 4,
+            "num_cpu_threads": 1,
+            "num_length_samples": 4,
+            "num_samples": 1,
+            "validation_rows": 8,
+        }
+        return train_diffusion_lm.DiffusionLMConfig(**settings | changes)
+
+    return make
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    lines = [{"question": f"what comes after {i}", "answer": f"it is {i + 1}"} for i in range(80)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"packing": True, "beta_schedule": "cosine"},
+        {"categorical_output": False, "anchor_weight": 0.0, "init_embeddings": "random"},
+        {"prediction_type": "epsilon", "categorical_output": False, "anchor_weight": 0.0},
+        {"prediction_type": "v_prediction", "categorical_output": False, "anchor_weight": 0.0},
+        {"objective": "bound", "beta_schedule": "sigmoid", "self_conditioning": 0.0},
+        {
+            "objective": "simple",
+            "prediction_type": "epsilon",
+            "train_embeddings": False,
+            "categorical_output": False,
+            "anchor_weight": 0.0,
+        },
+        {"time_sampling": "time_warped", "timing_steps": 2, "rounding": "nearest"},
+        {"time_sampling": "loss_aware", "timing_steps": 1, "rounding": "codebook", "normalize_embeddings": False},
+        {"mixed_precision": "bf16", "gradient_checkpointing": True, "beta_schedule": "linear"},
+    ],
+    ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "default",
+)
+def test_three_steps_give_a_pipeline_that_writes(config, changes):
+    options = config(**changes)
+    losses = train_diffusion_lm.main(options)
+    assert len(losses) == 3 and all(np.isfinite(losses))
+    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+    assert type(pipe) is DiffusionLMPipeline
+    pipe.set_progress_bar_config(disable=True)
+    assert isinstance(pipe(num_inference_steps=3).texts[0], str)
+    assert (pipe.config.lengths is not None) == (not options.packing)
+    metrics = json.loads((Path(options.output_dir) / "metrics.json").read_text())
+    assert metrics["bound"] > 0 and metrics["unigram_entropy"] > 0 and metrics["length_distance"] >= 0
+    assert 0 <= metrics["rounding_accuracy/99"] <= metrics["rounding_accuracy/0"] <= 1
+    assert metrics["nearest_distance"] > 0 and 1 < metrics["effective_rank"] <= 8
+    assert (Path(options.output_dir) / "rounding.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("time_sampling", ["uniform", "time_warped"])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(config, tmp_path, time_sampling):
+    """To the last bit: self-conditioning, dropout and the times that are measured on the way included."""
+    same = {"max_train_steps": 8, "lr_warmup_steps": 1, "checkpointing_steps": 5, "timing_steps": 3, "dropout": 0.1}
+    same |= {"time_sampling": time_sampling}
+    straight = train_diffusion_lm.main(config(output_dir=str(tmp_path / "a"), **same))
+    train_diffusion_lm.main(config(output_dir=str(tmp_path / "b"), **same))
+    shutil.rmtree(tmp_path / "b" / "checkpoints" / "step-00000008")
+    resumed = train_diffusion_lm.main(config(output_dir=str(tmp_path / "b"), resume_from_checkpoint="latest", **same))
+    assert len(resumed) == 3 and resumed == straight[5:]
+    one, other = (load_file(tmp_path / run / "denoiser" / "diffusion_pytorch_model.safetensors") for run in ("a", "b"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert ("time_density" in one) == (time_sampling != "uniform")
+
+
+def test_micro_batches_and_padding_do_not_change_the_losses(config, tmp_path):
+    whole = train_diffusion_lm.main(config(output_dir=str(tmp_path / "a"), train_batch_size=8))
+    parts = {"train_batch_size": 2, "gradient_accumulation_steps": 4}
+    np.testing.assert_allclose(train_diffusion_lm.main(config(output_dir=str(tmp_path / "b"), **parts)), whole, 1e-5)
+
+
+def test_pairs_train_a_model_that_writes_from_a_source(config, pairs):
+    options = config(dataset=pairs, text_column="answer", source_column="question", length=24)
+    assert all(np.isfinite(train_diffusion_lm.main(options)))
+    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.denoiser.config.partial_noising and pipe.config.lengths is None
+    assert len(pipe(source=["what comes after 3", "what comes after 44"], num_inference_steps=3).texts) == 2
+
+
+def test_a_pair_is_a_row_whose_source_is_given(pairs, tokenizer):
+    documents = load_documents(pairs, "answer", source_column="question")
+    row = tokenize(documents, tokenizer, length=40, packing=False)[3]
+    end, known = tokenizer.eos_token_id, row["given"]
+    source = [token for token, given in zip(row["input_ids"], known, strict=True) if given]
+    rest = row["input_ids"][len(source) :]
+    assert source[0] == source[-1] == end and tokenizer.decode(source[1:-1]) == "what comes after 3"
+    text = tokenizer.decode(rest[: rest.index(end)])
+    assert text == "it is 4" and set(rest[rest.index(end) :]) == {end} and len(row["input_ids"]) == 40
+    assert row["attention_mask"] == [1] * 40
+    short = tokenize(documents, tokenizer, length=12, packing=False)[3]
+    assert sum(short["given"]) == 6 and short["input_ids"][-1] == end and len(short["input_ids"]) == 12
+    with pytest.raises(ValueError, match="`packing` must be off for documents with a source"):
+        tokenize(documents, tokenizer, length=40)
+
+
+def test_labels_make_a_conditional_model(config, tmp_path):
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"text {i} of many", "mood": i % 3}) for i in range(60)))
+    options = config(dataset=str(path), label_column="mood")
+    train_diffusion_lm.main(options)
+    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+    assert pipe.denoiser.config.num_classes == 3
+    assert len(pipe(class_labels=[0, 2], num_inference_steps=2).texts) == 2
+
+
+def test_embeddings_of_a_pretrained_model_are_projected_and_kept(config, tmp_path):
+    model, tokenizer = make_masked_lm("roberta")
+    model.save_pretrained(tmp_path / "roberta")
+    tokenizer.save_pretrained(tmp_path / "roberta")
+    options = config(embedding_model=str(tmp_path / "roberta"), train_embeddings=False)
+    train_diffusion_lm.main(options)
+    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+    table = pipe.denoiser.token_embedding.weight.double()
+    raw = model.get_input_embeddings().weight.detach().double()
+    raw = raw - raw.mean(dim=0)
+    values, axes = torch.linalg.eigh(raw.T @ raw / len(raw))  # an independent way to the principal axes
+    scores = (raw @ axes[:, -8:] / values[-8:].sqrt()).flip(1)[: len(table)]
+    torch.testing.assert_close(table.abs(), scores.abs(), atol=1e-3, rtol=0)
+
+
+def test_a_saved_pipeline_is_trained_further(config, tmp_path):
+    base = config(output_dir=str(tmp_path / "base"), max_train_steps=60, learning_rate=3e-3, num_length_samples=0)
+    losses = train_diffusion_lm.main(base)
+    options = train_diffusion_lm.DiffusionLMConfig.__dataclass_fields__
+    parts = {name: options[name].default for name in train_diffusion_lm.PARTS_OF_A_PIPELINE}
+    settings = {"model_name_or_path": base.output_dir, "max_train_steps": 5, "lr_warmup_steps": 0}
+    further = train_diffusion_lm.main(config(output_dir=str(tmp_path / "further"), **settings | parts))
+    assert np.mean(further) < np.mean(losses[:5])
+    with pytest.raises(ValueError, match="`embedding_dim` belongs to the pipeline in `model_name_or_path`"):
+        config(output_dir=str(tmp_path / "x"), **settings | parts | {"embedding_dim": 9})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "elbo"}, r"`objective` must be one of \['bound', 'diffusion_lm', 'simple'\], got 'elbo'"),
+        ({"prediction_type": "epsilon", "categorical_output": False}, "`anchor_weight` and `--objective bound` read"),
+        ({"objective": "simple"}, "`--objective simple` predicts noise between embeddings that stay"),
+        ({"self_conditioning": 1.5}, "`self_conditioning` must be between 0 and 1, got 1.5"),
+        ({"rounding_weight": -1.0}, "`rounding_weight` must be at least 0, got -1.0"),
+        ({"source_column": "question", "packing": True}, "`source_column` needs `--packing false`"),
+        ({"timing_steps": 0}, "`timing_steps` must be at least 1, got 0"),
+        ({"time_sampling": "cdcd"}, "`time_sampling` must be one of .*, got 'cdcd'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        config(**changes)

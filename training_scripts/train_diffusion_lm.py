@@ -1,0 +1,407 @@
+"""Train a diffusion model over word embeddings (Diffusion-LM), from raw files to a saved `DiffusionLMPipeline`.
+
+    accelerate launch training_scripts/train_diffusion_lm.py --dataset chitchat --output_dir runs/diffusion_lm
+
+With `--source_column` it learns to write one text from another by partial noising (DiffuSeq). Read it from top to
+bottom: options, model, loss, training, report. Shapes: B batch, L sequence length, E embedding width.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from transformers import HfArgumentParser
+
+from text_diffusers import DiffusionLMPipeline, EmbeddingDDIMScheduler, EmbeddingTransformerModel
+from text_diffusers.data import ShuffledRows, tensor_batches, unknown_tokens
+from text_diffusers.embedding_evaluation import embedding_health, estimate_embedding_bound, rounding_accuracy
+from text_diffusers.embedding_losses import (
+    anchor_loss,
+    clean_estimate,
+    diffusion_lm_loss,
+    noisy_start,
+    prediction_target,
+    prior_kl,
+    simple_loss,
+    transition_kl,
+)
+from text_diffusers.embedding_plots import plot_rounding
+from text_diffusers.evaluation import NOISE_LEVELS, length_nats, unigram_entropy
+from text_diffusers.initialization import TextStatistics, pretrained_vectors
+from text_diffusers.runtime import end_training, make_accelerator
+from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES, randn
+from text_diffusers.text_data import (
+    TextData,
+    TextTrainingConfig,
+    length_metrics,
+    prepare_data,
+    rows_per_step,
+    text_lengths,
+)
+from text_diffusers.time_density import TIME_DENSITIES, draw_times
+from text_diffusers.training import TrainingLoop
+
+COUNTED_ROWS = 200_000
+WRITING_STEPS = 50
+PLOTTED_TIMES = 20
+TIME_BINS = 20
+TIMED_ROWS = 256  # on which the losses of `loss_aware` and `time_warped` times are measured
+FIRST_STEP_SHARE = 0.1  # of the times drawn for `--objective bound`: t = 0, where the words are read off
+PARTS_OF_A_PIPELINE = (
+    *("tokenizer", "vocab_size", "beta_schedule", "num_train_timesteps", "prediction_type", "categorical_output"),
+    *("embedding_dim", "embedding_model", "init_embeddings", "train_embeddings", "normalize_embeddings", "rounding"),
+    *("hidden_size", "num_layers", "num_attention_heads", "dropout", "self_conditioning", "time_sampling"),
+)
+
+
+@dataclass
+class DiffusionLMConfig(TextTrainingConfig):
+    """Options of this recipe; those of every recipe are in `TextTrainingConfig` and `TrainingConfig`."""
+
+    source_column: str | None = field(
+        default=None, metadata={"help": "column of the texts from which `text_column` is to be written"}
+    )
+    model_name_or_path: str | None = field(default=None, metadata={"help": "saved pipeline to train further"})
+    vocab_size: int = field(default=2_048, metadata={"help": "tokens of a trained byte-level BPE"})
+    length: int = field(default=64, metadata={"help": "tokens in a row"})
+    packing: bool = field(default=False, metadata={"help": "fill rows with text after text; off: one text a row"})
+    beta_schedule: str = field(default="sqrt", metadata={"help": f"{', '.join(EMBEDDING_SCHEDULES)}"})
+    num_train_timesteps: int = field(default=2_000, metadata={"help": "steps from words to noise"})
+    objective: str = field(default="diffusion_lm", metadata={"help": "diffusion_lm, bound or simple"})
+    prediction_type: str = field(default="sample", metadata={"help": "sample, epsilon or v_prediction"})
+    categorical_output: bool = field(
+        default=True, metadata={"help": "predict probabilities of words and take their mean embedding; needs sample"}
+    )
+    rounding_weight: float = field(default=1.0, metadata={"help": "of the words read off noisy embeddings"})
+    anchor_weight: float = field(default=1.0, metadata={"help": "of the words read off the clean estimate"})
+    self_conditioning: float = field(default=0.5, metadata={"help": "share of rows shown a first estimate; 0: off"})
+    time_sampling: str = field(default="uniform", metadata={"help": f"uniform, {', '.join(TIME_DENSITIES)}"})
+    timing_steps: int = field(default=500, metadata={"help": "optimizer steps between looks at the losses by time"})
+    embedding_dim: int = field(default=16, metadata={"help": "width of the embeddings, in which diffusion happens"})
+    embedding_model: str | None = field(
+        default=None, metadata={"help": "transformers model whose embeddings, projected, and tokenizer are taken"}
+    )
+    init_embeddings: str = field(default="cooccurrence", metadata={"help": "cooccurrence of tokens, or random"})
+    train_embeddings: bool = field(default=True, metadata={"help": "off: they stay as they are at first"})
+    normalize_embeddings: bool = field(default=True, metadata={"help": "scale each to the strength of the noise"})
+    rounding: str = field(default="head", metadata={"help": "how words are found: head, nearest or codebook"})
+    hidden_size: int = field(default=256, metadata={"help": "width of the transformer"})
+    num_layers: int = field(default=6, metadata={"help": "blocks"})
+    num_attention_heads: int = field(default=4, metadata={"help": "heads"})
+    dropout: float = field(default=0.0, metadata={"help": "in training"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        choices = {
+            "objective": OBJECTIVES,
+            "beta_schedule": EMBEDDING_SCHEDULES,
+            "time_sampling": ("uniform", *TIME_DENSITIES),
+            "init_embeddings": ("cooccurrence", "random"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"`{name}` must be one of {sorted(known)}, got {getattr(self, name)!r}.")
+        for name in ("rounding_weight", "anchor_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)!r}.")
+        if not 0 <= self.self_conditioning <= 1:
+            raise ValueError(f"`self_conditioning` must be between 0 and 1, got {self.self_conditioning!r}.")
+        if self.timing_steps < 1:
+            raise ValueError(f"`timing_steps` must be at least 1, got {self.timing_steps!r}.")
+        if self.prediction_type != "sample" and (self.anchor_weight or self.objective == "bound"):
+            raise ValueError(
+                '`anchor_weight` and `--objective bound` read words off a predicted "sample"; with `prediction_type`='
+                f"{self.prediction_type!r} pass `--anchor_weight 0` and another objective."
+            )
+        if self.objective == "simple" and (self.prediction_type != "epsilon" or self.train_embeddings):
+            raise ValueError(
+                "`--objective simple` predicts noise between embeddings that stay: pass `--prediction_type epsilon "
+                f"--train_embeddings false`, got {self.prediction_type!r} and {self.train_embeddings}."
+            )
+        if self.source_column and self.packing:
+            raise ValueError("`source_column` needs `--packing false`: a row holds one pair.")
+        defaults = {option.name: option.default for option in fields(self)}
+        changed = [name for name in PARTS_OF_A_PIPELINE if getattr(self, name) != defaults[name]]
+        if self.model_name_or_path and changed:
+            raise ValueError(f"`{changed[0]}` belongs to the pipeline in `model_name_or_path`; leave it out.")
+
+
+def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
+    """`(denoiser, scheduler)`, new or of the pipeline that is trained further."""
+    set_seed(config.seed)
+    if config.model_name_or_path:
+        return load_model(config)
+    tokenizer = data.tokenizer
+    denoiser = EmbeddingTransformerModel(
+        vocab_size=len(tokenizer),
+        embedding_dim=config.embedding_dim,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_layers,
+        num_attention_heads=config.num_attention_heads,
+        max_length=config.length,
+        num_train_timesteps=config.num_train_timesteps,
+        prediction_type=config.prediction_type,
+        categorical_output=config.categorical_output,
+        self_conditioning=config.self_conditioning > 0,
+        partial_noising=config.source_column is not None,
+        num_classes=data.num_classes,
+        normalize_embeddings=config.normalize_embeddings,
+        train_embeddings=config.train_embeddings,
+        rounding=config.rounding,
+        time_bins=0 if config.time_sampling == "uniform" else TIME_BINS,
+        dropout=config.dropout,
+        mask_token_id=tokenizer.mask_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    if not config.resume_from_checkpoint:
+        vectors = first_embeddings(config, data)
+        if vectors is not None:
+            count = min(len(vectors), denoiser.config.vocab_size)  # a model may have more rows than words
+            denoiser.token_embedding.weight.data[:count] = vectors[:count]
+    scheduler = EmbeddingDDIMScheduler(
+        num_train_timesteps=config.num_train_timesteps,
+        beta_schedule=config.beta_schedule,
+        prediction_type=config.prediction_type,
+    )
+    return denoiser, scheduler
+
+
+def first_embeddings(config: DiffusionLMConfig, data: TextData) -> torch.Tensor | None:
+    """(V or fewer, E) embeddings to start from; `None` leaves them random."""
+    if config.embedding_model:
+        return pretrained_vectors(config.embedding_model, config.embedding_dim)
+    if config.init_embeddings == "random":
+        return None
+    tokenizer = data.tokenizer
+    counted = partial(tensor_batches, data.train_rows, COUNTED_ROWS)
+    words = min(tokenizer.pad_token_id, tokenizer.mask_token_id)  # padding and mask never occur
+    return TextStatistics(counted, len(tokenizer), config.embedding_dim).vectors()[:words]
+
+
+def load_model(config: DiffusionLMConfig) -> tuple[Any, Any]:
+    pipe: Any = DiffusionLMPipeline.from_pretrained(config.model_name_or_path)
+    limit, partial_noising = pipe.denoiser.config.max_length, pipe.denoiser.config.partial_noising
+    if config.length > limit:
+        raise ValueError(f"`length` must be at most {limit} for this model, got {config.length}.")
+    if partial_noising != (config.source_column is not None):
+        raise ValueError(
+            f"`source_column` must {'' if partial_noising else 'not '}be given for the model in `model_name_or_path`, "
+            f"which was trained {'with' if partial_noising else 'without'} sources."
+        )
+    return pipe.denoiser, EmbeddingDDIMScheduler.from_config(pipe.scheduler.config)
+
+
+def diffusion_lm_objective(output, noise, times, alphas, tokens, config) -> torch.Tensor:
+    """(B, L) squared error at `times`, words read off noisy embeddings, prior, and words read off the estimate."""
+    alpha, kind = alphas[times].to(noise.device), config.prediction_type
+    first = (times == 0).to(noise.device)
+    target = prediction_target(kind, output.start, output.clean, noise, alpha, first)
+    terms = diffusion_lm_loss(output.sample, target, output.start_logits, tokens, output.start, alphas[-1])
+    loss = terms.mse + config.rounding_weight * terms.rounding + terms.prior
+    return loss + config.anchor_weight * anchor_loss(output.logits, tokens) if config.anchor_weight else loss
+
+
+def bound_objective(output, noise, times, alphas, tokens, config) -> torch.Tensor:
+    """(B, L) the bound's integrand in nats at `times`, in which t = 0 has a share of its own."""
+    alpha, earlier = alphas[times], alphas[(times - 1).clamp(min=0)]
+    steps = (len(alphas) - 1) * transition_kl(output.clean, output.sample, alpha, earlier) / (1 - FIRST_STEP_SHARE)
+    words = anchor_loss(output.logits, tokens) / FIRST_STEP_SHARE
+    loss = torch.where((times == 0).to(noise.device).unsqueeze(1), words, steps)
+    return loss + prior_kl(output.clean, alphas[-1])
+
+
+def simple_objective(output, noise, times, alphas, tokens, config) -> torch.Tensor:
+    """(B, L) squared error of predicted noise, which says nothing about where words should lie."""
+    return simple_loss(output.sample, noise)
+
+
+OBJECTIVES = {"diffusion_lm": diffusion_lm_objective, "bound": bound_objective, "simple": simple_objective}
+
+
+class EmbeddingLoss:
+    """The loss of rows (B, L) at times (B,), by noise from one generator a row."""
+
+    def __init__(self, config: DiffusionLMConfig, scheduler: Any, denoiser: Any):
+        self.config, self.scheduler, self.settings = config, scheduler, denoiser.config
+        self.alphas = scheduler.alphas_cumprod  # (T,)
+        self.objective = OBJECTIVES[config.objective]
+
+    def draw_times(self, uniform: torch.Tensor, density: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Times (B,) from uniform numbers (B,), and the weights of their losses."""
+        steps = len(self.alphas)
+        if self.config.objective == "bound":
+            rest = ((uniform - FIRST_STEP_SHARE) / (1 - FIRST_STEP_SHARE)).clamp(min=0)
+            times = torch.where(uniform < FIRST_STEP_SHARE, 0, 1 + (rest * (steps - 1)).long().clamp(max=steps - 2))
+            return times, torch.ones_like(uniform)
+        times, weights = draw_times(uniform, torch.ones(1) if density is None else density, steps)
+        return times, weights if self.config.time_sampling == "loss_aware" else torch.ones_like(weights)
+
+    def __call__(self, model, batch: dict[str, torch.Tensor], times: torch.Tensor, generators) -> torch.Tensor:
+        """(B, L) the loss of every token, padding and given ones too."""
+        tokens, given = batch["input_ids"], batch.get("given")
+        shape = (*tokens.shape, self.settings.embedding_dim)
+        coins = torch.tensor([float(torch.rand((), generator=generator)) for generator in generators])
+        noise, start_noise = (randn(shape, generators, tokens.device, torch.float32) for _ in range(2))
+        times = times.to(tokens.device)
+
+        def corrupt(clean, rows=slice(None)):
+            if self.config.objective == "bound":
+                start = clean
+            else:
+                start = noisy_start(clean, self.alphas[0], start_noise[rows])
+            noisy = self.scheduler.add_noise(start, noise[rows], times[rows])  # (B, L, E)
+            return start, noisy if given is None else torch.where(given[rows].unsqueeze(-1), clean, noisy)
+
+        inputs = {"attention_mask": batch["attention_mask"], "class_labels": batch.get("label"), "given": given}
+        estimate = self._first_estimate(model, tokens, times, corrupt, inputs, coins < self.config.self_conditioning)
+        output = model(None, times, self_condition=estimate, input_ids=tokens, corrupt=corrupt, **inputs)
+        return self.objective(output, noise, times.cpu(), self.alphas, tokens, self.config)
+
+    @torch.no_grad()
+    def _first_estimate(self, model, tokens, times, corrupt, inputs, chosen: torch.Tensor) -> torch.Tensor | None:
+        """(B, L, E) what the model makes of the chosen rows (B,) bool without an earlier estimate; zero elsewhere."""
+        if not self.settings.self_conditioning:
+            return None
+        rows = chosen.nonzero()[:, 0].to(tokens.device)
+        if not len(rows):  # a model in shards needs every process at every forward
+            rows = torch.zeros(1, dtype=torch.long, device=tokens.device)
+        kept = {name: None if value is None else value[rows] for name, value in inputs.items()}
+        output = model(None, times[rows], input_ids=tokens[rows], corrupt=partial(corrupt, rows=rows), **kept)
+        alpha = self.alphas[times[rows].cpu()]
+        estimate = clean_estimate(self.config.prediction_type, output.sample, output.noisy, alpha)
+        whole = torch.zeros(*tokens.shape, estimate.shape[-1], device=tokens.device, dtype=estimate.dtype)
+        return whole.index_copy(0, rows, estimate) * chosen.to(tokens.device)[:, None, None]
+
+    @torch.no_grad()
+    def by_time(self, model, rows: Any, num_bins: int) -> torch.Tensor:
+        """(num_bins, n) losses per token of rows at times in each part of the clock, always by the same noise."""
+        batch = next(tensor_batches(rows, TIMED_ROWS))
+        device = next(model.parameters()).device
+        batch = trimmed({name: column.to(device) for name, column in batch.items()})
+        counted = unknown_tokens(batch)
+        steps, found = len(self.alphas), []
+        for part in range(num_bins):
+            generators = [torch.Generator().manual_seed(row) for row in range(len(counted))]
+            spread = (torch.arange(len(counted)) + 0.5) / len(counted)
+            times = ((part + spread) / num_bins * steps).long()
+            losses = self(model, batch, times, generators)
+            found.append(((losses * counted).sum(dim=1) / counted.sum(dim=1)).cpu())
+        return torch.stack(found)
+
+
+def trimmed(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch without the columns in which all rows have padding."""
+    width = int(batch["attention_mask"].sum(dim=1).max())
+    return {name: column[:, :width] if column.ndim == 2 else column for name, column in batch.items()}
+
+
+def main(
+    config: DiffusionLMConfig, on_validation: Callable[[int, dict[str, float]], None] | None = None
+) -> list[float]:
+    """Train, save the pipeline and its figures; returns the loss of each step."""
+    accelerator = make_accelerator(config)
+    pretrained = config.model_name_or_path or config.embedding_model
+    data = prepare_data(config, accelerator, pretrained, source_column=config.source_column)
+    denoiser, scheduler = build_model(config, data)
+    accelerator.print(f"{denoiser.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary")
+    token_losses = EmbeddingLoss(config, scheduler, denoiser)
+
+    def loss_function(model, batch, uniform, generators):
+        if denoiser.config.time_bins and loop.step % config.timing_steps == 0 and timed.get("step") != loop.step:
+            losses = token_losses.by_time(model, data.validation_rows, denoiser.config.time_bins)
+            denoiser.time_density.copy_(TIME_DENSITIES[config.time_sampling](losses))
+            timed["step"] = loop.step
+        density = denoiser.time_density.cpu() if denoiser.config.time_bins else None
+        times, weights = token_losses.draw_times(uniform.cpu(), density)  # (B,)
+        batch = trimmed(batch)
+        losses = token_losses(model, batch, times, generators)  # (B, L)
+        return (losses * unknown_tokens(batch) * weights.to(losses).unsqueeze(1)).sum()
+
+    def evaluate(model) -> dict[str, float]:
+        rows = data.spread_validation_rows(config.validation_rows)
+        estimate = estimate_embedding_bound(model, scheduler, rows, seed=config.seed, accelerator=accelerator)
+        levels = {f"bound_by_noise/{(i + 0.5) / NOISE_LEVELS:.2f}": nats for i, nats in enumerate(estimate.by_noise)}
+        health = word_distances(model, scheduler)
+        return {"bound": estimate.bound, "standard_error": estimate.standard_error} | health | levels
+
+    def write(model) -> list[str]:
+        pipe = DiffusionLMPipeline(data.tokenizer, model, scheduler, data.lengths)
+        return written(config, pipe, data, config.num_samples).texts
+
+    timed: dict[str, int] = {}
+    order = ShuffledRows(data.train_rows, rows_per_step(config, accelerator), config.seed)
+    writer = write if config.num_samples else None
+    loop = TrainingLoop(config, accelerator, denoiser, loss_function, order, evaluate, writer, on_validation)
+    losses = loop.run()
+    weights = loop.state.averages() | dict(loop.unwrapped.named_buffers())  # of all processes
+    if accelerator.is_main_process:
+        model = EmbeddingTransformerModel.from_config(denoiser.config)
+        model.load_state_dict(weights)
+        pipe: Any = DiffusionLMPipeline(data.tokenizer, model.eval(), scheduler, data.lengths)
+        pipe.save_pretrained(config.output_dir)
+        loop.log_pipeline(report(config, pipe.to(accelerator.device), data))
+    end_training(accelerator)
+    return losses
+
+
+def word_distances(model: Any, scheduler: Any) -> dict[str, float]:
+    """`embedding_health`, and the distance of words in units of the noise at t = 0: near 1 they have collapsed."""
+    health = embedding_health(model.embedding_table())
+    return health | {"nearest_in_noise": health["nearest_distance"] / float((1 - scheduler.alphas_cumprod[0]).sqrt())}
+
+
+def written(config: DiffusionLMConfig, pipe: Any, data: TextData, count: int) -> Any:
+    """Seeded texts of the pipeline: for the first validation sources, or of the first label, if there are such."""
+    inputs: dict[str, Any] = {"num_return_sequences": count}
+    if config.source_column:
+        some = data.validation_documents.select(range(min(count, len(data.validation_rows))))
+        inputs = {"source": list(some["source"])}
+    if data.num_classes is not None:
+        inputs["class_labels"] = 0
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(config.seed)
+    return pipe(**inputs, num_inference_steps=min(WRITING_STEPS, config.num_train_timesteps), generator=generator)
+
+
+def report(config: DiffusionLMConfig, pipe: Any, data: TextData) -> dict[str, float]:
+    """Print, save and return what the model is worth on the held-out split; draw how well it rounds."""
+    rows = data.validation_rows
+    bound, error, _ = estimate_embedding_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
+    data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, rows, config)
+    if pipe.config.lengths and not config.packing:
+        bound += length_nats(pipe.config.lengths, data_lengths) / sum(map(sum, rows["attention_mask"]))
+    entropy = unigram_entropy(rows)
+    metrics = {"bound": bound, "standard_error": error, "unigram_entropy": entropy, "gap": entropy - bound}
+    metrics |= word_distances(pipe.denoiser, pipe.scheduler)
+    print(f"\nvalidation bound   {bound:.3f} +- {error:.3f} nats per token")
+    print(f"unigram entropy    {entropy:.3f} nats per token, {entropy - bound:.3f} above the bound")
+    print(
+        f"embeddings         norm {metrics['norm']:.2f}, nearest other {metrics['nearest_distance']:.2f} or "
+        f"{metrics['nearest_in_noise']:.0f} times the least noise, effective rank {metrics['effective_rank']:.1f} of "
+        f"{pipe.denoiser.config.embedding_dim}"
+    )
+    last = len(pipe.scheduler.alphas_cumprod) - 1
+    times = sorted({round(last * i / PLOTTED_TIMES) for i in range(PLOTTED_TIMES + 1)})
+    some = data.spread_validation_rows(TIMED_ROWS)
+    accuracies = rounding_accuracy(pipe.denoiser, pipe.scheduler, some, times, seed=config.seed)
+    metrics |= {f"rounding_accuracy/{found.timestep}": found.model_accuracy for found in accuracies}
+    print(f"rounding by noise  {plot_rounding(accuracies, Path(config.output_dir, 'rounding.png'))}")
+    if config.num_length_samples:
+        tokens = written(config, pipe, data, config.num_length_samples).tokens
+        metrics |= length_metrics(tokens, pipe.tokenizer, data_lengths, pipe.config.lengths is not None)
+    Path(config.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"saved in           {config.output_dir}")
+    return metrics
+
+
+if __name__ == "__main__":
+    try:
+        main(HfArgumentParser(DiffusionLMConfig).parse_args_into_dataclasses()[0])
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"train_diffusion_lm.py: {error}")
