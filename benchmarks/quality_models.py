@@ -30,19 +30,10 @@ from text_diffusers.comparison import (
     read_json,
     write_json,
 )
-from text_diffusers.data import (
-    EOS_TOKEN,
-    MASK_TOKEN,
-    PAD_TOKEN,
-    ShuffledRows,
-    load_documents,
-    split_documents,
-    tensor_batches,
-    tokenize,
-    train_tokenizer,
-)
+from text_diffusers.data import EOS_TOKEN, MASK_TOKEN, PAD_TOKEN, load_documents, split_documents, train_tokenizer
 from text_diffusers.evaluation import estimate_bound, unigram_entropy
 from text_diffusers.initialization import cooccurrence_vectors
+from text_diffusers.rows import ShuffledRows, tensor_batches, tokenize
 from text_diffusers.runtime import make_accelerator
 from text_diffusers.text_metrics import distinct_n, token_entropy
 from text_diffusers.training import TrainingLoop

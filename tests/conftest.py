@@ -12,7 +12,8 @@ from datasets import Dataset  # noqa: E402
 
 from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline, TextTransformerModel  # noqa: E402
 from text_diffusers.bounds import batch_bound  # noqa: E402
-from text_diffusers.data import ShuffledRows, tokenize, train_tokenizer  # noqa: E402
+from text_diffusers.data import train_tokenizer  # noqa: E402
+from text_diffusers.rows import ShuffledRows, tokenize
 from text_diffusers.runtime import make_accelerator  # noqa: E402
 from text_diffusers.training import TrainingLoop  # noqa: E402
 from text_diffusers.training_config import TrainingConfig  # noqa: E402

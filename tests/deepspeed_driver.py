@@ -19,8 +19,9 @@ from datasets import Dataset
 
 from text_diffusers import D3PMAbsorbingScheduler
 from text_diffusers.bounds import batch_bound
-from text_diffusers.data import ShuffledRows, tokenize, train_tokenizer
+from text_diffusers.data import train_tokenizer
 from text_diffusers.evaluation import estimate_bound
+from text_diffusers.rows import ShuffledRows, tokenize
 from text_diffusers.runtime import end_training, make_accelerator
 from text_diffusers.training import TrainingLoop
 from text_diffusers.training_config import TrainingConfig

@@ -7,16 +7,8 @@ import torch
 from conftest import SENTENCES
 from datasets import Dataset
 
-from text_diffusers.data import (
-    CONTACT,
-    PROFANITY,
-    ShuffledRows,
-    encode_texts,
-    load_documents,
-    split_documents,
-    tokenize,
-    train_tokenizer,
-)
+from text_diffusers.data import CONTACT, PROFANITY, load_documents, split_documents, train_tokenizer
+from text_diffusers.rows import ShuffledRows, encode_texts, tokenize
 
 STRANGE = ["Привет, мир! Ёжик.", "emoji 🙂 and tabs\t\n", "[MASK] is not a token here, nor is [EOS]", "  spaces  "]
 

@@ -21,7 +21,7 @@ LEAVES = [path for folder in ROOMS.values() for path in sorted(folder.glob("*.py
 MODULES = [f"{room}.{path.stem}" for room, folder in ROOMS.items() for path in sorted(folder.glob("[!_]*.py"))]
 TENSOR_LEAVES = [
     ROOT / "src/text_diffusers" / f"{name}.py"
-    for name in ("losses", "embedding_losses", "noise", "checkpoints", "data", "initialization")
+    for name in ("losses", "embedding_losses", "noise", "checkpoints", "data", "rows", "initialization")
 ]
 SOURCES = [*LEAVES, *sorted((ROOT / "src").rglob("*.py"))]
 

@@ -14,7 +14,7 @@ from transformers import GPT2Config
 
 from text_diffusers.autoregressive import AutoregressiveModel
 from text_diffusers.comparison import markdown_table, order_of
-from text_diffusers.data import encode_texts, tokenize
+from text_diffusers.rows import encode_texts, tokenize
 from text_diffusers.visualization import plot_quality
 
 FOLDER = str(Path(__file__).parent.parent / "benchmarks")

@@ -52,7 +52,8 @@ SPACE: dict[str, list] = {  # in this order: an optimizer is chosen before its l
     "hidden_size": [],  # `widths`
     "num_layers": [],  # `depths`
     "schedule": ["linear", "cosine", "sigmoid", "geometric"],  # estimates under sqrt are several times as noisy
-    "self_conditioning": [False, True],
+    "beta_schedule": ["sqrt", "cosine", "sigmoid"],
+    "self_conditioning": [0.0, 0.5],
 }
 TRIAL_DEFAULTS = {"checkpointing_steps": 0, "num_samples": 0, "num_length_samples": 0, "report_to": ["none"]}
 OF_SINGLE_RUNS = ("overwrite_output_dir", "resume_from_checkpoint")

@@ -25,7 +25,6 @@ from text_diffusers import (
     TextTransformerModel,
 )
 from text_diffusers.bounds import at_positions, predicted_positions, token_bound
-from text_diffusers.data import ShuffledRows, tensor_batches, unknown_tokens
 from text_diffusers.evaluation import (
     NOISE_LEVELS,
     estimate_bound,
@@ -44,6 +43,7 @@ from text_diffusers.masked_lm_training import (
     training_denoiser,
 )
 from text_diffusers.noise import TIME_SAMPLINGS, token_uniform
+from text_diffusers.rows import ShuffledRows, tensor_batches, unknown_tokens
 from text_diffusers.runtime import end_training, make_accelerator
 from text_diffusers.text_data import (
     TextData,

@@ -19,7 +19,6 @@ from accelerate.utils import set_seed
 from transformers import HfArgumentParser
 
 from text_diffusers import DiffusionLMPipeline, EmbeddingDDIMScheduler, EmbeddingTransformerModel
-from text_diffusers.data import ShuffledRows, tensor_batches, unknown_tokens
 from text_diffusers.embedding_evaluation import embedding_health, estimate_embedding_bound, rounding_accuracy
 from text_diffusers.embedding_losses import (
     anchor_loss,
@@ -34,6 +33,7 @@ from text_diffusers.embedding_losses import (
 from text_diffusers.embedding_plots import plot_rounding
 from text_diffusers.evaluation import NOISE_LEVELS, length_nats, unigram_entropy
 from text_diffusers.initialization import TextStatistics, pretrained_vectors
+from text_diffusers.rows import ShuffledRows, tensor_batches, unknown_tokens
 from text_diffusers.runtime import end_training, make_accelerator
 from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES, randn
 from text_diffusers.text_data import (

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from text_diffusers.data import tensor_batches
+from text_diffusers.rows import tensor_batches
 
 
 class AutoregressiveModel(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from text_diffusers import losses
-from text_diffusers.data import unknown_tokens
 from text_diffusers.noise import token_uniform
+from text_diffusers.rows import unknown_tokens
 
 
 def predicted_positions(scheduler: Any, noisy: Tensor, attention_mask: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from text_diffusers.bounds import unknown_tokens
-from text_diffusers.data import ShuffledRows, to_tensors
 from text_diffusers.embedding_losses import (
     clean_estimate,
     per_row,
@@ -25,6 +24,7 @@ from text_diffusers.embedding_losses import (
 )
 from text_diffusers.evaluation import NOISE_LEVELS, BoundEstimate, evaluating
 from text_diffusers.noise import row_noise
+from text_diffusers.rows import ShuffledRows, to_tensors
 from text_diffusers.schedulers.embedding_noise import randn
 from text_diffusers.schedulers.token_sampling import require
 

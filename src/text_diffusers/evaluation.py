@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from text_diffusers.bounds import block_length
-from text_diffusers.data import ShuffledRows, encode_texts, unknown_tokens
 from text_diffusers.noise import row_noise, token_uniform
 from text_diffusers.pipelines.masked_lm import as_denoiser, is_masked_lm
 from text_diffusers.pipelines.text_canvas import end_ids, start_ids
 from text_diffusers.row_bounds import drawn_token_bound, full_bound, monte_carlo_bound
+from text_diffusers.rows import ShuffledRows, encode_texts, unknown_tokens
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
 from text_diffusers.schedulers.token_sampling import is_int, require
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from text_diffusers.bounds import at_positions, block_length, noisy_token_bound, predict, row_sums
-from text_diffusers.data import unknown_tokens
 from text_diffusers.losses import absorbing_bound
+from text_diffusers.rows import unknown_tokens
 from text_diffusers.schedulers.noise_schedules import time_of_noise_level
 from text_diffusers.schedulers.token_sampling import is_int, rand, require
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from text_diffusers.data import encode_texts, load_documents, split_documents, tokenize, train_tokenizer
+from text_diffusers.data import load_documents, split_documents, train_tokenizer
 from text_diffusers.evaluation import length_distance
 from text_diffusers.masked_lm_training import tokenizer_folder
+from text_diffusers.rows import encode_texts, tokenize
 from text_diffusers.training_config import TrainingConfig
 
 TOKENIZER_DOCUMENTS = 200_000

@@ -33,8 +33,8 @@ from text_diffusers.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from text_diffusers.data import ShuffledRows, unknown_tokens
 from text_diffusers.noise import row_noise
+from text_diffusers.rows import ShuffledRows, unknown_tokens
 from text_diffusers.runtime import TRACKER_FOLDER, StopRequest, ThreadTuner, end_training, most_threads
 from text_diffusers.tracking import log_model, log_texts, start_trackers
 from text_diffusers.training_config import TrainingConfig, changes, make_optimizer

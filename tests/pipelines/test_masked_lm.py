@@ -14,9 +14,9 @@ from oracles import chi_square_passes
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline
 from text_diffusers.bounds import batch_bound
-from text_diffusers.data import to_tensors, tokenize
 from text_diffusers.masked_lm_training import fresh_copy, training_denoiser
 from text_diffusers.pipelines.masked_lm import HEADS, as_denoiser, masked_lm_length
+from text_diffusers.rows import to_tensors, tokenize
 
 KINDS = ("bert", "roberta", "modernbert")
 

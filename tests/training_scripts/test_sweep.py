@@ -289,11 +289,12 @@ def test_only_what_is_not_given_is_searched(arguments):
 def test_self_conditioning_is_searched_where_the_recipe_has_it(arguments):
     @dataclass
     class Config(D3PMConfig):
-        self_conditioning: bool = False
+        self_conditioning: float = 0.0
+        beta_schedule: str = "sqrt"
 
     assert "self_conditioning" not in sweep.parse(arguments()).space
     space = sweep.search_space(sweep.SweepConfig(), Config(output_dir="unused"), {})
-    assert space["self_conditioning"] == [False, True] and list(space) == list(sweep.SPACE)
+    assert space["self_conditioning"] == [0.0, 0.5] and list(space) == list(sweep.SPACE)
 
 
 def test_every_optimizer_has_a_range_of_learning_rates():

@@ -12,7 +12,8 @@ from recipes import load_script
 from safetensors.torch import load_file
 
 from text_diffusers import DiffusionLMPipeline, TextDiffusionPipeline
-from text_diffusers.data import load_documents, tokenize
+from text_diffusers.data import load_documents
+from text_diffusers.rows import tokenize
 
 train_diffusion_lm = load_script("train_diffusion_lm")
 
