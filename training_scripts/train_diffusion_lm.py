@@ -20,22 +20,13 @@ from transformers import HfArgumentParser
 
 from text_diffusers import DiffusionLMPipeline, EmbeddingDDIMScheduler, EmbeddingTransformerModel
 from text_diffusers.embedding_evaluation import embedding_health, estimate_embedding_bound, rounding_accuracy
-from text_diffusers.embedding_losses import (
-    anchor_loss,
-    clean_estimate,
-    diffusion_lm_loss,
-    noisy_start,
-    prediction_target,
-    prior_kl,
-    simple_loss,
-    transition_kl,
-)
 from text_diffusers.embedding_plots import plot_rounding
+from text_diffusers.embedding_training import OBJECTIVES, TIMED_ROWS, EmbeddingLoss, trimmed
 from text_diffusers.evaluation import NOISE_LEVELS, length_nats, unigram_entropy
 from text_diffusers.initialization import TextStatistics, pretrained_vectors
-from text_diffusers.rows import ShuffledRows, tensor_batches, unknown_tokens
+from text_diffusers.rows import ShuffledRows, tensor_batches
 from text_diffusers.runtime import end_training, make_accelerator
-from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES, randn
+from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES
 from text_diffusers.text_data import (
     TextData,
     TextTrainingConfig,
@@ -44,15 +35,16 @@ from text_diffusers.text_data import (
     rows_per_step,
     text_lengths,
 )
-from text_diffusers.time_density import TIME_DENSITIES, draw_times
+from text_diffusers.time_density import TIME_DENSITIES
 from text_diffusers.training import TrainingLoop
 
 COUNTED_ROWS = 200_000
 WRITING_STEPS = 50
 PLOTTED_TIMES = 20
 TIME_BINS = 20
-TIMED_ROWS = 256  # on which the losses of `loss_aware` and `time_warped` times are measured
-FIRST_STEP_SHARE = 0.1  # of the times drawn for `--objective bound`: t = 0, where the words are read off
+LOSS_OPTIONS = (
+    *("objective", "rounding_weight", "anchor_weight", "self_conditioning", "given_words", "time_sampling"),
+)
 PARTS_OF_A_PIPELINE = (
     *("tokenizer", "vocab_size", "beta_schedule", "num_train_timesteps", "prediction_type", "categorical_output"),
     *("embedding_dim", "embedding_model", "init_embeddings", "train_embeddings", "normalize_embeddings", "rounding"),
@@ -70,7 +62,6 @@ class DiffusionLMConfig(TextTrainingConfig):
     model_name_or_path: str | None = field(default=None, metadata={"help": "saved pipeline to train further"})
     vocab_size: int = field(default=2_048, metadata={"help": "tokens of a trained byte-level BPE"})
     length: int = field(default=64, metadata={"help": "tokens in a row"})
-    packing: bool = field(default=False, metadata={"help": "fill rows with text after text; off: one text a row"})
     beta_schedule: str = field(default="sqrt", metadata={"help": f"{', '.join(EMBEDDING_SCHEDULES)}"})
     num_train_timesteps: int = field(default=2_000, metadata={"help": "steps from words to noise"})
     objective: str = field(default="diffusion_lm", metadata={"help": "diffusion_lm, bound or simple"})
@@ -81,6 +72,12 @@ class DiffusionLMConfig(TextTrainingConfig):
     rounding_weight: float = field(default=1.0, metadata={"help": "of the words read off noisy embeddings"})
     anchor_weight: float = field(default=1.0, metadata={"help": "of the words read off the clean estimate"})
     self_conditioning: float = field(default=0.5, metadata={"help": "share of rows shown a first estimate; 0: off"})
+    given_words: float | None = field(
+        default=None,
+        metadata={
+            "help": "share of rows with some clean words, to learn prompts and gaps; default: 0.25, with sources 0"
+        },
+    )
     time_sampling: str = field(default="uniform", metadata={"help": f"uniform, {', '.join(TIME_DENSITIES)}"})
     timing_steps: int = field(default=500, metadata={"help": "optimizer steps between looks at the losses by time"})
     embedding_dim: int = field(default=16, metadata={"help": "width of the embeddings, in which diffusion happens"})
@@ -110,8 +107,13 @@ class DiffusionLMConfig(TextTrainingConfig):
         for name in ("rounding_weight", "anchor_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)!r}.")
-        if not 0 <= self.self_conditioning <= 1:
-            raise ValueError(f"`self_conditioning` must be between 0 and 1, got {self.self_conditioning!r}.")
+        if self.given_words is None:
+            self.given_words = 0.0 if self.source_column else 0.25
+        for name in ("self_conditioning", "given_words"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)!r}.")
+        if self.source_column and self.given_words:
+            raise ValueError("`source_column` needs `--given_words 0`: of a pair, the source is given.")
         if self.timing_steps < 1:
             raise ValueError(f"`timing_steps` must be at least 1, got {self.timing_steps!r}.")
         if self.prediction_type != "sample" and (self.anchor_weight or self.objective == "bound"):
@@ -149,7 +151,7 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
         prediction_type=config.prediction_type,
         categorical_output=config.categorical_output,
         self_conditioning=config.self_conditioning > 0,
-        partial_noising=config.source_column is not None,
+        partial_noising=config.source_column is not None or config.given_words > 0,
         num_classes=data.num_classes,
         normalize_embeddings=config.normalize_embeddings,
         train_embeddings=config.train_embeddings,
@@ -186,119 +188,15 @@ def first_embeddings(config: DiffusionLMConfig, data: TextData) -> torch.Tensor 
 
 def load_model(config: DiffusionLMConfig) -> tuple[Any, Any]:
     pipe: Any = DiffusionLMPipeline.from_pretrained(config.model_name_or_path)
-    limit, partial_noising = pipe.denoiser.config.max_length, pipe.denoiser.config.partial_noising
+    limit = pipe.denoiser.config.max_length
     if config.length > limit:
         raise ValueError(f"`length` must be at most {limit} for this model, got {config.length}.")
-    if partial_noising != (config.source_column is not None):
+    if (config.source_column or config.given_words) and not pipe.denoiser.config.partial_noising:
         raise ValueError(
-            f"`source_column` must {'' if partial_noising else 'not '}be given for the model in `model_name_or_path`, "
-            f"which was trained {'with' if partial_noising else 'without'} sources."
+            "`source_column` and `given_words` must be left out, `--given_words 0`, for the model in "
+            "`model_name_or_path`, which was trained without given words."
         )
     return pipe.denoiser, EmbeddingDDIMScheduler.from_config(pipe.scheduler.config)
-
-
-def diffusion_lm_objective(output, noise, times, alphas, tokens, config) -> torch.Tensor:
-    """(B, L) squared error at `times`, words read off noisy embeddings, prior, and words read off the estimate."""
-    alpha, kind = alphas[times].to(noise.device), config.prediction_type
-    first = (times == 0).to(noise.device)
-    target = prediction_target(kind, output.start, output.clean, noise, alpha, first)
-    terms = diffusion_lm_loss(output.sample, target, output.start_logits, tokens, output.start, alphas[-1])
-    loss = terms.mse + config.rounding_weight * terms.rounding + terms.prior
-    return loss + config.anchor_weight * anchor_loss(output.logits, tokens) if config.anchor_weight else loss
-
-
-def bound_objective(output, noise, times, alphas, tokens, config) -> torch.Tensor:
-    """(B, L) the bound's integrand in nats at `times`, in which t = 0 has a share of its own."""
-    alpha, earlier = alphas[times], alphas[(times - 1).clamp(min=0)]
-    steps = (len(alphas) - 1) * transition_kl(output.clean, output.sample, alpha, earlier) / (1 - FIRST_STEP_SHARE)
-    words = anchor_loss(output.logits, tokens) / FIRST_STEP_SHARE
-    loss = torch.where((times == 0).to(noise.device).unsqueeze(1), words, steps)
-    return loss + prior_kl(output.clean, alphas[-1])
-
-
-def simple_objective(output, noise, times, alphas, tokens, config) -> torch.Tensor:
-    """(B, L) squared error of predicted noise, which says nothing about where words should lie."""
-    return simple_loss(output.sample, noise)
-
-
-OBJECTIVES = {"diffusion_lm": diffusion_lm_objective, "bound": bound_objective, "simple": simple_objective}
-
-
-class EmbeddingLoss:
-    """The loss of rows (B, L) at times (B,), by noise from one generator a row."""
-
-    def __init__(self, config: DiffusionLMConfig, scheduler: Any, denoiser: Any):
-        self.config, self.scheduler, self.settings = config, scheduler, denoiser.config
-        self.alphas = scheduler.alphas_cumprod  # (T,)
-        self.objective = OBJECTIVES[config.objective]
-
-    def draw_times(self, uniform: torch.Tensor, density: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Times (B,) from uniform numbers (B,), and the weights of their losses."""
-        steps = len(self.alphas)
-        if self.config.objective == "bound":
-            rest = ((uniform - FIRST_STEP_SHARE) / (1 - FIRST_STEP_SHARE)).clamp(min=0)
-            times = torch.where(uniform < FIRST_STEP_SHARE, 0, 1 + (rest * (steps - 1)).long().clamp(max=steps - 2))
-            return times, torch.ones_like(uniform)
-        times, weights = draw_times(uniform, torch.ones(1) if density is None else density, steps)
-        return times, weights if self.config.time_sampling == "loss_aware" else torch.ones_like(weights)
-
-    def __call__(self, model, batch: dict[str, torch.Tensor], times: torch.Tensor, generators) -> torch.Tensor:
-        """(B, L) the loss of every token, padding and given ones too."""
-        tokens, given = batch["input_ids"], batch.get("given")
-        shape = (*tokens.shape, self.settings.embedding_dim)
-        coins = torch.tensor([float(torch.rand((), generator=generator)) for generator in generators])
-        noise, start_noise = (randn(shape, generators, tokens.device, torch.float32) for _ in range(2))
-        times = times.to(tokens.device)
-
-        def corrupt(clean, rows=slice(None)):
-            if self.config.objective == "bound":
-                start = clean
-            else:
-                start = noisy_start(clean, self.alphas[0], start_noise[rows])
-            noisy = self.scheduler.add_noise(start, noise[rows], times[rows])  # (B, L, E)
-            return start, noisy if given is None else torch.where(given[rows].unsqueeze(-1), clean, noisy)
-
-        inputs = {"attention_mask": batch["attention_mask"], "class_labels": batch.get("label"), "given": given}
-        estimate = self._first_estimate(model, tokens, times, corrupt, inputs, coins < self.config.self_conditioning)
-        output = model(None, times, self_condition=estimate, input_ids=tokens, corrupt=corrupt, **inputs)
-        return self.objective(output, noise, times.cpu(), self.alphas, tokens, self.config)
-
-    @torch.no_grad()
-    def _first_estimate(self, model, tokens, times, corrupt, inputs, chosen: torch.Tensor) -> torch.Tensor | None:
-        """(B, L, E) what the model makes of the chosen rows (B,) bool without an earlier estimate; zero elsewhere."""
-        if not self.settings.self_conditioning:
-            return None
-        rows = chosen.nonzero()[:, 0].to(tokens.device)
-        if not len(rows):  # a model in shards needs every process at every forward
-            rows = torch.zeros(1, dtype=torch.long, device=tokens.device)
-        kept = {name: None if value is None else value[rows] for name, value in inputs.items()}
-        output = model(None, times[rows], input_ids=tokens[rows], corrupt=partial(corrupt, rows=rows), **kept)
-        alpha = self.alphas[times[rows].cpu()]
-        estimate = clean_estimate(self.config.prediction_type, output.sample, output.noisy, alpha)
-        whole = torch.zeros(*tokens.shape, estimate.shape[-1], device=tokens.device, dtype=estimate.dtype)
-        return whole.index_copy(0, rows, estimate) * chosen.to(tokens.device)[:, None, None]
-
-    @torch.no_grad()
-    def by_time(self, model, rows: Any, num_bins: int) -> torch.Tensor:
-        """(num_bins, n) losses per token of rows at times in each part of the clock, always by the same noise."""
-        batch = next(tensor_batches(rows, TIMED_ROWS))
-        device = next(model.parameters()).device
-        batch = trimmed({name: column.to(device) for name, column in batch.items()})
-        counted = unknown_tokens(batch)
-        steps, found = len(self.alphas), []
-        for part in range(num_bins):
-            generators = [torch.Generator().manual_seed(row) for row in range(len(counted))]
-            spread = (torch.arange(len(counted)) + 0.5) / len(counted)
-            times = ((part + spread) / num_bins * steps).long()
-            losses = self(model, batch, times, generators)
-            found.append(((losses * counted).sum(dim=1) / counted.sum(dim=1)).cpu())
-        return torch.stack(found)
-
-
-def trimmed(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch without the columns in which all rows have padding."""
-    width = int(batch["attention_mask"].sum(dim=1).max())
-    return {name: column[:, :width] if column.ndim == 2 else column for name, column in batch.items()}
 
 
 def main(
@@ -310,7 +208,8 @@ def main(
     data = prepare_data(config, accelerator, pretrained, source_column=config.source_column)
     denoiser, scheduler = build_model(config, data)
     accelerator.print(f"{denoiser.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary")
-    token_losses = EmbeddingLoss(config, scheduler, denoiser)
+    settings = {name: getattr(config, name) for name in LOSS_OPTIONS}
+    token_losses = EmbeddingLoss(scheduler, denoiser, **settings)
 
     def loss_function(model, batch, uniform, generators):
         if denoiser.config.time_bins and loop.step % config.timing_steps == 0 and timed.get("step") != loop.step:
@@ -321,7 +220,7 @@ def main(
         times, weights = token_losses.draw_times(uniform.cpu(), density)  # (B,)
         batch = trimmed(batch)
         losses = token_losses(model, batch, times, generators)  # (B, L)
-        return (losses * unknown_tokens(batch) * weights.to(losses).unsqueeze(1)).sum()
+        return (losses * weights.to(losses).unsqueeze(1)).sum()
 
     def evaluate(model) -> dict[str, float]:
         rows = data.spread_validation_rows(config.validation_rows)

@@ -303,10 +303,15 @@ def length_nats(histogram: list[int], lengths: Iterable[int]) -> float:
 
 
 def unigram_entropy(rows: Iterable[dict[str, list[int]]]) -> float:
-    """Entropy of the token frequencies in nats per token: the best bound of a model that ignores context."""
+    """Entropy of the token frequencies in nats per token: the best bound of a model that ignores context.
+
+    Padding and `given` tokens are left out.
+    """
     counts: Counter[int] = Counter()
     for row in rows:
-        counts.update(token for token, real in zip(row["input_ids"], row["attention_mask"], strict=True) if real)
+        given = row.get("given") or [False] * len(row["input_ids"])
+        kept = zip(row["input_ids"], row["attention_mask"], given, strict=True)
+        counts.update(token for token, real, known in kept if real and not known)
     frequencies = np.array(list(counts.values()), dtype=np.float64)
     frequencies /= frequencies.sum()
     return float(-(frequencies * np.log(frequencies)).sum())

@@ -5,7 +5,7 @@ Shapes: B written texts, L row length in tokens.
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,12 @@ def prepare_data(
 
 def text_lengths(tokenizer: Any, documents: Any, rows: Any, config: TextTrainingConfig) -> list[int]:
     """Tokens of each text, as far as they fit into a row."""
-    if not config.packing:  # a row is a text between two [EOS], or [CLS] and [SEP]
+    paired = "source" in documents.column_names
+    if not config.packing and not paired:  # a row is a text between two [EOS], or [CLS] and [SEP]
         return [sum(mask) - 2 for mask in rows["attention_mask"]]
-    return [min(len(ids), config.length - 1) for ids in encode_texts(tokenizer, list(documents["text"]))]
+    rooms = [given.count(False) - 1 for given in rows["given"]] if paired else repeat(config.length - 1)
+    ids = encode_texts(tokenizer, list(documents["text"]))
+    return [min(len(text), room) for text, room in zip(ids, rooms, strict=False)]
 
 
 def length_metrics(tokens: Tensor, tokenizer: Any, data_lengths: list[int], drawn: bool) -> dict[str, float]:

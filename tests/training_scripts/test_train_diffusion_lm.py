@@ -55,7 +55,7 @@ def pairs(tmp_path):
     "changes",
     [
         {},
-        {"packing": True, "beta_schedule": "cosine"},
+        {"packing": False, "beta_schedule": "cosine", "given_words": 0.0},
         {"categorical_output": False, "anchor_weight": 0.0, "init_embeddings": "random"},
         {"prediction_type": "epsilon", "categorical_output": False, "anchor_weight": 0.0},
         {"prediction_type": "v_prediction", "categorical_output": False, "anchor_weight": 0.0},
@@ -105,13 +105,13 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(config, tmp_path, time_sa
 
 
 def test_micro_batches_and_padding_do_not_change_the_losses(config, tmp_path):
-    whole = train_diffusion_lm.main(config(output_dir=str(tmp_path / "a"), train_batch_size=8))
-    parts = {"train_batch_size": 2, "gradient_accumulation_steps": 4}
+    whole = train_diffusion_lm.main(config(output_dir=str(tmp_path / "a"), train_batch_size=8, packing=False))
+    parts = {"train_batch_size": 2, "gradient_accumulation_steps": 4, "packing": False}
     np.testing.assert_allclose(train_diffusion_lm.main(config(output_dir=str(tmp_path / "b"), **parts)), whole, 1e-5)
 
 
 def test_pairs_train_a_model_that_writes_from_a_source(config, pairs):
-    options = config(dataset=pairs, text_column="answer", source_column="question", length=24)
+    options = config(dataset=pairs, text_column="answer", source_column="question", length=24, packing=False)
     assert all(np.isfinite(train_diffusion_lm.main(options)))
     pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
     pipe.set_progress_bar_config(disable=True)
@@ -138,7 +138,7 @@ def test_a_pair_is_a_row_whose_source_is_given(pairs, tokenizer):
 def test_labels_make_a_conditional_model(config, tmp_path):
     path = tmp_path / "labelled.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"text {i} of many", "mood": i % 3}) for i in range(60)))
-    options = config(dataset=str(path), label_column="mood")
+    options = config(dataset=str(path), label_column="mood", packing=False)
     train_diffusion_lm.main(options)
     pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
     assert pipe.denoiser.config.num_classes == 3
@@ -180,7 +180,8 @@ def test_a_saved_pipeline_is_trained_further(config, tmp_path):
         ({"objective": "simple"}, "`--objective simple` predicts noise between embeddings that stay"),
         ({"self_conditioning": 1.5}, "`self_conditioning` must be between 0 and 1, got 1.5"),
         ({"rounding_weight": -1.0}, "`rounding_weight` must be at least 0, got -1.0"),
-        ({"source_column": "question", "packing": True}, "`source_column` needs `--packing false`"),
+        ({"source_column": "question"}, "`source_column` needs `--packing false`"),
+        ({"source_column": "q", "packing": False, "given_words": 0.5}, "`source_column` needs `--given_words 0`"),
         ({"timing_steps": 0}, "`timing_steps` must be at least 1, got 0"),
         ({"time_sampling": "cdcd"}, "`time_sampling` must be one of .*, got 'cdcd'"),
     ],
