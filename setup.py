@@ -27,6 +27,7 @@ EXTRAS = {
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",
         "ruff>=0.17",
+        "sacrebleu>=2.6",
         "pyright>=1.1.414",
         "scipy>=1.16",
         "wandb>=0.30",

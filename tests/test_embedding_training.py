@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 
 from text_diffusers import EmbeddingDDIMScheduler, EmbeddingTransformerModel
 from text_diffusers.embedding_training import OBJECTIVES, EmbeddingLoss, trimmed
@@ -109,9 +110,7 @@ def test_the_times_of_the_bound_give_its_first_step_a_share_and_weigh_it():
     torch.testing.assert_close(counts[1:], torch.full((49,), 0.9 / 49), atol=1e-4, rtol=0)
 
 
-def test_losses_by_time_grow_with_the_noise_and_do_not_change_from_call_to_call():
-    from datasets import Dataset
-
+def test_losses_by_time_are_the_same_at_every_call():
     model, batch = make_model(), make_batch(300)
     rows = Dataset.from_dict({name: column.tolist() for name, column in batch.items()})
     loss = EmbeddingLoss(SCHEDULER, model, "simple")

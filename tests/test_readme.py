@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from text_diffusers import DiffusionLMPipeline, EmbeddingDDIMScheduler, EmbeddingTransformerModel
+
 ROOT = Path(__file__).parent.parent
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
 DOWNLOADS = "google-bert/"
@@ -16,9 +18,18 @@ BLOCKS = [
 ]
 
 
+@pytest.fixture
+def embedding_pipe(tokenizer):
+    sizes = {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, "max_length": 64}
+    ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
+    denoiser = EmbeddingTransformerModel(len(tokenizer), partial_noising=True, **sizes, **ids)
+    return DiffusionLMPipeline(tokenizer, denoiser, EmbeddingDDIMScheduler())
+
+
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_python_of_the_pages_runs(block, pipe, tmp_path, monkeypatch, capsys):
+def test_the_python_of_the_pages_runs(block, pipe, embedding_pipe, tmp_path, monkeypatch, capsys):
     pipe.save_pretrained(tmp_path / "runs" / "quickstart")
+    embedding_pipe.save_pretrained(tmp_path / "runs" / "diffusion_lm")
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "page", "exec"), {})
     assert capsys.readouterr().out.strip()

@@ -242,7 +242,7 @@ def embedding_health(table: Tensor) -> dict[str, float]:
     """
     require(table.ndim == 2 and len(table) > 1, "table", "(V, E) with at least two rows", tuple(table.shape))
     table = table.detach().double().cpu()
-    exact = {"compute_mode": "donot_use_mm_for_euclid_dist"}
+    exact: dict[str, Any] = {"compute_mode": "donot_use_mm_for_euclid_dist"}
     nearest = [torch.cdist(part, table, **exact).topk(2, largest=False).values[:, 1] for part in table.split(1024)]
     values = torch.linalg.svdvals(table - table.mean(dim=0))
     shares = values / values.sum()

@@ -73,7 +73,7 @@ class EmbeddingLoss:
     def __call__(self, model: Any, batch: dict[str, Tensor], times: Tensor, generators: list) -> Tensor:
         """(B, L) the loss of every token at `times` (B,), zero at padding and at given tokens."""
         tokens = batch["input_ids"]
-        shape = (*tokens.shape, self.model_config.embedding_dim)
+        shape = (len(tokens), tokens.shape[1], self.model_config.embedding_dim)
         coins = rand((len(tokens), 3), generators, torch.device("cpu"))
         if self.given_words:
             batch = batch | {"given": self._choose_given(batch, coins[:, 1:], generators)}

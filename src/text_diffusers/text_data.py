@@ -88,6 +88,7 @@ def prepare_data(
             streaming=config.streaming,
             source_column=source_column,
         )
+        train: Any
         train, validation = split_documents(documents, config.validation_fraction, config.validation_documents)
         reused = not accelerator.is_main_process or (config.resume_from_checkpoint and folder.exists())
         if pretrained:

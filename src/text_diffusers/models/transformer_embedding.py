@@ -134,8 +134,9 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
         if not train_embeddings:
-            fixed = self.token_embedding._parameters.pop("weight")
-            self.token_embedding.register_buffer("weight", fixed.data)
+            fixed = self.token_embedding.weight.detach()
+            del self.token_embedding.weight
+            self.token_embedding.register_buffer("weight", fixed)
         if time_bins:
             self.register_buffer("time_density", torch.ones(time_bins, dtype=torch.float64))
         if rounding == "codebook":
