@@ -171,6 +171,8 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
         beta_schedule=config.beta_schedule,
         prediction_type=config.prediction_type,
     )
+    if config.categorical_output:
+        denoiser.set_noise(scheduler.alphas_cumprod)
     return denoiser, scheduler
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from text_diffusers import EmbeddingTransformerModel
+from text_diffusers import EmbeddingDDIMScheduler, EmbeddingTransformerModel
 
 V, E = 40, 8
 
@@ -87,6 +87,37 @@ def test_a_categorical_estimate_is_the_mean_embedding_of_its_words():
     want = torch.einsum("blv,ve->ble", probabilities, model.embedding_table())
     torch.testing.assert_close(output.sample, want)
     assert output.sample.square().mean(dim=-1).max() <= 1 + 1e-5  # inside the hull of unit embeddings
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_what_a_noisy_embedding_says_is_added_by_bayes_rule(normalized):
+    """A network that says nothing is then the exact posterior mean of independent, equally frequent words."""
+    alphas = EmbeddingDDIMScheduler(num_train_timesteps=50).alphas_cumprod
+    model = make_model(categorical_output=True, num_train_timesteps=50, normalize_embeddings=normalized)
+    said = model(noise(), 20).logits
+    model.set_noise(alphas)
+    times, sample, table = torch.tensor([2, 20, 49]), noise(), model.embedding_table()
+    alpha = alphas[times].view(3, 1, 1, 1).float()
+    words = torch.distributions.Normal(alpha.sqrt() * table, (1 - alpha).sqrt())
+    evidence = words.log_prob(sample.unsqueeze(2)).sum(dim=-1)  # (B, L, V)
+    torch.testing.assert_close(
+        (model(sample, 20).logits - said)[1].log_softmax(-1), evidence[1].log_softmax(-1), atol=1e-3, rtol=1e-4
+    )
+    for layer in (model.proj_out, model.word_head):
+        torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(model.proj_out.bias)
+    got = model(sample, times)
+    torch.testing.assert_close(got.logits.log_softmax(-1), evidence.log_softmax(-1), atol=1e-3, rtol=1e-4)
+    posterior = evidence[..., :38].softmax(dim=-1) @ table[:38]
+    torch.testing.assert_close(got.sample, posterior, atol=1e-4, rtol=1e-4)
+
+
+def test_noise_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="`set_noise` needs a model with `categorical_output=True`"):
+        make_model().set_noise(torch.full((2000,), 0.5))
+    for alphas in (torch.full((3,), 0.5), torch.ones(2000)):
+        with pytest.raises(ValueError, match=r"`alphas_cumprod` must be \(2000,\) and between 0 and 1"):
+            make_model(categorical_output=True).set_noise(alphas)
 
 
 @pytest.mark.parametrize("rounding", ["head", "nearest", "codebook"])

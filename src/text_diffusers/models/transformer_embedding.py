@@ -61,7 +61,9 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         num_train_timesteps: steps of the clock in which `timestep` counts.
         prediction_type: "sample" (clean embeddings), "epsilon" or "v_prediction".
         categorical_output: the clean estimate is the mean of the embeddings under predicted probabilities of the
-            words (https://arxiv.org/abs/2211.15089); needs `prediction_type="sample"`.
+            words (https://arxiv.org/abs/2211.15089); needs `prediction_type="sample"`. Once `set_noise` has been
+            called, the network predicts what the others say of a word, and what its own noisy embedding says is added
+            by Bayes' rule (https://arxiv.org/abs/2305.18619).
         self_conditioning: whether the network also sees its previous estimate (https://arxiv.org/abs/2208.04202).
         partial_noising: whether some embeddings may be given clean (https://arxiv.org/abs/2210.08933).
         num_classes: number of class labels; `None` takes none. Label `num_classes` means "no label".
@@ -137,6 +139,8 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             fixed = self.token_embedding.weight.detach()
             del self.token_embedding.weight
             self.token_embedding.register_buffer("weight", fixed)
+        if categorical_output:
+            self.register_buffer("evidence", torch.zeros(2, num_train_timesteps))
         if time_bins:
             self.register_buffer("time_density", torch.ones(time_bins, dtype=torch.float64))
         if rounding == "codebook":
@@ -185,8 +189,7 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         x = self._features(sample, timestep, attention_mask, class_labels, self_condition, given)  # (B, L, D)
         prediction, logits = self.proj_out(x), None
         if self.word_head is not None:
-            # Through the embeddings the head learns to copy at once, by itself it learns what they cannot express.
-            logits = self.word_head(x) + self.logits(prediction)
+            logits = self.word_head(x) + self._word_logits(prediction, sample, timestep)
             prediction = self._without_special(logits).softmax(dim=-1) @ self.embedding_table()
         elif clean is not None and self.config.prediction_type == "sample":
             logits = self.logits(prediction)
@@ -224,6 +227,23 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         scores = self._without_special(-distances(clean, self.embedding_table()))
         return F.embedding(scores.argmax(dim=-1), self.embedding_table())
 
+    def set_noise(self, alphas_cumprod: Tensor):
+        """Tell a model with `categorical_output` the noise of its clock, `alphas_cumprod` (T,).
+
+        Raises:
+            ValueError: if the model has no such output, or there is not one value a timestep.
+        """
+        steps = self.config.num_train_timesteps
+        if not self.config.categorical_output:
+            raise ValueError("`set_noise` needs a model with `categorical_output=True`.")
+        if tuple(alphas_cumprod.shape) != (steps,) or not ((alphas_cumprod > 0) & (alphas_cumprod < 1)).all():
+            raise ValueError(
+                f"`alphas_cumprod` must be ({steps},) and between 0 and 1, got {tuple(alphas_cumprod.shape)}, "
+                f"{float(alphas_cumprod.min())} to {float(alphas_cumprod.max())}."
+            )
+        alpha = alphas_cumprod.double()
+        self.evidence.copy_(torch.stack([alpha.sqrt(), alpha]) / (1 - alpha))
+
     def set_codebook(self, vectors: Tensor, token_ids: Tensor):
         """Round to the nearest of `vectors` (K, E), which stand for the words `token_ids` (K,).
 
@@ -259,6 +279,19 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 x = block(x, rotary, real, condition)
         shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
         return self.norm_out(x) * (1 + scale) + shift
+
+    def _word_logits(self, prediction: Tensor, sample: Tensor, timestep: float | Tensor) -> Tensor:
+        """(B, L, V) logits of words by their embeddings, from the prediction and the noisy embeddings themselves.
+
+        The log-likelihood of x_t = sqrt(a) e + sqrt(1 - a) noise is (sqrt(a) x_t e - a |e|^2 / 2) / (1 - a), but for
+        what all words share; as far as it is linear in e it is one product with the prediction.
+        """
+        times = torch.as_tensor(timestep, device=sample.device).round().long().expand(len(sample))
+        signal, power = self.evidence[:, times].view(2, -1, 1, 1).to(sample.dtype)
+        logits = self.logits(prediction + signal * sample)
+        if self.config.normalize_embeddings:  # then all |e| are equal
+            return logits
+        return logits - power / 2 * self.embedding_table().square().sum(dim=-1)
 
     def _condition(self, timestep: float | Tensor, class_labels: Tensor | None, x: Tensor) -> Tensor:
         """(B, 1, D) of the embedded time and label."""
