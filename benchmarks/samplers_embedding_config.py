@@ -13,7 +13,8 @@ class SamplersConfig:
     steps: list[int] = field(
         default_factory=lambda: [1000, 200, 50, 20, 10, 5], metadata={"help": "the first is the reference"}
     )
-    num_texts: int = field(default=128, metadata={"help": "texts of each sampler and number of steps"})
+    most_fast_steps: int = field(default=50, metadata={"help": "of the samplers that are made for few steps"})
+    num_texts: int = field(default=48, metadata={"help": "texts of each sampler and number of steps"})
     num_words: int = field(default=256, metadata={"help": "words of the source whose denoiser is exact"})
     seed: int = field(default=0, metadata={"help": "of the noise"})
     self_conditioning: bool = field(default=True, metadata={"help": "off: the model never sees its last estimate"})

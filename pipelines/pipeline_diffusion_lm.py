@@ -27,6 +27,7 @@ from text_diffusers.pipelines.text_canvas import (
 )
 
 KNOWN_WORDS = ("renoise", "clean")
+NOISE_TOLERANCE = 0.02  # of weights that were rounded to bfloat16
 
 
 @dataclass
@@ -298,6 +299,7 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
         return lengths
 
     def _canvas(self, known: list, labels: Tensor | None, ends_at_eos: bool, generators: list) -> EmbeddingCanvas:
+        self._check_noise()
         device = self._execution_device
         if hasattr(self.denoiser, "_hf_hook"):  # of CPU offloading, which waits for a call of the model as a whole
             self.denoiser._hf_hook.pre_forward(self.denoiser)
@@ -326,6 +328,19 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
             )
         super()._check_components()
         self._token_scheduler  # noqa: B018 - its errors say what does not fit
+
+    def _check_noise(self):
+        """A denoiser that was told its noise must not be shown another."""
+        told = getattr(self.denoiser, "evidence", None)
+        if told is None or not told.any():
+            return
+        alpha = self.scheduler.alphas_cumprod.double().cpu()
+        signal = alpha.sqrt() / (1 - alpha)
+        if not torch.allclose(told[0].double().cpu(), signal, rtol=NOISE_TOLERANCE):
+            raise ValueError(
+                "`scheduler` must have the noise that the denoiser was trained with: make it by `from_config` of the "
+                f"saved scheduler, got alphas_cumprod from {float(alpha[0]):.4g} to {float(alpha[-1]):.4g}."
+            )
 
     def _check_request(self, prompt, text, source, length, max_new_tokens, known_words):
         if known_words not in KNOWN_WORDS:

@@ -48,6 +48,7 @@ LOSS_OPTIONS = (
 PARTS_OF_A_PIPELINE = (
     *("tokenizer", "vocab_size", "beta_schedule", "num_train_timesteps", "prediction_type", "categorical_output"),
     *("embedding_dim", "embedding_model", "init_embeddings", "train_embeddings", "normalize_embeddings", "rounding"),
+    "embedding_scale",
     *("hidden_size", "num_layers", "num_attention_heads", "dropout", "self_conditioning", "time_sampling"),
 )
 
@@ -78,7 +79,9 @@ class DiffusionLMConfig(TextTrainingConfig):
             "help": "share of rows with some clean words, to learn prompts and gaps; default: 0.25, with sources 0"
         },
     )
-    time_sampling: str = field(default="uniform", metadata={"help": f"uniform, {', '.join(TIME_DENSITIES)}"})
+    time_sampling: str = field(
+        default="uniform", metadata={"help": f"uniform, by_signal, {', '.join(TIME_DENSITIES)}"}
+    )
     timing_steps: int = field(default=500, metadata={"help": "optimizer steps between looks at the losses by time"})
     embedding_dim: int = field(default=16, metadata={"help": "width of the embeddings, in which diffusion happens"})
     embedding_model: str | None = field(
@@ -86,7 +89,8 @@ class DiffusionLMConfig(TextTrainingConfig):
     )
     init_embeddings: str = field(default="cooccurrence", metadata={"help": "cooccurrence of tokens, or random"})
     train_embeddings: bool = field(default=True, metadata={"help": "off: they stay as they are at first"})
-    normalize_embeddings: bool = field(default=True, metadata={"help": "scale each to the strength of the noise"})
+    normalize_embeddings: bool = field(default=True, metadata={"help": "scale each to the same length"})
+    embedding_scale: float = field(default=1.0, metadata={"help": "of embeddings where the noise has 1"})
     rounding: str = field(default="head", metadata={"help": "how words are found: head, nearest or codebook"})
     hidden_size: int = field(default=256, metadata={"help": "width of the transformer"})
     num_layers: int = field(default=6, metadata={"help": "blocks"})
@@ -98,7 +102,7 @@ class DiffusionLMConfig(TextTrainingConfig):
         choices = {
             "objective": OBJECTIVES,
             "beta_schedule": EMBEDDING_SCHEDULES,
-            "time_sampling": ("uniform", *TIME_DENSITIES),
+            "time_sampling": ("uniform", "by_signal", *TIME_DENSITIES),
             "init_embeddings": ("cooccurrence", "random"),
         }
         for name, known in choices.items():
@@ -121,6 +125,8 @@ class DiffusionLMConfig(TextTrainingConfig):
                 '`anchor_weight` and `--objective bound` read words off a predicted "sample"; with `prediction_type`='
                 f"{self.prediction_type!r} pass `--anchor_weight 0` and another objective."
             )
+        if self.objective == "bound" and self.time_sampling in TIME_DENSITIES:
+            raise ValueError(f'`time_sampling` of `--objective bound` is "by_signal", got {self.time_sampling!r}.')
         if self.objective == "simple" and (self.prediction_type != "epsilon" or self.train_embeddings):
             raise ValueError(
                 "`--objective simple` predicts noise between embeddings that stay: pass `--prediction_type epsilon "
@@ -154,9 +160,10 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
         partial_noising=config.source_column is not None or config.given_words > 0,
         num_classes=data.num_classes,
         normalize_embeddings=config.normalize_embeddings,
+        embedding_scale=config.embedding_scale,
         train_embeddings=config.train_embeddings,
         rounding=config.rounding,
-        time_bins=0 if config.time_sampling == "uniform" else TIME_BINS,
+        time_bins=TIME_BINS if config.time_sampling in TIME_DENSITIES else 0,
         dropout=config.dropout,
         mask_token_id=tokenizer.mask_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -3,12 +3,14 @@
 Shapes: B batch, L sequence length, E embedding width, T training timesteps.
 """
 
+import math
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from text_diffusers.embedding_evaluation import time_distribution
 from text_diffusers.embedding_losses import (
     anchor_loss,
     clean_estimate,
@@ -16,6 +18,7 @@ from text_diffusers.embedding_losses import (
     noisy_start,
     prediction_target,
     prior_kl,
+    reconstruction,
     simple_loss,
     transition_kl,
 )
@@ -24,7 +27,8 @@ from text_diffusers.schedulers.embedding_noise import randn
 from text_diffusers.schedulers.token_sampling import rand
 from text_diffusers.time_density import draw_times
 
-FIRST_STEP_SHARE = 0.1  # of the times of the objective "bound": t = 0, where the words are read off
+BEGINNINGS = 0.25  # of the rows with given words; in the others any words are given
+LOG_LEAST_HIDDEN = math.log(0.05)
 TIMED_ROWS = 256  # on which the losses by time are measured
 
 
@@ -34,13 +38,14 @@ class EmbeddingLoss:
     Args:
         scheduler: an embedding scheduler, whose noise the model learns to remove.
         denoiser: the `EmbeddingTransformerModel` that is trained; only its configuration is used.
-        objective: a key of `OBJECTIVES`.
+        objective: a key of `OBJECTIVES`; "bound" draws its times "by_signal".
         rounding_weight, anchor_weight: of the words read off noisy embeddings and off the clean estimate, in
             "diffusion_lm".
         self_conditioning: share of the rows that are shown a first estimate.
         given_words: share of the rows of which some words are given clean, half of them a beginning and half any
             words, so that the model learns to continue and to fill in; needs `partial_noising`.
-        time_sampling: "uniform", "loss_aware" or "time_warped".
+        time_sampling: "uniform"; "by_signal", as the bound is estimated, see `time_distribution`; "loss_aware" or
+            "time_warped".
     """
 
     def __init__(
@@ -62,12 +67,12 @@ class EmbeddingLoss:
 
     def draw_times(self, uniform: Tensor, density: Tensor | None) -> tuple[Tensor, Tensor]:
         """Times (B,) from uniform numbers (B,), and the weights of their losses; `density` as in `draw_times`."""
-        steps = len(self.alphas)
-        if self.objective == "bound":
-            rest = ((uniform - FIRST_STEP_SHARE) / (1 - FIRST_STEP_SHARE)).clamp(min=0)
-            times = torch.where(uniform < FIRST_STEP_SHARE, 0, 1 + (rest * (steps - 1)).long().clamp(max=steps - 2))
-            return times, torch.ones_like(uniform)
-        times, weights = draw_times(uniform, torch.ones(1) if density is None else density, steps)
+        if self.time_sampling == "by_signal" or self.objective == "bound":
+            probabilities = time_distribution(self.alphas).to(uniform)
+            times = torch.searchsorted(probabilities.cumsum(dim=0), uniform, right=True)
+            times = times.clamp(max=len(self.alphas) - 1)
+            return times, 1 / probabilities[times] if self.objective == "bound" else torch.ones_like(uniform)
+        times, weights = draw_times(uniform, torch.ones(1) if density is None else density, len(self.alphas))
         return times, weights if self.time_sampling == "loss_aware" else torch.ones_like(weights)
 
     def __call__(self, model: Any, batch: dict[str, Tensor], times: Tensor, generators: list) -> Tensor:
@@ -100,7 +105,10 @@ class EmbeddingLoss:
         lengths = batch["attention_mask"].sum(dim=1, keepdim=True)
         places = torch.arange(tokens.shape[1], device=tokens.device)
         beginning = places < (share * lengths).long().clamp(min=1)
-        chosen = torch.where(kind < self.given_words / 2, beginning, uniform < share)
+        hidden = torch.exp(
+            LOG_LEAST_HIDDEN * share
+        )  # log-uniform: rows with few gaps teach as much as those with many
+        chosen = torch.where(kind < self.given_words * BEGINNINGS, beginning, uniform > hidden)
         last = places == lengths - 1
         return chosen & (kind < self.given_words) & ~last & unknown_tokens(batch)
 
@@ -153,13 +161,12 @@ def diffusion_lm_objective(loss: EmbeddingLoss, output: Any, noise: Tensor, time
 
 
 def bound_objective(loss: EmbeddingLoss, output: Any, noise: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
-    """(B, L) the bound's integrand in nats at `times`, in which t = 0 has a share of its own."""
+    """(B, L) the bound's term of each of `times`, in nats, with its part of the prior; summed over all, the bound."""
     alphas = loss.alphas
     transition = transition_kl(output.clean, output.sample, alphas[times], alphas[(times - 1).clamp(min=0)])
-    steps = (len(alphas) - 1) * transition / (1 - FIRST_STEP_SHARE)
-    words = anchor_loss(output.logits, tokens) / FIRST_STEP_SHARE
     first = (times == 0).to(noise.device).unsqueeze(1)
-    return torch.where(first, words, steps) + prior_kl(output.clean, alphas[-1])
+    term = torch.where(first, reconstruction(output.logits, tokens), transition)
+    return term + prior_kl(output.clean, alphas[-1]) / len(alphas)
 
 
 def simple_objective(loss: EmbeddingLoss, output: Any, noise: Tensor, times: Tensor, tokens: Tensor) -> Tensor:

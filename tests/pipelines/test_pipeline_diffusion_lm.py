@@ -510,3 +510,15 @@ def test_components_that_disagree_are_refused_also_when_they_are_swapped(pipe, t
             pipe()
     with pytest.raises(ValueError, match="TextTransformerModel has no `embed`"):
         DiffusionLMPipeline(tokenizer, TextTransformerModel(len(tokenizer), 32, 1, 2), EmbeddingDDIMScheduler())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_denoiser_that_knows_its_noise_is_not_shown_another(tokenizer, dtype):
+    model = make_model(tokenizer, categorical_output=True)
+    model.set_noise(EmbeddingDDIMScheduler().alphas_cumprod)
+    for name in (*OURS, "UniPCMultistepScheduler", "EulerDiscreteScheduler"):
+        assert make_pipe(tokenizer, model.to(dtype), name)(length=4, num_inference_steps=2).texts
+    pipe = make_pipe(tokenizer, model)
+    pipe.scheduler = EmbeddingDDIMScheduler(beta_schedule="cosine")
+    with pytest.raises(ValueError, match="`scheduler` must have the noise that the denoiser was trained with"):
+        pipe(length=4, num_inference_steps=2)

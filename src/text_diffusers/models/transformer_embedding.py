@@ -67,7 +67,9 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self_conditioning: whether the network also sees its previous estimate (https://arxiv.org/abs/2208.04202).
         partial_noising: whether some embeddings may be given clean (https://arxiv.org/abs/2210.08933).
         num_classes: number of class labels; `None` takes none. Label `num_classes` means "no label".
-        normalize_embeddings: scales each embedding to a mean square of 1, like the noise.
+        normalize_embeddings: scales each embedding to a root mean square of `embedding_scale`.
+        embedding_scale: that of the noise is 1. The smaller, the more noise hides: 1 / F is the same as
+            the noise factor F of Difformer (https://arxiv.org/abs/2212.09412).
         train_embeddings: whether the embeddings are learned, or stay as they were put in.
         rounding: how `round` finds words: "head" (largest logit), "nearest" (least distance) or "codebook" (the
             nearest of the vectors of `set_codebook`).
@@ -103,6 +105,7 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         partial_noising: bool = False,
         num_classes: int | None = None,
         normalize_embeddings: bool = True,
+        embedding_scale: float = 1.0,
         train_embeddings: bool = True,
         rounding: str = "head",
         codebook_size: int | None = None,
@@ -202,7 +205,7 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         weight = self.token_embedding.weight
         if not self.config.normalize_embeddings:
             return weight
-        return F.normalize(weight, dim=-1) * self.config.embedding_dim**0.5
+        return F.normalize(weight, dim=-1) * (self.config.embedding_scale * self.config.embedding_dim**0.5)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, L, E) clean embeddings of words (B, L)."""
@@ -360,6 +363,8 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 f"`time_bins` must be between 0 and `num_train_timesteps`={config.num_train_timesteps}, "
                 f"got {config.time_bins!r}."
             )
+        if not config.embedding_scale > 0:
+            raise ValueError(f"`embedding_scale` must be above 0, got {config.embedding_scale!r}.")
         if not 0 <= config.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {config.dropout!r}.")
         for name in ("mask_token_id", "pad_token_id"):
