@@ -239,6 +239,7 @@ def main(
         return {"bound": estimate.bound, "standard_error": estimate.standard_error} | health | levels
 
     def write(model) -> list[str]:
+        set_codes(model)
         pipe = DiffusionLMPipeline(data.tokenizer, model, scheduler, data.lengths)
         return written(config, pipe, data, config.num_samples).texts
 
@@ -251,11 +252,18 @@ def main(
     if accelerator.is_main_process:
         model = EmbeddingTransformerModel.from_config(denoiser.config)
         model.load_state_dict(weights)
+        set_codes(model)
         pipe: Any = DiffusionLMPipeline(data.tokenizer, model.eval(), scheduler, data.lengths)
         pipe.save_pretrained(config.output_dir)
         loop.log_pipeline(report(config, pipe.to(accelerator.device), data))
     end_training(accelerator)
     return losses
+
+
+def set_codes(model: Any):
+    """Begin a codebook with the embeddings as they are now; several codes of a word are for users to set."""
+    if model.config.rounding == "codebook":
+        model.set_codebook(model.embedding_table().detach(), torch.arange(model.config.vocab_size))
 
 
 def word_distances(model: Any, scheduler: Any) -> dict[str, float]:

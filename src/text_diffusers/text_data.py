@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from text_diffusers.data import load_documents, split_documents, train_tokenizer
+from text_diffusers.data import MASK_TOKEN, PAD_TOKEN, load_documents, split_documents, train_tokenizer
 from text_diffusers.evaluation import length_distance
 from text_diffusers.masked_lm_training import tokenizer_folder
 from text_diffusers.rows import encode_texts, tokenize
@@ -92,9 +92,9 @@ def prepare_data(
         train, validation = split_documents(documents, config.validation_fraction, config.validation_documents)
         reused = not accelerator.is_main_process or (config.resume_from_checkpoint and folder.exists())
         if pretrained:
-            tokenizer = AutoTokenizer.from_pretrained(pretrained, **tokenizer_folder(pretrained))
+            tokenizer = complete(AutoTokenizer.from_pretrained(pretrained, **tokenizer_folder(pretrained)))
         elif config.tokenizer or reused:
-            tokenizer = AutoTokenizer.from_pretrained(config.tokenizer or str(folder))
+            tokenizer = complete(AutoTokenizer.from_pretrained(config.tokenizer or str(folder)))
         else:
             columns = ("text", "source") if source_column else ("text",)
             texts = (row[column] for row in islice(train, TOKENIZER_DOCUMENTS) for column in columns)
@@ -110,6 +110,16 @@ def prepare_data(
         lengths = [counts[n] for n in range(config.length - 1)]
         accelerator.print(f"{counts[config.length - 2]:,} of {len(train):,} texts fill a row or are cut to it")
     return TextData(tokenizer, train_rows, validation_rows, validation, num_classes, lengths)
+
+
+def complete(tokenizer: Any) -> Any:
+    """The tokenizer with tokens for padding and mask behind its own, if it lacks them, as GPT-2's does."""
+    needed = {"pad_token": PAD_TOKEN, "mask_token": MASK_TOKEN}
+    missing = {name: token for name, token in needed.items() if getattr(tokenizer, name) is None}
+    if missing:
+        tokenizer.add_special_tokens(missing)
+        print(f"added to the tokenizer: {', '.join(missing.values())}")
+    return tokenizer
 
 
 def text_lengths(tokenizer: Any, documents: Any, rows: Any, config: TextTrainingConfig) -> list[int]:

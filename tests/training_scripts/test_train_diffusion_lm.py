@@ -10,6 +10,8 @@ import torch
 from masked_lms import make_masked_lm
 from recipes import load_script
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from text_diffusers import DiffusionLMPipeline, TextDiffusionPipeline
 from text_diffusers.data import load_documents
@@ -160,6 +162,32 @@ def test_embeddings_of_a_pretrained_model_are_projected_and_kept(config, tmp_pat
     torch.testing.assert_close(table.abs(), scores.abs(), atol=1e-3, rtol=0)
 
 
+def test_a_tokenizer_without_padding_and_mask_gets_them(config, tmp_path, capsys):
+    """As GPT-2's, whose embeddings have no rows for them."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    backend.train_from_iterator(["the cat sat on the mat", "the dog sat on the cat"], trainer)
+    end = "<|endoftext|>"
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end).save_pretrained(tmp_path / "gpt2")
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": backend.get_vocab_size()}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "gpt2")
+    train_diffusion_lm.main(config(embedding_model=str(tmp_path / "gpt2")))
+    assert "added to the tokenizer: [PAD], [MASK]" in capsys.readouterr().out
+    pipe = TextDiffusionPipeline.from_pretrained(tmp_path / "run")
+    assert pipe.denoiser.config.vocab_size == sizes["vocab_size"] + 2
+    assert pipe.denoiser.round(100 * torch.randn(500, 8)).max() < sizes["vocab_size"]
+    assert isinstance(pipe(num_inference_steps=2).texts[0], str)
+
+
+def test_a_codebook_starts_from_the_learned_embeddings(config):
+    options = config(rounding="codebook", learning_rate=0.1)
+    train_diffusion_lm.main(options)
+    model = TextDiffusionPipeline.from_pretrained(options.output_dir).denoiser
+    torch.testing.assert_close(model.codebook, model.embedding_table())
+
+
 def test_a_saved_pipeline_is_trained_further(config, tmp_path):
     base = config(output_dir=str(tmp_path / "base"), max_train_steps=60, learning_rate=3e-3, num_length_samples=0)
     losses = train_diffusion_lm.main(base)
@@ -190,3 +218,17 @@ def test_a_saved_pipeline_is_trained_further(config, tmp_path):
 def test_options_that_make_no_sense_are_refused(config, changes, message):
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mixed_precision", ["no", "fp16", "bf16"])
+def test_a_gpu_trains_and_writes_what_the_cpu_would_write(config, mixed_precision):
+    options = config(mixed_precision=mixed_precision, time_sampling="time_warped", timing_steps=2)
+    assert all(np.isfinite(train_diffusion_lm.main(options)))
+    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {"length": 6, "num_inference_steps": 5, "output_type": "tokens"}
+    tokens = [pipe.to(device)(**arguments, generator=torch.Generator().manual_seed(1)).tokens.cpu()
+              for device in ("cpu", "cuda")]  # fmt: skip
+    assert torch.equal(*tokens)
