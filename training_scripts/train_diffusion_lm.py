@@ -23,7 +23,7 @@ from text_diffusers.embedding_evaluation import embedding_health, estimate_embed
 from text_diffusers.embedding_plots import plot_rounding
 from text_diffusers.embedding_training import OBJECTIVES, TIMED_ROWS, EmbeddingLoss, trimmed
 from text_diffusers.evaluation import NOISE_LEVELS, length_nats, unigram_entropy
-from text_diffusers.initialization import TextStatistics, pretrained_vectors
+from text_diffusers.initialization import LARGEST_VOCABULARY, TextStatistics, pretrained_vectors
 from text_diffusers.rows import ShuffledRows, tensor_batches
 from text_diffusers.runtime import end_training, make_accelerator
 from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES
@@ -44,6 +44,7 @@ PLOTTED_TIMES = 20
 TIME_BINS = 20
 LOSS_OPTIONS = (
     *("objective", "rounding_weight", "anchor_weight", "self_conditioning", "given_words", "time_sampling"),
+    "least_time",
 )
 PARTS_OF_A_PIPELINE = (
     *("tokenizer", "vocab_size", "beta_schedule", "num_train_timesteps", "prediction_type", "categorical_output"),
@@ -82,12 +83,16 @@ class DiffusionLMConfig(TextTrainingConfig):
     time_sampling: str = field(
         default="uniform", metadata={"help": f"uniform, by_signal, {', '.join(TIME_DENSITIES)}"}
     )
+    least_time: float = field(
+        default=0.0,
+        metadata={"help": "share of the clock below which no time is drawn; 0.9 to begin with given words"},
+    )
     timing_steps: int = field(default=500, metadata={"help": "optimizer steps between looks at the losses by time"})
     embedding_dim: int = field(default=16, metadata={"help": "width of the embeddings, in which diffusion happens"})
     embedding_model: str | None = field(
         default=None, metadata={"help": "transformers model whose embeddings, projected, and tokenizer are taken"}
     )
-    init_embeddings: str = field(default="cooccurrence", metadata={"help": "cooccurrence of tokens, or random"})
+    init_embeddings: str = field(default="random", metadata={"help": "random, or cooccurrence of tokens"})
     train_embeddings: bool = field(default=True, metadata={"help": "off: they stay as they are at first"})
     normalize_embeddings: bool = field(default=True, metadata={"help": "scale each to the same length"})
     embedding_scale: float = field(default=1.0, metadata={"help": "of embeddings where the noise has 1"})
@@ -118,6 +123,11 @@ class DiffusionLMConfig(TextTrainingConfig):
                 raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)!r}.")
         if self.source_column and self.given_words:
             raise ValueError("`source_column` needs `--given_words 0`: of a pair, the source is given.")
+        if not 0 <= self.least_time < 1 or (self.least_time and self.time_sampling != "uniform"):
+            raise ValueError(
+                f"`least_time` must be in [0, 1) and needs uniform times, got {self.least_time!r} with "
+                f"{self.time_sampling!r}."
+            )
         if self.timing_steps < 1:
             raise ValueError(f"`timing_steps` must be at least 1, got {self.timing_steps!r}.")
         if self.prediction_type != "sample" and (self.anchor_weight or self.objective == "bound"):
@@ -169,11 +179,7 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
         pad_token_id=tokenizer.pad_token_id,
     )
     if not config.resume_from_checkpoint:
-        for layer, width in ((denoiser.token_embedding, config.embedding_dim), (denoiser.words_in, config.hidden_size)):
-            vectors = None if layer is None else first_embeddings(config, data, width)
-            if vectors is not None:
-                count = min(len(vectors), denoiser.config.vocab_size)  # a model may have more rows than words
-                layer.weight.data[:count] = vectors[:count]
+        set_first_vectors(config, data, denoiser)
     scheduler = EmbeddingDDIMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_schedule=config.beta_schedule,
@@ -184,16 +190,20 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
     return denoiser, scheduler
 
 
-def first_embeddings(config: DiffusionLMConfig, data: TextData, width: int) -> torch.Tensor | None:
-    """(V or fewer, width) vectors of the words to start from; `None` leaves them random."""
-    if config.embedding_model:
-        return pretrained_vectors(config.embedding_model, width)
-    if config.init_embeddings == "random":
-        return None
-    tokenizer = data.tokenizer
+def set_first_vectors(config: DiffusionLMConfig, data: TextData, denoiser: Any):
+    """Start from what is known of the words: their vectors in the network, and if asked for, their embeddings.
+
+    Embeddings are random by default: noise then confuses words that have nothing in common, which context tells apart.
+    """
     counted = partial(tensor_batches, data.train_rows, COUNTED_ROWS)
-    words = min(tokenizer.pad_token_id, tokenizer.mask_token_id)  # padding and mask never occur
-    return TextStatistics(counted, len(tokenizer), width).vectors()[:words]
+    vocab_size = len(data.tokenizer)
+    if denoiser.words_in is not None and vocab_size <= LARGEST_VOCABULARY:
+        denoiser.words_in.weight.data.copy_(TextStatistics(counted, vocab_size, config.hidden_size).vectors())
+    if config.embedding_model:
+        vectors = pretrained_vectors(config.embedding_model, config.embedding_dim)[:vocab_size]
+        denoiser.token_embedding.weight.data[: len(vectors)] = vectors  # the model may lack padding and mask
+    elif config.init_embeddings == "cooccurrence":
+        denoiser.token_embedding.weight.data.copy_(TextStatistics(counted, vocab_size, config.embedding_dim).vectors())
 
 
 def load_model(config: DiffusionLMConfig) -> tuple[Any, Any]:

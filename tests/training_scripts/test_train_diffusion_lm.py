@@ -58,7 +58,7 @@ def pairs(tmp_path):
     [
         {},
         {"packing": False, "beta_schedule": "cosine", "given_words": 0.0},
-        {"categorical_output": False, "anchor_weight": 0.0, "init_embeddings": "random"},
+        {"categorical_output": False, "anchor_weight": 0.0, "init_embeddings": "cooccurrence"},
         {"prediction_type": "epsilon", "categorical_output": False, "anchor_weight": 0.0},
         {"prediction_type": "v_prediction", "categorical_output": False, "anchor_weight": 0.0},
         {"objective": "bound", "beta_schedule": "sigmoid", "self_conditioning": 0.0},
@@ -211,6 +211,7 @@ def test_a_saved_pipeline_is_trained_further(config, tmp_path):
         ({"source_column": "question"}, "`source_column` needs `--packing false`"),
         ({"source_column": "q", "packing": False, "given_words": 0.5}, "`source_column` needs `--given_words 0`"),
         ({"objective": "bound", "time_sampling": "time_warped"}, "`time_sampling` of `--objective bound` is"),
+        ({"least_time": 0.5, "time_sampling": "by_signal"}, "`least_time` must be in .* needs uniform times, got 0.5"),
         ({"timing_steps": 0}, "`timing_steps` must be at least 1, got 0"),
         ({"time_sampling": "cdcd"}, "`time_sampling` must be one of .*, got 'cdcd'"),
     ],

@@ -303,8 +303,9 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
     def _word_logits(self, prediction: Tensor, sample: Tensor, times: Tensor) -> Tensor:
         """(B, L, V) logits of words by their embeddings, from the prediction and the noisy embeddings themselves.
 
-        `times` are whole timesteps, (B, 1) or (B, L). The log-likelihood of x_t = sqrt(a) e + sqrt(1 - a) noise is (sqrt(a) x_t e - a |e|^2 / 2) / (1 - a), but for
-        what all words share; as far as it is linear in e it is one product with the prediction.
+        `times` are whole timesteps, (B, 1) or (B, L). The log-likelihood of x_t = sqrt(a) e + sqrt(1 - a) noise is
+        (sqrt(a) x_t e - a |e|^2 / 2) / (1 - a), but for what all words share; as far as it is linear in e it is one
+        product with the prediction.
         """
         signal, power = self.evidence[:, times].unsqueeze(-1).to(sample.dtype)  # (B, 1 or L, 1)
         logits = self.logits(prediction + signal * sample)
