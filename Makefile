@@ -8,9 +8,8 @@ TEST_WORKERS ?= 2
 QUICKSTART_RECIPE := --vocab_size 2048 --length 64 --hidden_size 128 --num_layers 4 --train_batch_size 8 \
 	--learning_rate 1e-3 --lr_warmup_steps 50 --ema_decay 0.995 --max_train_steps 100000 --num_cpu_threads 0 \
 	--validation_steps 2000 --checkpointing_steps 2000
-# First with given words, as a masked language model learns, then with all words in noise.
-DIFFUSION_LM_RECIPE := --dataset chitchat --packing false --train_batch_size 16 --lr_warmup_steps 50 --ema_decay 0.995 \
-	--num_cpu_threads 2 --validation_steps 0 --checkpointing_steps 1000 --resume_from_checkpoint auto
+DIFFUSION_LM_RECIPE := --packing false --hidden_size 128 --num_layers 4 --train_batch_size 16 --lr_warmup_steps 50 \
+	--ema_decay 0.995 --max_train_steps 6000 --num_cpu_threads 2 --validation_steps 0 --checkpointing_steps 1000
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export HF_HUB_DISABLE_TELEMETRY := 1
 
@@ -44,10 +43,8 @@ quality: judge  ## every kernel beside GPT-2, at equal parameters, data and CPU 
 	$(BIN)/python benchmarks/quality.py
 
 diffusion_lm: $(VENV)/train.installed  ## train a small model over word embeddings, about 20 minutes
-	$(LAUNCH) training_scripts/train_diffusion_lm.py --output_dir runs/diffusion_lm_given $(DIFFUSION_LM_RECIPE) \
-		--hidden_size 128 --num_layers 4 --given_words 1 --least_time 0.9 --max_train_steps 2800 --num_length_samples 0
-	$(LAUNCH) training_scripts/train_diffusion_lm.py --output_dir runs/diffusion_lm $(DIFFUSION_LM_RECIPE) \
-		--model_name_or_path runs/diffusion_lm_given --max_train_steps 3000
+	$(LAUNCH) training_scripts/train_diffusion_lm.py --dataset chitchat --output_dir runs/diffusion_lm \
+		--resume_from_checkpoint auto $(DIFFUSION_LM_RECIPE)
 
 samplers: judge  ## its samplers at 1,000 to 5 steps
 	$(BIN)/python benchmarks/samplers_embedding.py --model runs/diffusion_lm

@@ -121,12 +121,6 @@ def test_the_objective_bound_is_on_average_the_bound_that_is_reported():
     torch.testing.assert_close(total, want, rtol=1e-5, atol=0)
 
 
-def test_times_below_the_least_are_not_drawn():
-    uniform = (torch.arange(1_000, dtype=torch.float64) + 0.5) / 1_000
-    times, weights = EmbeddingLoss(SCHEDULER, make_model(), least_time=0.9).draw_times(uniform, None)
-    assert times.bincount().tolist() == [0] * 45 + [200] * 5 and (weights == 1).all()
-
-
 def test_losses_by_time_are_the_same_at_every_call():
     model, batch = make_model(), make_batch(300)
     rows = Dataset.from_dict({name: column.tolist() for name, column in batch.items()})

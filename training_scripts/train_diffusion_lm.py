@@ -44,7 +44,6 @@ PLOTTED_TIMES = 20
 TIME_BINS = 20
 LOSS_OPTIONS = (
     *("objective", "rounding_weight", "anchor_weight", "self_conditioning", "given_words", "time_sampling"),
-    "least_time",
 )
 PARTS_OF_A_PIPELINE = (
     *("tokenizer", "vocab_size", "beta_schedule", "num_train_timesteps", "prediction_type", "categorical_output"),
@@ -123,11 +122,6 @@ class DiffusionLMConfig(TextTrainingConfig):
                 raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)!r}.")
         if self.source_column and self.given_words:
             raise ValueError("`source_column` needs `--given_words 0`: of a pair, the source is given.")
-        if not 0 <= self.least_time < 1 or (self.least_time and self.time_sampling != "uniform"):
-            raise ValueError(
-                f"`least_time` must be in [0, 1) and needs uniform times, got {self.least_time!r} with "
-                f"{self.time_sampling!r}."
-            )
         if self.timing_steps < 1:
             raise ValueError(f"`timing_steps` must be at least 1, got {self.timing_steps!r}.")
         if self.prediction_type != "sample" and (self.anchor_weight or self.objective == "bound"):

@@ -46,8 +46,6 @@ class EmbeddingLoss:
             words, so that the model learns to continue and to fill in; needs `partial_noising`.
         time_sampling: "uniform"; "by_signal", as the bound is estimated, see `time_distribution`; "loss_aware" or
             "time_warped".
-        least_time: of the times that are drawn, as a share of the clock. From 0.9 on, words that are not given are
-            lost in noise, as in a masked language model.
     """
 
     def __init__(
@@ -60,14 +58,13 @@ class EmbeddingLoss:
         self_conditioning: float = 0.5,
         given_words: float = 0.0,
         time_sampling: str = "uniform",
-        least_time: float = 0.0,
     ):
         self.scheduler, self.model_config = scheduler, denoiser.config
         self.alphas = scheduler.alphas_cumprod  # (T,)
         self.objective, self.compute = objective, OBJECTIVES[objective]
         self.rounding_weight, self.anchor_weight = rounding_weight, anchor_weight
         self.self_conditioning, self.given_words = self_conditioning, given_words
-        self.time_sampling, self.least_time = time_sampling, least_time
+        self.time_sampling = time_sampling
 
     def draw_times(self, uniform: Tensor, density: Tensor | None) -> tuple[Tensor, Tensor]:
         """Times (B,) from uniform numbers (B,), and the weights of their losses; `density` as in `draw_times`."""
@@ -76,7 +73,6 @@ class EmbeddingLoss:
             times = torch.searchsorted(probabilities.cumsum(dim=0), uniform, right=True)
             times = times.clamp(max=len(self.alphas) - 1)
             return times, 1 / probabilities[times] if self.objective == "bound" else torch.ones_like(uniform)
-        uniform = self.least_time + (1 - self.least_time) * uniform
         times, weights = draw_times(uniform, torch.ones(1) if density is None else density, len(self.alphas))
         return times, weights if self.time_sampling == "loss_aware" else torch.ones_like(weights)
 

@@ -211,7 +211,6 @@ def test_a_saved_pipeline_is_trained_further(config, tmp_path):
         ({"source_column": "question"}, "`source_column` needs `--packing false`"),
         ({"source_column": "q", "packing": False, "given_words": 0.5}, "`source_column` needs `--given_words 0`"),
         ({"objective": "bound", "time_sampling": "time_warped"}, "`time_sampling` of `--objective bound` is"),
-        ({"least_time": 0.5, "time_sampling": "by_signal"}, "`least_time` must be in .* needs uniform times, got 0.5"),
         ({"timing_steps": 0}, "`timing_steps` must be at least 1, got 0"),
         ({"time_sampling": "cdcd"}, "`time_sampling` must be one of .*, got 'cdcd'"),
     ],
