@@ -82,10 +82,6 @@ class DiffusionLMConfig(TextTrainingConfig):
     time_sampling: str = field(
         default="uniform", metadata={"help": f"uniform, by_signal, {', '.join(TIME_DENSITIES)}"}
     )
-    least_time: float = field(
-        default=0.0,
-        metadata={"help": "share of the clock below which no time is drawn; 0.9 to begin with given words"},
-    )
     timing_steps: int = field(default=500, metadata={"help": "optimizer steps between looks at the losses by time"})
     embedding_dim: int = field(default=16, metadata={"help": "width of the embeddings, in which diffusion happens"})
     embedding_model: str | None = field(
