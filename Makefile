@@ -9,7 +9,7 @@ QUICKSTART_RECIPE := --vocab_size 2048 --length 64 --hidden_size 128 --num_layer
 	--learning_rate 1e-3 --lr_warmup_steps 50 --ema_decay 0.995 --max_train_steps 100000 --num_cpu_threads 0 \
 	--validation_steps 2000 --checkpointing_steps 2000
 DIFFUSION_LM_RECIPE := --packing false --hidden_size 128 --num_layers 4 --train_batch_size 16 --lr_warmup_steps 50 \
-	--ema_decay 0.995 --max_train_steps 6000 --num_cpu_threads 2 --validation_steps 0 --checkpointing_steps 1000
+	--ema_decay 0.995 --max_train_steps 4400 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 1000
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export HF_HUB_DISABLE_TELEMETRY := 1
 
