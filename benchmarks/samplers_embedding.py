@@ -101,7 +101,10 @@ def run_all(options: SamplersConfig, pipe: Any, folder: Path, **arguments: Any) 
                 continue
             name = f"{sampler.replace(' ', '-').lower()}-{steps}.json"
             run = partial(write_texts, options, pipe, sampler, steps, **arguments)
-            records.append(finished(folder / name, run))
+            record = finished(folder / name, run)
+            padding = pipe.tokenizer.pad_token_id
+            record["tokens"] = [[token for token in row if token != padding] for row in record["tokens"]]
+            records.append(record)
             print(f"{folder.name}: {sampler}, {steps} steps: {records[-1]['seconds']:.1f} s", flush=True)
     longest = {record["sampler"]: record["tokens"] for record in records if record["steps"] == options.steps[0]}
     for record in records:

@@ -48,7 +48,7 @@ LOSS_OPTIONS = (
 PARTS_OF_A_PIPELINE = (
     *("tokenizer", "vocab_size", "beta_schedule", "num_train_timesteps", "prediction_type", "categorical_output"),
     *("embedding_dim", "embedding_model", "init_embeddings", "train_embeddings", "normalize_embeddings", "rounding"),
-    "embedding_scale",
+    *("embedding_scale", "own_evidence"),
     *("hidden_size", "num_layers", "num_attention_heads", "dropout", "self_conditioning", "time_sampling"),
 )
 
@@ -69,6 +69,9 @@ class DiffusionLMConfig(TextTrainingConfig):
     prediction_type: str = field(default="sample", metadata={"help": "sample, epsilon or v_prediction"})
     categorical_output: bool = field(
         default=True, metadata={"help": "predict probabilities of words and take their mean embedding; needs sample"}
+    )
+    own_evidence: bool = field(
+        default=True, metadata={"help": "tell the model by Bayes' rule what a noisy embedding says of its own word"}
     )
     rounding_weight: float = field(default=1.0, metadata={"help": "of the words read off noisy embeddings"})
     anchor_weight: float = field(default=1.0, metadata={"help": "of the words read off the clean estimate"})
@@ -175,7 +178,7 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
         beta_schedule=config.beta_schedule,
         prediction_type=config.prediction_type,
     )
-    if config.categorical_output:
+    if config.categorical_output and config.own_evidence:
         denoiser.set_noise(scheduler.alphas_cumprod)
     return denoiser, scheduler
 

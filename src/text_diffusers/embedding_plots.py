@@ -72,6 +72,8 @@ def plot_samplers(records: list[dict[str, Any]], exact: list[dict[str, Any]], pa
     ]
     if not records or not exact:
         raise ValueError(f"`records` and `exact` must not be empty, got {len(records)} and {len(exact)}.")
+    names = dict.fromkeys(r["sampler"] for r in (*records, *exact) if r["steps"])
+    colors = {name: plt.get_cmap("tab10")(place % 10) for place, name in enumerate(names)}
     figure, axes = plt.subplots(2, 2, figsize=(11, 8))
     for panel, (shown, name, title) in zip(axes.flat, panels, strict=True):
         shown = [record for record in shown if name in record]
@@ -81,7 +83,7 @@ def plot_samplers(records: list[dict[str, Any]], exact: list[dict[str, Any]], pa
             if points[0][0] == 0:
                 panel.axhline(points[0][1], color="black", linestyle=":", label=sampler)
             else:
-                panel.plot(*zip(*points, strict=True), "o-", label=sampler, markersize=4)
+                panel.plot(*zip(*points, strict=True), "o-", label=sampler, markersize=4, color=colors[sampler])
         panel.set(xscale="log", xlabel="steps, each one call of the denoiser", title=title)
         if name == "generative_perplexity":
             panel.set_yscale("log")
