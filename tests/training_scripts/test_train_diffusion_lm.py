@@ -58,6 +58,7 @@ def pairs(tmp_path):
     [
         {},
         {"packing": False, "beta_schedule": "cosine", "given_words": 0.0},
+        {"own_evidence": False},
         {"categorical_output": False, "anchor_weight": 0.0, "init_embeddings": "cooccurrence"},
         {"prediction_type": "epsilon", "categorical_output": False, "anchor_weight": 0.0},
         {"prediction_type": "v_prediction", "categorical_output": False, "anchor_weight": 0.0},
