@@ -134,7 +134,7 @@ def judged(records: list[Record], tokenizer: Any, options: SamplersConfig) -> li
         record["entropy"] = token_entropy(rows)
         for n in (1, 2):
             record[f"distinct_{n}"] = distinct_n(rows, n)
-        if judge is not None and "generative_perplexity" not in record:
+        if judge is not None:
             record["generative_perplexity"] = generative_perplexity(texts, *judge).perplexity
     return records
 

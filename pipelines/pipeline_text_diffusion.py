@@ -14,7 +14,7 @@ from torch import Tensor
 
 from text_diffusers.pipelines.lora import DenoiserLoraLoaderMixin
 from text_diffusers.pipelines.masked_lm import as_denoiser, is_masked_lm, masked_lm_length
-from text_diffusers.pipelines.stock_schedulers import as_token_scheduler
+from text_diffusers.pipelines.stock_schedulers import as_token_scheduler, row_seeds
 from text_diffusers.pipelines.text_canvas import (
     Canvas,
     check_strings,
@@ -317,14 +317,9 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
 
     def _row_generators(self, generator, num_rows: int) -> list[torch.Generator]:
         """One generator a row, seeded by the next number of the row's own generator or of the shared one."""
-        if is_list(generator):
-            if len(generator) != num_rows:
-                raise ValueError(f"`generator` must be one or {num_rows}, one a returned text, got {len(generator)}.")
-            seeds = [int(torch.randint(2**62, (1,), generator=g, device=g.device)) for g in generator]
-        else:
-            device = "cpu" if generator is None else generator.device
-            seeds = torch.randint(2**62, (num_rows,), generator=generator, device=device).tolist()
-        return [torch.Generator().manual_seed(seed) for seed in seeds]
+        if is_list(generator) and len(generator) != num_rows:
+            raise ValueError(f"`generator` must be one or {num_rows}, one a returned text, got {len(generator)}.")
+        return [torch.Generator().manual_seed(seed) for seed in row_seeds(generator, num_rows)]
 
     def _expand_labels(self, class_labels, num_rows: int, num_return_sequences: int) -> Tensor | None:
         if class_labels is None:

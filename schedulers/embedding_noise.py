@@ -259,6 +259,14 @@ class EmbeddingSchedulerMixin(SchedulerMixin, ConfigMixin):
     def _clamps(self, index: int) -> bool:
         return index >= len(self._index_of) - self.config.clamp_steps
 
+    def _read(
+        self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, round_function: RoundFunction
+    ) -> tuple[int, Tensor, Tensor]:
+        """What every step begins with: its index, x_0 as predicted, and x_t, (B, L, E) in float32 at least."""
+        index = self._grid_index(timestep)
+        predicted, noisy = at_least_float32(model_output, sample)
+        return index, self._clean_estimate(predicted, index, noisy, round_function), noisy
+
     def _clean_estimate(self, model_output: Tensor, index: int, sample: Tensor, round_function: RoundFunction):
         """(B, L, E) the x_0 that the network predicts at `timesteps[index]`, rounded where the step clamps."""
         alpha_bar = self._alphas_on_grid[index]

@@ -14,7 +14,6 @@ from torch import Tensor
 from text_diffusers.schedulers.embedding_noise import (
     EmbeddingSchedulerMixin,
     RoundFunction,
-    at_least_float32,
     step_noise,
     step_output,
 )
@@ -70,9 +69,7 @@ class EmbeddingDDIMScheduler(EmbeddingSchedulerMixin, DDIMScheduler):
                 `generator` and `variance_noise` come together.
         """
         require(is_number(eta, 0, 1), "eta", "a number in [0, 1]", eta)
-        index = self._grid_index(timestep)
-        predicted, noisy = at_least_float32(model_output, sample)
-        clean = self._clean_estimate(predicted, index, noisy, round_function)
+        index, clean, noisy = self._read(model_output, timestep, sample, round_function)
         alpha_t, alpha_s = self._alphas_on_grid[index : index + 2]
         variance = eta**2 * (1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s)
         direction = math.sqrt((1 - alpha_s - variance) / (1 - alpha_t)) * (noisy - math.sqrt(alpha_t) * clean)

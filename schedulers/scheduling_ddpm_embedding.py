@@ -15,7 +15,6 @@ from torch import Tensor
 from text_diffusers.schedulers.embedding_noise import (
     EmbeddingSchedulerMixin,
     RoundFunction,
-    at_least_float32,
     step_noise,
     step_output,
 )
@@ -63,9 +62,7 @@ class EmbeddingDDPMScheduler(EmbeddingSchedulerMixin, DDPMScheduler):
 
         Arguments, results and errors are those of `EmbeddingDDIMScheduler.step`, without `eta`.
         """
-        index = self._grid_index(timestep)
-        predicted, noisy = at_least_float32(model_output, sample)
-        clean = self._clean_estimate(predicted, index, noisy, round_function)
+        index, clean, noisy = self._read(model_output, timestep, sample, round_function)
         alpha_t, alpha_s = self._alphas_on_grid[index : index + 2]
         alpha_t_given_s = alpha_t / alpha_s
         keep = math.sqrt(alpha_t_given_s) * (1 - alpha_s) / (1 - alpha_t)

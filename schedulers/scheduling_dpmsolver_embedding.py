@@ -16,7 +16,6 @@ from torch import Tensor
 from text_diffusers.schedulers.embedding_noise import (
     EmbeddingSchedulerMixin,
     RoundFunction,
-    at_least_float32,
     step_noise,
     step_output,
 )
@@ -114,11 +113,9 @@ class EmbeddingDPMSolverScheduler(EmbeddingSchedulerMixin, DPMSolverMultistepSch
 
         Arguments, results and errors are those of `EmbeddingDDIMScheduler.step`, without `eta`.
         """
-        index = self._grid_index(timestep)
+        index, clean, noisy = self._read(model_output, timestep, sample, round_function)
         if index != self._step_index:  # a new start: earlier estimates are not those before this step
             self._step_index, self.lower_order_nums = index, 0
-        predicted, noisy = at_least_float32(model_output, sample)
-        clean = self._clean_estimate(predicted, index, noisy, round_function)
         self.model_outputs = [*self.model_outputs[1:], clean]
         stochastic = self.config.algorithm_type == "sde-dpmsolver++"
         noise = step_noise(noisy, generator, variance_noise) if stochastic else None

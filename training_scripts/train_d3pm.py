@@ -9,7 +9,7 @@ vocabulary size, N predicted positions.
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,7 @@ from text_diffusers import (
     TextTransformerModel,
 )
 from text_diffusers.bounds import at_positions, predicted_positions, token_bound
-from text_diffusers.evaluation import (
-    NOISE_LEVELS,
-    estimate_bound,
-    length_nats,
-    unigram_entropy,
-)
+from text_diffusers.evaluation import estimate_bound
 from text_diffusers.initialization import TextStatistics
 from text_diffusers.kernels import BIT_CODES, KERNELS, KernelConfig, make_scheduler
 from text_diffusers.losses import reconstruction_loss
@@ -48,8 +43,10 @@ from text_diffusers.runtime import end_training, make_accelerator
 from text_diffusers.text_data import (
     TextData,
     TextTrainingConfig,
+    bound_metrics,
     length_metrics,
     prepare_data,
+    refuse_parts_of_a_pipeline,
     rows_per_step,
     text_lengths,
 )
@@ -130,10 +127,7 @@ class D3PMConfig(TextTrainingConfig):
                 "`lora_rank` must be at least 1 and needs a pipeline to adapt, got "
                 f"{self.lora_rank!r} with `model_name_or_path`={self.model_name_or_path!r}."
             )
-        defaults = {option.name: option.default for option in fields(self)}
-        changed = [name for name in PARTS_OF_A_PIPELINE if getattr(self, name) != defaults[name]]
-        if self.model_name_or_path and changed:
-            raise ValueError(f"`{changed[0]}` belongs to the pipeline in `model_name_or_path`; leave it out.")
+        refuse_parts_of_a_pipeline(self, PARTS_OF_A_PIPELINE)
 
 
 def build_model(config: D3PMConfig, data: TextData):
@@ -237,8 +231,7 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
     def evaluate(model) -> dict[str, float]:
         rows = data.spread_validation_rows(config.validation_rows)
         estimate = estimate_bound(model, fine_scheduler, rows, seed=config.seed, accelerator=accelerator)
-        levels = {f"bound_by_noise/{(i + 0.5) / NOISE_LEVELS:.2f}": nats for i, nats in enumerate(estimate.by_noise)}
-        return {"bound": estimate.bound, "standard_error": estimate.standard_error} | levels
+        return estimate.metrics()
 
     def write(model) -> list[str]:
         pipe = pipeline_class(model.config)(data.tokenizer, plain_model(model), fine_scheduler, data.lengths)
@@ -290,14 +283,9 @@ def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData) -> d
     """Print, save and return what the model is worth on the held-out split."""
     rows = data.validation_rows
     denoiser = training_denoiser(pipe.denoiser, pipe.tokenizer)
-    bound, error, _ = estimate_bound(denoiser, pipe.scheduler, rows, seed=config.seed)
+    estimate = estimate_bound(denoiser, pipe.scheduler, rows, seed=config.seed)
     data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, rows, config)
-    if pipe.config.lengths and not config.packing:
-        bound += length_nats(pipe.config.lengths, data_lengths) / sum(map(sum, rows["attention_mask"]))
-    entropy = unigram_entropy(rows)
-    metrics = {"bound": bound, "standard_error": error, "unigram_entropy": entropy, "gap": entropy - bound}
-    print(f"\nvalidation bound   {bound:.3f} +- {error:.3f} nats per token")
-    print(f"unigram entropy    {entropy:.3f} nats per token, {entropy - bound:.3f} above the bound")
+    metrics = bound_metrics(estimate, rows, None if config.packing else pipe.config.lengths, data_lengths)
     if config.num_length_samples:
         pipe.set_progress_bar_config(disable=True)
         settings = writing(config, pipe, data.num_classes)

@@ -9,7 +9,7 @@ bottom: options, model, loss, training, report. Shapes: B batch, L sequence leng
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from text_diffusers import DiffusionLMPipeline, EmbeddingDDIMScheduler, Embeddin
 from text_diffusers.embedding_evaluation import embedding_health, estimate_embedding_bound, rounding_accuracy
 from text_diffusers.embedding_plots import plot_rounding
 from text_diffusers.embedding_training import OBJECTIVES, TIMED_ROWS, EmbeddingLoss, trimmed
-from text_diffusers.evaluation import NOISE_LEVELS, length_nats, unigram_entropy
 from text_diffusers.initialization import LARGEST_VOCABULARY, TextStatistics, pretrained_vectors
 from text_diffusers.rows import ShuffledRows, tensor_batches
 from text_diffusers.runtime import end_training, make_accelerator
@@ -30,8 +29,10 @@ from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES
 from text_diffusers.text_data import (
     TextData,
     TextTrainingConfig,
+    bound_metrics,
     length_metrics,
     prepare_data,
+    refuse_parts_of_a_pipeline,
     rows_per_step,
     text_lengths,
 )
@@ -42,9 +43,7 @@ COUNTED_ROWS = 200_000
 WRITING_STEPS = 50
 PLOTTED_TIMES = 20
 TIME_BINS = 20
-LOSS_OPTIONS = (
-    *("objective", "rounding_weight", "anchor_weight", "self_conditioning", "given_words", "time_sampling"),
-)
+LOSS_OPTIONS = ("objective", "rounding_weight", "anchor_weight", "self_conditioning", "given_words", "time_sampling")
 PARTS_OF_A_PIPELINE = (
     *("tokenizer", "vocab_size", "beta_schedule", "num_train_timesteps", "prediction_type", "categorical_output"),
     *("embedding_dim", "embedding_model", "init_embeddings", "train_embeddings", "normalize_embeddings", "rounding"),
@@ -137,10 +136,7 @@ class DiffusionLMConfig(TextTrainingConfig):
             )
         if self.source_column and self.packing:
             raise ValueError("`source_column` needs `--packing false`: a row holds one pair.")
-        defaults = {option.name: option.default for option in fields(self)}
-        changed = [name for name in PARTS_OF_A_PIPELINE if getattr(self, name) != defaults[name]]
-        if self.model_name_or_path and changed:
-            raise ValueError(f"`{changed[0]}` belongs to the pipeline in `model_name_or_path`; leave it out.")
+        refuse_parts_of_a_pipeline(self, PARTS_OF_A_PIPELINE)
 
 
 def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
@@ -238,9 +234,7 @@ def main(
     def evaluate(model) -> dict[str, float]:
         rows = data.spread_validation_rows(config.validation_rows)
         estimate = estimate_embedding_bound(model, scheduler, rows, seed=config.seed, accelerator=accelerator)
-        levels = {f"bound_by_noise/{(i + 0.5) / NOISE_LEVELS:.2f}": nats for i, nats in enumerate(estimate.by_noise)}
-        health = word_distances(model, scheduler)
-        return {"bound": estimate.bound, "standard_error": estimate.standard_error} | health | levels
+        return estimate.metrics() | word_distances(model, scheduler)
 
     def write(model) -> list[str]:
         set_codes(model)
@@ -292,15 +286,10 @@ def written(config: DiffusionLMConfig, pipe: Any, data: TextData, count: int) ->
 def report(config: DiffusionLMConfig, pipe: Any, data: TextData) -> dict[str, float]:
     """Print, save and return what the model is worth on the held-out split; draw how well it rounds."""
     rows = data.validation_rows
-    bound, error, _ = estimate_embedding_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
+    estimate = estimate_embedding_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
     data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, rows, config)
-    if pipe.config.lengths and not config.packing:
-        bound += length_nats(pipe.config.lengths, data_lengths) / sum(map(sum, rows["attention_mask"]))
-    entropy = unigram_entropy(rows)
-    metrics = {"bound": bound, "standard_error": error, "unigram_entropy": entropy, "gap": entropy - bound}
+    metrics = bound_metrics(estimate, rows, None if config.packing else pipe.config.lengths, data_lengths)
     metrics |= word_distances(pipe.denoiser, pipe.scheduler)
-    print(f"\nvalidation bound   {bound:.3f} +- {error:.3f} nats per token")
-    print(f"unigram entropy    {entropy:.3f} nats per token, {entropy - bound:.3f} above the bound")
     print(
         f"embeddings         norm {metrics['norm']:.2f}, nearest other {metrics['nearest_distance']:.2f} or "
         f"{metrics['nearest_in_noise']:.0f} times the least noise, effective rank {metrics['effective_rank']:.1f} of "

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from text_diffusers.bounds import unknown_tokens
 from text_diffusers.embedding_losses import (
     clean_estimate,
     per_row,
@@ -22,9 +21,9 @@ from text_diffusers.embedding_losses import (
     reparameterize,
     transition_kl,
 )
-from text_diffusers.evaluation import NOISE_LEVELS, BoundEstimate, evaluating
+from text_diffusers.evaluation import NOISE_LEVELS, BoundEstimate, SharedBatches, evaluating
 from text_diffusers.noise import row_noise
-from text_diffusers.rows import ShuffledRows, to_tensors
+from text_diffusers.rows import to_tensors, unknown_tokens
 from text_diffusers.schedulers.embedding_noise import randn
 from text_diffusers.schedulers.token_sampling import require
 
@@ -87,29 +86,24 @@ def estimate_embedding_bound(
     """
     alphas = cumulative_alphas(model, scheduler)
     probs = time_distribution(alphas)
-    order = ShuffledRows(rows, rows_per_step=batch_size, seed=seed)
     device = next(model.parameters()).device
-    batches = max(2, -(-len(rows) * num_times // batch_size))  # two at least, for the error; rows then repeat
-    nats, tokens = torch.zeros(batches, NOISE_LEVELS, dtype=torch.float64), torch.zeros(batches, dtype=torch.float64)
-    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    batches = SharedBatches(rows, num_times, batch_size, seed, device, accelerator)
+    nats = torch.zeros(batches.count, NOISE_LEVELS, dtype=torch.float64)
+    tokens = torch.zeros(batches.count, dtype=torch.float64)
     with evaluating(model):
-        for first in range(0, batches, processes):
-            step = min(first + rank, batches - 1)  # a model in shards needs all processes at every forward
-            batch = {name: column.to(device) for name, column in order.batch(step).items()}
-            uniform, generators = row_noise(seed, step, batch_size)
-            times = torch.searchsorted(probs.cumsum(0), uniform, right=True).clamp(max=len(probs) - 1)  # (B,)
+        for step, batch, uniform, generators in batches:
+            times = timesteps_at(uniform, probs)  # (B,)
             steps, prior = bound_terms(model, batch, times, alphas, generators)  # (B,) each
-            if first + rank < batches:
+            if step is not None:
                 nats[step].index_add_(0, times * NOISE_LEVELS // len(probs), steps / probs[times])
                 nats[step, -1] += prior.sum()
                 tokens[step] = counted_tokens(model, batch).sum()
-    if processes > 1:
-        nats, tokens = accelerator.reduce(nats.to(device)).cpu(), accelerator.reduce(tokens.to(device)).cpu()
+    nats, tokens = batches.total(nats), batches.total(tokens)
     require(bool(tokens.sum() > 0), "rows", "rows with a token that is neither padding nor given", rows)
     by_noise = NOISE_LEVELS * nats.sum(dim=0) / tokens.sum()
     bound = by_noise.mean()
     residuals = nats.sum(dim=1) - bound * tokens  # batches differ in tokens too, and long ones are not dear ones
-    error = residuals.std() / tokens.mean() / batches**0.5
+    error = residuals.std() / tokens.mean() / batches.count**0.5
     return BoundEstimate(float(bound), float(error), by_noise.tolist())
 
 
@@ -125,6 +119,11 @@ def time_distribution(alphas_cumprod: Tensor) -> Tensor:
     even = [values.diff() / (values[-1] - values[0]) for values in (alphas, torch.log1p(-alphas))]  # (T - 1,) each
     share = torch.tensor([FIRST_STEP_SHARE], dtype=torch.float64)
     return torch.cat([share, (1 - share) * (even[0] + even[1]) / 2])
+
+
+def timesteps_at(uniform: Tensor, probabilities: Tensor) -> Tensor:
+    """(B,) timesteps by inverse CDF from uniform numbers (B,) in [0, 1) and probabilities (T,)."""
+    return torch.searchsorted(probabilities.cumsum(dim=0), uniform, right=True).clamp(max=len(probabilities) - 1)
 
 
 def bound_terms(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_diffusers.embedding_evaluation import time_distribution
+from text_diffusers.embedding_evaluation import time_distribution, timesteps_at
 from text_diffusers.embedding_losses import (
     anchor_loss,
     clean_estimate,
@@ -42,8 +42,8 @@ class EmbeddingLoss:
         rounding_weight, anchor_weight: of the words read off noisy embeddings and off the clean estimate, in
             "diffusion_lm".
         self_conditioning: share of the rows that are shown a first estimate.
-        given_words: share of the rows of which some words are given clean, half of them a beginning and half any
-            words, so that the model learns to continue and to fill in; needs `partial_noising`.
+        given_words: share of the rows of which some words are given clean, in a quarter of them a beginning, in the
+            others any words, so that the model learns to continue and to fill in; needs `partial_noising`.
         time_sampling: "uniform"; "by_signal", as the bound is estimated, see `time_distribution`; "loss_aware" or
             "time_warped".
     """
@@ -61,6 +61,7 @@ class EmbeddingLoss:
     ):
         self.scheduler, self.model_config = scheduler, denoiser.config
         self.alphas = scheduler.alphas_cumprod  # (T,)
+        self.probabilities = time_distribution(self.alphas)  # (T,) of times drawn by signal
         self.objective, self.compute = objective, OBJECTIVES[objective]
         self.rounding_weight, self.anchor_weight = rounding_weight, anchor_weight
         self.self_conditioning, self.given_words = self_conditioning, given_words
@@ -69,10 +70,8 @@ class EmbeddingLoss:
     def draw_times(self, uniform: Tensor, density: Tensor | None) -> tuple[Tensor, Tensor]:
         """Times (B,) from uniform numbers (B,), and the weights of their losses; `density` as in `draw_times`."""
         if self.time_sampling == "by_signal" or self.objective == "bound":
-            probabilities = time_distribution(self.alphas).to(uniform)
-            times = torch.searchsorted(probabilities.cumsum(dim=0), uniform, right=True)
-            times = times.clamp(max=len(self.alphas) - 1)
-            return times, 1 / probabilities[times] if self.objective == "bound" else torch.ones_like(uniform)
+            times = timesteps_at(uniform, self.probabilities)
+            return times, 1 / self.probabilities[times] if self.objective == "bound" else torch.ones_like(uniform)
         times, weights = draw_times(uniform, torch.ones(1) if density is None else density, len(self.alphas))
         return times, weights if self.time_sampling == "loss_aware" else torch.ones_like(weights)
 
@@ -106,9 +105,7 @@ class EmbeddingLoss:
         lengths = batch["attention_mask"].sum(dim=1, keepdim=True)
         places = torch.arange(tokens.shape[1], device=tokens.device)
         beginning = places < (share * lengths).long().clamp(min=1)
-        hidden = torch.exp(
-            LOG_LEAST_HIDDEN * share
-        )  # log-uniform: rows with few gaps teach as much as those with many
+        hidden = torch.exp(LOG_LEAST_HIDDEN * share)  # log-uniform: as many rows with few gaps as with many
         chosen = torch.where(kind < self.given_words * BEGINNINGS, beginning, uniform > hidden)
         last = places == lengths - 1
         return chosen & (kind < self.given_words) & ~last & unknown_tokens(batch)

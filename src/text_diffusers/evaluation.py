@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from text_diffusers.bounds import block_length
 from text_diffusers.noise import row_noise, token_uniform
@@ -37,6 +38,40 @@ class BoundEstimate(NamedTuple):
     standard_error: float
     by_noise: list[float]
 
+    def metrics(self) -> dict[str, float]:
+        """For trackers: the bound, its error, and the tenths under a heading of their own."""
+        levels = {f"bound_by_noise/{(i + 0.5) / NOISE_LEVELS:.2f}": nats for i, nats in enumerate(self.by_noise)}
+        return {"bound": self.bound, "standard_error": self.standard_error} | levels
+
+
+class SharedBatches:
+    """Random batches of a data set and their noise, shared among processes.
+
+    Iterating yields `(step, batch, uniform, generators)`: numbers (B,), one a stratum, and a generator a row. `step`
+    is `None` where a process that has no batch left computes one with the others, as a model in shards needs.
+
+    Args:
+        rows: tokenized data set; it is gone through `num_times` times, or oftener until there are two batches.
+        accelerator: of the processes, or None.
+    """
+
+    def __init__(self, rows: Any, num_times: int, batch_size: int, seed: int, device: torch.device, accelerator: Any):
+        self.order, self.seed = ShuffledRows(rows, rows_per_step=batch_size, seed=seed), seed
+        self.count = max(2, -(-len(rows) * num_times // batch_size))  # two at least, for the error
+        self.device, self.accelerator = device, accelerator
+        self.rank, self.processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+
+    def __iter__(self) -> Iterator[tuple[int | None, dict[str, Tensor], Tensor, list[torch.Generator]]]:
+        for first in range(self.rank, self.count + self.rank, self.processes):
+            step = min(first, self.count - 1)
+            batch = {name: column.to(self.device) for name, column in self.order.batch(step).items()}
+            uniform, generators = row_noise(self.seed, step, self.order.rows_per_step)
+            yield (step if first < self.count else None), batch, uniform, generators
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of `values`, on the CPU, over the processes."""
+        return self.accelerator.reduce(values.to(self.device)).cpu() if self.processes > 1 else values
+
 
 @torch.no_grad()
 def estimate_bound(
@@ -58,26 +93,20 @@ def estimate_bound(
         num_times: random times a row; times are stratified within each batch.
         accelerator: its processes share the batches and all get the same result; each must call this.
     """
-    order = ShuffledRows(rows, rows_per_step=batch_size, seed=seed)
     device = next(denoiser.parameters()).device
-    batches = max(2, -(-len(rows) * num_times // batch_size))  # two at least, for the error; rows then repeat
-    nats, tokens = torch.zeros(2, batches, NOISE_LEVELS, dtype=torch.float64)
-    rank, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    for first in range(0, batches, processes):
-        step = min(first + rank, batches - 1)  # a model in shards needs all processes at every forward
-        batch = {name: column.to(device) for name, column in order.batch(step).items()}
-        uniform, generators = row_noise(seed, step, batch_size)
+    batches = SharedBatches(rows, num_times, batch_size, seed, device, accelerator)
+    nats, tokens = torch.zeros(2, batches.count, NOISE_LEVELS, dtype=torch.float64)
+    for step, batch, uniform, generators in batches:
         shape = batch["input_ids"].shape
         uniform = token_uniform(uniform, shape[1], block_length(denoiser), generators)  # (B,) or (B, L)
         bounds = drawn_token_bound(denoiser, scheduler, batch, uniform, generators)  # (B, L)
-        if first + rank < batches:
+        if step is not None:
             levels = (uniform.view(len(uniform), -1).expand(shape) * NOISE_LEVELS).long().flatten()
             nats[step].index_add_(0, levels, bounds.cpu().flatten())
             tokens[step].index_add_(0, levels, unknown_tokens(batch).double().cpu().flatten())
-    if processes > 1:
-        nats, tokens = accelerator.reduce(torch.stack([nats, tokens]).to(device)).cpu()
-    per_batch = nats.sum(dim=1) / (tokens.sum() / batches)
-    error = float(per_batch.std() / batches**0.5)
+    nats, tokens = batches.total(torch.stack([nats, tokens]))
+    per_batch = nats.sum(dim=1) / (tokens.sum() / batches.count)
+    error = float(per_batch.std() / batches.count**0.5)
     return BoundEstimate(float(per_batch.mean()), error, (nats.sum(dim=0) / tokens.sum(dim=0)).tolist())
 
 

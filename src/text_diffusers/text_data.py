@@ -4,7 +4,7 @@ Shapes: B written texts, L row length in tokens.
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from text_diffusers.data import MASK_TOKEN, PAD_TOKEN, load_documents, split_documents, train_tokenizer
-from text_diffusers.evaluation import length_distance
+from text_diffusers.evaluation import BoundEstimate, length_distance, length_nats, unigram_entropy
 from text_diffusers.masked_lm_training import tokenizer_folder
 from text_diffusers.rows import encode_texts, tokenize
 from text_diffusers.training_config import TrainingConfig
@@ -130,6 +130,31 @@ def text_lengths(tokenizer: Any, documents: Any, rows: Any, config: TextTraining
     rooms = [given.count(False) - 1 for given in rows["given"]] if paired else repeat(config.length - 1)
     ids = encode_texts(tokenizer, list(documents["text"]))
     return [min(len(text), room) for text, room in zip(ids, rooms, strict=False)]
+
+
+def bound_metrics(
+    estimate: BoundEstimate, rows: Any, lengths: list[int] | None, data_lengths: list[int]
+) -> dict[str, float]:
+    """What a model is worth on held-out `rows` beside the entropy of their token frequencies, also printed.
+
+    Args:
+        lengths: the model's histogram of lengths, whose cost is added, if it does not predict where a text ends.
+    """
+    bound, error = estimate.bound, estimate.standard_error
+    if lengths:
+        bound += length_nats(lengths, data_lengths) / sum(map(sum, rows["attention_mask"]))
+    entropy = unigram_entropy(rows)
+    print(f"\nvalidation bound   {bound:.3f} +- {error:.3f} nats per token")
+    print(f"unigram entropy    {entropy:.3f} nats per token, {entropy - bound:.3f} above the bound")
+    return {"bound": bound, "standard_error": error, "unigram_entropy": entropy, "gap": entropy - bound}
+
+
+def refuse_parts_of_a_pipeline(config: Any, parts: tuple[str, ...]):
+    """Refuse options that say how a pipeline is made where a saved one, `model_name_or_path`, is trained further."""
+    defaults = {option.name: option.default for option in fields(config)}
+    changed = [name for name in parts if getattr(config, name) != defaults[name]]
+    if config.model_name_or_path and changed:
+        raise ValueError(f"`{changed[0]}` belongs to the pipeline in `model_name_or_path`; leave it out.")
 
 
 def length_metrics(tokens: Tensor, tokenizer: Any, data_lengths: list[int], drawn: bool) -> dict[str, float]:

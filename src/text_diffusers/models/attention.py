@@ -8,6 +8,7 @@ Shapes: B batch, L sequence length, D width, H heads, C head width, S tokens tha
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -209,3 +210,42 @@ def init_weights(module: nn.Module):
             nn.init.zeros_(module.bias)
     if isinstance(module, TextTransformerBlock) and module.modulation is not None:
         nn.init.zeros_(module.modulation.weight)
+
+
+def check_class_labels(class_labels: Tensor | None, num_classes: int | None):
+    """Refuse labels (B,) that a model with `num_classes` does not know."""
+    if class_labels is None:
+        return
+    if num_classes is None:
+        raise ValueError("`class_labels` were given, but this model was built with `num_classes=None`.")
+    if not ((class_labels >= 0) & (class_labels <= num_classes)).all():
+        raise ValueError(
+            f"`class_labels` must be between 0 and {num_classes - 1} (or {num_classes} for no label), "
+            f"got {class_labels.tolist()}."
+        )
+
+
+def check_transformer_config(config: Any, more_sizes: tuple[str, ...] = ()):
+    """Refuse sizes that no transformer of this file has; `more_sizes` are names of a model's own."""
+    sizes = ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "max_length", *more_sizes)
+    for name in sizes:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+    width, heads = config.hidden_size, config.num_attention_heads
+    if width % heads or (width // heads) % 2:
+        raise ValueError(
+            "`hidden_size` must be an even multiple of `num_attention_heads` (an even head width), "
+            f"got {width} for {heads} heads."
+        )
+    if not config.feed_forward_ratio > 0:
+        raise ValueError(f"`feed_forward_ratio` must be positive, got {config.feed_forward_ratio!r}.")
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"`dropout` must be in [0, 1), got {config.dropout!r}.")
+    classes = config.num_classes
+    if classes is not None and (not isinstance(classes, int) or classes < 1):
+        raise ValueError(f"`num_classes` must be None or an integer of at least 1, got {classes!r}.")
+    for name in ("mask_token_id", "pad_token_id"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < config.vocab_size:
+            raise ValueError(f"`{name}` must be in the vocabulary of {config.vocab_size}, got {value!r}.")

@@ -18,7 +18,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from text_diffusers.models.attention import NORM_EPS, TextTransformerBlock, init_weights, sinusoids
+from text_diffusers.models.attention import (
+    NORM_EPS,
+    TextTransformerBlock,
+    check_class_labels,
+    check_transformer_config,
+    init_weights,
+    sinusoids,
+)
 
 CLOCK_SCALE = 1_000.0  # the network sees times as if there were a thousand steps
 PREDICTION_TYPES = ("sample", "epsilon", "v_prediction")
@@ -342,29 +349,11 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
         if given is not None and self.given_embedding is None:
             raise ValueError("`given` was passed, but this model was built with `partial_noising=False`.")
-        if class_labels is not None:
-            classes = self.config.num_classes
-            if classes is None:
-                raise ValueError("`class_labels` were given, but this model was built with `num_classes=None`.")
-            if not ((class_labels >= 0) & (class_labels <= classes)).all():
-                raise ValueError(
-                    f"`class_labels` must be between 0 and {classes - 1} (or {classes} for no label), "
-                    f"got {class_labels.tolist()}."
-                )
+        check_class_labels(class_labels, self.config.num_classes)
 
     def _check_config(self):
         config = self.config
-        sizes = ("vocab_size", "embedding_dim", "hidden_size", "num_layers", "num_attention_heads", "max_length")
-        for name in (*sizes, "num_train_timesteps"):
-            value = getattr(config, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
-        width, heads = config.hidden_size, config.num_attention_heads
-        if width % heads or (width // heads) % 2:
-            raise ValueError(
-                "`hidden_size` must be an even multiple of `num_attention_heads` (an even head width), "
-                f"got {width} for {heads} heads."
-            )
+        check_transformer_config(config, ("embedding_dim", "num_train_timesteps"))
         for name, known in (("prediction_type", PREDICTION_TYPES), ("rounding", ROUNDINGS)):
             if getattr(config, name) not in known:
                 raise ValueError(f"`{name}` must be one of {known}, got {getattr(config, name)!r}.")
@@ -382,12 +371,6 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
         if not config.embedding_scale > 0:
             raise ValueError(f"`embedding_scale` must be above 0, got {config.embedding_scale!r}.")
-        if not 0 <= config.dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1), got {config.dropout!r}.")
-        for name in ("mask_token_id", "pad_token_id"):
-            value = getattr(config, name)
-            if value is not None and not 0 <= value < config.vocab_size:
-                raise ValueError(f"`{name}` must be in the vocabulary of {config.vocab_size}, got {value!r}.")
 
 
 def distances(points: Tensor, table: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from text_diffusers.models.attention import (
     NORM_EPS,
     BlockCache,
     TextTransformerBlock,
+    check_class_labels,
+    check_transformer_config,
     earlier_blocks,
     init_weights,
     sinusoids,
@@ -260,15 +262,7 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if isinstance(timestep, Tensor) and timestep.ndim == 2 and timestep.shape != input_ids.shape:
             want, got = tuple(input_ids.shape), tuple(timestep.shape)
             raise ValueError(f"`timestep` must be (), (B,) or {want} like `input_ids`, got {got}.")
-        if class_labels is not None:
-            classes = self.config.num_classes
-            if classes is None:
-                raise ValueError("`class_labels` were given, but this model was built with `num_classes=None`.")
-            if not ((class_labels >= 0) & (class_labels <= classes)).all():
-                raise ValueError(
-                    f"`class_labels` must be between 0 and {classes - 1} (or {classes} for no label), "
-                    f"got {class_labels.tolist()}."
-                )
+        check_class_labels(class_labels, self.config.num_classes)
 
     def _check_blocks(self, input_ids: Tensor, clean_ids: Tensor | None, cache: BlockCache | None):
         size = self.config.block_length
@@ -291,26 +285,7 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
 
     def _check_config(self):
-        config = self.config
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "max_length"):
-            value = getattr(config, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
-        width, heads = config.hidden_size, config.num_attention_heads
-        if width % heads or (width // heads) % 2:
-            raise ValueError(
-                "`hidden_size` must be an even multiple of `num_attention_heads` (an even head width), "
-                f"got {width} for {heads} heads."
-            )
-        if not config.feed_forward_ratio > 0:
-            raise ValueError(f"`feed_forward_ratio` must be positive, got {config.feed_forward_ratio!r}.")
-        if not 0 <= config.dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1), got {config.dropout!r}.")
-        for name in ("num_classes", "block_length"):
-            value = getattr(config, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{name}` must be None or an integer of at least 1, got {value!r}.")
-        for name in ("mask_token_id", "pad_token_id"):
-            value = getattr(config, name)
-            if value is not None and not 0 <= value < config.vocab_size:
-                raise ValueError(f"`{name}` must be in the vocabulary of {config.vocab_size}, got {value!r}.")
+        check_transformer_config(self.config)
+        block_length = self.config.block_length
+        if block_length is not None and (not isinstance(block_length, int) or block_length < 1):
+            raise ValueError(f"`block_length` must be None or an integer of at least 1, got {block_length!r}.")
