@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from text_diffusers.data import MASK_TOKEN, PAD_TOKEN, load_documents, split_documents, train_tokenizer
 from text_diffusers.evaluation import BoundEstimate, length_distance, length_nats, unigram_entropy
 from text_diffusers.masked_lm_training import tokenizer_folder
-from text_diffusers.rows import encode_texts, tokenize
+from text_diffusers.rows import encode_texts, tensor_batches, tokenize, unknown_tokens
 from text_diffusers.training_config import TrainingConfig
 
 TOKENIZER_DOCUMENTS = 200_000
@@ -142,7 +142,8 @@ def bound_metrics(
     """
     bound, error = estimate.bound, estimate.standard_error
     if lengths:
-        bound += length_nats(lengths, data_lengths) / sum(map(sum, rows["attention_mask"]))
+        counted = sum(int(unknown_tokens(batch).sum()) for batch in tensor_batches(rows, len(rows)))
+        bound += length_nats(lengths, data_lengths) / counted
     entropy = unigram_entropy(rows)
     print(f"\nvalidation bound   {bound:.3f} +- {error:.3f} nats per token")
     print(f"unigram entropy    {entropy:.3f} nats per token, {entropy - bound:.3f} above the bound")
