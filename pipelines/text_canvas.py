@@ -47,7 +47,29 @@ def lay_out(rows: list[list[int | None]], pad_token_id: int, device: torch.devic
     return torch.tensor(tokens).to(device), editable.to(device), real.to(device)
 
 
-def cut_rows(values: Tensor, canvas: EmbeddingCanvas, filling: int = 0) -> Tensor:
+def append_exactly(known: list, starts: list[int], lengths: list[int], end: list[int]) -> list:
+    """The rows, each followed by `None` up to its length in tokens from its start on, and by the `end` tokens.
+
+    Raises:
+        ValueError: if a length leaves nothing to be written.
+    """
+    rows = []
+    for row, start, length in zip(known, starts, lengths, strict=True):
+        extra = length - (len(row) - start)
+        if extra < 1:
+            raise ValueError(
+                f"`length` must be more than the tokens of its `prompt`, {len(row) - start}, got {length}."
+            )
+        rows.append(row + [None] * extra + end)
+    return rows
+
+
+def without_beginnings(rows: list, begins: list[int], others: list[list[int]]) -> list:
+    """The rows from `begins` on, each behind another beginning."""
+    return [other + row[begin:] for row, begin, other in zip(rows, begins, others, strict=True)]
+
+
+def cut_rows(values: Tensor, canvas: Any, filling: int = 0) -> Tensor:
     """(B, longest text, ...) of `values` (B, L, ...): each row from the start of its text, filled up at its end."""
     if canvas.starts is None:
         return values

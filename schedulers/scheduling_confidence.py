@@ -106,6 +106,8 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         ValueError: if an argument is out of its range, or both `threshold` and `entropy_bound` are given.
     """
 
+    draws_reverse = False
+
     @register_to_config
     def __init__(
         self,

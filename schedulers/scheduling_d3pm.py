@@ -83,6 +83,7 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
     init_noise_sigma = 1.0
     corruption = ""
     revises_tokens = False
+    draws_reverse = True  # whether `step` draws every token from `reverse_probs`, on its own
     config: Any
 
     def _set_up(self):
@@ -202,6 +203,25 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
     ) -> Tensor:
         """(B, L) tokens at the next time; logits (N, V) at the N `positions` (B, L), all checked."""
         raise NotImplementedError
+
+    def draw(self, log_weights: Tensor, sample: Tensor, positions: Tensor, generator: Generators = None) -> Tensor:
+        """(B, L) x_s, drawn at `positions` in proportion to exp(log_weights), (N, V); elsewhere `sample` (B, L).
+
+        What a step ends with whose reverse distribution, `reverse_probs`, was changed by guidance.
+
+        Raises:
+            ValueError: if the shapes do not fit, or a row has NaN, an infinite weight or none above 0.
+        """
+        if log_weights.ndim != 2 or len(log_weights) != int(positions.sum()):
+            raise ValueError(
+                "`log_weights` must hold one row a selected position: "
+                f"({int(positions.sum())}, V), got {tuple(log_weights.shape)}."
+            )
+        uniform = rand(tuple(sample.shape), generator, sample.device)
+        prev_sample = sample.clone()
+        blocks = in_row_blocks(log_weights, uniform[positions])
+        prev_sample[positions] = torch.cat([sample_tokens(token_weights(block), drawn) for block, drawn in blocks])
+        return prev_sample
 
     def _check_times(self, timesteps: float | Tensor):
         times = torch.as_tensor(timesteps)

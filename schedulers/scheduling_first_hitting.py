@@ -46,6 +46,8 @@ class FirstHittingScheduler(D3PMAbsorbingScheduler):
     serves one batch at a time. Arguments are those of `D3PMAbsorbingScheduler`.
     """
 
+    draws_reverse = False
+
     _clocks: RowClocks | None
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):

@@ -37,6 +37,8 @@ class PredictorCorrectorScheduler(D3PMScheduler):
     step once and in order, or `step` raises a ValueError.
     """
 
+    draws_reverse = False
+
     def _check_corrector(self):
         config = self.config
         count, length = config.corrector_steps, config.corrector_length

@@ -36,6 +36,7 @@ class RemaskingScheduler(D3PMAbsorbingScheduler):
     """
 
     revises_tokens = True
+    draws_reverse = False
 
     def _rates(self, timestep: float | Tensor, sample: Tensor) -> tuple[float, float | Tensor]:
         """Probability of revealing a masked token, and of masking a revealed one: a number or (B, L)."""

@@ -21,8 +21,9 @@ LEAVES = [path for folder in ROOMS.values() for path in sorted(folder.glob("*.py
 MODULES = [f"{room}.{path.stem}" for room, folder in ROOMS.items() for path in sorted(folder.glob("[!_]*.py"))]
 TENSOR_LEAVES = [
     ROOT / "src/text_diffusers" / f"{name}.py"
-    for name in ("losses", "embedding_losses", "noise", "checkpoints", "data", "rows", "initialization")
+    for name in ("losses", "embedding_losses", "noise", "checkpoints", "corpora", "data", "rows", "initialization")
 ]
+GUIDANCE_LEAVES = ("guidance", "classifier_guidance", "soft_text", "word_automaton")
 SOURCES = [*LEAVES, *sorted((ROOT / "src").rglob("*.py"))]
 
 
@@ -51,7 +52,14 @@ def test_schedulers_pipelines_and_models_import_their_own_room_only(path):
 
 @pytest.mark.parametrize("path", TENSOR_LEAVES, ids=lambda path: path.name)
 def test_losses_and_data_import_nothing_of_the_package(path):
-    assert not any(module.startswith("text_diffusers") for module in imported_modules(path))
+    own = {module for module in imported_modules(path) if module.startswith("text_diffusers")}
+    assert own <= ({"text_diffusers.corpora"} if path.stem == "data" else set())
+
+
+@pytest.mark.parametrize("name", GUIDANCE_LEAVES)
+def test_controls_import_no_pipeline_and_no_model(name):
+    own = {module for module in imported_modules(ROOT / f"src/text_diffusers/{name}.py") if "text_diffusers" in module}
+    assert own <= {f"text_diffusers.{leaf}" for leaf in GUIDANCE_LEAVES}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -16,6 +16,7 @@ from text_diffusers.text_metrics import (
     generative_perplexity,
     load_judge,
     minimum_bayes_risk,
+    self_bleu,
     token_entropy,
 )
 
@@ -117,13 +118,15 @@ def test_a_judge_that_is_not_there_is_named_with_what_to_install(tmp_path, monke
         load_judge("gpt5", tmp_path)
 
 
-def sentence_bleu(text, reference):
+def sentence_bleu(text, *references):
     """BLEU-4 over words by its definition: orders that a text has, zero counts halved again and again."""
-    words, wanted = text.split(), reference.split()
+    words, wanted = text.split(), [reference.split() for reference in references]
     logs, zeros = [], 0
     for n in range(1, 1 + min(4, len(words))):
         grams = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
-        there = Counter(tuple(wanted[i : i + n]) for i in range(len(wanted) - n + 1))
+        there = Counter()
+        for reference in wanted:
+            there |= Counter(tuple(reference[i : i + n]) for i in range(len(reference) - n + 1))
         matches = (grams & there).total()
         if not matches:
             zeros += 1
@@ -131,7 +134,8 @@ def sentence_bleu(text, reference):
         logs.append(math.log(matches / grams.total()))
     if zeros == len(logs):
         return 0.0
-    return math.exp(sum(logs) / len(logs) + min(0.0, 1 - len(wanted) / len(words)))
+    closest = min(map(len, wanted), key=lambda length: (abs(length - len(words)), length))
+    return math.exp(sum(logs) / len(logs) + min(0.0, 1 - closest / len(words)))
 
 
 def test_minimum_bayes_risk_picks_the_candidate_of_the_highest_mean_bleu_with_the_others():
@@ -158,3 +162,27 @@ def test_minimum_bayes_risk_says_what_to_install(monkeypatch):
     monkeypatch.setattr(text_metrics.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="`pip install sacrebleu`"):
         minimum_bayes_risk(["a", "b"])
+
+
+def test_self_bleu_is_the_mean_bleu_of_each_text_against_all_others():
+    generator = np.random.default_rng(1)
+    for vocabulary in ("aab", "abcdefgh"):
+        texts = [" ".join(generator.choice(list(vocabulary), size=generator.integers(1, 12))) for _ in range(12)]
+        each = [sentence_bleu(text, *texts[:i], *texts[i + 1 :]) for i, text in enumerate(texts)]
+        assert self_bleu(texts) == pytest.approx(100 * sum(each) / 12)
+        assert self_bleu(texts, max_texts=5) == pytest.approx(self_bleu(texts[:5]))
+
+
+def test_self_bleu_says_how_alike_texts_are():
+    assert self_bleu(["a b c d e", "a b c d e"]) == pytest.approx(100)
+    assert self_bleu(["a b c d", "e f g h", ""]) == 0
+    with pytest.raises(ValueError, match="`texts` must hold at least two texts, got 1"):
+        self_bleu(["a b"])
+    with pytest.raises(ValueError, match="`max_texts` must be at least 2"):
+        self_bleu(["a", "b"], max_texts=1)
+
+
+def test_self_bleu_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(text_metrics.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="`self_bleu` needs `pip install sacrebleu`"):
+        self_bleu(["a", "b"])

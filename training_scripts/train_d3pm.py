@@ -21,10 +21,12 @@ from transformers import HfArgumentParser
 
 from text_diffusers import (
     TextBlockDiffusionPipeline,
+    TextDiffusionCFGPipeline,
     TextDiffusionPipeline,
     TextTransformerModel,
 )
 from text_diffusers.bounds import at_positions, predicted_positions, token_bound
+from text_diffusers.condition_dropout import drop_conditions
 from text_diffusers.evaluation import estimate_bound
 from text_diffusers.initialization import TextStatistics
 from text_diffusers.kernels import BIT_CODES, KERNELS, KernelConfig, make_scheduler
@@ -77,6 +79,12 @@ class D3PMConfig(TextTrainingConfig):
     )
     lora_rank: int | None = field(default=None, metadata={"help": "trains low-rank adapters of that pipeline only"})
     lora_alpha: float | None = field(default=None, metadata={"help": "adapters weigh alpha / rank; default: the rank"})
+    source_column: str | None = field(
+        default=None, metadata={"help": "column of the texts from which `text_column` is to be written"}
+    )
+    condition_dropout: float = field(
+        default=0.0, metadata={"help": "share of rows without their label or source, for classifier-free guidance"}
+    )
     kernel: str = field(default="absorbing", metadata={"help": f"{', '.join(KERNELS)}"})
     schedule: str = field(
         default="linear",
@@ -116,6 +124,13 @@ class D3PMConfig(TextTrainingConfig):
                 '`block_length` must be at least 1 and needs `kernel` "absorbing", got '
                 f"{self.block_length!r} with {self.kernel!r}."
             )
+        if self.source_column and (self.packing or self.block_length is not None):
+            raise ValueError("`source_column` needs `--packing false`, a row for a pair, and no `block_length`.")
+        if not 0 <= self.condition_dropout < 1 or (self.condition_dropout and not self.conditional):
+            raise ValueError(
+                "`condition_dropout` must be in [0, 1) and needs a `label_column` or `source_column`, and no "
+                f"`block_length`, got {self.condition_dropout!r}."
+            )
         if self.init_embeddings not in ("cooccurrence", "random"):
             raise ValueError(f'`init_embeddings` must be "cooccurrence" or "random", got {self.init_embeddings!r}.')
         if self.time_sampling not in TIME_SAMPLINGS:
@@ -128,6 +143,11 @@ class D3PMConfig(TextTrainingConfig):
                 f"{self.lora_rank!r} with `model_name_or_path`={self.model_name_or_path!r}."
             )
         refuse_parts_of_a_pipeline(self, PARTS_OF_A_PIPELINE)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether texts are written under a condition that guidance can strengthen."""
+        return self.block_length is None and bool(self.source_column or self.label_column)
 
 
 def build_model(config: D3PMConfig, data: TextData):
@@ -195,7 +215,7 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
     masked_lm = holds_masked_lm(config.model_name_or_path)
     if masked_lm:
         check_masked_lm_options(config)
-    data = prepare_data(config, accelerator, config.model_name_or_path, given_ends=masked_lm)
+    data = prepare_data(config, accelerator, config.model_name_or_path, masked_lm, config.source_column)
     denoiser, scheduler = build_model(config, data)
     fine_scheduler = type(scheduler).from_config(scheduler.config, min_timestep=FINE_MIN_TIMESTEP)
     accelerator.print(f"{denoiser.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary")
@@ -203,6 +223,8 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
     first_interval = min(config.min_timestep, 1 / (scheduler.config.num_train_timesteps or 1))
 
     def loss_function(model, batch, uniform, generators):
+        dropout = (config.condition_dropout, denoiser.config.num_classes, data.tokenizer.pad_token_id)
+        batch = drop_conditions(batch, generators, *dropout)
         tokens, attention_mask = batch["input_ids"], batch["attention_mask"]  # (B, L)
         uniform = token_uniform(uniform, tokens.shape[1], denoiser.config.block_length, generators)
         uniform, weights = sample_times(uniform, first_interval)
@@ -234,9 +256,8 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
         return estimate.metrics()
 
     def write(model) -> list[str]:
-        pipe = pipeline_class(model.config)(data.tokenizer, plain_model(model), fine_scheduler, data.lengths)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe(num_return_sequences=config.num_samples, **writing(config, pipe, data.num_classes)).texts
+        pipe = pipeline_class(config, model)(data.tokenizer, plain_model(model), fine_scheduler, data.lengths)
+        return written(config, pipe, data, config.num_samples).texts
 
     order = ShuffledRows(data.train_rows, rows_per_step(config, accelerator), config.seed)
     writer = write if config.num_samples else None
@@ -261,22 +282,30 @@ def save(config: D3PMConfig, data: TextData, denoiser, averages: dict[str, torch
         return pipe
     model = fresh_copy(denoiser)
     model.load_state_dict(averages)
-    pipe = pipeline_class(model.config)(data.tokenizer, plain_model(model.eval()), scheduler, data.lengths)
+    pipe = pipeline_class(config, model)(data.tokenizer, plain_model(model.eval()), scheduler, data.lengths)
     pipe.save_pretrained(config.output_dir)
     return pipe
 
 
-def pipeline_class(model_config: Any) -> type[TextDiffusionPipeline]:
-    return TextDiffusionPipeline if model_config.block_length is None else TextBlockDiffusionPipeline
+def pipeline_class(config: D3PMConfig, model: Any) -> type[TextDiffusionPipeline]:
+    if model.config.block_length is not None:
+        return TextBlockDiffusionPipeline
+    return TextDiffusionCFGPipeline if config.conditional else TextDiffusionPipeline
 
 
-def writing(config: D3PMConfig, pipe: TextDiffusionPipeline, num_classes: int | None) -> dict:
-    """Arguments of the pipeline for the texts that training writes: seeded, with the first label if there is one."""
-    steps = min(WRITING_STEPS, pipe.scheduler.config.num_train_timesteps or WRITING_STEPS)
-    labels = {} if num_classes is None else {"class_labels": 0}
+def written(config: D3PMConfig, pipe: Any, data: TextData, count: int) -> Any:
+    """Seeded texts of the pipeline: for the first validation sources, or of the first label, if there are such."""
+    inputs: dict[str, Any] = {"num_return_sequences": count}
+    if config.source_column:
+        some = data.validation_documents.select(range(min(count, len(data.validation_rows))))
+        inputs = {"source": list(some["source"])}
+    if data.num_classes is not None:
+        inputs["class_labels"] = 0
     if holds_masked_lm(config.model_name_or_path) and pipe.config.lengths is None:
-        labels |= {"max_new_tokens": config.length - 2}
-    return labels | {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(config.seed)}
+        inputs["max_new_tokens"] = config.length - 2
+    pipe.set_progress_bar_config(disable=True)
+    steps = min(WRITING_STEPS, pipe.scheduler.config.num_train_timesteps or WRITING_STEPS)
+    return pipe(**inputs, num_inference_steps=steps, generator=torch.Generator().manual_seed(config.seed))
 
 
 def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData) -> dict[str, float]:
@@ -287,9 +316,7 @@ def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData) -> d
     data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, rows, config)
     metrics = bound_metrics(estimate, rows, None if config.packing else pipe.config.lengths, data_lengths)
     if config.num_length_samples:
-        pipe.set_progress_bar_config(disable=True)
-        settings = writing(config, pipe, data.num_classes)
-        tokens = pipe(num_return_sequences=config.num_length_samples, **settings).tokens
+        tokens = written(config, pipe, data, config.num_length_samples).tokens
         metrics |= length_metrics(tokens, pipe.tokenizer, data_lengths, bool(pipe.config.lengths))
     Path(config.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"saved in           {config.output_dir}")

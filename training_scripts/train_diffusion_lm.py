@@ -18,7 +18,13 @@ import torch
 from accelerate.utils import set_seed
 from transformers import HfArgumentParser
 
-from text_diffusers import DiffusionLMPipeline, EmbeddingDDIMScheduler, EmbeddingTransformerModel
+from text_diffusers import (
+    DiffusionLMPipeline,
+    EmbeddingDDIMScheduler,
+    EmbeddingTransformerModel,
+    GuidedDiffusionLMPipeline,
+)
+from text_diffusers.condition_dropout import drop_conditions
 from text_diffusers.embedding_evaluation import embedding_health, estimate_embedding_bound, rounding_accuracy
 from text_diffusers.embedding_plots import plot_rounding
 from text_diffusers.embedding_training import OBJECTIVES, TIMED_ROWS, EmbeddingLoss, trimmed
@@ -58,6 +64,9 @@ class DiffusionLMConfig(TextTrainingConfig):
 
     source_column: str | None = field(
         default=None, metadata={"help": "column of the texts from which `text_column` is to be written"}
+    )
+    condition_dropout: float = field(
+        default=0.0, metadata={"help": "share of rows without their label or source, for classifier-free guidance"}
     )
     model_name_or_path: str | None = field(default=None, metadata={"help": "saved pipeline to train further"})
     vocab_size: int = field(default=2_048, metadata={"help": "tokens of a trained byte-level BPE"})
@@ -120,6 +129,12 @@ class DiffusionLMConfig(TextTrainingConfig):
                 raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)!r}.")
         if self.source_column and self.given_words:
             raise ValueError("`source_column` needs `--given_words 0`: of a pair, the source is given.")
+        conditional = bool(self.label_column or self.source_column)
+        if not 0 <= self.condition_dropout < 1 or (self.condition_dropout and not conditional):
+            raise ValueError(
+                "`condition_dropout` must be in [0, 1) and needs a `label_column` or `source_column`, got "
+                f"{self.condition_dropout!r}."
+            )
         if self.timing_steps < 1:
             raise ValueError(f"`timing_steps` must be at least 1, got {self.timing_steps!r}.")
         if self.prediction_type != "sample" and (self.anchor_weight or self.objective == "bound"):
@@ -225,6 +240,8 @@ def main(
             losses = token_losses.by_time(model, data.validation_rows, denoiser.config.time_bins)
             denoiser.time_density.copy_(TIME_DENSITIES[config.time_sampling](losses))
             timed["step"] = loop.step
+        dropout = (config.condition_dropout, denoiser.config.num_classes, data.tokenizer.pad_token_id)
+        batch = drop_conditions(batch, generators, *dropout)
         density = denoiser.time_density.cpu() if denoiser.config.time_bins else None
         times, weights = token_losses.draw_times(uniform.cpu(), density)  # (B,)
         batch = trimmed(batch)
@@ -238,9 +255,10 @@ def main(
 
     def write(model) -> list[str]:
         set_codes(model)
-        pipe = DiffusionLMPipeline(data.tokenizer, model, scheduler, data.lengths)
+        pipe = make_pipeline(data.tokenizer, model, scheduler, data.lengths)
         return written(config, pipe, data, config.num_samples).texts
 
+    make_pipeline = GuidedDiffusionLMPipeline if config.condition_dropout else DiffusionLMPipeline
     timed: dict[str, int] = {}
     order = ShuffledRows(data.train_rows, rows_per_step(config, accelerator), config.seed)
     writer = write if config.num_samples else None
@@ -251,7 +269,7 @@ def main(
         model = EmbeddingTransformerModel.from_config(denoiser.config)
         model.load_state_dict(weights)
         set_codes(model)
-        pipe: Any = DiffusionLMPipeline(data.tokenizer, model.eval(), scheduler, data.lengths)
+        pipe: Any = make_pipeline(data.tokenizer, model.eval(), scheduler, data.lengths)
         pipe.save_pretrained(config.output_dir)
         loop.log_pipeline(report(config, pipe.to(accelerator.device), data))
     end_training(accelerator)

@@ -1,10 +1,14 @@
 """Diffusion models for text in the manner of Hugging Face diffusers."""
 
+from text_diffusers.models.classifier_text import TextClassifierModel
 from text_diffusers.models.transformer_embedding import EmbeddingTransformerModel
 from text_diffusers.models.transformer_text import TextTransformerModel
 from text_diffusers.pipelines.pipeline_diffusion_lm import DiffusionLMPipeline, DiffusionLMPipelineOutput
+from text_diffusers.pipelines.pipeline_diffusion_lm_guided import GuidedDiffusionLMPipeline
+from text_diffusers.pipelines.pipeline_paraguide import ParaGuidePipeline, TokenParaGuidePipeline
 from text_diffusers.pipelines.pipeline_text_block_diffusion import TextBlockDiffusionPipeline
 from text_diffusers.pipelines.pipeline_text_diffusion import TextDiffusionPipeline, TextDiffusionPipelineOutput
+from text_diffusers.pipelines.pipeline_text_diffusion_cfg import TextDiffusionCFGPipeline
 from text_diffusers.schedulers.scheduling_block_ancestral import BlockAncestralScheduler
 from text_diffusers.schedulers.scheduling_confidence import ConfidenceScheduler
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
@@ -41,12 +45,17 @@ __all__ = [
     "EmbeddingDPMSolverScheduler",
     "EmbeddingTransformerModel",
     "FirstHittingScheduler",
+    "GuidedDiffusionLMPipeline",
+    "ParaGuidePipeline",
     "PredictorCorrectorAbsorbingScheduler",
     "PredictorCorrectorUniformScheduler",
     "ReMDMScheduler",
     "TextBlockDiffusionPipeline",
+    "TextClassifierModel",
+    "TextDiffusionCFGPipeline",
     "TextDiffusionPipeline",
     "TextDiffusionPipelineOutput",
     "TextTransformerModel",
     "TokenDDIMScheduler",
+    "TokenParaGuidePipeline",
 ]

@@ -15,6 +15,8 @@ from datasets import Dataset, IterableDataset, load_dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
+from text_diffusers.corpora import CORPORA
+
 EOS_TOKEN, PAD_TOKEN, MASK_TOKEN = "[EOS]", "[PAD]", "[MASK]"
 BUILDERS = {".txt": "text", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 VOCABULARY_LIMITS = (300, 65_536)
@@ -39,7 +41,8 @@ def load_documents(
     """Documents of a source as a data set with the column `text` and, if asked for, `label` and `source`.
 
     Args:
-        source: "chitchat", a file or folder of .txt, .jsonl, .csv or .parquet files, or the name of a Hub data set.
+        source: "chitchat" or another name of `corpora.CORPORA`, a file or folder of .txt, .jsonl, .csv or .parquet
+            files, or the name of a Hub data set.
         text_column, label_column: names in the source; labels must be integers from 0.
         split: split of a Hub data set.
         sample_by: what one document of a .txt file is: "line", "paragraph" or "document" (the whole file).
@@ -52,6 +55,8 @@ def load_documents(
     """
     if source == "chitchat":
         return chitchat_documents()
+    if source in CORPORA:
+        return CORPORA[source]()
     path = Path(source)
     if path.exists() or path.suffix in BUILDERS or source.startswith((".", "/", "~")):
         files = find_files(path.expanduser())

@@ -53,8 +53,7 @@ def pack_rows(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, leng
 def one_row_each(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
     start, end = text_ends(tokenizer)
     rows = [[start, *ids, end][:length] for ids in encode_texts(tokenizer, columns["text"])]
-    labels = {"label": columns["label"]} if "label" in columns else {}
-    return pad_to_length(rows, tokenizer, length) | labels
+    return pad_to_length(rows, tokenizer, length) | labels_of(columns)
 
 
 def one_framed_row_each(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
@@ -76,7 +75,11 @@ def one_pair_each(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, 
     rows = [[start, *source, end, *text, end] for source, text in zip(sources, texts, strict=True)]
     rows = [[*row[: length - 1], *[end] * (length - min(len(row), length - 1))] for row in rows]
     given = [[True] * (len(source) + 2) + [False] * (length - len(source) - 2) for source in sources]
-    return pad_to_length(rows, tokenizer, length) | {"given": given}
+    return pad_to_length(rows, tokenizer, length) | {"given": given} | labels_of(columns)
+
+
+def labels_of(columns: dict[str, list]) -> dict[str, list]:
+    return {"label": columns["label"]} if "label" in columns else {}
 
 
 def pad_to_length(rows: list[list[int]], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:

@@ -1,4 +1,4 @@
-"""What texts are worth by themselves: generative perplexity under a judge, entropy, distinct n-grams, consensus.
+"""What texts are worth by themselves: generative perplexity, entropy, distinct n-grams, likeness to each other.
 
 A model that repeats itself has a low generative perplexity and a low entropy: look at both.
 
@@ -92,16 +92,48 @@ def minimum_bayes_risk(candidates: Sequence[str]) -> int:
     """
     if not candidates:
         raise ValueError("`candidates` must hold at least one text, got none.")
-    if importlib.util.find_spec("sacrebleu") is None:
-        raise ModuleNotFoundError("`minimum_bayes_risk` needs `pip install sacrebleu` (extra `eval`).")
-    from sacrebleu.metrics import BLEU
-
-    bleu = BLEU(effective_order=True)
+    bleu = sentence_bleu("minimum_bayes_risk")
     scores = [
         math.fsum(bleu.sentence_score(candidate, [other]).score for other in [*candidates[:i], *candidates[i + 1 :]])
         for i, candidate in enumerate(candidates)
     ]
     return scores.index(max(scores))
+
+
+def self_bleu(texts: Sequence[str], max_texts: int = 100) -> float:
+    """Mean BLEU of each text with all others as its references, 0 to 100 (https://arxiv.org/abs/1802.01886).
+
+    The higher, the less the texts differ. It rises with the number of texts: compare as many texts.
+
+    Args:
+        texts: strings.
+        max_texts: the first so many count; the time grows with their square.
+
+    Raises:
+        ValueError: if there are fewer than two texts.
+        ModuleNotFoundError: if sacrebleu is missing.
+    """
+    if max_texts < 2:
+        raise ValueError(f"`max_texts` must be at least 2, got {max_texts!r}.")
+    texts = list(texts[:max_texts])
+    if len(texts) < 2:
+        raise ValueError(f"`texts` must hold at least two texts, got {len(texts)}.")
+    bleu = sentence_bleu("self_bleu")
+    scores = (bleu.sentence_score(text, [*texts[:i], *texts[i + 1 :]]).score for i, text in enumerate(texts))
+    return math.fsum(scores) / len(texts)
+
+
+def sentence_bleu(user: str) -> Any:
+    """sacrebleu's BLEU for sentences, of as many orders as a sentence has.
+
+    Raises:
+        ModuleNotFoundError: naming the `user`, if sacrebleu is missing.
+    """
+    if importlib.util.find_spec("sacrebleu") is None:
+        raise ModuleNotFoundError(f"`{user}` needs `pip install sacrebleu` (extra `eval`).")
+    from sacrebleu.metrics import BLEU
+
+    return BLEU(effective_order=True)
 
 
 @torch.no_grad()

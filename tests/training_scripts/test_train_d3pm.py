@@ -11,7 +11,7 @@ from recipes import load_script
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM
 
-from text_diffusers import TextBlockDiffusionPipeline, TextDiffusionPipeline
+from text_diffusers import TextBlockDiffusionPipeline, TextDiffusionCFGPipeline, TextDiffusionPipeline
 
 train_d3pm = load_script("train_d3pm")
 
@@ -80,6 +80,45 @@ def test_labels_make_a_conditional_model(config, tmp_path):
     pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
     assert pipe.denoiser.config.num_classes == 3
     assert len(pipe(class_labels=[0, 2], num_inference_steps=2).texts) == 2
+
+
+@pytest.fixture
+def labelled_pairs(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"text": f"text {i} of many", "mood": i % 3, "before": f"number {i}"} for i in range(60)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return {"dataset": str(path), "label_column": "mood", "packing": False, "vocab_size": 300}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_labels_and_sources_are_conditions_that_guidance_strengthens(config, labelled_pairs, dropout):
+    options = config(**labelled_pairs, source_column="before", length=32, condition_dropout=dropout)
+    train_d3pm.main(options)
+    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+    assert type(pipe) is TextDiffusionCFGPipeline
+    written = pipe(source="number 7", class_labels=2, guidance_scale=2.0, guide_by="both", num_inference_steps=2)
+    assert len(written.texts) == 1
+
+
+def test_dropped_conditions_are_what_the_model_is_shown(config, labelled_pairs, monkeypatch):
+    """The share of rows without label, and that they are otherwise the rows that they were."""
+    seen, forward = [], train_d3pm.TextTransformerModel.forward
+
+    def recorded(self, input_ids, timestep=None, attention_mask=None, class_labels=None, **others):
+        if torch.is_grad_enabled():
+            seen.append((input_ids.clone(), class_labels.clone()))
+        return forward(self, input_ids, timestep, attention_mask, class_labels, **others)
+
+    monkeypatch.setattr(train_d3pm.TextTransformerModel, "forward", recorded)
+    settings = {"num_samples": 0, "num_length_samples": 0, "max_train_steps": 30, "train_batch_size": 8}
+    train_d3pm.main(config(**labelled_pairs, condition_dropout=0.25, **settings))
+    labels = torch.cat([labels for _, labels in seen])
+    assert set(labels.tolist()) == {0, 1, 2, 3}
+    assert 0.15 < (labels == 3).float().mean() < 0.35
+    with pytest.raises(ValueError, match="`condition_dropout` must be in .* needs a `label_column`"):
+        config(condition_dropout=0.1, output_dir="new")
+    with pytest.raises(ValueError, match="`source_column` needs `--packing false`"):
+        config(source_column="before", output_dir="new")
 
 
 def test_the_same_seed_gives_the_same_losses_and_resuming_continues_them(config, tmp_path):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from text_diffusers import DiffusionLMPipeline, TextDiffusionPipeline
+from text_diffusers import DiffusionLMPipeline, GuidedDiffusionLMPipeline, TextDiffusionPipeline
 from text_diffusers.data import load_documents
 from text_diffusers.rows import tokenize
 
@@ -148,6 +148,30 @@ def test_labels_make_a_conditional_model(config, tmp_path):
     assert len(pipe(class_labels=[0, 2], num_inference_steps=2).texts) == 2
 
 
+def test_dropped_conditions_teach_no_label_and_no_source(config, tmp_path):
+    path = tmp_path / "labelled.jsonl"
+    lines = [{"text": f"text {i} of many", "mood": i % 3, "before": f"after {i}"} for i in range(60)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    settings = {"dataset": str(path), "label_column": "mood", "source_column": "before", "packing": False}
+    settings |= {"max_train_steps": 6, "train_batch_size": 8, "lr_warmup_steps": 1, "num_length_samples": 0}
+    parts = {"train_batch_size": 2, "gradient_accumulation_steps": 4}
+    runs = {"off": {}, "some": {"condition_dropout": 0.5}, "parts": {"condition_dropout": 0.5} | parts}
+    losses, none = {}, {}
+    for name, changes in runs.items():
+        options = config(output_dir=str(tmp_path / name), **settings | changes)
+        losses[name] = train_diffusion_lm.main(options)
+        pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+        assert type(pipe) is (DiffusionLMPipeline if name == "off" else GuidedDiffusionLMPipeline)
+        none[name] = pipe.denoiser.class_embedding.weight[3].detach()
+    np.testing.assert_allclose(losses["parts"], losses["some"], 1e-5)  # each row is dropped by its own generator
+    assert losses["some"] != losses["off"]
+    shrunk = none["off"] / none["some"]  # what has no gradient keeps its direction
+    assert float(shrunk.std()) > 1e-4
+    pipe.set_progress_bar_config(disable=True)
+    inputs = {"source": "after 3", "class_labels": 1, "guidance_scale": 2.0, "num_inference_steps": 3}
+    assert isinstance(pipe(**inputs, generator=torch.Generator().manual_seed(0)).texts[0], str)
+
+
 def test_embeddings_of_a_pretrained_model_are_projected_and_kept(config, tmp_path):
     model, tokenizer = make_masked_lm("roberta")
     model.save_pretrained(tmp_path / "roberta")
@@ -212,6 +236,14 @@ def test_a_saved_pipeline_is_trained_further(config, tmp_path):
         ({"source_column": "question"}, "`source_column` needs `--packing false`"),
         ({"source_column": "q", "packing": False, "given_words": 0.5}, "`source_column` needs `--given_words 0`"),
         ({"objective": "bound", "time_sampling": "time_warped"}, "`time_sampling` of `--objective bound` is"),
+        (
+            {"condition_dropout": 0.1},
+            "`condition_dropout` must be .* needs a `label_column` or `source_column`, got 0.1",
+        ),
+        (
+            {"condition_dropout": 1.5, "label_column": "a", "packing": False},
+            r"`condition_dropout` must be in \[0, 1\)",
+        ),
         ({"timing_steps": 0}, "`timing_steps` must be at least 1, got 0"),
         ({"time_sampling": "cdcd"}, "`time_sampling` must be one of .*, got 'cdcd'"),
     ],

@@ -1,0 +1,223 @@
+"""A transformer that classifies noisy text, or each of its tokens: what guides a diffusion model over text.
+
+It reads tokens, soft tokens or noisy word embeddings, so the gradient of what it says reaches each of them
+(https://arxiv.org/abs/2105.05233, https://arxiv.org/abs/2205.14217).
+
+Shapes: B batch, L sequence length, D width, V vocabulary size, E embedding width of a Diffusion-LM, C classes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from text_diffusers.models.attention import (
+    NORM_EPS,
+    TextTransformerBlock,
+    check_transformer_config,
+    init_weights,
+    sinusoids,
+)
+
+EMBEDDING_STD = 0.1  # of a new model: small embeddings of rare words learn in few steps
+WHOLE_CLOCK = 1_000.0  # the network sees times as if they ran from 0 to a thousand
+
+
+@dataclass
+class TextClassifierOutput(BaseOutput):
+    """`logits` of the classes, (B, C), or (B, L, C) of each token."""
+
+    logits: Tensor
+
+
+class TextClassifierModel(ModelMixin, ConfigMixin):
+    """Noise-aware classifier of texts, or with `per_token` of tokens.
+
+    Args:
+        vocab_size: V, with all special tokens; may be left out with `embedding_dim`.
+        num_classes: C.
+        embedding_dim: E, if the inputs are the noisy word embeddings of a Diffusion-LM; `None` takes tokens.
+        hidden_size: D.
+        num_layers: number of transformer blocks.
+        num_attention_heads: the head width, D / heads, must be even.
+        feed_forward_ratio: width of the feed-forward layer in units of D.
+        max_length: the longest sequence, in tokens; longer inputs are refused.
+        per_token: classifies each token; otherwise the whole text, by the mean of its real tokens.
+        time_conditioning: whether the network sees the time. Absorbing noise tells it by the number of masks.
+        num_train_timesteps: steps of the clock 0, ..., T - 1 of embeddings; `None` is time in [0, 1].
+        labels: C names of the classes.
+        dropout: probability, during training.
+        mask_token_id, pad_token_id: kept for loaders and checked against V.
+
+    Raises:
+        ValueError: if an argument makes no sense, with its name and limit.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["TextTransformerBlock"]
+    _gradient_checkpointing_func: Any
+    config: Any
+
+    @register_to_config
+    def __init__(
+        self,
+        vocab_size: int | None = None,
+        num_classes: int = 2,
+        embedding_dim: int | None = None,
+        hidden_size: int = 128,
+        num_layers: int = 4,
+        num_attention_heads: int = 4,
+        feed_forward_ratio: float = 4.0,
+        max_length: int = 128,
+        per_token: bool = False,
+        time_conditioning: bool = True,
+        num_train_timesteps: int | None = None,
+        labels: list[str] | None = None,
+        dropout: float = 0.0,
+        mask_token_id: int | None = None,
+        pad_token_id: int | None = None,
+    ):
+        super().__init__()
+        self._check_config()
+        self.gradient_checkpointing = False
+        over_tokens = embedding_dim is None
+        self.token_embedding = nn.Embedding(vocab_size or 0, hidden_size) if over_tokens else None
+        self.proj_in = None if embedding_dim is None else nn.Linear(embedding_dim, hidden_size)
+        self.time_embedding = (
+            nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+            if time_conditioning
+            else None
+        )
+        feed_forward_size = int(hidden_size * feed_forward_ratio)
+        self.blocks = nn.ModuleList(
+            TextTransformerBlock(hidden_size, num_attention_heads, feed_forward_size, dropout, time_conditioning)
+            for _ in range(num_layers)
+        )
+        self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS)
+        self.head = nn.Linear(hidden_size, num_classes)
+        self.apply(init_weights)
+        nn.init.zeros_(self.head.weight)
+        if self.token_embedding is not None:
+            nn.init.normal_(self.token_embedding.weight, std=EMBEDDING_STD)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        timestep: float | Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> TextClassifierOutput | tuple[Tensor]:
+        """Classify.
+
+        Args:
+            input_ids: (B, L) tokens, which may be noisy or masked.
+            timestep: () or (B,) time in [0, 1], or of the clock of embeddings; `None` is 0, clean text. Ignored
+                without time conditioning.
+            attention_mask: (B, L), 0 at padding; each row has a real token.
+            inputs_embeds: in place of `input_ids`: (B, L, D) soft tokens, probabilities (B, L, V) times
+                `get_input_embeddings().weight`; or (B, L, E) noisy word embeddings, with `embedding_dim`.
+
+        Returns:
+            `logits`, (B, C), or (B, L, C) with `per_token`; those at padding mean nothing.
+
+        Raises:
+            ValueError: if not one of both inputs is given, or the shapes do not fit the model.
+        """
+        x = self._inputs(input_ids, inputs_embeds)  # (B, L, D)
+        real = self._real_tokens(x, attention_mask)  # (B, L) or None
+        condition = self._condition(x, timestep)  # (B, 1, D) or None
+        head_width = self.config.hidden_size // self.config.num_attention_heads
+        cosines, sines = sinusoids(torch.arange(x.shape[1], device=x.device), head_width)
+        rotary = (cosines.to(x.dtype), sines.to(x.dtype))
+        mask = None if real is None else real[:, None, None]
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x, rotary, mask, condition)
+            else:
+                x = block(x, rotary, mask, condition)
+        x = self.norm_out(x)
+        if not self.config.per_token:
+            x = mean_of_real(x, real)
+        logits = self.head(x)
+        return TextClassifierOutput(logits=logits) if return_dict else (logits,)
+
+    def get_input_embeddings(self) -> nn.Embedding | None:
+        """The embedding of tokens, whose `weight` is (V, D); `None` of a model over word embeddings."""
+        return self.token_embedding
+
+    def _inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """What the blocks read, (B, L, D)."""
+        width, limit = self.config.embedding_dim, self.config.max_length
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Either `input_ids` or `inputs_embeds` must be given, and not both.")
+        if inputs_embeds is not None:
+            want = width or self.config.hidden_size
+            if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != want or not 0 < inputs_embeds.shape[1] <= limit:
+                raise ValueError(
+                    f"`inputs_embeds` must be (batch, length, {want}) with a length of 1 to `max_length`={limit}, "
+                    f"got {tuple(inputs_embeds.shape)}."
+                )
+            return inputs_embeds if self.proj_in is None else self.proj_in(inputs_embeds)
+        if self.token_embedding is None:
+            raise ValueError(
+                f"`inputs_embeds` must be given to a model with `embedding_dim`={width}, got `input_ids`."
+            )
+        assert input_ids is not None
+        if input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= limit:
+            raise ValueError(
+                f"`input_ids` must be (batch, length) with a length of 1 to `max_length`={limit}, "
+                f"got {tuple(input_ids.shape)}."
+            )
+        return self.token_embedding(input_ids)
+
+    def _real_tokens(self, x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+        """(B, L) bool, or `None` if there is no padding."""
+        if attention_mask is None:
+            return None
+        real = attention_mask.bool()
+        if real.shape != x.shape[:2] or not real.any(dim=1).all():
+            raise ValueError(
+                f"`attention_mask` must be {tuple(x.shape[:2])} with a real token in each row, got "
+                f"{tuple(real.shape)} with {real.sum(dim=-1).tolist()} of them."
+            )
+        return None if bool(real.all()) else real
+
+    def _condition(self, x: Tensor, timestep: float | Tensor | None) -> Tensor | None:
+        """(B, 1, D) of the embedded time."""
+        if self.time_embedding is None:
+            return None
+        times = torch.as_tensor(0.0 if timestep is None else timestep, device=x.device).float()
+        if times.ndim > 1 or (times.ndim == 1 and len(times) not in (1, len(x))):
+            raise ValueError(f"`timestep` must be () or ({len(x)},), one a row, got {tuple(times.shape)}.")
+        share = times.expand(len(x)) / (self.config.num_train_timesteps or 1)
+        waves = torch.cat(sinusoids(share * WHOLE_CLOCK, self.config.hidden_size), dim=-1)
+        return F.silu(self.time_embedding(waves.to(x.dtype))).unsqueeze(1)
+
+    def _check_config(self):
+        config = self.config
+        if config.embedding_dim is None:
+            check_transformer_config(config)
+        else:  # the clock and the width of embeddings are needed, a vocabulary is not
+            known = FrozenDict(config | {"vocab_size": config.vocab_size or config.embedding_dim})
+            check_transformer_config(known, ("embedding_dim",))
+        steps, classes, labels = config.num_train_timesteps, config.num_classes, config.labels
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"`num_train_timesteps` must be None or an integer of at least 1, got {steps!r}.")
+        if not isinstance(classes, int) or classes < 2:
+            raise ValueError(f"`num_classes` must be an integer of at least 2, got {classes!r}.")
+        if labels is not None and len(labels) != classes:
+            raise ValueError(f"`labels` must be None or {classes} names, one a class, got {labels!r}.")
+
+
+def mean_of_real(x: Tensor, real: Tensor | None) -> Tensor:
+    """(B, D) mean of (B, L, D) over the tokens that are `real` (B, L)."""
+    if real is None:
+        return x.mean(dim=1)
+    weights = real.unsqueeze(-1).to(x.dtype)
+    return (x * weights).sum(dim=1) / weights.sum(dim=1)
