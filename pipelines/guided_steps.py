@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from text_diffusers.pipelines.text_canvas import check_strings
+
+CONDITIONS = ("label", "prompt", "both")
+
 
 @dataclass
 class TextState:
@@ -91,6 +95,30 @@ def planned_lengths(controls: list, generators: list[torch.Generator]) -> list[i
     return plans[0] if plans else None
 
 
+def guided_condition(prompt, text, source, class_labels, negative_prompt, guide_by: str | None) -> str | None:
+    """The condition that guidance strengthens, "label", "prompt" (also a source) or "both", or `None` without one.
+
+    Raises:
+        ValueError: if these arguments of a pipeline do not fit each other.
+    """
+    for name, value in (("source", source), ("negative_prompt", negative_prompt)):
+        if value is not None:
+            check_strings(name, value)
+    if source is not None and (prompt is not None or text is not None):
+        raise ValueError("`source` excludes `prompt` and `text`: what is written from it begins by itself.")
+    if text is not None and negative_prompt is not None:
+        raise ValueError("`negative_prompt` goes with `prompt` or `source`; `text` has no beginning to replace.")
+    if guide_by is not None and guide_by not in CONDITIONS:
+        raise ValueError(f"`guide_by` must be one of {CONDITIONS}, got {guide_by!r}.")
+    prompted = prompt is not None or source is not None or negative_prompt is not None
+    by_label = class_labels is not None
+    if (guide_by in ("label", "both") and not by_label) or (guide_by in ("prompt", "both") and not prompted):
+        raise ValueError(f"`guide_by`={guide_by!r} needs `class_labels` or a `prompt` or `source` to that effect.")
+    if guide_by is None and by_label:
+        return "label" if negative_prompt is None else "both"
+    return guide_by or ("prompt" if prompted else None)
+
+
 def scales_by_row(guidance_scale: float | Sequence[float], num_texts: int, repeats: int) -> list[float]:
     """One scale a row, from one or one a text."""
     several = isinstance(guidance_scale, Sequence)
@@ -109,3 +137,13 @@ def check_interval(guidance_start: float, guidance_stop: float):
             "`guidance_start` and `guidance_stop` must be shares of the steps, 0 <= start <= stop <= 1, "
             f"got {guidance_start!r} and {guidance_stop!r}."
         )
+
+
+def spread(values: Tensor, at: Tensor, others: Tensor, others_at: Tensor) -> Tensor:
+    """(N, V) with `values` where `at` (N,) is true, and `others` elsewhere, which are there where `others_at` is."""
+    if at.all():
+        return values
+    joined = values.new_empty(len(at), values.shape[1])
+    joined[others_at] = others
+    joined[at] = values
+    return joined

@@ -21,6 +21,7 @@ from text_diffusers.pipelines.text_canvas import (
     append_exactly,
     check_strings,
     cut_rows,
+    encode_sources,
     end_ids,
     is_list,
     lay_out,
@@ -284,7 +285,7 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
         """The canvas as pure noise, and one generator a row; `plan_lengths` may say how long each row's text is."""
         several = [values for values in (class_labels, length) if is_list(values)]
         count = len(several[0]) if several else 1
-        known = self._encode(prompt, text, mask, count) if source is None else self._encode_sources(source)
+        known = self._encode(prompt, text, mask, count) if source is None else encode_sources(self.tokenizer, source)
         lengths = self._text_lengths(length, len(known))
         repeats = num_return_sequences * num_candidates
         known = [row for row in known for _ in range(repeats)]
@@ -305,13 +306,6 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
         canvas = self._canvas(known, labels, free, generators)
         canvas.starts = None if source is None else starts
         return canvas, generators
-
-    def _encode_sources(self, source: str | list[str]) -> list[list[int]]:
-        """What stands before the texts that are written from `source`."""
-        sources = [source] if isinstance(source, str) else source
-        if any(self.tokenizer.mask_token_id in ids for ids in self.tokenizer(sources)["input_ids"]):
-            raise ValueError(f"`source` must not hold {self.tokenizer.mask_token}, which no text has.")
-        return [prefix + end_ids(self.tokenizer) for prefix in self._encode_prompts(sources)]
 
     def _text_lengths(self, length: int | list[int] | None, num_texts: int) -> list:
         lengths: Any = length if is_list(length) else [length] * num_texts

@@ -34,7 +34,14 @@ from text_diffusers.pipelines.guided_steps import (
     scales_by_row,
 )
 from text_diffusers.pipelines.pipeline_diffusion_lm import DiffusionLMPipeline, DiffusionLMPipelineOutput
-from text_diffusers.pipelines.text_canvas import EmbeddingCanvas, check_strings, is_list, lay_out, start_ids
+from text_diffusers.pipelines.text_canvas import (
+    EmbeddingCanvas,
+    check_strings,
+    encode_sources,
+    is_list,
+    lay_out,
+    start_ids,
+)
 
 GUIDED_BY = ("label", "source", "both")
 
@@ -224,7 +231,7 @@ class GuidedDiffusionLMPipeline(DiffusionLMPipeline):
         negatives = list(negative_source) if is_list(negative_source) else [negative_source or ""] * num_texts
         if len(negatives) != num_texts:
             raise ValueError(f"`negative_source` must be one or {num_texts}, one a text, got {len(negatives)}.")
-        return self._encode_sources(negatives)
+        return encode_sources(self.tokenizer, negatives)
 
     def _step(self, canvas: GuidedEmbeddingCanvas, timestep: float, generators: list[torch.Generator]):
         """Bring `canvas.latents` from `timestep` to the next, less noisy time, and read the words off them."""

@@ -19,6 +19,7 @@ from text_diffusers.pipelines.text_canvas import (
     Canvas,
     check_strings,
     encode_infill,
+    encode_prompts,
     end_ids,
     is_list,
     lay_out,
@@ -134,12 +135,7 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         history = self._write(canvas, generators, return_history, *callback)
         # 4. Cut each text at its end and decode
-        tokens = self._trim(canvas)
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True) if output_type == "text" else None
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return (texts, tokens, history)
-        return TextDiffusionPipelineOutput(texts=texts, tokens=tokens, history=history)
+        return self._decode(canvas, history, output_type, return_dict)
 
     @torch.no_grad()
     def stream(
@@ -191,6 +187,17 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
             if history is not None:
                 history.append(canvas.tokens)
         return history
+
+    def _decode(
+        self, canvas: Canvas, history: list[Tensor] | None, output_type: str, return_dict: bool
+    ) -> TextDiffusionPipelineOutput | tuple:
+        """What is returned of a denoised canvas."""
+        tokens = self._trim(canvas)
+        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True) if output_type == "text" else None
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (texts, tokens, history)
+        return TextDiffusionPipelineOutput(texts=texts, tokens=tokens, history=history)
 
     def _accept(self, canvas: Canvas, changed: dict[str, Tensor]):
         """Take the tensors that a callback returned."""
@@ -279,13 +286,7 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         if text is not None:
             return encode_infill(self.tokenizer, [text] if isinstance(text, str) else text, mask)
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        return self._encode_prompts(prompts or [""] * count)
-
-    def _encode_prompts(self, prompts: list[str]) -> list[list[int]]:
-        rows = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        if any(self.tokenizer.mask_token_id in ids for ids in rows):
-            raise ValueError(f"`prompt` must not hold {self.tokenizer.mask_token}; give it as `text` to fill it in.")
-        return [start_ids(self.tokenizer) + ids for ids in rows]
+        return encode_prompts(self.tokenizer, prompts or [""] * count)
 
     def _append_blanks(self, known: list, starts: list[int], max_new_tokens: int | None, generators: list) -> list:
         """The prompts, each followed by `None` for every token to be written; `starts` is where their texts begin."""

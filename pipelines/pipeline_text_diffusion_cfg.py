@@ -7,7 +7,6 @@ Shapes: B rows (texts times `num_return_sequences`), L sequence length, V vocabu
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,42 +17,27 @@ from text_diffusers.pipelines.guided_steps import (
     as_controls,
     check_interval,
     guide,
+    guided_condition,
     planned_lengths,
     scales_by_row,
+    spread,
     tilt,
 )
 from text_diffusers.pipelines.masked_lm import as_denoiser, is_masked_lm
 from text_diffusers.pipelines.pipeline_text_diffusion import TextDiffusionPipeline, TextDiffusionPipelineOutput
 from text_diffusers.pipelines.text_canvas import (
     Canvas,
+    GuidedCanvas,
     append_exactly,
-    check_strings,
     cut_rows,
+    encode_prompts,
+    encode_sources,
     end_ids,
     is_list,
     lay_out,
     start_ids,
     without_beginnings,
 )
-
-GUIDED_BY = ("label", "prompt", "both")
-
-
-@dataclass
-class GuidedCanvas(Canvas):
-    """A canvas with what guides it.
-
-    `unconditional` has the same tokens to write, in the same order, in rows without the condition. The texts begin at
-    `starts`, and `cut` says whether what is before them is left out of the output.
-    """
-
-    unconditional: Canvas | None = None
-    scales: Tensor | None = None
-    interval: tuple[float, float] = (0.0, 1.0)
-    controls: list = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    cut: bool = False
-    steps_done: int = 0
 
 
 class TextDiffusionCFGPipeline(TextDiffusionPipeline):
@@ -120,27 +104,17 @@ class TextDiffusionCFGPipeline(TextDiffusionPipeline):
         Raises:
             ValueError: if an argument does not fit the model or the others, or the model's logits are not finite.
         """
-        # 1. Check the inputs
-        self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
+        # 1. Check the inputs, encode the text and cover what is to be written with pure noise
         self._check_output(output_type, callback_on_step_end_tensor_inputs)
-        controls, interval = as_controls(controls), (guidance_start, guidance_stop)
-        guide_by = self._check_guidance(prompt, text, source, class_labels, negative_prompt, guide_by, interval)
-        self._check_controls(controls, text, max_new_tokens)
-        # 2. Encode the text and cover what is to be written with pure noise
-        self._token_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         request = (prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator)
-        guidance = (source, negative_prompt, guidance_scale, interval, guide_by, controls)
-        canvas, generators = self._prepare(*request, *guidance)
-        # 3. Denoise
+        interval = (guidance_start, guidance_stop)
+        guidance = (source, negative_prompt, guidance_scale, interval, guide_by, as_controls(controls))
+        canvas, generators = self._begin(request, guidance, num_inference_steps)
+        # 2. Denoise
         callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
         history = self._write(canvas, generators, return_history, *callback)
-        # 4. Cut each text at its end and decode
-        tokens = self._trim(canvas)
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True) if output_type == "text" else None
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return (texts, tokens, history)
-        return TextDiffusionPipelineOutput(texts=texts, tokens=tokens, history=history)
+        # 3. Cut each text at its end and decode
+        return self._decode(canvas, history, output_type, return_dict)
 
     @torch.no_grad()
     def stream(
@@ -165,14 +139,24 @@ class TextDiffusionCFGPipeline(TextDiffusionPipeline):
 
         Arguments and errors are those of `__call__`.
         """
+        request = (prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator)
+        interval = (guidance_start, guidance_stop)
+        guidance = (source, negative_prompt, guidance_scale, interval, guide_by, as_controls(controls))
+        yield from self._frames(*self._begin(request, guidance, num_inference_steps))
+
+    def _begin(
+        self, request: tuple, guidance: tuple, num_inference_steps: int
+    ) -> tuple[GuidedCanvas, list[torch.Generator]]:
+        """The canvas at time 1 and one generator a row, if the inputs, those of `_prepare`, fit."""
+        prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, _ = request
+        source, negative_prompt, guidance_scale, interval, guide_by, controls = guidance
         self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
-        controls, interval = as_controls(controls), (guidance_start, guidance_stop)
-        guide_by = self._check_guidance(prompt, text, source, class_labels, negative_prompt, guide_by, interval)
+        check_interval(*interval)
+        guide_by = guided_condition(prompt, text, source, class_labels, negative_prompt, guide_by)
         self._check_controls(controls, text, max_new_tokens)
         self._token_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        request = (prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator)
         guidance = (source, negative_prompt, guidance_scale, interval, guide_by, controls)
-        yield from self._frames(*self._prepare(*request, *guidance))
+        return self._prepare(*request, *guidance)
 
     def _step(self, canvas: GuidedCanvas, timestep: float, generators: list[torch.Generator]):
         """Bring `canvas.tokens` from `timestep` to the next, less noisy time."""
@@ -332,7 +316,7 @@ class TextDiffusionCFGPipeline(TextDiffusionPipeline):
         """The canvas at time 1 with its unconditional view, and one generator a row."""
         several: list[Any] = [values for values in (class_labels, guidance_scale, negative_prompt) if is_list(values)]
         count = len(several[0]) if several else 1
-        known = self._encode(prompt, text, mask, count) if source is None else self._encode_sources(source)
+        known = self._encode(prompt, text, mask, count) if source is None else encode_sources(self.tokenizer, source)
         scales = scales_by_row(guidance_scale, len(known), num_return_sequences)
         negatives = self._encode_negatives(negative_prompt, len(known), source is not None)
         known, negatives = ([row for row in rows for _ in range(num_return_sequences)] for rows in (known, negatives))
@@ -377,42 +361,19 @@ class TextDiffusionCFGPipeline(TextDiffusionPipeline):
             labels = torch.full_like(labels, self.denoiser.config.num_classes)
         return Canvas(*laid_out, labels, ends_at_eos=False)
 
-    def _encode_sources(self, source: str | list[str]) -> list[list[int]]:
-        """What stands before the texts that are written from `source`."""
-        sources = [source] if isinstance(source, str) else source
-        return [row + end_ids(self.tokenizer) for row in self._encode_prompts(sources)]
-
     def _encode_negatives(self, negative_prompt: Any, num_texts: int, as_source: bool) -> list[list[int]]:
         """What stands before the same texts without the condition: the start, and what they are led away from."""
         negatives = [negative_prompt or ""] * num_texts if not is_list(negative_prompt) else negative_prompt
         if len(negatives) != num_texts:
             raise ValueError(f"`negative_prompt` must be one or {num_texts}, one a text, got {len(negatives)}.")
-        return self._encode_sources(negatives) if as_source else self._encode_prompts(negatives)
+        if as_source:
+            return encode_sources(self.tokenizer, negatives)
+        return encode_prompts(self.tokenizer, negatives, "negative_prompt")
 
     def _expand_labels(self, class_labels, num_rows: int, num_return_sequences: int) -> Tensor | None:
         if is_list(class_labels) and None in class_labels:
             class_labels = [self.denoiser.config.num_classes if label is None else label for label in class_labels]
         return super()._expand_labels(class_labels, num_rows, num_return_sequences)
-
-    def _check_guidance(self, prompt, text, source, class_labels, negative_prompt, guide_by, interval) -> str | None:
-        """The condition that guidance strengthens, or `None` without one."""
-        check_interval(*interval)
-        for name, value in (("source", source), ("negative_prompt", negative_prompt)):
-            if value is not None:
-                check_strings(name, value)
-        if source is not None and (prompt is not None or text is not None):
-            raise ValueError("`source` excludes `prompt` and `text`: what is written from it begins by itself.")
-        if text is not None and negative_prompt is not None:
-            raise ValueError("`negative_prompt` goes with `prompt` or `source`; `text` has no beginning to replace.")
-        if guide_by is not None and guide_by not in GUIDED_BY:
-            raise ValueError(f"`guide_by` must be one of {GUIDED_BY}, got {guide_by!r}.")
-        prompted = prompt is not None or source is not None or negative_prompt is not None
-        by_label = class_labels is not None
-        if (guide_by in ("label", "both") and not by_label) or (guide_by in ("prompt", "both") and not prompted):
-            raise ValueError(f"`guide_by`={guide_by!r} needs `class_labels` or a `prompt` or `source` to that effect.")
-        if guide_by is None and by_label:
-            return "label" if negative_prompt is None else "both"
-        return guide_by or ("prompt" if prompted else None)
 
     def _check_controls(self, controls: list, text: Any, max_new_tokens: int | None):
         scheduler = self.scheduler
@@ -432,13 +393,3 @@ class TextDiffusionCFGPipeline(TextDiffusionPipeline):
                 "`guidance_scale` must be 1 without a condition, `class_labels`, `prompt` or `source`, got "
                 f"{canvas.scales.tolist()}."
             )
-
-
-def spread(values: Tensor, at: Tensor, others: Tensor, others_at: Tensor) -> Tensor:
-    """(N, V) with `values` where `at` (N,) is true, and `others` elsewhere, which are there where `others_at` is."""
-    if at.all():
-        return values
-    joined = values.new_empty(len(at), values.shape[1])
-    joined[others_at] = others
-    joined[at] = values
-    return joined

@@ -3,7 +3,7 @@
 Shapes: B rows, L sequence length, E embedding width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,24 @@ class EmbeddingCanvas(Canvas):
     starts: list[int] | None = None
     eta: float = 0.0
     known_words: str = "renoise"
+
+
+@dataclass
+class GuidedCanvas(Canvas):
+    """A canvas with what guides it.
+
+    `unconditional` has the same tokens to write, in the same order, in rows without the condition, and `scales` (B,)
+    are those of guidance by it, within the `interval` of shares of the steps. The texts begin at `starts`, and `cut`
+    says whether what is before them is left out of the output.
+    """
+
+    unconditional: Canvas | None = None
+    scales: Tensor | None = None
+    interval: tuple[float, float] = (0.0, 1.0)
+    controls: list = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    cut: bool = False
+    steps_done: int = 0
 
 
 def lay_out(rows: list[list[int | None]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,6 +108,24 @@ def end_ids(tokenizer: Any) -> list[int]:
     return [] if end is None else [end]
 
 
+def encode_prompts(tokenizer: Any, prompts: list[str], name: str = "prompt") -> list[list[int]]:
+    """Token ids of each text, after the start token.
+
+    Raises:
+        ValueError: if one holds the mask.
+    """
+    rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    if any(tokenizer.mask_token_id in ids for ids in rows):
+        raise ValueError(f"`{name}` must not hold {tokenizer.mask_token}; give it as `text` to fill it in.")
+    return [start_ids(tokenizer) + ids for ids in rows]
+
+
+def encode_sources(tokenizer: Any, source: str | list[str]) -> list[list[int]]:
+    """What stands before the texts that are written from `source`."""
+    sources = [source] if isinstance(source, str) else source
+    return [row + end_ids(tokenizer) for row in encode_prompts(tokenizer, sources, "source")]
+
+
 def encode_infill(tokenizer: Any, texts: list[str], mask: Any) -> list[list[int | None]]:
     """Token ids, after the start token, with `None` wherever a token is to be filled in."""
     rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -109,6 +145,17 @@ def encode_infill(tokenizer: Any, texts: list[str], mask: Any) -> list[list[int 
     blanked = zip(rows, masks, strict=True)
     start = start_ids(tokenizer)
     return [start + [None if m else t for t, m in zip(row, row_mask, strict=True)] for row, row_mask in blanked]
+
+
+def never_written(tokenizer: Any) -> list[int]:
+    """The mask, and the padding unless it is what ends a text."""
+    special = {tokenizer.mask_token_id, tokenizer.pad_token_id} - {None, *end_ids(tokenizer)}
+    return sorted(special)
+
+
+def written_ends(canvas: Canvas) -> Tensor:
+    """(B, L) bool: the tokens at which a text may end."""
+    return canvas.editable & canvas.ends_at_eos
 
 
 def partial_text(tokenizer: Any, row: list[int]) -> str:
