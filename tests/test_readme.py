@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from text_diffusers import DiffusionLMPipeline, EmbeddingDDIMScheduler, EmbeddingTransformerModel
+from conftest import make_denoiser
+
+from text_diffusers import (
+    D3PMAbsorbingScheduler,
+    DiffusionLMPipeline,
+    EmbeddingDDIMScheduler,
+    EmbeddingTransformerModel,
+    TextClassifierModel,
+    TextDiffusionCFGPipeline,
+)
 
 ROOT = Path(__file__).parent.parent
 README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
@@ -26,10 +35,27 @@ def embedding_pipe(tokenizer):
     return DiffusionLMPipeline(tokenizer, denoiser, EmbeddingDDIMScheduler())
 
 
+@pytest.fixture
+def guided_models(tokenizer):
+    """By the folders in which the pages expect them."""
+    scheduler = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    labelled = make_denoiser(tokenizer, num_classes=2, max_length=64)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_layers": 1, "num_attention_heads": 2}
+    tags = ["DET", "ADJ", "NOUN", "VERB", "ADV", "."]
+    return {
+        "sentiment": TextDiffusionCFGPipeline(tokenizer, labelled, scheduler, lengths=[0] * 40 + [1]),
+        "paraphrase": TextDiffusionCFGPipeline(tokenizer, make_denoiser(tokenizer, max_length=256), scheduler),
+        "classifier": TextClassifierModel(num_classes=2, **sizes),
+        "tagger": TextClassifierModel(num_classes=len(tags), labels=tags, per_token=True, **sizes),
+    }
+
+
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_python_of_the_pages_runs(block, pipe, embedding_pipe, tmp_path, monkeypatch, capsys):
-    pipe.save_pretrained(tmp_path / "runs" / "quickstart")
-    embedding_pipe.save_pretrained(tmp_path / "runs" / "diffusion_lm")
+def test_the_python_of_the_pages_runs(block, pipe, embedding_pipe, guided_models, tmp_path, monkeypatch, capsys):
+    models = guided_models | {"quickstart": pipe, "diffusion_lm": embedding_pipe}
+    for name, model in models.items():
+        if f'"runs/{name}"' in block:
+            model.save_pretrained(tmp_path / "runs" / name)
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "page", "exec"), {})
     assert capsys.readouterr().out.strip()
