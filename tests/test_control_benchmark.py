@@ -165,6 +165,17 @@ def test_shape_of_the_scheduler_is_that_of_the_options_or_the_models(options):
     assert (shaped.model.scheduler.config.temperature, shaped.model.scheduler.config.top_p) == (0.5, 0.9)
 
 
+def test_tokens_are_tagged_in_the_first_texts_of_the_data(options, words_tokenizer):
+    all_texts, _ = control_cases.load_models(options())
+    first_only, _ = control_cases.load_models(options(num_tagged_texts=1))
+    words = {words_tokenizer.decode(i).strip() for i in first_only.token_tags.whole_words.any(dim=0).nonzero()}
+    assert words and words <= set(SENTENCES[0].split())
+    assert (first_only.token_tags.whole_words <= all_texts.token_tags.whole_words).all()
+    assert all_texts.token_tags.labels == [*TAGS, "X"]
+    without, _ = control_cases.load_models(options(model=None))
+    assert without.token_tags is None
+
+
 def test_wishes_are_the_same_at_every_call_and_of_all_kinds(options):
     config = options(num_texts=40)
     for name in control_cases.CASES:
@@ -305,6 +316,7 @@ def test_targets_are_met_or_missed_by_their_figures():
         {"scales": [-1]},
         {"num_texts": 1},
         {"batch_size": 0},
+        {"num_tagged_texts": 0},
         {"longest": 6},
         {"words": ["cat"]},
         {"judge_dataset": None},

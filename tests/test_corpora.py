@@ -17,7 +17,7 @@ from text_diffusers.corpora import (
 )
 from text_diffusers.data import load_documents
 from text_diffusers.rows import encode_texts
-from text_diffusers.tagged_text import NO_TAG, load_tagged, name_tags, tag_tokens, tagged_rows
+from text_diffusers.tagged_text import NO_TAG, align_tags, load_tagged, name_tags, tagged_rows
 
 DATA = Path(__file__).parent.parent / "data"
 TAGS = {"ADJ", "ADP", "ADV", "CONJ", "DET", "NOUN", "NUM", "PRON", "PRT", "PUNCT", "VERB", "X"}
@@ -46,7 +46,7 @@ def test_words_become_plain_text_and_each_character_has_its_word(words, text):
 def test_a_token_has_the_tag_of_the_word_in_which_it_begins():
     _, owners = detokenise(["unhappy", "cats", "."])  # "unhappy cats."
     offsets = [(0, 2), (2, 7), (7, 8), (8, 11), (11, 13), (13, 13)]
-    assert tag_tokens(offsets, owners, [4, 5, 6]) == [4, 4, 5, 5, 5, NO_TAG]
+    assert align_tags(offsets, owners, [4, 5, 6]) == [4, 4, 5, 5, 5, NO_TAG]
 
 
 def check_tagged_row(tokenizer: PreTrainedTokenizerFast, words, tags):

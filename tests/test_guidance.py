@@ -1,4 +1,4 @@
-"""Laws of controls: first-order tilts, length, words that must be in a text, patterns of tags.
+"""Laws of controls: first-order tilts, length, words that must be in a text.
 
 Whether a text holds a word is judged on its decoded characters, by a regular expression; probabilities by enumeration.
 Shapes: B rows, L length, V vocabulary size, N open tokens.
@@ -13,8 +13,7 @@ import pytest
 import torch
 from oracles import chi_square_passes
 
-from text_diffusers.guidance import Control, LengthControl, PatternControl, WordsControl
-from text_diffusers.models.classifier_text import TextClassifierModel
+from text_diffusers.guidance import Control, LengthControl, WordsControl
 from text_diffusers.pipelines.guided_steps import TextState
 from text_diffusers.soft_text import continues_word, soft_text
 
@@ -412,115 +411,3 @@ def test_tokens_that_continue_a_word_are_known_by_their_first_character(tokenize
     continues = continues_word(tokenizer)
     assert continues[ids_of(tokenizer, "he", "s", "7", "_", "Ã")].all()
     assert not continues[ids_of(tokenizer, "Ġthe", "Ġ", ",", ".", "'", "Ċ", "[EOS]", "[MASK]")].any()
-
-
-# Patterns
-
-
-@pytest.fixture
-def tagger(tokenizer):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_layers": 2, "num_attention_heads": 2, "max_length": 32}
-    model = TextClassifierModel(len(tokenizer), 3, per_token=True, labels=["DET", "NOUN", "VERB"], **sizes)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model.double().eval()
-
-
-@pytest.fixture
-def two_texts(tokenizer):
-    """One text after a start token, one after a source; the second is shorter by one and padded."""
-    eos, pad, the = tokenizer.eos_token_id, tokenizer.pad_token_id, ids_of(tokenizer, "the")[0]
-    tokens = [[eos, the, eos, 0, 0, the, eos], [eos, 0, 0, 0, eos, pad, pad]]
-    is_open = [[0, 0, 0, 1, 1, 0, 0], [0, 1, 1, 1, 0, 0, 0]]
-    real = torch.tensor([[1] * 7, [1] * 5 + [0, 0]])
-    return make_state(tokens, is_open, [3, 1], attention_mask=real)
-
-
-def test_the_log_probability_of_a_pattern_is_the_sum_of_its_tags(tokenizer, tagger, two_texts):
-    state, pattern = two_texts, ["NOUN", "DET", "VERB"]
-    control = PatternControl(tagger, pattern, tokenizer)
-    assert control.plan_lengths(generators(2)) == [3, 3]
-    tokens = torch.where(state.open, 260, state.tokens)
-    one_hot = torch.nn.functional.one_hot(tokens, len(tokenizer)).double()
-    got = control.log_prob(one_hot, state)
-    for row, first, end in [(0, 2, 7), (1, 0, 5)]:  # the tagger is shown the text and the token before it
-        log_probs = tagger(tokens[row : row + 1, first:end]).logits[0].log_softmax(dim=-1)
-        want = log_probs[1, 1] + log_probs[2, 0] + log_probs[3, 2]
-        torch.testing.assert_close(got[row], want)
-
-
-def test_a_pattern_allows_whole_words_only_and_is_tilted_towards(tokenizer, tagger, two_texts):
-    control = PatternControl(tagger, [1, 0, 2], tokenizer, scale=2.0)
-    logits = random_logits(two_texts, len(tokenizer))
-    with torch.no_grad():
-        got = control(logits, two_texts)
-    continues = continues_word(tokenizer)
-    special = torch.zeros(len(tokenizer), dtype=torch.bool)
-    special[tokenizer.all_special_ids] = True
-    for row, at_start in enumerate([True, False, True, False, False]):  # the rows of logits are the open tokens
-        excluded = special if at_start else special | continues
-        assert torch.equal(got[row] == -torch.inf, excluded)
-    allowed = logits.masked_fill(got == -torch.inf, -torch.inf)
-    totals = [control.log_prob(soft_text(scores.softmax(dim=-1), two_texts), two_texts) for scores in (allowed, got)]
-    assert (totals[1] > totals[0]).all()
-    assert all(parameter.grad is None for parameter in tagger.parameters())
-
-
-def test_a_pattern_never_forbids_all_tokens_of_a_place(tokenizer, tagger, two_texts):
-    logits = torch.full((5, len(tokenizer)), -torch.inf, dtype=torch.float64)
-    logits[:, ids_of(tokenizer, "s", "he")] = 0.0
-    got = PatternControl(tagger, [1, 0, 2], tokenizer)(logits, two_texts)
-    assert (got > -torch.inf).any(dim=-1).all()
-
-
-def test_patterns_of_their_own_do_not_leak_between_rows(tokenizer, tagger, two_texts):
-    state, logits = two_texts, random_logits(two_texts, len(tokenizer))
-    both = PatternControl(tagger, [[0, 1, 2], [2, 2, 0]], tokenizer)(logits, state)
-    other = PatternControl(tagger, [[0, 1, 2], [1, 1, 1]], tokenizer)(logits, state)
-    torch.testing.assert_close(both[:2], other[:2])
-    assert not torch.allclose(both[2:], other[2:])
-    alone = make_state([state.tokens[1, :5].tolist()], [state.open[1, :5].tolist()], [1])
-    torch.testing.assert_close(PatternControl(tagger, [2, 2, 0], tokenizer)(logits[2:], alone), both[2:])
-
-
-def test_patterns_that_do_not_fit_are_refused(tokenizer, tagger, two_texts):
-    logits = random_logits(two_texts, len(tokenizer))
-    for pattern in ([], ["ADV"], [-1], "NOUN", [[0], []]):
-        with pytest.raises(ValueError, match="`pattern` must be"):
-            PatternControl(tagger, pattern, tokenizer)
-    with pytest.raises(ValueError, match="`pattern` must be below the 3 classes, got 3"):
-        PatternControl(tagger, [3, 0], tokenizer)(logits, two_texts)
-    with pytest.raises(ValueError, match="`pattern` must be at most as long as its text, 4 tokens, got 5"):
-        PatternControl(tagger, [0] * 5, tokenizer)(logits, two_texts)
-    with pytest.raises(ValueError, match="`pattern` must be one for each of the 2 texts, got 1"):
-        PatternControl(tagger, [[0, 1, 2]], tokenizer)(logits, two_texts)
-    wide = torch.zeros(5, len(tokenizer) + 2, dtype=torch.float64)
-    with pytest.raises(ValueError, match="`classifier` must have 304 tokens, those of the text, got 302"):
-        PatternControl(tagger, [0, 1, 2], tokenizer)(wide, two_texts)
-
-
-def test_controls_of_all_kinds_combine(tokenizer, tagger):
-    """With a length, words and a pattern at once, a random model writes what all of them ask for."""
-    eos, generator = tokenizer.eos_token_id, torch.Generator().manual_seed(0)
-    controls = [
-        LengthControl(4, eos_token_id=eos),
-        PatternControl(tagger, [0, 1, 2, 1], tokenizer),
-        WordsControl(tokenizer, ["cat", "dog"]),
-    ]
-    tokens, is_open = torch.full((1, 6), eos), torch.tensor([[False, True, True, True, True, False]])
-    while is_open.any():
-        place = int(is_open[0].nonzero().flatten()[0])
-        selected = torch.zeros_like(is_open)
-        selected[0, place] = True
-        last = int(is_open.sum()) == 1
-        state = TextState(tokens, is_open, ~is_open, torch.ones_like(tokens), [1], 0.5, 0.0, last, selected)
-        logits = random_logits(state, len(tokenizer))
-        for control in controls:
-            logits = control(logits, state)
-        tokens = tokens.clone()
-        tokens[0, place] = torch.multinomial(logits[0].softmax(dim=-1), 1, generator=generator)[0]
-        is_open = is_open & ~selected
-    text = tokens[0, 1:5].tolist()
-    assert holds(tokenizer, text, ["cat", "dog"]) and eos not in text
-    assert not continues_word(tokenizer)[text[1:]].any()

@@ -23,7 +23,7 @@ TENSOR_LEAVES = [
     ROOT / "src/text_diffusers" / f"{name}.py"
     for name in ("losses", "embedding_losses", "noise", "checkpoints", "corpora", "data", "rows", "initialization")
 ]
-GUIDANCE_LEAVES = ("guidance", "classifier_guidance", "soft_text", "word_automaton")
+GUIDANCE_LEAVES = ("guidance", "classifier_guidance", "pattern_control", "soft_text", "word_automaton")
 SOURCES = [*LEAVES, *sorted((ROOT / "src").rglob("*.py"))]
 
 

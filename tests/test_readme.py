@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from conftest import make_denoiser
 
 from text_diffusers import (
@@ -41,7 +40,7 @@ def guided_models(tokenizer):
     scheduler = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
     labelled = make_denoiser(tokenizer, num_classes=2, max_length=64)
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_layers": 1, "num_attention_heads": 2}
-    tags = ["DET", "ADJ", "NOUN", "VERB", "ADV", "."]
+    tags = ["DET", "ADJ", "NOUN", "VERB", "ADV", "PUNCT"]
     return {
         "sentiment": TextDiffusionCFGPipeline(tokenizer, labelled, scheduler, lengths=[0] * 40 + [1]),
         "paraphrase": TextDiffusionCFGPipeline(tokenizer, make_denoiser(tokenizer, max_length=256), scheduler),

@@ -1,15 +1,15 @@
-"""Controls over text that is being written: its length, words it must hold, the parts of speech of its tokens.
+"""Controls over text that is being written: its length, and words it must hold.
 
 A control is called with the logits of the tokens that are still open and with what is known of the texts, and returns
 logits that favour what it asks for. Controls are combined by calling one after another. Those that ask a classifier or
-an encoder are in `classifier_guidance`.
+an encoder are in `classifier_guidance`, that of parts of speech in `pattern_control`.
 
 Of the texts a control reads the attributes `tokens` (B, L), `open` (B, L) bool: the tokens to be decided, whose logits
 it gets in row-major order, `attention_mask` (B, L), `starts`: B places where the texts begin, `timestep`, `progress`:
 the share of the steps that are done, `last`, `selected` (B, L) bool or None: what this step draws, and `mask_token_id`
 or None.
 
-Shapes: B rows, L sequence length, V vocabulary size, N open tokens, C classes, D width of an embedding.
+Shapes: B rows, L sequence length, V vocabulary size, N open tokens, C classes.
 """
 
 from collections.abc import Sequence
@@ -21,18 +21,14 @@ from torch import Tensor
 
 from text_diffusers.soft_text import (
     check,
-    check_reader,
     check_rows,
     check_vocabulary,
     continues_word,
     is_finite,
     is_index,
-    label_names,
     open_log_probs,
-    read_soft_text,
     soft_text,
     text_places,
-    token_embedding,
 )
 from text_diffusers.word_automaton import CONTINUES, END, MAX_WORDS, WordAutomaton
 
@@ -282,83 +278,6 @@ class WordsControl(Control):
                 f"`words` must fit into the text: {self.words} cannot all be put where text {row} is open, "
                 f"{int(state.open[row].sum())} of its {int(in_text[row].sum())} tokens."
             )
-
-
-class PatternControl(Control):
-    """Texts whose tokens have given tags, such as parts of speech: one tag a token, and one token a word.
-
-    Tokens that continue a word, and special ones, are forbidden, so each token is a word or a mark of punctuation.
-
-    Args:
-        classifier: of tokens, `classifier(inputs_embeds=..., attention_mask=...).logits` (B, L, C), such as a
-            `TextClassifierModel` with `per_token`, in evaluation mode; it shares the tokenizer.
-        pattern: the tags in order, ids or names of the classifier's labels; or a list of them for each text, all as
-            long as their texts are to be.
-        tokenizer: of transformers.
-
-    Raises:
-        ValueError: if a tag is unknown, the vocabularies differ, or a text is shorter than its pattern.
-    """
-
-    def __init__(
-        self,
-        classifier: Any,
-        pattern: Sequence[Any],
-        tokenizer: Any,
-        scale: float = 1.0,
-        start: float = 0.0,
-        stop: float = 1.0,
-    ):
-        super().__init__(scale, start, stop)
-        check_reader("classifier", classifier)
-        self.classifier, names = classifier, label_names(classifier)
-        self._by_row = bool(pattern) and all(isinstance(tags, (list, tuple)) for tags in pattern)
-        rows = [list(tags) for tags in (pattern if self._by_row else [pattern])]
-        check(all(rows) and not isinstance(pattern, str), "pattern", "a list of tags, or one for each text", pattern)
-        self.patterns = [[names.index(tag) if tag in names else tag for tag in row] for row in rows]
-        for tag in (tag for row in self.patterns for tag in row):
-            check(is_index(tag, 0), "pattern", f"ids, or among the names {names}", tag)
-        self.excluded = continues_word(tokenizer)
-        self.special = torch.zeros_like(self.excluded)
-        self.special[[token for token in tokenizer.all_special_ids if token < len(self.special)]] = True
-
-    def plan_lengths(self, generators: Sequence[torch.Generator]) -> list[int]:
-        """Number of tokens of each text."""
-        return [len(tags) for tags in self._rows(len(generators))]
-
-    def __call__(self, logits: Tensor, state: Any) -> Tensor:
-        """Logits (N, V) without tokens that continue a word, tilted towards the tags."""
-        if not self.acts(logits, state):
-            return logits
-        places = state.open.nonzero()[:, 1]  # (N,)
-        starts = torch.tensor(state.starts, device=logits.device)[state.open.nonzero()[:, 0]]
-        excluded = F.pad(self.excluded, (0, max(0, logits.shape[-1] - len(self.excluded))))[: logits.shape[-1]]
-        special = F.pad(self.special, (0, max(0, logits.shape[-1] - len(self.special))))[: logits.shape[-1]]
-        # Nothing is there that the first token could continue.
-        excluded = excluded.to(logits.device) & (places > starts).unsqueeze(1) | special.to(logits.device)
-        return super().__call__(forbid(logits, excluded), state)
-
-    def log_prob(self, probs: Tensor, state: Any) -> Tensor:
-        """(B,) log-probability of the tags, each independent of the others given the text."""
-        size = token_embedding("classifier", self.classifier).weight.shape[0]
-        check_vocabulary("classifier", size, probs.shape[-1], exactly=True)
-        rows = self._rows(len(probs))
-        logits = read_soft_text(self.classifier, probs, state).logits  # (B, L or less, C)
-        shifts = [min(start, 1) for start in state.starts]  # the token before the text is read too
-        room = text_places(state).sum(dim=1).tolist()
-        totals = []
-        for tags, row_logits, shift, length in zip(rows, logits.log_softmax(dim=-1), shifts, room, strict=True):
-            check(max(tags) < logits.shape[-1], "pattern", f"below the {logits.shape[-1]} classes", max(tags))
-            check(len(tags) <= length, "pattern", f"at most as long as its text, {length} tokens", len(tags))
-            wanted = torch.tensor(tags, device=logits.device).unsqueeze(1)
-            totals.append(row_logits[shift : shift + len(tags)].gather(1, wanted).sum())
-        return torch.stack(totals)
-
-    def _rows(self, num_rows: int) -> list[list[int]]:
-        if not self._by_row:
-            return self.patterns * num_rows
-        check_rows("pattern", len(self.patterns), num_rows)
-        return self.patterns
 
 
 def forbid(logits: Tensor, excluded: Tensor) -> Tensor:

@@ -37,11 +37,14 @@ def text_places(state: Any) -> Tensor:
 def shown_rows(values: Tensor, starts: list[int], attention_mask: Tensor) -> tuple[Tensor, Tensor]:
     """What a classifier is shown of `values` (B, L, ...), and its attention mask (B, l).
 
-    It is each row from the token before its text on, which every text has: a source before that is left out.
+    It is each row from the token before its text on, which every text has: a source before that is left out, and so
+    is what is padding in all rows.
     """
     first = torch.tensor([max(start - 1, 0) for start in starts], device=values.device).unsqueeze(1)
     length = values.shape[1]
-    places = torch.arange(length - int(first.min()), device=values.device) + first  # (B, l)
+    ends = (attention_mask.bool() * torch.arange(1, length + 1, device=values.device)).amax(dim=1, keepdim=True)
+    longest = max(1, int((ends - first).max()))
+    places = torch.arange(longest, device=values.device) + first  # (B, l)
     inside = places.clamp(max=length - 1)
     real = attention_mask.gather(1, inside).long() * (places < length)
     return values[torch.arange(len(values), device=values.device).unsqueeze(1), inside], real

@@ -19,7 +19,7 @@ NO_TAG = -100  # of tokens that belong to no word
 LIST_BUILDERS = ("json", "parquet")
 
 
-def tag_tokens(offsets: list[tuple[int, int]], owners: list[int], tags: list[int]) -> list[int]:
+def align_tags(offsets: list[tuple[int, int]], owners: list[int], tags: list[int]) -> list[int]:
     """One tag a token: that of the word in which it begins; `NO_TAG` for tokens without characters.
 
     Args:
@@ -41,7 +41,7 @@ def tagged_rows(columns: dict[str, list], tokenizer: Any, length: int, tag_ids: 
     encoded = tokenizer([text for text, _ in plain], **options)
     tags = []
     for (_, owners), offsets, names in zip(plain, encoded["offset_mapping"], columns["tags"], strict=True):
-        found = tag_tokens(offsets, owners, [tag_ids[name] for name in names])[: length - 1]
+        found = align_tags(offsets, owners, [tag_ids[name] for name in names])[: length - 1]
         tags.append([NO_TAG, *found, *[NO_TAG] * (length - 1 - len(found))])
     rows = [[start, *ids, end][:length] for ids in encoded["input_ids"]]
     given = [[tag == NO_TAG for tag in row] for row in tags]
