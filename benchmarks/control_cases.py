@@ -121,6 +121,7 @@ CASES = {
     "length": Case(("model",), length_wish, of_length),
     "parts of speech": Case(("model", "tagger"), lambda *_: Wish(), of_pattern, patterned=True),
     "label, word and length": Case(("model",), combined_wish, combined),
+    "label, classifier-free over embeddings": Case(("embedding_model",), label_wish, classifier_free),
     "label, over embeddings": Case(("embedding_model", "embedding_classifier"), label_wish, over_embeddings),
 }
 

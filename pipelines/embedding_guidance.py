@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler
 from torch import Tensor
 
+from text_diffusers.pipelines.guided_steps import is_due
 from text_diffusers.pipelines.text_canvas import EmbeddingCanvas
 
 OPTIMIZERS = ("adagrad", "sign")
@@ -130,8 +131,7 @@ def reads_latents(control: Any) -> bool:
 
 def is_acting(control: Any, progress: float) -> bool:
     """Whether a control acts after this share of the steps."""
-    within = getattr(control, "start", 0.0) <= progress < getattr(control, "stop", 1.0)
-    return within and getattr(control, "scale", 1.0) != 0
+    return is_due(control, progress) and getattr(control, "scale", 1.0) != 0
 
 
 def check_control_settings(controls: list, inner_steps: int, fluency: float, step_size: float, optimizer: str):

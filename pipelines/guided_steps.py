@@ -76,11 +76,21 @@ def as_controls(controls: Any) -> list:
 
 
 def tilt(logits: Tensor, state: TextState, controls: list, acts_on: str) -> Tensor:
-    """(N, V) of the open tokens after each of the controls that act on "prediction" or "posterior", in order."""
+    """(N, V) of the open tokens after each control that acts in this step on "prediction" or "posterior", in order."""
     for control in controls:
-        if getattr(control, "acts_on", "prediction") == acts_on:
+        if acts(control, state.progress, acts_on):
             logits = control(logits, state)
     return logits
+
+
+def acts(control: Any, progress: float, on: str) -> bool:
+    """Whether a control acts on "prediction" or "posterior", and after this share of the steps."""
+    return is_due(control, progress) and getattr(control, "acts_on", "prediction") == on
+
+
+def is_due(control: Any, progress: float) -> bool:
+    """Whether this share of the steps is between a control's `start` and `stop`, if it has these."""
+    return getattr(control, "start", 0.0) <= progress < getattr(control, "stop", 1.0)
 
 
 def planned_lengths(controls: list, generators: list[torch.Generator]) -> list[int] | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from text_diffusers.pipelines.guided_steps import (
     TextState,
+    acts,
     as_controls,
     check_interval,
     guide,
@@ -208,7 +209,7 @@ class TextDiffusionCFGPipeline(TextDiffusionPipeline):
     def _predict(self, canvas: GuidedCanvas, timestep: float, positions: Tensor) -> Tensor:
         """(N, V) guided logits at the selected positions; rows without any are left out of the call."""
         asked = positions
-        if any(self._acts(control, canvas, "prediction") for control in canvas.controls):
+        if any(acts(control, self._progress(canvas), "prediction") for control in canvas.controls):
             asked = (self._open(canvas) | positions) & positions.any(dim=1, keepdim=True)
         cond, uncond = self._predict_both(canvas, timestep, asked)
         logits = cond
@@ -261,15 +262,10 @@ class TextDiffusionCFGPipeline(TextDiffusionPipeline):
     def _progress(self, canvas: GuidedCanvas) -> float:
         return canvas.steps_done / len(self._token_scheduler.timesteps)
 
-    def _acts(self, control: Any, canvas: GuidedCanvas, on: str) -> bool:
-        """Whether a control acts on "prediction" or "posterior", and in the step that is due."""
-        active = getattr(control, "start", 0.0) <= self._progress(canvas) < getattr(control, "stop", 1.0)
-        return active and getattr(control, "acts_on", "prediction") == on
-
     def _guided_on_posterior(self, canvas: GuidedCanvas) -> Tensor:
         """(B,) bool: the rows whose p(x_s | x_t) is guided in the step that is due, and not the predictions alone."""
         scheduler, scales = self._token_scheduler, self._scales(canvas)
-        if any(self._acts(control, canvas, "posterior") for control in canvas.controls):
+        if any(acts(control, self._progress(canvas), "posterior") for control in canvas.controls):
             return torch.ones_like(scales, dtype=torch.bool)
         drawn = scheduler.corruption != "absorbing" and getattr(scheduler, "draws_reverse", False)
         return (scales != 0) & (scales != 1) & drawn

@@ -69,6 +69,7 @@ def options(words_tokenizer, tmp_path):
     save("tagger", make_classifier(tokenizer, per_token=True, num_classes=4, labels=[*TAGS, "X"]))
     ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
     sizes = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "max_length": 16}
+    sizes |= {"num_classes": 2}
     model = EmbeddingTransformerModel(len(tokenizer), num_train_timesteps=100, **sizes, **ids)
     torch.nn.init.normal_(model.proj_out.weight)
     save("embedding_model", DiffusionLMPipeline(tokenizer, model, EmbeddingDDIMScheduler(100), LENGTHS))
@@ -101,8 +102,11 @@ def test_every_control_is_written_once_judged_and_reported(options, language_jud
     records = control.main(options(judge="smollm2"))
     cells = {(record["control"], record["scale"]): record for record in records}
     assert cells.keys() == {("real texts", None)} | {(name, scale) for name in control_cases.CASES for scale in SCALES}
-    unguided = [cells[name, 0]["texts"] for name in control_cases.CASES]
-    assert all(texts == unguided[0] for texts in unguided[:-1]) and unguided[-1] != unguided[0]
+    unguided = {name: cells[name, 0]["texts"] for name in control_cases.CASES}
+    over_tokens, over_embeddings = unguided["length"], unguided["label, over embeddings"]
+    assert over_tokens != over_embeddings
+    for name, texts in unguided.items():
+        assert texts == (over_embeddings if name.endswith("over embeddings") else over_tokens)
     for scale in (1, 3):
         assert cells["length", scale]["success"] == 1
         assert cells["two words", scale]["parts_met"] == 1

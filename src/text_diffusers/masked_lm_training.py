@@ -14,7 +14,7 @@ from text_diffusers.pipelines.masked_lm import MaskedLMDenoiser, ids_never_predi
 from text_diffusers.pipelines.pipeline_text_diffusion import TextDiffusionPipeline
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
 
-NEEDS_NATIVE_DENOISER = ("lora_rank", "head_chunk_size", "label_column")
+NEEDS_NATIVE_DENOISER = ("lora_rank", "head_chunk_size", "label_column", "source_column")
 
 
 def saved_pipeline(model_name_or_path: str) -> dict[str, Any] | None:

@@ -274,6 +274,21 @@ def test_controls_of_predictions_see_every_open_token_and_are_obeyed(make_pipes,
     assert control.states[0].starts == [1]
 
 
+def test_a_control_of_ones_own_acts_between_its_start_and_stop(make_pipes):
+    _, guided = make_pipes()
+
+    class Late:
+        start, stop, seen = 0.5, 0.75, []
+
+        def __call__(self, logits, state):
+            self.seen.append(state.progress)
+            return logits
+
+    control = Late()
+    guided(controls=control, num_inference_steps=8, max_new_tokens=60, generator=seeded(0))
+    assert control.seen == [0.5, 0.625]
+
+
 def test_a_control_that_plans_lengths_gives_them(make_pipes, tokenizer):
     _, guided = make_pipes()
 

@@ -257,7 +257,13 @@ def test_a_masked_lm_resumes_exactly_and_its_pipeline_is_trained_further(masked_
 
 
 def test_what_a_masked_lm_cannot_be_trained_with_is_refused(masked_lm_config):
-    options = {"packing": True, "lora_rank": 2, "head_chunk_size": 8, "label_column": "mood"}
+    options = {
+        "packing": True,
+        "lora_rank": 2,
+        "head_chunk_size": 8,
+        "label_column": "mood",
+        "source_column": "before",
+    }
     for name, value in options.items():
         with pytest.raises(ValueError, match=f"`{name}` (must be off for|cannot be used with) a masked LM"):
             train_d3pm.main(masked_lm_config(**{name: value}))
