@@ -175,13 +175,16 @@ def test_the_report_counts_by_hand():
     assert len(report.table().splitlines()) == 13 and "0.9 to 1.0" in report.table()
 
 
-@pytest.mark.parametrize("kind", ["absorbing", "uniform", "embeddings"])
+@pytest.mark.parametrize("kind", ["absorbing", "uniform", "embeddings", "words of embeddings"])
 def test_training_learns_clean_text_and_comes_to_the_frequencies_in_pure_noise(kind):
     torch.manual_seed(0)
-    if kind == "embeddings":
-        table = torch.nn.functional.normalize(torch.randn(V, 4), dim=-1) * 2
-        corrupt = EmbeddingCorruption(EmbeddingDDIMScheduler(50), lambda ids: table[ids], None, None)
-        model = small_classifier(embedding_dim=4, num_train_timesteps=50)
+    if "embeddings" in kind:
+        table, scheduler = torch.nn.functional.normalize(torch.randn(V, 4), dim=-1) * 2, EmbeddingDDIMScheduler(50)
+        corrupt = EmbeddingCorruption(scheduler, lambda ids: table[ids], None, None)
+        vocab_size = None if kind == "embeddings" else V
+        model = small_classifier(embedding_dim=4, num_train_timesteps=50, vocab_size=vocab_size)
+        if vocab_size:
+            model.set_words(table, scheduler.alphas_cumprod)
     else:
         scheduler = D3PMAbsorbingScheduler(MASK) if kind == "absorbing" else D3PMUniformScheduler(PAD)
         corrupt = TokenCorruption(scheduler, EOS, EOS)

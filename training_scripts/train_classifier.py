@@ -99,10 +99,14 @@ class ClassifierConfig(TextTrainingConfig):
 
 
 class Guided(NamedTuple):
-    """What the classifier takes over from the pipeline that it will guide: the noise, and sizes of its inputs."""
+    """What the classifier takes over from the pipeline that it will guide: the noise, and sizes of its inputs.
+
+    `words` are arguments of `set_words`, of a pipeline over word embeddings.
+    """
 
     corrupt: Corruption
     sizes: dict[str, Any]
+    words: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 def prepare(config: ClassifierConfig, accelerator: Any) -> tuple[TextData, list[str] | None]:
@@ -146,8 +150,9 @@ def guided_pipeline(config: ClassifierConfig, tokenizer: Any, device: torch.devi
             start = end = None
         steps = {"num_train_timesteps": denoiser.config.num_train_timesteps, "time_conditioning": True}
         sizes |= {"embedding_dim": denoiser.config.embedding_dim} | steps
-        embed = denoiser.to(device).eval().requires_grad_(False).embed
-        return Guided(EmbeddingCorruption(scheduler, embed, start, end), sizes)
+        denoiser = denoiser.to(device).eval().requires_grad_(False)
+        words = (denoiser.embedding_table(), scheduler.alphas_cumprod)
+        return Guided(EmbeddingCorruption(scheduler, denoiser.embed, start, end), sizes, words)
     if not isinstance(scheduler, D3PMScheduler):
         raise ValueError(
             f"`model_name_or_path` must have a token scheduler of this package, got {type(scheduler).__name__}, which "
@@ -157,9 +162,9 @@ def guided_pipeline(config: ClassifierConfig, tokenizer: Any, device: torch.devi
     return Guided(TokenCorruption(scheduler, start, end), sizes)
 
 
-def build_model(config: ClassifierConfig, data: TextData, names: list[str] | None, sizes: dict[str, Any]):
+def build_model(config: ClassifierConfig, data: TextData, names: list[str] | None, guided: Guided):
     set_seed(config.seed)
-    return TextClassifierModel(
+    classifier = TextClassifierModel(
         num_classes=data.num_classes or 0,
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
@@ -169,8 +174,11 @@ def build_model(config: ClassifierConfig, data: TextData, names: list[str] | Non
         dropout=config.dropout,
         mask_token_id=data.tokenizer.mask_token_id,
         pad_token_id=data.tokenizer.pad_token_id,
-        **sizes,
+        **guided.sizes,
     )
+    if guided.words is not None:
+        classifier.set_words(*guided.words)
+    return classifier
 
 
 def main(
@@ -179,8 +187,8 @@ def main(
     """Train, save the classifier and its figures; returns the loss of each step in nats per label."""
     accelerator = make_accelerator(config)
     data, names = prepare(config, accelerator)
-    corrupt, sizes = guided_pipeline(config, data.tokenizer, accelerator.device)
-    classifier = build_model(config, data, names, sizes)
+    guided = guided_pipeline(config, data.tokenizer, accelerator.device)
+    corrupt, classifier = guided.corrupt, build_model(config, data, names, guided)
     accelerator.print(f"{classifier.num_parameters():,} parameters, {data.num_classes} classes")
 
     def loss_function(model, batch, uniform, generators):
@@ -199,7 +207,7 @@ def main(
     averages = loop.state.averages()  # of all processes
     if accelerator.is_main_process:
         model = TextClassifierModel.from_config(classifier.config)
-        model.load_state_dict(averages)
+        model.load_state_dict(dict(classifier.named_buffers()) | averages)
         model.save_pretrained(config.output_dir)
         data.tokenizer.save_pretrained(config.output_dir)
         loop.log_pipeline(report(config, model.to(accelerator.device).eval(), corrupt, data))

@@ -153,6 +153,11 @@ def test_the_noise_of_any_pipeline_is_taken(config, tokenizer, tmp_path, make, s
     assert {name: model.config[name] for name in sizes} == sizes
     assert model.config.max_length == 48 and model.config.vocab_size == len(tokenizer)
     assert AutoTokenizer.from_pretrained(tmp_path / "run").get_vocab() == tokenizer.get_vocab()
+    if "embedding_dim" in sizes:  # it reads words as the pipeline embeds and hides them
+        clean, scheduler = pipe.denoiser.embedding_table(), pipe.scheduler
+        assert torch.equal(model.word_table, clean)
+        late = torch.cat([model.word_probs(clean[None] * scheduler.alphas_cumprod[t].sqrt(), t) for t in (0, 49)])
+        assert torch.equal(late[0].argmax(dim=-1), torch.arange(len(tokenizer))) and late[1].max() < 0.1
     metrics = metrics_of(config(rows, overwrite_output_dir=True))
     assert {"accuracy", "cross_entropy", "majority", "cross_entropy_by_noise/0.95"} <= metrics.keys()
 

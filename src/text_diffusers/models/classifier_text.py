@@ -3,7 +3,8 @@
 It reads tokens, soft tokens or noisy word embeddings, so the gradient of what it says reaches each of them
 (https://arxiv.org/abs/2105.05233, https://arxiv.org/abs/2205.14217).
 
-Shapes: B batch, L sequence length, D width, V vocabulary size, E embedding width of a Diffusion-LM, C classes.
+Shapes: B batch, L sequence length, D width, V vocabulary size, E embedding width of a Diffusion-LM, C classes, T steps
+of its clock.
 """
 
 from dataclasses import dataclass
@@ -41,7 +42,10 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
     Args:
         vocab_size: V, with all special tokens; may be left out with `embedding_dim`.
         num_classes: C.
-        embedding_dim: E, if the inputs are the noisy word embeddings of a Diffusion-LM; `None` takes tokens.
+        embedding_dim: E, if the inputs are the noisy word embeddings of a Diffusion-LM; `None` takes tokens. With
+            `vocab_size` the network also reads words: Bayes' rule tells what a noisy embedding says of its own word,
+            once `set_words` has been called, and the network is shown it, as the mean of learned vectors of width D.
+            Without it has to tell words apart by itself, which takes long.
         hidden_size: D.
         num_layers: number of transformer blocks.
         num_attention_heads: the head width, D / heads, must be even.
@@ -49,7 +53,8 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
         max_length: the longest sequence, in tokens; longer inputs are refused.
         per_token: classifies each token; otherwise the whole text, by the mean of its real tokens.
         time_conditioning: whether the network sees the time. Absorbing noise tells it by the number of masks.
-        num_train_timesteps: steps of the clock 0, ..., T - 1 of embeddings; `None` is time in [0, 1].
+        num_train_timesteps: T, of the clock 0, ..., T - 1 of embeddings; `None`, for models that do not read the words
+            of embeddings, is time in [0, 1].
         labels: C names of the classes.
         dropout: probability, during training.
         mask_token_id, pad_token_id: kept for loaders and checked against V.
@@ -86,7 +91,9 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
         self._check_config()
         self.gradient_checkpointing = False
         over_tokens = embedding_dim is None
-        self.token_embedding = nn.Embedding(vocab_size or 0, hidden_size) if over_tokens else None
+        words = None if vocab_size is None else nn.Embedding(vocab_size, hidden_size)
+        self.token_embedding = words if over_tokens else None
+        self.words_in = None if over_tokens else words
         self.proj_in = None if embedding_dim is None else nn.Linear(embedding_dim, hidden_size)
         self.time_embedding = (
             nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
@@ -102,8 +109,12 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
         self.head = nn.Linear(hidden_size, num_classes)
         self.apply(init_weights)
         nn.init.zeros_(self.head.weight)
-        if self.token_embedding is not None:
-            nn.init.normal_(self.token_embedding.weight, std=EMBEDDING_STD)
+        if words is not None:
+            nn.init.normal_(words.weight, std=EMBEDDING_STD)
+        if self.words_in is not None and self.proj_in is not None:
+            self.proj_in.weight.data.mul_(EMBEDDING_STD)  # or the noise that it passes on drowns the words
+            self.register_buffer("word_table", torch.zeros(self.words_in.num_embeddings, self.proj_in.in_features))
+            self.register_buffer("evidence", torch.zeros(2, num_train_timesteps or 0))
 
     def forward(
         self,
@@ -118,7 +129,7 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
         Args:
             input_ids: (B, L) tokens, which may be noisy or masked.
             timestep: () or (B,) time in [0, 1], or of the clock of embeddings; `None` is 0, clean text. Ignored
-                without time conditioning.
+                without time conditioning, but for what noisy embeddings say of their words.
             attention_mask: (B, L), 0 at padding; each row has a real token.
             inputs_embeds: in place of `input_ids`: (B, L, D) soft tokens, probabilities (B, L, V) times
                 `get_input_embeddings().weight`; or (B, L, E) noisy word embeddings, with `embedding_dim`.
@@ -129,7 +140,7 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: if not one of both inputs is given, or the shapes do not fit the model.
         """
-        x = self._inputs(input_ids, inputs_embeds)  # (B, L, D)
+        x = self._inputs(input_ids, inputs_embeds, timestep)  # (B, L, D)
         real = self._real_tokens(x, attention_mask)  # (B, L) or None
         condition = self._condition(x, timestep)  # (B, 1, D) or None
         head_width = self.config.hidden_size // self.config.num_attention_heads
@@ -151,7 +162,53 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
         """The embedding of tokens, whose `weight` is (V, D); `None` of a model over word embeddings."""
         return self.token_embedding
 
-    def _inputs(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    @torch.no_grad()
+    def set_words(self, table: Tensor, alphas_cumprod: Tensor):
+        """Tell a model over embeddings with `vocab_size` what it reads; it is saved with the weights.
+
+        Args:
+            table: (V, E) the clean embedding of every word.
+            alphas_cumprod: (T,) of the noise, x_t = sqrt(alphas_cumprod[t]) table[word] + sqrt(1 - ...) noise.
+
+        Raises:
+            ValueError: if the model reads no words of embeddings, or shapes or values do not fit.
+        """
+        self._check_reads_words("set_words")
+        want = tuple(self.word_table.shape)
+        if tuple(table.shape) != want or not table.isfinite().all():
+            raise ValueError(f"`table` must be {want} and finite, got {tuple(table.shape)}.")
+        steps = self.config.num_train_timesteps
+        if tuple(alphas_cumprod.shape) != (steps,) or not ((alphas_cumprod >= 0) & (alphas_cumprod < 1)).all():
+            raise ValueError(
+                f"`alphas_cumprod` must be ({steps},), at least 0 and below 1, got {tuple(alphas_cumprod.shape)}, "
+                f"{float(alphas_cumprod.min())} to {float(alphas_cumprod.max())}."
+            )
+        alpha = alphas_cumprod.double()
+        self.word_table.copy_(table)
+        self.evidence.copy_(torch.stack([alpha.sqrt(), alpha]) / (1 - alpha))
+
+    def word_probs(self, inputs_embeds: Tensor, timestep: float | Tensor | None = None) -> Tensor:
+        """(B, L, V) probabilities of the words by their own noisy embeddings (B, L, E) alone, differentiable in these.
+
+        By Bayes' rule, all words being as likely beforehand. The log-likelihood of x_t = sqrt(a) e + sqrt(1 - a) noise
+        is (sqrt(a) x_t e - a |e|^2 / 2) / (1 - a), but for what all words share. Before `set_words` all are alike.
+
+        Raises:
+            ValueError: if the model reads no words of embeddings, or the times do not fit.
+        """
+        self._check_reads_words("word_probs")
+        exact = torch.promote_types(inputs_embeds.dtype, torch.float32)
+        table = self.word_table.to(exact)
+        times = self._times(inputs_embeds, timestep).round().long()  # (B,)
+        signal, power = self.evidence[:, times, None, None].to(exact)  # (B, 1, 1)
+        # At little noise scores are in the thousands, and differ by a few.
+        with torch.autocast(inputs_embeds.device.type, enabled=False):
+            scores = F.linear(signal * inputs_embeds, table) - power / 2 * table.square().sum(dim=-1)
+            return scores.softmax(dim=-1).to(inputs_embeds.dtype)
+
+    def _inputs(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, timestep: float | Tensor | None
+    ) -> Tensor:
         """What the blocks read, (B, L, D)."""
         width, limit = self.config.embedding_dim, self.config.max_length
         if (input_ids is None) == (inputs_embeds is None):
@@ -163,7 +220,10 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
                     f"`inputs_embeds` must be (batch, length, {want}) with a length of 1 to `max_length`={limit}, "
                     f"got {tuple(inputs_embeds.shape)}."
                 )
-            return inputs_embeds if self.proj_in is None else self.proj_in(inputs_embeds)
+            if self.proj_in is None:
+                return inputs_embeds
+            x = self.proj_in(inputs_embeds)
+            return x if self.words_in is None else x + self.word_probs(inputs_embeds, timestep) @ self.words_in.weight
         if self.token_embedding is None:
             raise ValueError(
                 f"`inputs_embeds` must be given to a model with `embedding_dim`={width}, got `input_ids`."
@@ -192,12 +252,20 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
         """(B, 1, D) of the embedded time."""
         if self.time_embedding is None:
             return None
+        share = self._times(x, timestep) / (self.config.num_train_timesteps or 1)
+        waves = torch.cat(sinusoids(share * WHOLE_CLOCK, self.config.hidden_size), dim=-1)
+        return F.silu(self.time_embedding(waves.to(x.dtype))).unsqueeze(1)
+
+    def _times(self, x: Tensor, timestep: float | Tensor | None) -> Tensor:
+        """(B,) times of the rows of `x`, float32."""
         times = torch.as_tensor(0.0 if timestep is None else timestep, device=x.device).float()
         if times.ndim > 1 or (times.ndim == 1 and len(times) not in (1, len(x))):
             raise ValueError(f"`timestep` must be () or ({len(x)},), one a row, got {tuple(times.shape)}.")
-        share = times.expand(len(x)) / (self.config.num_train_timesteps or 1)
-        waves = torch.cat(sinusoids(share * WHOLE_CLOCK, self.config.hidden_size), dim=-1)
-        return F.silu(self.time_embedding(waves.to(x.dtype))).unsqueeze(1)
+        return times.expand(len(x))
+
+    def _check_reads_words(self, method: str):
+        if self.words_in is None:
+            raise ValueError(f"`{method}` needs a model with `embedding_dim` and `vocab_size`.")
 
     def _check_config(self):
         config = self.config
@@ -209,6 +277,10 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
         steps, classes, labels = config.num_train_timesteps, config.num_classes, config.labels
         if steps is not None and (not isinstance(steps, int) or steps < 1):
             raise ValueError(f"`num_train_timesteps` must be None or an integer of at least 1, got {steps!r}.")
+        if steps is None and config.embedding_dim is not None and config.vocab_size is not None:
+            raise ValueError(
+                "`num_train_timesteps` must be an integer with both `embedding_dim` and `vocab_size`, got None."
+            )
         if not isinstance(classes, int) or classes < 2:
             raise ValueError(f"`num_classes` must be an integer of at least 2, got {classes!r}.")
         if labels is not None and len(labels) != classes:
