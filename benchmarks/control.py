@@ -246,7 +246,7 @@ def plot_control(records: Sequence[Record], path: str | Path) -> Path:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     figure, axes = plt.subplots(figsize=(9, 6))
     for name in dict.fromkeys(record["control"] for record in records):
@@ -260,8 +260,9 @@ def plot_control(records: Sequence[Record], path: str | Path) -> Path:
             offset = {"textcoords": "offset points", "xytext": (4, 4)}
             axes.annotate(f"{record['scale']:g}", point, fontsize=8, color=line.get_color(), **offset)
     axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel="generative perplexity", ylabel="success, by independent judges")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title("Control against fluency; numbers are guidance scales", fontsize=11)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)

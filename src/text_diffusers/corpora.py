@@ -204,7 +204,7 @@ def bible_pairs(folder: Path | None = None, seed: int = 0) -> Dataset:
 def sword_module(folder: Path) -> Any:
     """The one Bible in a SWORD folder."""
     try:
-        from pysword.modules import SwordModules
+        from pysword.modules import SwordModules  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("`bible` needs `pip install --no-deps pysword==0.2.8` (`make bible`).") from error
     modules = SwordModules(str(folder))
