@@ -104,7 +104,7 @@ paraphrase: bible  ## train a model that rewrites the King James Bible in modern
 
 control: judge movie_reviews  ## success and fluency of every control of runs/sentiment at guidance scales 0 to 5
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[eval]"
-	$(BIN)/python benchmarks/control.py
+	$(BIN)/python benchmarks/control.py --temperature 0.7 --top_p 0.95
 
 clean:
 	rm -rf build dist $(VENV) .venv-wheel
