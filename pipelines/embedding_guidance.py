@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler
 from torch import Tensor
 
-from text_diffusers.pipelines.guided_steps import is_due
+from text_diffusers.pipelines.guided_steps import TextState, is_due
 from text_diffusers.pipelines.text_canvas import EmbeddingCanvas
 
 OPTIMIZERS = ("adagrad", "sign")
@@ -122,6 +122,23 @@ class GuidedEmbeddingCanvas(EmbeddingCanvas):
     def progress(self) -> float:
         """Share of the steps that are done."""
         return self.steps_done / self.num_steps
+
+
+def embedding_state(
+    canvas: Any, starts: list[int], timestep: float, num_steps: int, mask_token_id: int | None
+) -> TextState:
+    """What controls see of a canvas over embeddings that counts its `steps_done`; all that may be written is open."""
+    return TextState(
+        tokens=canvas.tokens,
+        open=canvas.editable,
+        settled=canvas.attention_mask.bool() & ~canvas.editable,
+        attention_mask=canvas.attention_mask,
+        starts=starts,
+        timestep=timestep,
+        progress=canvas.steps_done / num_steps,
+        last=canvas.steps_done == num_steps - 1,
+        mask_token_id=mask_token_id,
+    )
 
 
 def reads_latents(control: Any) -> bool:

@@ -105,6 +105,14 @@ def planned_lengths(controls: list, generators: list[torch.Generator]) -> list[i
     return plans[0] if plans else None
 
 
+def refuse_two_lengths(controls: list, **others: Any):
+    """Raise a ValueError if a control fixes the length of a text, and so does one of the arguments `others`."""
+    planned = any(hasattr(control, "plan_lengths") for control in controls)
+    if planned and any(value is not None for value in others.values()):
+        *first, last = (f"`{name}`" for name in others)
+        raise ValueError(f"`controls` that fix the length exclude {', '.join(first)} and {last}, which also do.")
+
+
 def guided_condition(prompt, text, source, class_labels, negative_prompt, guide_by: str | None) -> str | None:
     """The condition that guidance strengthens, "label", "prompt" (also a source) or "both", or `None` without one.
 

@@ -16,6 +16,7 @@ from text_diffusers.pipelines.embedding_guidance import (
     InnerUpdates,
     check_control_settings,
     drawn_noise,
+    embedding_state,
     is_acting,
     joined_canvas,
     reads_latents,
@@ -31,6 +32,7 @@ from text_diffusers.pipelines.guided_steps import (
     check_interval,
     guide,
     planned_lengths,
+    refuse_two_lengths,
     scales_by_row,
 )
 from text_diffusers.pipelines.pipeline_diffusion_lm import DiffusionLMPipeline, DiffusionLMPipelineOutput
@@ -346,18 +348,8 @@ class GuidedDiffusionLMPipeline(DiffusionLMPipeline):
 
     def _state(self, canvas: GuidedEmbeddingCanvas, timestep: float) -> TextState:
         """What controls see; where words are open, `tokens` are those that the last clean estimate is rounded to."""
-        first = len(start_ids(self.tokenizer))
-        return TextState(
-            tokens=canvas.tokens,
-            open=canvas.editable,
-            settled=canvas.attention_mask.bool() & ~canvas.editable,
-            attention_mask=canvas.attention_mask,
-            starts=canvas.starts or [first] * len(canvas.tokens),
-            timestep=timestep,
-            progress=canvas.progress,
-            last=canvas.steps_done == canvas.num_steps - 1,
-            mask_token_id=self.tokenizer.mask_token_id,
-        )
+        starts = canvas.starts or [len(start_ids(self.tokenizer))] * len(canvas.tokens)
+        return embedding_state(canvas, starts, timestep, canvas.num_steps, self.tokenizer.mask_token_id)
 
     def _check_guided_by(self, guide_by, class_labels, source, negative_source) -> str | None:
         """The condition that guidance strengthens, or `None` without one."""
@@ -378,6 +370,4 @@ class GuidedDiffusionLMPipeline(DiffusionLMPipeline):
     def _check_controls(self, controls: list, text: Any, length: Any, max_new_tokens: int | None):
         if not all(reads_latents(control) for control in controls) and not hasattr(self.denoiser, "logits"):
             raise ValueError(f"`controls` read words: {type(self.denoiser).__name__} has no `logits`.")
-        plans = any(hasattr(control, "plan_lengths") for control in controls)
-        if plans and not text is length is max_new_tokens is None:
-            raise ValueError("`controls` that fix the length exclude `text`, `length` and `max_new_tokens`.")
+        refuse_two_lengths(controls, text=text, length=length, max_new_tokens=max_new_tokens)

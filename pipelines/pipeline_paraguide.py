@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_diffusers.pipelines.guided_steps import TextState, planned_lengths
+from text_diffusers.pipelines.embedding_guidance import embedding_state
+from text_diffusers.pipelines.guided_steps import TextState, planned_lengths, refuse_two_lengths
 from text_diffusers.pipelines.paraguide_steps import Steering, draw_tokens, without_tokens
 from text_diffusers.pipelines.pipeline_diffusion_lm import DiffusionLMPipeline, DiffusionLMPipelineOutput
 from text_diffusers.pipelines.text_canvas import EmbeddingCanvas, check_strings, never_written, written_ends
@@ -142,9 +143,7 @@ class ParaGuidePipeline(DiffusionLMPipeline):
     ) -> tuple[SteeredEmbeddingCanvas, list[torch.Generator]]:
         """The canvas as pure noise and one generator a row, if the inputs fit."""
         check_strings("source", source)
-        planned = any(hasattr(control, "plan_lengths") for control in steering.controls)
-        if planned and not length is max_new_tokens is None:
-            raise ValueError("`controls` that fix the length exclude `length` and `max_new_tokens`, which also do.")
+        refuse_two_lengths(steering.controls, length=length, max_new_tokens=max_new_tokens)
         canvas, generators = self._begin(
             request=(None, None, None, None, max_new_tokens, num_return_sequences, generator),
             source=source,
@@ -189,17 +188,7 @@ class ParaGuidePipeline(DiffusionLMPipeline):
         """What controls see; where words are open, `tokens` are those that the step before drew."""
         assert canvas.starts is not None
         num_steps = len(self._token_scheduler.timesteps)
-        return TextState(
-            tokens=canvas.tokens,
-            open=canvas.editable,
-            settled=canvas.attention_mask.bool() & ~canvas.editable,
-            attention_mask=canvas.attention_mask,
-            starts=canvas.starts,
-            timestep=timestep,
-            progress=canvas.steps_done / num_steps,
-            last=canvas.steps_done == num_steps - 1,
-            mask_token_id=self.tokenizer.mask_token_id,
-        )
+        return embedding_state(canvas, canvas.starts, timestep, num_steps, self.tokenizer.mask_token_id)
 
     def _read(self, canvas: EmbeddingCanvas, embeddings: Tensor):
         """Round clean embeddings (B, L, E), but where they are those of the drawn words, whatever is nearest."""

@@ -20,6 +20,7 @@ from text_diffusers.pipelines.guided_steps import (
     guide,
     guided_condition,
     planned_lengths,
+    refuse_two_lengths,
     scales_by_row,
     spread,
     tilt,
@@ -379,9 +380,7 @@ class TextDiffusionCFGPipeline(TextDiffusionPipeline):
                 "`controls` that act on p(x_s | x_t) need a scheduler that draws from it, such as "
                 f"D3PMAbsorbingScheduler or D3PMUniformScheduler, got {type(scheduler).__name__}."
             )
-        planned = any(hasattr(control, "plan_lengths") for control in controls)
-        if planned and (text is not None or max_new_tokens is not None):
-            raise ValueError("`controls` that fix the length exclude `text` and `max_new_tokens`, which also do.")
+        refuse_two_lengths(controls, text=text, max_new_tokens=max_new_tokens)
 
     def _check_guided(self, canvas: GuidedCanvas):
         if canvas.unconditional is None and canvas.scales is not None and not (canvas.scales == 1).all():

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
-from transformers import AutoTokenizer
 
 from text_diffusers.corpora import CORPORA, detokenise
-from text_diffusers.data import BUILDERS, check_file, find_files, split_documents, train_tokenizer
-from text_diffusers.masked_lm_training import tokenizer_folder
+from text_diffusers.data import BUILDERS, check_file, find_files, split_documents
 from text_diffusers.rows import ROWS_PER_MAP, pad_to_length, text_ends
-from text_diffusers.text_data import TOKENIZER_DOCUMENTS, TextData, TextTrainingConfig, complete
+from text_diffusers.text_data import TOKENIZER_DOCUMENTS, TextData, TextTrainingConfig, load_or_train_tokenizer
 
 NO_TAG = -100  # of tokens that belong to no word
 LIST_BUILDERS = ("json", "parquet")
@@ -108,24 +106,15 @@ def prepare_tagged_data(
     Raises:
         ValueError: if the tokenizer does not tell which characters a token stands for.
     """
-    folder = Path(config.output_dir) / "tokenizer"
     with accelerator.main_process_first():
         documents = load_tagged(config.dataset, words_column, tags_column, config.split)
         tag_ids, names = name_tags(tag for tags in documents["tags"] for tag in tags)
         train: Any
         train, validation = split_documents(documents, config.validation_fraction)
-        reused = not accelerator.is_main_process or (config.resume_from_checkpoint and folder.exists())
-        if pretrained or config.tokenizer or reused:
-            source = pretrained or config.tokenizer or str(folder)
-            place = tokenizer_folder(source) if pretrained else {}
-            tokenizer = complete(AutoTokenizer.from_pretrained(source, **place))
-        else:
-            texts = (detokenise(words)[0] for words in islice(train["words"], TOKENIZER_DOCUMENTS))
-            tokenizer = train_tokenizer(texts, config.vocab_size)
+        texts = (detokenise(row["words"])[0] for row in islice(train, TOKENIZER_DOCUMENTS))
+        tokenizer = load_or_train_tokenizer(config, accelerator, pretrained, texts)
         if not tokenizer.is_fast:
             raise ValueError("`tokenizer` must be a fast one: tags need the characters of each token.")
-        if accelerator.is_main_process:
-            tokenizer.save_pretrained(folder)
         settings = {"tokenizer": tokenizer, "length": config.length, "tag_ids": tag_ids}
         train_rows, validation_rows = (
             part.map(partial(tagged_rows, **settings), batched=True, batch_size=ROWS_PER_MAP, remove_columns=columns)

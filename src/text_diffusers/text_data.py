@@ -4,6 +4,7 @@ Shapes: B written texts, L row length in tokens.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from itertools import islice, repeat
 from pathlib import Path
@@ -81,7 +82,6 @@ def prepare_data(
         given_ends: whether the model is shown where a text begins and ends.
         source_column: column of the texts that are given, to learn to write `text_column` from them.
     """
-    folder = Path(config.output_dir) / "tokenizer"
     with accelerator.main_process_first():
         documents = load_documents(
             *(config.dataset, config.text_column, config.label_column, config.split, config.sample_by),
@@ -90,17 +90,9 @@ def prepare_data(
         )
         train: Any
         train, validation = split_documents(documents, config.validation_fraction, config.validation_documents)
-        reused = not accelerator.is_main_process or (config.resume_from_checkpoint and folder.exists())
-        if pretrained:
-            tokenizer = complete(AutoTokenizer.from_pretrained(pretrained, **tokenizer_folder(pretrained)))
-        elif config.tokenizer or reused:
-            tokenizer = complete(AutoTokenizer.from_pretrained(config.tokenizer or str(folder)))
-        else:
-            columns = ("text", "source") if source_column else ("text",)
-            texts = (row[column] for row in islice(train, TOKENIZER_DOCUMENTS) for column in columns)
-            tokenizer = train_tokenizer(texts, config.vocab_size)
-        if accelerator.is_main_process:
-            tokenizer.save_pretrained(folder)
+        columns = ("text", "source") if source_column else ("text",)
+        texts = (row[column] for row in islice(train, TOKENIZER_DOCUMENTS) for column in columns)
+        tokenizer = load_or_train_tokenizer(config, accelerator, pretrained, texts)
         train_rows = tokenize(train, tokenizer, config.length, config.packing, given_ends)
         validation_rows = tokenize(validation, tokenizer, config.length, config.packing, given_ends)
     num_classes = None if config.label_column is None else max(row["label"] for row in train) + 1
@@ -110,6 +102,26 @@ def prepare_data(
         lengths = [counts[n] for n in range(config.length - 1)]
         accelerator.print(f"{counts[config.length - 2]:,} of {len(train):,} texts fill a row or are cut to it")
     return TextData(tokenizer, train_rows, validation_rows, validation, num_classes, lengths)
+
+
+def load_or_train_tokenizer(
+    config: TextTrainingConfig, accelerator: Any, pretrained: str | None, texts: Iterable[str]
+) -> Any:
+    """The tokenizer of `pretrained`, the configured one, that of the run that is resumed, or one trained on `texts`.
+
+    The main process saves it beside the run, from where the others take it; `texts` are read only to train.
+    """
+    folder = Path(config.output_dir) / "tokenizer"
+    reused = not accelerator.is_main_process or (config.resume_from_checkpoint and folder.exists())
+    if pretrained:
+        tokenizer = complete(AutoTokenizer.from_pretrained(pretrained, **tokenizer_folder(pretrained)))
+    elif config.tokenizer or reused:
+        tokenizer = complete(AutoTokenizer.from_pretrained(config.tokenizer or str(folder)))
+    else:
+        tokenizer = train_tokenizer(texts, config.vocab_size)
+    if accelerator.is_main_process:
+        tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 def complete(tokenizer: Any) -> Any:
