@@ -56,6 +56,7 @@ setup(
         "peft>=0.18",
         "safetensors>=0.6",
         "huggingface-hub>=1.0",
+        "vector-quantize-pytorch>=1.32",
     ],
     extras_require=EXTRAS,
     classifiers=[

@@ -137,15 +137,17 @@ def guided_condition(prompt, text, source, class_labels, negative_prompt, guide_
     return guide_by or ("prompt" if prompted else None)
 
 
-def scales_by_row(guidance_scale: float | Sequence[float], num_texts: int, repeats: int) -> list[float]:
-    """One scale a row, from one or one a text."""
+def scales_by_row(
+    guidance_scale: float | Sequence[float], num_texts: int, repeats: int, name: str = "guidance_scale"
+) -> list[float]:
+    """One scale a row, from one or one a text, of the argument `name`."""
     several = isinstance(guidance_scale, Sequence)
     scales = list(guidance_scale) if several else [guidance_scale] * num_texts
     if len(scales) != num_texts:
-        raise ValueError(f"`guidance_scale` must be one or {num_texts}, one a text, got {len(scales)}.")
+        raise ValueError(f"`{name}` must be one or {num_texts}, one a text, got {len(scales)}.")
     for scale in scales:
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) < float("inf"):
-            raise ValueError(f"`guidance_scale` must be finite numbers, got {guidance_scale!r}.")
+            raise ValueError(f"`{name}` must be finite numbers, got {guidance_scale!r}.")
     return [float(scale) for scale in scales for _ in range(repeats)]
 
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from text_diffusers.pipelines.lora import DenoiserLoraLoaderMixin
 from text_diffusers.pipelines.masked_lm import as_denoiser, is_masked_lm, masked_lm_length
-from text_diffusers.pipelines.stock_schedulers import as_token_scheduler, row_seeds
+from text_diffusers.pipelines.stock_schedulers import as_token_scheduler
 from text_diffusers.pipelines.text_canvas import (
     Canvas,
     check_strings,
@@ -26,8 +25,7 @@ from text_diffusers.pipelines.text_canvas import (
     partial_text,
     start_ids,
 )
-
-HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
+from text_diffusers.pipelines.text_pipeline import TextPipeline, loaded_subclasses
 
 
 @dataclass
@@ -45,7 +43,7 @@ class TextDiffusionPipelineOutput(BaseOutput):
     history: list[Tensor] | None = None
 
 
-class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
+class TextDiffusionPipeline(TextPipeline, DenoiserLoraLoaderMixin):
     """Text by discrete diffusion: `pipe()`, `pipe("A prompt")`, `pipe(text="Fill the [MASK] in.")`.
 
     A text ends at `[EOS]`, which the model predicts like any other token. If `lengths` is given, as for models trained
@@ -68,12 +66,8 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
 
     model_cpu_offload_seq = "denoiser"
     _callback_tensor_inputs = ["tokens"]
-    _output_types = ("text", "tokens")
-    tokenizer: Any
     denoiser: Any
     scheduler: Any
-    config: Any
-    progress_bar: Any
 
     def __init__(self, tokenizer, denoiser, scheduler, lengths: list[int] | None = None):
         super().__init__()
@@ -160,14 +154,9 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers, but returns the class that was saved if it is one of this one's."""
-        where = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-        index: Any = cls.load_config(pretrained_model_name_or_path, **where)
-        children = {child.__name__: child for child in loaded_subclasses(cls)}
-        chosen: Any = children.get(index["_class_name"], cls)
-        loader: Any = super(TextDiffusionPipeline, chosen)
-        return loader.from_pretrained(pretrained_model_name_or_path, **kwargs)
+    def _loadable_classes(cls) -> list[type]:
+        """Its own children; by its own name, any pipeline of texts."""
+        return loaded_subclasses(TextPipeline if cls is TextDiffusionPipeline else cls)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in diffusers, but refuses a denoiser with LoRA layers, whose weights would be saved under other names."""
@@ -316,12 +305,6 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
         noise = self._token_scheduler.prior(tuple(tokens.shape), generator=generators, device=device)
         return Canvas(torch.where(editable, noise, tokens), editable, real, labels, ends_at_eos)
 
-    def _row_generators(self, generator, num_rows: int) -> list[torch.Generator]:
-        """One generator a row, seeded by the next number of the row's own generator or of the shared one."""
-        if is_list(generator) and len(generator) != num_rows:
-            raise ValueError(f"`generator` must be one or {num_rows}, one a returned text, got {len(generator)}.")
-        return [torch.Generator().manual_seed(seed) for seed in row_seeds(generator, num_rows)]
-
     def _expand_labels(self, class_labels, num_rows: int, num_return_sequences: int) -> Tensor | None:
         if class_labels is None:
             return None
@@ -373,16 +356,6 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
             if not (value is None and name == "max_new_tokens") and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
 
-    def _check_output(self, output_type: str, callback_tensors: Sequence[str]):
-        if output_type not in self._output_types:
-            known = " or ".join(f'"{name}"' for name in self._output_types)
-            raise ValueError(f"`output_type` must be {known}, got {output_type!r}.")
-        unknown = [name for name in callback_tensors if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
-            )
-
     def _check_components(self):
         if self.tokenizer is None or self.denoiser is None or self.scheduler is None:
             return
@@ -403,7 +376,3 @@ class TextDiffusionPipeline(DiffusionPipeline, DenoiserLoraLoaderMixin):
             raise ValueError(
                 f"`denoiser` writes in blocks (`block_length`={block_length}): use `TextBlockDiffusionPipeline`."
             )
-
-
-def loaded_subclasses(cls: type) -> list[type]:
-    return [found for child in cls.__subclasses__() for found in (child, *loaded_subclasses(child))]

@@ -1,6 +1,9 @@
 """Diffusion models for text in the manner of Hugging Face diffusers."""
 
+from text_diffusers.models.autoencoder_vq_text import AutoencoderVQTextModel
 from text_diffusers.models.classifier_text import TextClassifierModel
+from text_diffusers.models.prompt_encoder import PromptEncoderModel
+from text_diffusers.models.transformer_code import CodeTransformerModel
 from text_diffusers.models.transformer_embedding import EmbeddingTransformerModel
 from text_diffusers.models.transformer_text import TextTransformerModel
 from text_diffusers.pipelines.pipeline_diffusion_lm import DiffusionLMPipeline, DiffusionLMPipelineOutput
@@ -10,6 +13,10 @@ from text_diffusers.pipelines.pipeline_paraguide_tokens import TokenParaGuidePip
 from text_diffusers.pipelines.pipeline_text_block_diffusion import TextBlockDiffusionPipeline
 from text_diffusers.pipelines.pipeline_text_diffusion import TextDiffusionPipeline, TextDiffusionPipelineOutput
 from text_diffusers.pipelines.pipeline_text_diffusion_cfg import TextDiffusionCFGPipeline
+from text_diffusers.pipelines.pipeline_two_level_vq import (
+    TwoLevelVQDiffusionPipeline,
+    TwoLevelVQDiffusionPipelineOutput,
+)
 from text_diffusers.schedulers.scheduling_block_ancestral import BlockAncestralScheduler
 from text_diffusers.schedulers.scheduling_confidence import ConfidenceScheduler
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
@@ -31,7 +38,9 @@ from text_diffusers.schedulers.scheduling_remdm import ReMDMScheduler
 __version__ = "0.1.0"
 
 __all__ = [
+    "AutoencoderVQTextModel",
     "BlockAncestralScheduler",
+    "CodeTransformerModel",
     "ConfidenceScheduler",
     "D3PMAbsorbingScheduler",
     "D3PMBitFlipScheduler",
@@ -50,6 +59,7 @@ __all__ = [
     "ParaGuidePipeline",
     "PredictorCorrectorAbsorbingScheduler",
     "PredictorCorrectorUniformScheduler",
+    "PromptEncoderModel",
     "ReMDMScheduler",
     "TextBlockDiffusionPipeline",
     "TextClassifierModel",
@@ -59,4 +69,6 @@ __all__ = [
     "TextTransformerModel",
     "TokenDDIMScheduler",
     "TokenParaGuidePipeline",
+    "TwoLevelVQDiffusionPipeline",
+    "TwoLevelVQDiffusionPipelineOutput",
 ]

@@ -197,6 +197,26 @@ class TextTransformerBlock(nn.Module):
         return x + gate2 * self.ff(self.norm2(x) * (1 + scale2) + shift2)
 
 
+class TransformerStack(nn.Module):
+    """Transformer blocks, one after the other."""
+
+    def __init__(self, num_layers: int, hidden_size: int, num_heads: int, feed_forward_size: int):
+        super().__init__()
+        self.head_width = hidden_size // num_heads
+        self.blocks = nn.ModuleList(
+            TextTransformerBlock(hidden_size, num_heads, feed_forward_size, 0.0, conditioned=False)
+            for _ in range(num_layers)
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, L, D) to the same; what `mask`, as in attention, excludes is not seen."""
+        angles = sinusoids(torch.arange(x.shape[1], device=x.device), self.head_width)
+        rotary = (angles[0].to(x.dtype), angles[1].to(x.dtype))
+        for block in self.blocks:
+            x = block(x, rotary, mask, None)
+        return x
+
+
 def init_weights(module: nn.Module):
     """Unit embeddings and variance-preserving layers; what closes a residual branch starts at zero.
 
@@ -225,10 +245,9 @@ def check_class_labels(class_labels: Tensor | None, num_classes: int | None):
         )
 
 
-def check_transformer_config(config: Any, more_sizes: tuple[str, ...] = ()):
-    """Refuse sizes that no transformer of this file has; `more_sizes` are names of a model's own."""
-    sizes = ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "max_length", *more_sizes)
-    for name in sizes:
+def check_transformer_sizes(config: Any, sizes: tuple[str, ...]):
+    """Refuse sizes that no transformer has; `sizes` are names of a model's own beside those that all have."""
+    for name in ("hidden_size", "num_attention_heads", *sizes):
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
@@ -240,8 +259,14 @@ def check_transformer_config(config: Any, more_sizes: tuple[str, ...] = ()):
         )
     if not config.feed_forward_ratio > 0:
         raise ValueError(f"`feed_forward_ratio` must be positive, got {config.feed_forward_ratio!r}.")
-    if not 0 <= config.dropout < 1:
-        raise ValueError(f"`dropout` must be in [0, 1), got {config.dropout!r}.")
+    dropout = config.get("dropout", 0.0)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"`dropout` must be in [0, 1), got {dropout!r}.")
+
+
+def check_transformer_config(config: Any, more_sizes: tuple[str, ...] = ()):
+    """Refuse what no transformer over tokens has; `more_sizes` are names of a model's own."""
+    check_transformer_sizes(config, ("vocab_size", "num_layers", "max_length", *more_sizes))
     classes = config.num_classes
     if classes is not None and (not isinstance(classes, int) or classes < 1):
         raise ValueError(f"`num_classes` must be None or an integer of at least 1, got {classes!r}.")

@@ -1,0 +1,116 @@
+"""Vectors to codes and back: what the quantisers of `vector_quantize_pytorch` have in common.
+
+VQ-VAE (https://arxiv.org/abs/1711.00937) with codebooks that follow moving averages, codes sampled by the Gumbel trick
+(https://arxiv.org/abs/1611.01144), FSQ (https://arxiv.org/abs/2309.15505).
+
+Shapes: B batch, n vectors of a row, D width.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vector_quantize_pytorch import FSQ, VectorQuantize
+
+QUANTIZERS = ("ema", "gumbel", "fsq")
+
+
+class TextQuantizer(nn.Module):
+    """One codebook.
+
+    Args:
+        quantizer: "ema", the nearest code; "gumbel", in training a code drawn by the softmax of minus its distance,
+            with straight-through gradients; "fsq", rounding.
+        hidden_size: D.
+        num_codes: of the codebook; with "fsq" the list of its levels.
+        codebook_dim: width at which vectors are compared.
+        decay: of the moving averages that the codebook follows.
+        commitment_weight: of the squared distance of a vector to its code in the loss.
+        dead_code_threshold: a code is replaced by a vector of the batch once its moving share of the vectors is below
+            this part of an even share; 0 keeps all codes.
+        rotation_trick: gradients by rotation (https://arxiv.org/abs/2410.06424) and not straight through.
+    """
+
+    def __init__(
+        self,
+        quantizer: str,
+        hidden_size: int,
+        num_codes: int | list[int],
+        codebook_dim: int,
+        decay: float,
+        commitment_weight: float,
+        dead_code_threshold: float,
+        rotation_trick: bool,
+    ):
+        super().__init__()
+        self.num_codes = num_codes if isinstance(num_codes, int) else math.prod(num_codes)
+        self.dead_code_threshold = dead_code_threshold
+        self.norm = nn.LayerNorm(hidden_size)
+        self.layer: Any
+        if quantizer == "fsq":
+            assert not isinstance(num_codes, int)
+            self.layer = FSQ(list(num_codes), dim=hidden_size)
+            return
+        sampled = quantizer == "gumbel"
+        assert isinstance(num_codes, int)
+        self.layer = VectorQuantize(
+            hidden_size,
+            num_codes,
+            codebook_dim=codebook_dim,
+            decay=decay,
+            kmeans_init=True,
+            threshold_ema_dead_code=dead_code_threshold,  # pyright: ignore[reportArgumentType]
+            commitment_weight=commitment_weight,
+            stochastic_sample_codes=sampled,
+            rotation_trick=rotation_trick and not sampled,
+            sync_codebook=num_processes() > 1,
+        )
+        nn.init.normal_(self.layer._codebook.embed)  # until training sets it by k-means
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`(quantised (B, n, D), codes (B, n), loss ())` of x (B, n, D); in training the codebook follows x."""
+        with torch.autocast(x.device.type, enabled=False):  # distances and averages need all digits
+            x = self.norm(x.to(self.norm.weight.dtype))
+            if isinstance(self.layer, FSQ):
+                quantised, codes = self.layer(x)
+                return quantised, codes.long(), x.new_zeros(())
+            if not self.training:
+                codes = self._nearest(x)
+                return self.vectors(codes), codes, x.new_zeros(())
+            if self.dead_code_threshold:
+                self._set_threshold(codes_seen=x.shape[0] * x.shape[1] * num_processes())
+            quantised, codes, loss = self.layer(x)
+            return quantised, codes, loss.sum()
+
+    def _nearest(self, x: Tensor) -> Tensor:
+        """(B, n) codes of x (B, n, D). The library would start the codebook by k-means here too."""
+        return torch.cdist(self.layer.project_in(x).float(), self.layer.codebook.float()).argmin(dim=-1)
+
+    def _set_threshold(self, codes_seen: int):
+        """The library counts vectors a batch; a new code begins with an even share, and so has time to be used."""
+        codebook = self.layer._codebook
+        codebook.reset_cluster_size = codes_seen / self.num_codes
+        codebook.threshold_ema_dead_code = self.dead_code_threshold * codebook.reset_cluster_size
+
+    def codes(self, x: Tensor) -> Tensor:
+        """(B, n) codes of x (B, n, D), in training too without chance and without a change of the codebook."""
+        training = self.training
+        self.eval()
+        try:
+            return self(x)[1]
+        finally:
+            self.train(training)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """(B, n, D) of codes (B, n)."""
+        if isinstance(self.layer, FSQ):
+            places: Any = self.layer.implicit_codebook
+            return self.layer.project_out(places[codes].to(self.norm.weight.dtype))
+        return self.layer.get_output_from_indices(codes)
+
+
+def num_processes() -> int:
+    """Processes whose codebooks are one."""
+    group = torch.distributed
+    return group.get_world_size() if group.is_available() and group.is_initialized() else 1
