@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES
 from datasets import Dataset
+from scipy.stats import chisquare
 
 from text_diffusers.data import CONTACT, PROFANITY, load_documents, split_documents, train_tokenizer
-from text_diffusers.rows import ShuffledRows, encode_texts, tokenize
+from text_diffusers.rows import CroppedRows, ShuffledRows, encode_texts, tokenize
+from text_diffusers.text_data import TextTrainingConfig, row_order
 
 STRANGE = ["Привет, мир! Ёжик.", "emoji 🙂 and tabs\t\n", "[MASK] is not a token here, nor is [EOS]", "  spaces  "]
 
@@ -178,3 +181,99 @@ def test_an_epoch_visits_every_row_once(tokenizer):
     for epoch in (0, 1):
         seen = [tuple(order.batch(epoch * count + i)["input_ids"][0].tolist()) for i in range(count)]
         assert sorted(seen) == sorted(map(tuple, rows["input_ids"][:]))
+
+
+# Parts of rows
+
+
+def numbered_rows(count=30, length=16, ratio=4):
+    """Rows whose tokens tell the row and the place, and one of codes, for `ratio` tokens each, that tells the same."""
+    places = np.arange(count * length).reshape(count, length)
+    columns = {"input_ids": places, "attention_mask": np.ones_like(places), "context_ids": places[:, ::ratio]}
+    return Dataset.from_dict({name: values.tolist() for name, values in columns.items()})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parts_of_rows_are_a_pure_function_of_seed_and_step(streaming):
+    rows = numbered_rows()
+    rows = rows.to_iterable_dataset() if streaming else rows
+    straight = [CroppedRows(rows, 6, seed=1, num_halvings=2).batch(step) for step in range(12)]
+    resumed = CroppedRows(rows, 6, seed=1, num_halvings=2)
+    for step in (7, 2, 11):
+        batch, some = resumed.batch(step), resumed.batch(step, [1, 5])
+        for name, column in straight[step].items():
+            assert torch.equal(batch[name], column) and torch.equal(some[name], column[[1, 5]])
+    other = [CroppedRows(rows, 6, seed=2, num_halvings=2).batch(step)["input_ids"].shape for step in range(12)]
+    assert other != [batch["input_ids"].shape for batch in straight]
+
+
+def test_parts_are_cut_at_the_same_place_of_all_columns_of_the_rows_of_the_order():
+    rows = numbered_rows()
+    cropped, whole = CroppedRows(rows, 6, seed=3, num_halvings=2), ShuffledRows(rows, 6, seed=3)
+    for step in range(40):
+        batch, full = cropped.batch(step), whole.batch(step)
+        number, index = cropped.part(step)
+        for name, length in (("input_ids", 16), ("attention_mask", 16), ("context_ids", 4)):
+            size = length // number
+            assert torch.equal(batch[name], full[name][:, index * size : (index + 1) * size])
+        assert torch.equal(batch["input_ids"][:, ::4], batch["context_ids"])
+    assert torch.equal(CroppedRows(rows, 6, seed=3).batch(5)["input_ids"], whole.batch(5)["input_ids"])
+
+
+def test_each_length_gets_equally_many_tokens_and_each_place_its_share():
+    order, steps = CroppedRows(numbered_rows(), 1, num_halvings=3), 6000
+    parts = [order.part(step) for step in range(steps)]
+    counts = [sum(number == n for number, _ in parts) for n in (1, 2, 4, 8)]
+    assert chisquare(counts, steps * np.array([1, 2, 4, 8]) / 15).pvalue > 1e-4
+    tokens = np.array(counts) * 16 / np.array([1, 2, 4, 8])
+    assert np.ptp(tokens) < 0.25 * tokens.mean()
+    for n in (2, 4, 8):
+        places = np.bincount([index for number, index in parts if number == n], minlength=n)
+        assert len(places) == n and chisquare(places).pvalue > 1e-4
+
+
+def test_a_row_that_ends_early_shows_its_beginning_and_never_only_padding():
+    columns = numbered_rows(4, ratio=8).to_dict()
+    columns["attention_mask"][1] = [1] * 5 + [0] * 11
+    order = CroppedRows(Dataset.from_dict(columns), 4, num_halvings=2)
+    late = [step for step in range(60) if order.part(step) in ((4, 2), (4, 3), (2, 1))]
+    assert late
+    with pytest.raises(ValueError, match=r"up to 4 equal parts; the column 'context_ids' \(4, 2\) cannot be"):
+        order.batch(0)
+    order = CroppedRows(Dataset.from_dict(columns).remove_columns("context_ids"), 4, num_halvings=2)
+    for step in late:
+        batch = order.batch(step)
+        (row,) = (batch["input_ids"] // 16 == 1).all(dim=1).nonzero()[0]
+        number, index = order.part(step)
+        assert batch["input_ids"][row, 0] == 16 and batch["attention_mask"][row].sum() == min(5, 16 // number)
+        others = batch["input_ids"][torch.arange(4) != row]
+        assert (others[:, 0] % 16 == index * 16 // number).all()
+
+
+@pytest.mark.parametrize("name", ["label", "given", "prompt_ids", "prompt_mask"])
+def test_rows_with_conditions_are_not_cut(name):
+    columns = numbered_rows(4).to_dict()
+    columns[name] = [0] * 4 if name == "label" else columns["input_ids"]
+    with pytest.raises(ValueError, match=f"the column '{name}'"):
+        CroppedRows(Dataset.from_dict(columns), 2, num_halvings=1).batch(0)
+
+
+def test_the_shortest_length_decides_how_rows_are_read(tmp_path):
+    rows = numbered_rows()
+
+    def config(**changes):
+        return TextTrainingConfig(**{"output_dir": str(tmp_path / "run"), "length": 16, "seed": 5} | changes)
+
+    assert type(row_order(config(), rows, 3)) is ShuffledRows
+    order = row_order(config(min_length=4), rows, 3)
+    assert type(order) is CroppedRows and (order.num_halvings, order.rows_per_step, order.seed) == (2, 3, 5)
+    assert row_order(config(min_length=16), rows, 3).num_halvings == 0
+    lengths = {order.batch(step)["input_ids"].shape for step in range(30)}
+    assert lengths == {(3, 16), (3, 8), (3, 4)}
+    for bad in (5, 32, 0):
+        with pytest.raises(ValueError, match=rf"`min_length` .*`length`=16 halved .* \[16, 8, 4, 2, 1\], got {bad}"):
+            config(min_length=bad)
+    with pytest.raises(ValueError, match=r"one of \[24, 12, 6, 3\], got 8"):
+        config(length=24, min_length=8)
+    with pytest.raises(ValueError, match="`min_length` needs `--packing true`"):
+        config(min_length=4, packing=False)

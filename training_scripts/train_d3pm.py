@@ -40,7 +40,7 @@ from text_diffusers.masked_lm_training import (
     training_denoiser,
 )
 from text_diffusers.noise import TIME_SAMPLINGS, token_uniform
-from text_diffusers.rows import ShuffledRows, tensor_batches, unknown_tokens
+from text_diffusers.rows import tensor_batches, unknown_tokens
 from text_diffusers.runtime import end_training, make_accelerator
 from text_diffusers.text_data import (
     TextData,
@@ -49,6 +49,7 @@ from text_diffusers.text_data import (
     length_metrics,
     prepare_data,
     refuse_parts_of_a_pipeline,
+    row_order,
     rows_per_step,
     text_lengths,
 )
@@ -259,7 +260,7 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
         pipe = pipeline_class(config, model)(data.tokenizer, plain_model(model), fine_scheduler, data.lengths)
         return written(config, pipe, data, config.num_samples).texts
 
-    order = ShuffledRows(data.train_rows, rows_per_step(config, accelerator), config.seed)
+    order = row_order(config, data.train_rows, rows_per_step(config, accelerator))
     writer = write if config.num_samples else None
     loop = TrainingLoop(config, accelerator, denoiser, loss_function, order, evaluate, writer, on_validation)
     losses = loop.run()

@@ -29,7 +29,7 @@ from text_diffusers.embedding_evaluation import embedding_health, estimate_embed
 from text_diffusers.embedding_plots import plot_rounding
 from text_diffusers.embedding_training import OBJECTIVES, TIMED_ROWS, EmbeddingLoss, trimmed
 from text_diffusers.initialization import LARGEST_VOCABULARY, TextStatistics, pretrained_vectors
-from text_diffusers.rows import ShuffledRows, tensor_batches
+from text_diffusers.rows import tensor_batches
 from text_diffusers.runtime import end_training, make_accelerator
 from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES
 from text_diffusers.text_data import (
@@ -39,6 +39,7 @@ from text_diffusers.text_data import (
     length_metrics,
     prepare_data,
     refuse_parts_of_a_pipeline,
+    row_order,
     rows_per_step,
     text_lengths,
 )
@@ -260,7 +261,7 @@ def main(
 
     make_pipeline = GuidedDiffusionLMPipeline if config.condition_dropout else DiffusionLMPipeline
     timed: dict[str, int] = {}
-    order = ShuffledRows(data.train_rows, rows_per_step(config, accelerator), config.seed)
+    order = row_order(config, data.train_rows, rows_per_step(config, accelerator))
     writer = write if config.num_samples else None
     loop = TrainingLoop(config, accelerator, denoiser, loss_function, order, evaluate, writer, on_validation)
     losses = loop.run()

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 SHUFFLE_BUFFER = 10_000
 ROWS_PER_MAP = 1_000
 ROWS_PER_BATCH = 10_000
+UNCUT_COLUMNS = ("label", "given", "prompt_ids", "prompt_mask")
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
@@ -196,3 +197,45 @@ class ShuffledRows:
             if not count:
                 raise ValueError("`rows` must hold at least one row, got an empty stream.")
             epoch += 1
+
+
+class CroppedRows(ShuffledRows):
+    """Row batches that are whole in some steps, and in others one half, one quarter ... of the same place in each row.
+
+    A step shows each row's part of 1 / 2^j with probability proportional to 2^j, so that each length gets equally many
+    tokens. Which part, and at which place, depends on (seed, step) only. A row that ends before that place, as the
+    last of packed texts may, shows its first part.
+
+    Args:
+        num_halvings: the most, j; 0 leaves all rows whole. Other arguments as in `ShuffledRows`.
+
+    Raises:
+        ValueError: when a batch is made, if it has a column that cannot be cut: labels, sources, prompts, or one whose
+            length is not a multiple of 2^j.
+    """
+
+    def __init__(self, rows: Dataset | IterableDataset, rows_per_step: int, seed: int = 0, num_halvings: int = 0):
+        super().__init__(rows, rows_per_step, seed)
+        self.num_halvings = num_halvings
+
+    def part(self, step: int) -> tuple[int, int]:
+        """`(number, index)`: of how many equal parts of a row the step shows which one."""
+        rng = np.random.default_rng([self.seed, step, 1])  # the order of an epoch is drawn from two numbers
+        numbers = 2 ** np.arange(self.num_halvings + 1)
+        number = int(rng.choice(numbers, p=numbers / numbers.sum()))
+        return number, int(rng.integers(number))
+
+    def batch(self, step: int, wanted: range | list[int] | None = None) -> dict[str, Tensor]:
+        """As in `ShuffledRows`, but of every column (rows, L) only one part, (rows, L / number)."""
+        batch = super().batch(step, wanted)
+        most = 2**self.num_halvings
+        for name, column in batch.items():
+            if name in UNCUT_COLUMNS or column.ndim != 2 or column.shape[1] % most:
+                raise ValueError(
+                    f"Rows are cut into up to {most} equal parts; the column {name!r} {tuple(column.shape)} cannot be."
+                )
+        number, index = self.part(step)
+        parts = {name: column.unflatten(1, (number, -1)) for name, column in batch.items()}  # (rows, parts, L / parts)
+        filled = unknown_tokens({name: column[:, index] for name, column in parts.items()}).any(dim=1)
+        places = torch.where(filled, index, 0)
+        return {name: column[torch.arange(len(places)), places] for name, column in parts.items()}

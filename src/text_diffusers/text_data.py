@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from text_diffusers.data import MASK_TOKEN, PAD_TOKEN, load_documents, split_documents, train_tokenizer
 from text_diffusers.evaluation import BoundEstimate, length_distance, length_nats, unigram_entropy
 from text_diffusers.masked_lm_training import tokenizer_folder
-from text_diffusers.rows import encode_texts, tensor_batches, tokenize, unknown_tokens
+from text_diffusers.rows import CroppedRows, ShuffledRows, encode_texts, tensor_batches, tokenize, unknown_tokens
 from text_diffusers.training_config import TrainingConfig
 
 TOKENIZER_DOCUMENTS = 200_000
@@ -39,6 +39,9 @@ class TextTrainingConfig(TrainingConfig):
     tokenizer: str | None = field(default=None, metadata={"help": "folder or Hub name; default: trained on the data"})
     vocab_size: int = field(default=4_096, metadata={"help": "tokens of a trained byte-level BPE"})
     length: int = field(default=128, metadata={"help": "tokens in a row"})
+    min_length: int | None = field(
+        default=None, metadata={"help": "rows are also read in halves, quarters ... down to so many tokens"}
+    )
     packing: bool = field(default=True, metadata={"help": "fill rows with text after text; off: one text a row"})
     num_samples: int = field(default=4, metadata={"help": "texts written and logged at each validation"})
     num_length_samples: int = field(default=256, metadata={"help": "texts written at the end to compare lengths"})
@@ -49,6 +52,13 @@ class TextTrainingConfig(TrainingConfig):
             raise ValueError(f"`validation_rows` must be at least 1, got {self.validation_rows!r}.")
         if self.label_column and self.packing:
             raise ValueError("`label_column` needs `--packing false`: a packed row holds several texts.")
+        if self.min_length is not None:
+            halves = [self.length >> j for j in range(self.length.bit_length()) if self.length % 2**j == 0]
+            if not self.packing or self.min_length not in halves:
+                raise ValueError(
+                    f"`min_length` needs `--packing true`, and must be `length`={self.length} halved any number of "
+                    f"times, one of {halves}, got {self.min_length!r}."
+                )
 
 
 @dataclass
@@ -162,12 +172,14 @@ def bound_metrics(
     return {"bound": bound, "standard_error": error, "unigram_entropy": entropy, "gap": entropy - bound}
 
 
-def refuse_parts_of_a_pipeline(config: Any, parts: tuple[str, ...]):
-    """Refuse options that say how a pipeline is made where a saved one, `model_name_or_path`, is trained further."""
-    defaults = {option.name: option.default for option in fields(config)}
+def refuse_parts_of_a_pipeline(
+    config: Any, parts: tuple[str, ...], what: str = "pipeline", option: str = "model_name_or_path"
+):
+    """Refuse options that say how a pipeline, or `what`, is made where a saved one, the `option`, is trained with."""
+    defaults = {part.name: part.default for part in fields(config)}
     changed = [name for name in parts if getattr(config, name) != defaults[name]]
-    if config.model_name_or_path and changed:
-        raise ValueError(f"`{changed[0]}` belongs to the pipeline in `model_name_or_path`; leave it out.")
+    if getattr(config, option) and changed:
+        raise ValueError(f"`{changed[0]}` belongs to the {what} in `{option}`; leave it out.")
 
 
 def length_metrics(tokens: Tensor, tokenizer: Any, data_lengths: list[int], drawn: bool) -> dict[str, float]:
@@ -185,6 +197,13 @@ def length_metrics(tokens: Tensor, tokenizer: Any, data_lengths: list[int], draw
         f"{distance:.1f}; from " + ("the stored histogram" if drawn else "the model's [EOS]")
     )
     return {"length_distance": distance, "mean_length": mean, "mean_length_of_data": mean_of_data}
+
+
+def row_order(config: TextTrainingConfig, rows: Any, per_step: int) -> ShuffledRows:
+    """The order of training rows, `per_step` in a global batch; with `min_length` some steps show parts of them."""
+    if config.min_length is None:
+        return ShuffledRows(rows, per_step, config.seed)
+    return CroppedRows(rows, per_step, config.seed, num_halvings=(config.length // config.min_length).bit_length() - 1)
 
 
 def rows_per_step(config: TrainingConfig, accelerator: Any) -> int:

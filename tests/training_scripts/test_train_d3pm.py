@@ -54,6 +54,7 @@ def config(text_file, tmp_path):
         {"kernel": "gaussian", "num_train_timesteps": 10, "head_chunk_size": 7},
         {"kernel": "band", "num_train_timesteps": 10},
         {"streaming": True, "validation_documents": 20},
+        {"min_length": 4, "kernel": "uniform"},
         {"mixed_precision": "bf16", "gradient_checkpointing": True},
     ],
     ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "default",

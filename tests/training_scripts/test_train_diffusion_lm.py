@@ -71,6 +71,7 @@ def pairs(tmp_path):
             "anchor_weight": 0.0,
         },
         {"time_sampling": "time_warped", "timing_steps": 2, "rounding": "nearest"},
+        {"min_length": 8},
         {"time_sampling": "loss_aware", "timing_steps": 1, "rounding": "codebook", "normalize_embeddings": False},
         {"mixed_precision": "bf16", "gradient_checkpointing": True, "beta_schedule": "linear"},
     ],
