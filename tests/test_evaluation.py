@@ -1,6 +1,7 @@
 """Estimates against exact values: bounds by Monte Carlo and in full, likelihoods of texts, entropies and distances."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -59,6 +60,40 @@ def test_the_tenths_of_the_noise_average_to_the_bound(schedule):
     estimate = estimate_bound(denoiser, D3PMAbsorbingScheduler(3, schedule=schedule), rows, batch_size=100)
     assert np.mean(estimate.by_noise) == pytest.approx(estimate.bound) and len(estimate.by_noise) == 10
     assert estimate.by_noise[-1] == pytest.approx(1.0, abs=0.1)  # all masked: each letter for itself
+
+
+class ToldDenoiser(torch.nn.Module):
+    """Knows a code if it is told the coarser code and the prompt: it is their sum."""
+
+    def __init__(self, num_codes, ratio):
+        super().__init__()
+        self.num_codes, self.ratio, self.scale = num_codes, ratio, torch.nn.Parameter(torch.tensor(30.0))
+
+    def forward(self, noisy, times, mask, label, positions, context_ids, prompt_ids, prompt_mask):
+        told = context_ids.repeat_interleave(self.ratio, dim=1) + (prompt_ids * prompt_mask).sum(dim=1, keepdim=True)
+        logits = self.scale * torch.nn.functional.one_hot(told % self.num_codes, self.num_codes + 1)
+        return SimpleNamespace(logits=logits[positions])
+
+
+def test_coarser_codes_and_prompts_of_a_row_are_told_to_the_model():
+    rng = np.random.default_rng(0)
+    context, prompts, mask = (
+        rng.integers(5, size=(50, 3)),
+        rng.integers(5, size=(50, 2)),
+        rng.integers(2, size=(50, 2)),
+    )
+    codes = (context.repeat(4, axis=1) + (prompts * mask).sum(1, keepdims=True)) % 5
+    told = {"context_ids": context, "prompt_ids": prompts, "prompt_mask": mask}
+    columns = {"input_ids": codes, "attention_mask": np.ones_like(codes)} | told
+    denoiser, scheduler = ToldDenoiser(5, ratio=4), D3PMAbsorbingScheduler(5)
+    bounds = {}
+    for changed in (None, *told):
+        moved = {changed: np.roll(columns[changed], 1, axis=0)} if changed else {}
+        rows = Dataset.from_dict({name: column.tolist() for name, column in (columns | moved).items()})
+        bounds[changed] = estimate_bound(denoiser, scheduler, rows, batch_size=16).bound
+    assert bounds[None] == pytest.approx(0, abs=1e-6) and min(bounds[name] for name in told) > 1
+    with pytest.raises(TypeError, match="context_ids"):
+        estimate_bound(denoiser, scheduler, rows.remove_columns(["context_ids"]))
 
 
 def test_padding_is_neither_predicted_nor_counted(tokenizer, denoiser):

@@ -13,6 +13,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from process_driver import vectors_of_step
 
 from text_diffusers import runtime
 
@@ -120,6 +121,96 @@ def test_two_processes_of_a_recipe_train_like_one_with_the_same_global_batch(rec
         np.testing.assert_allclose(losses, single, atol=1e-6, rtol=5e-7)
     bounds = [json.loads((tmp_path / folder / "metrics.json").read_text())["bound"] for folder in ("one", "two")]
     assert bounds[0] == pytest.approx(bounds[1], abs=1e-5)
+
+
+CODEBOOKS = {
+    "averages": {"settings": {"quantizer": "ema", "dead_code_threshold": 0.0}, "started": True},
+    "k-means": {"settings": {"quantizer": "ema", "dead_code_threshold": 0.0}, "started": False},
+    "ema": {"settings": {"quantizer": "ema", "dead_code_threshold": 0.9}, "started": False},
+    "gumbel": {"settings": {"quantizer": "gumbel", "dead_code_threshold": 0.9}, "started": False},
+}
+
+
+@pytest.fixture(scope="module")
+def codebooks(tmp_path_factory):
+    """By number of processes, for each of them by case: `embed` (steps, codes, width) and `count` (steps, codes)."""
+    found, folder = {}, tmp_path_factory.mktemp("codebooks")
+    for world, launcher in ((1, []), (2, TORCHRUN)):
+        done = run(folder, *launcher, DRIVER, folder / str(world), json.dumps({"codebooks": CODEBOOKS}))
+        assert done.returncode == 0, done.stderr[-3000:]
+        results = [json.loads((folder / str(world) / f"result-{rank}.json").read_text()) for rank in range(world)]
+        assert all(result["world"] == world for result in results)
+        found[world] = [
+            {name: {k: np.array([step[k] for step in result[name]]) for k in ("embed", "count")} for name in CODEBOOKS}
+            for result in results
+        ]
+    return found
+
+
+def normalised_vectors(step):
+    """(n, width) that all processes show the codebook, normalised as the quantiser does."""
+    x = vectors_of_step(step).double().numpy().reshape(-1, 4)
+    return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+
+
+def test_two_processes_keep_the_codebook_of_one_with_the_whole_batch(codebooks):
+    one, *two = (process["averages"] for process in (*codebooks[1], *codebooks[2]))
+    assert np.abs(one["embed"][-1] - one["embed"][0]).max() > 0.1
+    for process in two:
+        np.testing.assert_allclose(process["embed"], one["embed"], atol=1e-5)
+        np.testing.assert_allclose(process["count"], one["count"], atol=1e-5)
+
+
+@pytest.mark.parametrize("quantizer", ["ema", "gumbel"])
+def test_two_processes_start_a_codebook_and_replace_its_dead_codes_together(codebooks, quantizer):
+    first, second = (process[quantizer] for process in codebooks[2])
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+    owners = []
+    for step, (book, count) in enumerate(zip(first["embed"], first["count"], strict=True)):
+        points = normalised_vectors(step)
+        distances = np.abs(points[:, None] - book).max(-1)  # (n, codes)
+        fresh = distances.min(0) < 1e-5
+        np.testing.assert_allclose(count[fresh], len(points) / 8)  # an even share of the vectors of both
+        assert (count > 0.9 * len(points) / 8 - 1e-4).all()
+        owners += (distances.argmin(0)[fresh] // 8 % 2).tolist()
+    assert set(owners) == {0, 1}
+
+
+def test_k_means_of_two_processes_is_that_of_all_vectors(codebooks):
+    """Of which a code is the mean of the vectors of both that are nearest to it."""
+    first, second = (process["k-means"] for process in codebooks[2])
+    points, book = normalised_vectors(0), first["embed"][0]
+    np.testing.assert_array_equal(book, second["embed"][0])
+    nearest = ((points[:, None] - book) ** 2).sum(-1).argmin(1)
+    means = np.array([points[nearest == code].mean(0) for code in range(8)])
+    np.testing.assert_allclose(book, means, atol=1e-4)
+    np.testing.assert_allclose(first["count"][0], np.bincount(nearest), atol=1e-4)
+
+
+def test_two_processes_of_the_autoencoder_recipe_have_one_model(recipe, tmp_path):
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import hashlib, json, os, sys; sys.path.insert(0, sys.argv[1]); import train_vq_autoencoder as recipe\n"
+        "from transformers import HfArgumentParser\n"
+        "config = HfArgumentParser(recipe.AutoencoderConfig).parse_args_into_dataclasses(sys.argv[2:])[0]\n"
+        "loops, run = [], recipe.TrainingLoop.run\n"
+        "recipe.TrainingLoop.run = lambda loop: loops.append(loop) or run(loop)\n"
+        "losses, digest = recipe.main(config), hashlib.sha256()\n"
+        "for name, value in sorted(loops[0].unwrapped.state_dict().items()):\n"
+        "    digest.update(name.encode() + value.numpy().tobytes())\n"
+        "result = [int(os.environ['WORLD_SIZE']), losses, digest.hexdigest()]\n"
+        "open(config.output_dir + f'/result-{os.environ[\"RANK\"]}.json', 'w').write(json.dumps(result))\n"
+    )
+    changes = {"max_train_steps": 8, "dead_code_threshold": 0.5, "train_batch_size": 4, "num_encoder_layers": 1}
+    options = recipe(output_dir=tmp_path / "run", **changes)
+    place = options.index("--num_layers")
+    done = run(tmp_path, *TORCHRUN, driver, SCRIPTS, *options[:place], *options[place + 2 :])
+    assert done.returncode == 0, done.stderr[-3000:]
+    (world, losses, digest), other = (
+        json.loads((tmp_path / "run" / f"result-{rank}.json").read_text()) for rank in (0, 1)
+    )
+    assert world == 2 and len(losses) == 8 and other == [world, losses, digest]
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["coarse_perplexity"] >= 1
 
 
 def test_a_launcher_that_starts_one_process_instead_of_two_is_noticed(recipe, tmp_path):

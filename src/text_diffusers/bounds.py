@@ -12,6 +12,8 @@ from text_diffusers import losses
 from text_diffusers.noise import token_uniform
 from text_diffusers.rows import unknown_tokens
 
+CONDITIONS = ("context_ids", "prompt_ids", "prompt_mask")
+
 
 def predicted_positions(scheduler: Any, noisy: Tensor, attention_mask: Tensor) -> Tensor:
     """(B, L) bool: the positions whose prediction the bound of this kernel uses."""
@@ -115,8 +117,13 @@ def noisy_token_bound(denoiser: Any, scheduler: Any, batch: dict[str, Tensor], n
 
 
 def predict(denoiser: Any, batch: dict[str, Tensor], noisy: Tensor, times: Tensor, positions: Tensor) -> Tensor:
-    """(N, V) logits at `positions` (B, L); a model with blocks is shown the clean tokens of earlier blocks."""
-    context = {} if block_length(denoiser) is None else {"clean_ids": batch["input_ids"]}
+    """(N, V) logits at `positions` (B, L); a model with blocks is shown the clean tokens of earlier blocks.
+
+    The columns in `CONDITIONS` are told to the model if the batch has them.
+    """
+    context = {name: batch[name] for name in CONDITIONS if name in batch}
+    if block_length(denoiser) is not None:
+        context["clean_ids"] = batch["input_ids"]
     inputs = noisy, times, batch["attention_mask"], batch.get("label")
     return denoiser(*inputs, positions=positions, **context).logits
 

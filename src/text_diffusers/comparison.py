@@ -41,6 +41,23 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def check_settings(folder: Path, settings: Record):
+    """Write the settings of a new folder of results; refuse others in an old one.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    path = folder / "settings.json"
+    if not path.exists():
+        write_json(path, settings)
+    for name, value in read_json(path).items():
+        if settings[name] != value:
+            raise ValueError(
+                f"`{name}` must be {value!r}, as in the runs of {folder}, got {settings[name]!r}: choose another "
+                "`output_dir`."
+            )
+
+
 def read_records(folder: Path) -> list[Record]:
     """All finished runs of a folder, the data first, then from the fewest nats per token to the most."""
     records = [read_json(path) for path in sorted(folder.glob("*.json"))]

@@ -76,7 +76,7 @@ class TrainingConfig:
         if self.mixed_precision not in (None, "no", "fp16", "bf16"):
             raise ValueError(f'`mixed_precision` must be "no", "fp16" or "bf16", got {self.mixed_precision!r}.')
         check_trackers(self.report_to)
-        trained = ("model_index.json", "pytorch_lora_weights.safetensors", CHECKPOINT_FOLDER)
+        trained = ("model_index.json", "pytorch_lora_weights.safetensors", "autoencoder", CHECKPOINT_FOLDER)
         if any(Path(self.output_dir, name).exists() for name in trained) and not (
             self.overwrite_output_dir or self.resume_from_checkpoint
         ):

@@ -116,7 +116,9 @@ class TrainingState:
 
     def _whole_model(self, weights: dict[str, Tensor]) -> Any:
         model = self.build()
-        model.load_state_dict(weights | dict(self.model.named_buffers()))
+        kept = model.state_dict().keys()  # without the buffers that a model computes for itself
+        buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in kept}
+        model.load_state_dict(weights | buffers)
         return model.eval()
 
 
