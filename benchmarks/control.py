@@ -34,7 +34,7 @@ from control_config import ControlConfig
 from control_judges import Judges, LabelJudge, TagJudge, Wish, met, split_words, wilson_interval
 from transformers import HfArgumentParser
 
-from text_diffusers.comparison import read_json, write_json
+from text_diffusers.comparison import check_settings, read_json, write_json
 from text_diffusers.corpora import brown_documents, movie_review_sentences
 from text_diffusers.data import load_documents
 from text_diffusers.tagged_text import load_tagged
@@ -59,24 +59,6 @@ SUCCESS, GAIN, PERPLEXITY_RATIO, LENGTHS_RIGHT = 0.85, 0.20, 1.5, 0.99  # target
 TARGET_SCALE = 3
 MODELS = [model.name for model in fields(Models)]  # each file of texts names its own
 FREE = {"output_dir", "scales", "batch_size", "num_cpu_threads", "judge", "judge_cache", "picture", "judge_dataset"}
-
-
-def check_settings(options: ControlConfig):
-    """Write the settings of a new folder; refuse others in an old one.
-
-    Raises:
-        ValueError: naming the option.
-    """
-    path = Path(options.output_dir, "settings.json")
-    settings = {name: value for name, value in asdict(options).items() if name not in (*FREE, *MODELS)}
-    if not path.exists():
-        write_json(path, settings)
-    for name, value in read_json(path).items():
-        if settings[name] != value:
-            raise ValueError(
-                f"`{name}` must be {value!r}, as in the texts of {options.output_dir}, got {settings[name]!r}: choose "
-                "another `output_dir`."
-            )
 
 
 def judge_of_labels(options: ControlConfig, texts: Sequence[str], labels: Sequence[int]) -> tuple[LabelJudge, str]:
@@ -292,7 +274,7 @@ def main(options: ControlConfig) -> list[Record]:
     """Write what is not finished, judge all of it and report."""
     if options.num_cpu_threads:
         torch.set_num_threads(options.num_cpu_threads)
-    check_settings(options)
+    check_settings(Path(options.output_dir), {k: v for k, v in asdict(options).items() if k not in (*FREE, *MODELS)})
     language_judge = None if options.judge == "none" else load_judge(options.judge, options.judge_cache)
     models, missing = load_models(options)
     names = [name for name, case in CASES.items() if not any(need in missing for need in case.needs)]

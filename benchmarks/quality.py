@@ -38,6 +38,7 @@ from transformers import HfArgumentParser
 
 from text_diffusers.comparison import (
     DATA,
+    check_settings,
     markdown_table,
     order_of,
     read_json,
@@ -58,27 +59,9 @@ PAPER_ORDERS = {
 FREE = ("output_dir", "models", "seeds", "judge", "judge_cache", "report", "picture")
 
 
-def check_settings(options: QualityConfig):
-    """Write the settings of a new folder; refuse others in an old one.
-
-    Raises:
-        ValueError: naming the option.
-    """
-    path = Path(options.output_dir, "settings.json")
-    settings = {name: value for name, value in asdict(options).items() if name not in FREE}
-    if not path.exists():
-        write_json(path, settings)
-    for name, value in read_json(path).items():
-        if settings[name] != value:
-            raise ValueError(
-                f"`{name}` must be {value!r}, as in the runs of {options.output_dir}, got {settings[name]!r}: "
-                "choose another `output_dir`."
-            )
-
-
 def run(options: QualityConfig):
     """Train, evaluate and judge what is not finished, then report."""
-    check_settings(options)
+    check_settings(Path(options.output_dir), {k: v for k, v in asdict(options).items() if k not in FREE})
     torch.set_num_threads(1)
     disable_progress_bars()
     judge = None if options.judge == "none" else partial(load_judge, options.judge, options.judge_cache)

@@ -43,10 +43,10 @@ COUNTED_ROWS = 200_000
 WRITTEN_AT_ONCE = 64
 
 
-def load_recipe() -> Any:
-    """The module training_scripts/train_d3pm.py, loaded anew: what is put into it stays here."""
-    path = Path(__file__).parent.parent / "training_scripts" / "train_d3pm.py"
-    spec: Any = importlib.util.spec_from_file_location("train_d3pm_of_quality", path)
+def load_recipe(name: str = "train_d3pm") -> Any:
+    """A module of training_scripts, loaded anew: what is put into it stays here."""
+    path = Path(__file__).parent.parent / "training_scripts" / f"{name}.py"
+    spec: Any = importlib.util.spec_from_file_location(f"{name}_of_a_benchmark", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look themselves up there
     spec.loader.exec_module(module)

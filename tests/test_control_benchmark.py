@@ -146,7 +146,7 @@ def test_texts_of_other_options_or_models_are_refused(options, tmp_path):
     few = {"scales": [3], "tagger": None, "embedding_model": None}
     control.main(options(**few))
     control.main(options(**few | {"scales": [0, 3], "batch_size": 2}))
-    with pytest.raises(ValueError, match="`seed` must be 0, as in the texts"):
+    with pytest.raises(ValueError, match="`seed` must be 0, as in the runs"):
         control.main(options(**few | {"seed": 1}))
     (tmp_path / "classifier").rename(tmp_path / "other")
     with pytest.raises(ValueError, match="`output_dir` must hold .*label-noise-aware-classifier-3.json of models"):
