@@ -20,7 +20,7 @@ PARAPHRASE_RECIPE := --vocab_size 2048 --length 96 --hidden_size 128 --num_layer
 	--checkpointing_steps 2000 --num_length_samples 64
 VQ_RECIPE := --vocab_size 2048 --length 128 --train_batch_size 16 --lr_warmup_steps 50 --max_train_steps 100000 \
 	--max_train_minutes 8 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 500
-TWO_LEVEL_RECIPE := --length 256 --prompt_length 64 --train_batch_size 16 --lr_warmup_steps 50 --ema_decay 0.995 \
+TWO_LEVEL_RECIPE := --length 256 --prompt_length 64 --train_batch_size 8 --lr_warmup_steps 50 --ema_decay 0.995 \
 	--max_train_steps 100000 --max_train_minutes 8 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 500
 GUIDED ?= runs/sentiment
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no

@@ -24,9 +24,10 @@ class TwoLevelConfig:
     autoencoder_share: float = field(default=0.45, metadata={"help": "of these minutes, for the autoencoder"})
     coarse_share: float = field(default=0.3, metadata={"help": "of those of both denoisers, for the coarse one"})
     max_train_steps: int = field(default=1_000_000, metadata={"help": "of each part, if minutes do not end it"})
-    train_batch_size: int = field(
-        default=8, metadata={"help": "rows in a step of tokens; of codes twice or four times"}
-    )
+    train_batch_size: int = field(default=2, metadata={"help": "rows in a step of the token model"})
+    fine_batch_size: int = field(default=4, metadata={"help": "rows in a step of fine codes"})
+    coarse_batch_size: int = field(default=32, metadata={"help": "rows in a step of coarse codes"})
+    autoencoder_batch_size: int = field(default=16, metadata={"help": "windows in a step of an autoencoder"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak, of all parts but autoencoders"})
     lr_warmup_steps: int = field(default=50, metadata={"help": "linear warm-up; a cosine to 0 follows"})
     ema_decay: float = field(default=0.995, metadata={"help": "of the averaged weights of the denoisers"})

@@ -39,7 +39,6 @@ from text_diffusers.data import load_documents, split_documents, train_tokenizer
 SEED_STRIDE = 1_000_003
 WIDTH_MULTIPLE = 2  # of the heads: a head's width is even
 COUNTED_TEXTS = 2
-ROWS_FACTORS = {"coarse": 4, "fine": 2}  # rows in a step beside the token model's, whose rows are longer
 MEMORY_TEXTS = 8
 QUIET = {
     **{"num_samples": 0, "num_length_samples": 0, "validation_steps": 0, "validation_rows": 64},
@@ -150,12 +149,11 @@ def train(options: TwoLevelConfig, system: str, seed: int):
     names = ("dataset", "validation_fraction", "max_train_steps", "lr_warmup_steps", "checkpointing_steps")
     shared = {name: getattr(options, name) for name in names} | QUIET | {"seed": seed}
     rows = {name: getattr(options, name) for name in ("length", "min_length", "learning_rate")}
-    batch_size = options.train_batch_size
     sizes = {"hidden_size": width, "num_attention_heads": options.num_attention_heads, "ema_decay": options.ema_decay}
     if system == TOKENS:
         recipe, layers = load_recipe(), {"num_layers": options.baseline_layers}
         own = {"output_dir": str(folder), "tokenizer": str(Path(options.output_dir, "tokenizer"))}
-        own |= {"max_train_minutes": options.train_minutes, "train_batch_size": batch_size}
+        own |= {"max_train_minutes": options.train_minutes, "train_batch_size": options.train_batch_size}
         recipe.main(recipe.D3PMConfig(**shared, **rows, **sizes, **layers, **own))
         return
     minutes = options.train_minutes * options.autoencoder_share
@@ -163,7 +161,7 @@ def train(options: TwoLevelConfig, system: str, seed: int):
         recipe = load_recipe("train_vq_autoencoder")
         own = {"output_dir": str(folder / "autoencoder"), "tokenizer": str(Path(options.output_dir, "tokenizer"))}
         own |= level_sizes(options, system) | {"max_train_minutes": minutes, "length": options.window_length}
-        own |= {"train_batch_size": 2 * batch_size}
+        own |= {"train_batch_size": options.autoencoder_batch_size}
         recipe.main(recipe.AutoencoderConfig(**shared, **own))
     left = options.train_minutes - minutes
     stages = {"coarse": left * options.coarse_share, "fine": left * (1 - options.coarse_share)}
@@ -172,7 +170,7 @@ def train(options: TwoLevelConfig, system: str, seed: int):
         layers = options.num_layers if system == TWO_LEVEL else options.baseline_layers
         own = {"output_dir": str(folder / "codes"), "autoencoder": str(folder / "autoencoder"), "stage": stage}
         own |= {"coarse_layers": layers, "fine_layers": layers, "max_train_minutes": minutes}
-        own |= {"train_batch_size": ROWS_FACTORS[stage] * batch_size}
+        own |= {"train_batch_size": getattr(options, f"{stage}_batch_size")}
         recipe.main(recipe.TwoLevelConfig(**shared, **rows, **sizes, **own))
 
 

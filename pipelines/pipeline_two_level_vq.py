@@ -29,6 +29,8 @@ from text_diffusers.pipelines.paraguide_steps import draw_tokens
 from text_diffusers.pipelines.text_canvas import end_ids, never_written
 from text_diffusers.pipelines.text_pipeline import TextPipeline
 
+DECODED_AT_ONCE = 16_384  # tokens
+
 
 @dataclass
 class TwoLevelVQDiffusionPipelineOutput(BaseOutput):
@@ -187,7 +189,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline):
             # 4. Write the fine codes
             fine = self._write_fine_codes(drafts, rows, coarse, fine_steps, code_draws, callback)
             # 5. Decode and cut each text at its end
-            self._decode(drafts, rows, self.autoencoder.decode(fine, coarse), temperature, top_p, token_draws)
+            self._decode(drafts, rows, fine, coarse, temperature, top_p, token_draws)
             # 6. Ask the filter
             for row in rows:
                 drafts.accepted[row] = text_filter is None or bool(text_filter(drafts.texts[row]))
@@ -255,20 +257,26 @@ class TwoLevelVQDiffusionPipeline(TextPipeline):
         self,
         drafts: Drafts,
         rows: list[int],
-        logits: Tensor,
+        fine: Tensor,
+        coarse: Tensor | None,
         temperature: float,
         top_p: float | None,
         generators: list[torch.Generator],
     ):
-        """Write the tokens and texts of some rows, by the decoder's logits (rows, L, V)."""
+        """Write the tokens and texts of some rows, by their fine codes (rows, F) and coarse codes (rows, C)."""
         tokenizer, length = self.tokenizer, drafts.tokens.shape[1]
-        scores = finite_scores(logits[:, :length], never_written(tokenizer), "autoencoder")
-        if temperature == 0:
-            tokens = scores.argmax(dim=-1)
-        else:
+        parts = []
+        at_once = max(1, DECODED_AT_ONCE // length)  # the logits of all rows might not fit into memory
+        for some in (slice(first, first + at_once) for first in range(0, len(rows), at_once)):
+            logits = self.autoencoder.decode(fine[some], None if coarse is None else coarse[some])[:, :length]
+            scores = finite_scores(logits, never_written(tokenizer), "autoencoder")  # (rows, L, V)
+            if temperature == 0:
+                parts.append(scores.argmax(dim=-1))
+                continue
             everywhere = torch.ones(scores.shape[:2], dtype=torch.bool, device=scores.device)
-            tokens = draw_tokens(scores.flatten(0, 1) / temperature, everywhere, top_p or 1.0, generators)
-            tokens = tokens.view(everywhere.shape)
+            drawn = draw_tokens(scores.flatten(0, 1) / temperature, everywhere, top_p or 1.0, generators[some])
+            parts.append(drawn.view(everywhere.shape))
+        tokens = torch.cat(parts)
         ends = tokens == next(iter(end_ids(tokenizer)), -1)
         tokens = tokens.masked_fill(ends.cumsum(dim=1) - ends.long() > 0, tokenizer.pad_token_id or 0)
         drafts.tokens[rows] = tokens

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_denoiser
+from two_level_pipes import make_two_level
 
 from text_diffusers import (
     D3PMAbsorbingScheduler,
@@ -35,7 +36,7 @@ def embedding_pipe(tokenizer):
 
 
 @pytest.fixture
-def guided_models(tokenizer):
+def other_models(tokenizer):
     """By the folders in which the pages expect them."""
     scheduler = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
     labelled = make_denoiser(tokenizer, num_classes=2, max_length=64)
@@ -45,13 +46,14 @@ def guided_models(tokenizer):
         "sentiment": TextDiffusionCFGPipeline(tokenizer, labelled, scheduler, lengths=[0] * 40 + [1]),
         "paraphrase": TextDiffusionCFGPipeline(tokenizer, make_denoiser(tokenizer, max_length=256), scheduler),
         "classifier": TextClassifierModel(num_classes=2, **sizes),
+        "two_level": make_two_level(tokenizer, window_length=16, max_row=256, prompt_begins_text=True),
         "tagger": TextClassifierModel(num_classes=len(tags), labels=tags, per_token=True, **sizes),
     }
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_python_of_the_pages_runs(block, pipe, embedding_pipe, guided_models, tmp_path, monkeypatch, capsys):
-    models = guided_models | {"quickstart": pipe, "diffusion_lm": embedding_pipe}
+def test_the_python_of_the_pages_runs(block, pipe, embedding_pipe, other_models, tmp_path, monkeypatch, capsys):
+    models = other_models | {"quickstart": pipe, "diffusion_lm": embedding_pipe}
     for name, model in models.items():
         if f'"runs/{name}"' in block:
             model.save_pretrained(tmp_path / "runs" / name)

@@ -44,7 +44,14 @@ def options(tmp_path):
         sizes = {"vocab_size": 300, "length": 32, "min_length": 16, "lengths": [16, 32], "budgets": [2, 4]}
         sizes |= {"window_length": 16, "coarse_ratio": 2, "num_fine_codes": 32, "num_coarse_codes": 16}
         sizes |= {"hidden_size": 16, "num_layers": 1, "baseline_layers": 1, "num_attention_heads": 2}
-        sizes |= {"train_batch_size": 4, "num_texts": 4, "least_texts": 2, "batch_tokens": 48, "window_tokens": 5}
+        sizes |= {
+            "coarse_batch_size": 4,
+            "autoencoder_batch_size": 4,
+            "num_texts": 4,
+            "least_texts": 2,
+            "batch_tokens": 48,
+            "window_tokens": 5,
+        }
         return two_level.TwoLevelConfig(**settings | sizes | changes)
 
     return make

@@ -6,9 +6,9 @@
 Stage "coarse" learns to write coarse codes, the plan of a text; stage "fine" to write fine codes, its detail, from the
 coarse ones. Each has a folder of its own in `output_dir`, with its checkpoints and logs, and can be run and resumed
 alone; `max_train_steps` and the like hold for each. When both are done a `TwoLevelVQDiffusionPipeline` is saved. With
-an autoencoder of one level there is only stage "fine". No texts are written: `num_samples` and `num_length_samples`
-have no effect. Read it from top to bottom: options, data, models, loss, training, report. Shapes: B batch, n codes of
-a row.
+an autoencoder of one level there is only stage "fine". `num_samples` texts are written at the end, and
+`num_length_samples` has no effect. Read it from top to bottom: options, data, models, loss, training, report. Shapes:
+B batch, n codes of a row.
 """
 
 import json
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import DistributedType, set_seed
 from transformers import HfArgumentParser
 
@@ -327,6 +328,11 @@ def report(config: TwoLevelConfig, pipe: TwoLevelVQDiffusionPipeline, data: Text
     metrics = bound_metrics(bound.total, data.validation_rows, None, []) | bound.metrics()
     Path(config.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"{bound.table()}\nsaved in           {config.output_dir}")
+    if config.num_samples:
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(config.seed)
+        for text in pipe(num_return_sequences=config.num_samples, generator=generator).texts or []:
+            print(f"\n{text}")
     return metrics
 
 

@@ -102,6 +102,19 @@ def test_detail_of_a_given_plan_follows_its_own_chain(small):
     assert chi_square_passes(counts_of(output.plan, output.fine_codes, given), weights / weights.sum())
 
 
+def test_decoding_a_few_rows_at_a_time_writes_the_same(small, monkeypatch):
+    arguments = {"num_return_sequences": 5, "temperature": 1.0, "output_type": "tokens"}
+    together = small(generator=seeded(0), **arguments).tokens
+    calls = []
+    monkeypatch.setattr("text_diffusers.pipelines.pipeline_two_level_vq.DECODED_AT_ONCE", 2 * together.shape[1])
+    decode = small.autoencoder.decode
+    monkeypatch.setattr(
+        small.autoencoder, "decode", lambda fine, coarse: calls.append(len(fine)) or decode(fine, coarse)
+    )
+    assert torch.equal(small(generator=seeded(0), **arguments).tokens, together)
+    assert calls == [2, 2, 1]
+
+
 def test_what_passes_a_filter_has_the_law_of_what_is_written_given_that_it_passes(small):
     law = law_of_codes(small, (2, 4), (2, 2), (1.0, 1.0))
     keys = list(law)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from text_diffusers.models.attention import NORM_EPS, TransformerStack, check_transformer_sizes, init_weights
@@ -138,6 +139,7 @@ class AutoencoderVQTextModel(ModelMixin, ConfigMixin):
         return codes if codes <= window else -(-length // window) * window
 
     @torch.no_grad()
+    @apply_forward_hook
     def encode(self, input_ids: Tensor) -> TextCodes:
         """Codes of tokens (B, L).
 
@@ -153,6 +155,7 @@ class AutoencoderVQTextModel(ModelMixin, ConfigMixin):
         fine = self.quantize_fine.codes(detail).reshape(len(input_ids), -1)
         return TextCodes(fine=fine, coarse=coarse)
 
+    @apply_forward_hook
     def decode(self, fine: Tensor | None = None, coarse: Tensor | None = None) -> Tensor:
         """Logits (B, L, V) of fine codes (B, F) and coarse codes (B, C); without fine ones, of the coarse alone.
 
