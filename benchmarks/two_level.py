@@ -19,7 +19,7 @@ interrupted goes on.
   kind of text is (Jane Austen, or speeches of an era); the mean over pairs of windows of sum_c p_i(c) p_j(c). "real
   texts" are held-out ones, "real windows, shuffled" texts that were mixed of theirs. Who writes one kind only is
   consistent too, so "classes, distance" is the total variation between the kinds written and the training texts',
-  and "above chance" the consistency beyond that of two windows of any two texts of the cell.
+  and "above chance" the consistency beyond that of windows of two different texts of the cell.
 - Fluency: share of neighbouring words that stand together in the judge's documents or the training texts.
 - Generative perplexity is of the beginnings of a few texts; of cells at equal FLOPs and of plans only.
 - Plans: the fine denoiser's plan is that of real, held-out texts ("oracle"); the same codes, but each place shuffled
@@ -57,6 +57,7 @@ from two_level_config import (
 )
 from two_level_judges import (
     KindJudge,
+    chance,
     class_shares,
     classed_documents,
     consistency,
@@ -98,8 +99,12 @@ def held_out_rows(options: TwoLevelConfig, tokenizer: Any) -> tuple[Tensor, list
     train_texts, held_out = split_documents(load_documents(options.dataset), options.validation_fraction)
     rows, others = (tokenize(texts, tokenizer, options.length) for texts in (held_out, train_texts))
     full = [row["input_ids"] for row in rows if all(row["attention_mask"])]
-    if not full:
-        raise ValueError(f"`dataset` must have a held-out row of `length`={options.length} tokens, got none.")
+    needed = max(options.texts_of(length) for length in options.lengths)  # for plans of real texts
+    if len(full) < needed:
+        raise ValueError(
+            f"`dataset` must have {needed} held-out rows of `length`={options.length} tokens, one for each text of a "
+            f"cell, got {len(full)}."
+        )
     random.Random(0).shuffle(full)
     chosen = random.Random(0).sample(range(len(others)), min(TRAINING_TEXTS, len(others)))
     starts = [others[place]["input_ids"][: min(options.lengths)] for place in chosen]
@@ -191,7 +196,7 @@ def write_texts(options: TwoLevelConfig):
     """Write the texts of all cells of the chosen systems and seeds that are not there."""
     tokenizer = shared_tokenizer(options)
     memory = Path(options.output_dir, "memory.json")
-    if not memory.exists():  # before this process has computed anything
+    if not memory.exists():
         measured = {
             system: {
                 length: in_own_process(1, peak_memory, options, system, trained_seed(options, system), length)
@@ -244,8 +249,9 @@ class Judging:
         figures: Record = {"consistency": consistency(found), "fluency": fluency(record["texts"], self.pairs)}
         shares = class_shares(found)
         figures["class_distance"] = total_variation(shares, self.shares)
-        if figures["consistency"] is not None:
-            figures["excess"] = figures["consistency"] - float(shares @ shares)
+        expected = chance(found)
+        if figures["consistency"] is not None and expected is not None:
+            figures["excess"] = figures["consistency"] - expected
         for n in (1, 2):
             if any(len(row) >= n for row in record["tokens"]):
                 figures[f"distinct_{n}"] = distinct_n(record["tokens"], n)
@@ -325,6 +331,8 @@ def main(options: TwoLevelConfig) -> list[Row]:
     torch.set_num_threads(1)
     disable_progress_bars()
     check_settings(Path(options.output_dir), {k: v for k, v in asdict(options).items() if k not in FREE})
+    if options.stage == "all":
+        classed_documents(options.dataset, options.judge_dataset)  # errors now, and not after the training
     if options.stage in ("all", "train"):
         for seed in options.seeds:
             for system in options.systems:

@@ -1,6 +1,7 @@
 """Judges of long texts: whether a text keeps to one kind, and whether its neighbouring words belong together.
 
-They learn from texts that no model has seen. A window is a part of a text of about so many words.
+The judge of kinds learns from texts that no model has seen; pairs of words are also known from the training texts. A
+window is a part of a text of about so many words.
 
 Shapes: W windows of a text, K classes.
 """
@@ -25,16 +26,23 @@ def classed_documents(dataset: str, judge_dataset: str | None) -> list[tuple[str
     """`(text, class)` of the judge's own documents: a novelist, or speeches of an era; or the labels of a file.
 
     Raises:
-        ValueError: if a file is to be judged by nothing.
+        ValueError: if a file is to be judged by nothing, or all documents are of one class.
     """
     if judge_dataset is not None:
         rows = load_documents(judge_dataset, label_column="label")
-        return [(row["text"], str(row["label"])) for row in rows]
+        return of_several_kinds([(row["text"], str(row["label"])) for row in rows], judge_dataset)
     corpus: Any = getattr(CORPORA.get(dataset), "func", None)
     documents = None if corpus is None else corpus(part="judge")
     if documents is None or "year" not in documents.column_names:
         raise ValueError(f"`judge_dataset` must name a file of labelled texts for `dataset`={dataset!r}.")
-    return [(row["text"], kind_of(row["author"], row["year"])) for row in documents]
+    return of_several_kinds([(row["text"], kind_of(row["author"], row["year"])) for row in documents], dataset)
+
+
+def of_several_kinds(documents: list[tuple[str, str]], source: str) -> list[tuple[str, str]]:
+    kinds = {kind for _, kind in documents}
+    if len(kinds) < 2:
+        raise ValueError(f"`judge_dataset` must have texts of several kinds, got {sorted(kinds)} in {source!r}.")
+    return documents
 
 
 def kind_of(author: str, year: int) -> str:
@@ -107,6 +115,15 @@ def consistency(probabilities: Sequence[np.ndarray]) -> float | None:
             total = rows.sum(axis=0)
             values.append((total @ total - (rows * rows).sum()) / (len(rows) * (len(rows) - 1)))
     return float(np.mean(values)) if values else None
+
+
+def chance(probabilities: Sequence[np.ndarray]) -> float | None:
+    """The consistency of windows of two texts: mean of sum_c p(c) q(c) over pairs of different texts; None of one."""
+    means = np.stack([rows.mean(axis=0) for rows in probabilities])  # (texts, K)
+    if len(means) < 2:
+        return None
+    total = means.sum(axis=0)
+    return float((total @ total - (means * means).sum()) / (len(means) * (len(means) - 1)))
 
 
 def shuffled_windows(probabilities: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:

@@ -78,7 +78,7 @@ def markdown(rows: Sequence[Row]) -> str:
     lines.append(["---:", "---", "---:", "---", "---:", *["---:"] * len(shown)])
     for row in rows:
         cells = [row.shown(name, style) for name, (_, style) in shown.items()]
-        steps = row.steps if row.records else "does not fit"
+        steps = row.steps if row.records else "not written" if row.steps else "does not fit"
         lines.append([f"{row.length:,}", row.mode, str(row.budget or ""), row.name, steps, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -111,7 +111,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
 
 def consistency_findings(rows: Sequence[Row], figure: str) -> list[str]:
     """Whether two levels are more consistent, in that figure, at equal FLOPs, where a budget is small."""
-    held, failed = [], []
+    held, failed, sure = [], [], 0
     for length, budget, systems in compared(rows, FLOPS):
         if budget > SMALL_BUDGET:
             continue
@@ -124,13 +124,14 @@ def consistency_findings(rows: Sequence[Row], figure: str) -> list[str]:
             error = math.hypot(own.error(figure), other.error(figure))
             text = f"{length:,} tokens, {budget} forwards, {name}: {gain:+.3f} ± {error:.3f}"
             (held if gain > 0 else failed).append(text)
+            sure += 0 < 2 * error < gain
     if not held and not failed:
         return []
     what = COLUMNS[figure][0]
     claim = (
         f"{what}: two levels are more consistent than both baselines at equal FLOPs of up to {SMALL_BUDGET} forwards"
     )
-    count = f"{len(held)} of {len(held) + len(failed)} comparisons"
+    count = f"{len(held)} of {len(held) + len(failed)} comparisons, {sure} by more than two standard errors"
     return [
         f"{claim}: {'met' if not failed else 'missed'}, {count}.",
         *(f"gain of {what} at {text}." for text in held + failed),

@@ -3,8 +3,9 @@
 Shapes: B texts, L tokens of a text, C coarse codes of a text.
 """
 
+import ctypes
+import gc
 import os
-import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -61,12 +62,7 @@ def autoencoder_parameters(options: TwoLevelConfig, system: str, tokenizer: Any)
     """Parameters of the autoencoder of a system, as its recipe builds it."""
     recipe = load_recipe("train_vq_autoencoder")
     config = recipe.AutoencoderConfig(output_dir="", length=options.length, **level_sizes(options, system))
-    return recipe.build_model(config, text_data(recipe, tokenizer)).num_parameters()
-
-
-def text_data(recipe: Any, tokenizer: Any) -> Any:
-    """What `build_model` of a recipe looks at: the tokenizer."""
-    return recipe.TextData(tokenizer, None, None, None, None, None)
+    return recipe.build_model(config, len(tokenizer), tokenizer.mask_token_id).num_parameters()
 
 
 def denoiser_parameters(options: TwoLevelConfig, tokenizer: Any, kind: str, width: int) -> int:
@@ -299,6 +295,20 @@ def peak_memory(options: TwoLevelConfig, system: str, seed: int, length: int) ->
     pipe = load_pipeline(options, system, seed)
     steps = Steps(1, 1) if system == TWO_LEVEL else Steps(1)
     write(pipe, Cell(system, seed, min(options.lengths), steps), 0, 1)  # libraries allocate on first use
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    write(pipe, Cell(system, seed, length, steps), 0, MEMORY_TEXTS)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024
+    return peak_of(partial(write, pipe, Cell(system, seed, length, steps), 0, MEMORY_TEXTS))
+
+
+def peak_of(run: Callable[[], Any]) -> float:
+    """MiB by which resident memory grows at the peak of a call, whatever this process has used and freed before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that is kept would be used again and not counted
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is forgotten
+    base = resident_memory("VmRSS")
+    run()
+    return resident_memory("VmHWM") - base
+
+
+def resident_memory(name: str) -> float:
+    """MiB that Linux knows of this process: "VmRSS", now, or "VmHWM", at the peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024

@@ -56,7 +56,10 @@ def plan_rows(plan: Any, mask_id: int, device: torch.device) -> Tensor:
     Raises:
         ValueError: if `plan` has another shape, or ids that are no codes.
     """
-    codes = torch.as_tensor(plan)
+    try:
+        codes = torch.as_tensor(plan)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`plan` must be (texts, codes) integers, as many codes a text, got {plan!r}.") from error
     if codes.ndim != 2 or not codes.numel() or codes.is_floating_point() or codes.dtype == torch.bool:
         raise ValueError(f"`plan` must be (texts, codes) integers, got {tuple(codes.shape)} of {codes.dtype}.")
     codes = codes.to(device, torch.long)
@@ -128,16 +131,20 @@ def read_prompts(
 ) -> CodeCondition:
     """What the encoder makes of prompts; of one that is too long it reads the last tokens if these are to be kept.
 
+    An encoder whose config has no limit, such as that of T5, takes any length.
+
     Raises:
         ValueError: if a prompt is longer than it takes.
     """
     longest = max(len(ids) for ids in prompts)
     if not longest:
         return CodeCondition()
-    limit = getattr(encoder.config, "max_length", None) or masked_lm_length(encoder)
-    if longest > limit and not keep_last:
+    limit = getattr(encoder.config, "max_length", None)
+    if limit is None and hasattr(encoder.config, "max_position_embeddings"):
+        limit = masked_lm_length(encoder)
+    if limit is not None and longest > limit and not keep_last:
         raise ValueError(f"`prompt` must fit into the prompt encoder's {limit} tokens, got {longest}: shorten it.")
-    rows: list[list[int | None]] = [[*row[-limit:]] for row in prompts]
+    rows: list[list[int | None]] = [[*row[-(limit or longest) :]] for row in prompts]
     ids, _, real = lay_out(rows, pad_token_id, device)
     some = real.any(dim=1)
     read = encoder(input_ids=ids[some], attention_mask=real[some]).last_hidden_state

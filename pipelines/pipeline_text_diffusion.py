@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class TextDiffusionPipelineOutput(BaseOutput):
     history: list[Tensor] | None = None
 
 
-class TextDiffusionPipeline(TextPipeline, DenoiserLoraLoaderMixin):
+class TextDiffusionPipeline(TextPipeline, DiffusionPipeline, DenoiserLoraLoaderMixin):
     """Text by discrete diffusion: `pipe()`, `pipe("A prompt")`, `pipe(text="Fill the [MASK] in.")`.
 
     A text ends at `[EOS]`, which the model predicts like any other token. If `lengths` is given, as for models trained

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
@@ -51,7 +52,7 @@ class TwoLevelVQDiffusionPipelineOutput(BaseOutput):
     accepted: list[bool]
 
 
-class TwoLevelVQDiffusionPipeline(TextPipeline):
+class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
     """Text by diffusion over codes: `pipe()`, `pipe("A prompt")`, `pipe(plan=output.plan)`.
 
     A few coarse codes are written first, then the fine codes given these, and the autoencoder's decoder makes all
@@ -74,6 +75,8 @@ class TwoLevelVQDiffusionPipeline(TextPipeline):
     """
 
     model_cpu_offload_seq = "prompt_encoder->coarse_denoiser->fine_denoiser->autoencoder"
+    # They use weights outside of the layers that hold them, where sequential offloading does not load these.
+    _exclude_from_cpu_offload = ["coarse_denoiser", "fine_denoiser", "autoencoder"]
     _optional_components = ["coarse_denoiser", "coarse_scheduler", "prompt_encoder"]
     _callback_tensor_inputs = ["codes"]
     autoencoder: Any
@@ -167,7 +170,8 @@ class TwoLevelVQDiffusionPipeline(TextPipeline):
         Raises:
             ValueError: if an argument does not fit the models or the others, or the models' logits are not finite.
         """
-        # 1. Check the inputs
+        # 1. Check the inputs, and the components, which may have been changed
+        self._check_components()
         counts = {"num_coarse_steps": num_coarse_steps, "num_fine_steps": num_fine_steps}
         counts |= {"max_attempts": max_attempts, "num_return_sequences": num_return_sequences}
         check_request(counts, prompt, max_new_tokens, fine_codes, temperature, top_p, text_filter)
@@ -248,7 +252,11 @@ class TwoLevelVQDiffusionPipeline(TextPipeline):
                 level.step(canvas, timestep, generators)
                 if call_back is not None:
                     offered = {tensor: getattr(canvas, tensor) for tensor in tensors}
-                    canvas.codes = (call_back(self, step, timestep, offered) or {}).get("codes", canvas.codes)
+                    codes = (call_back(self, step, timestep, offered) or {}).get("codes", canvas.codes)
+                    if codes.shape != canvas.codes.shape:
+                        shapes = f"{tuple(canvas.codes.shape)}, got {tuple(codes.shape)}"
+                        raise ValueError(f"`callback_on_step_end` must return {name} codes of {shapes}.")
+                    canvas.codes = codes
                 bar.update()
         if not ((canvas.codes >= 0) & (canvas.codes < level.mask_id)).all():
             raise ValueError(f"`{name}_scheduler` or the callback must leave {name} codes only, but there are others.")
@@ -266,10 +274,11 @@ class TwoLevelVQDiffusionPipeline(TextPipeline):
         """Write the tokens and texts of some rows, by their fine codes (rows, F) and coarse codes (rows, C)."""
         tokenizer, length = self.tokenizer, drafts.tokens.shape[1]
         parts = []
+        never = [*never_written(tokenizer), *range(len(tokenizer), self.autoencoder.config.vocab_size)]
         at_once = max(1, DECODED_AT_ONCE // length)  # the logits of all rows might not fit into memory
         for some in (slice(first, first + at_once) for first in range(0, len(rows), at_once)):
             logits = self.autoencoder.decode(fine[some], None if coarse is None else coarse[some])[:, :length]
-            scores = finite_scores(logits, never_written(tokenizer), "autoencoder")  # (rows, L, V)
+            scores = finite_scores(logits, never, "autoencoder")  # (rows, L, V)
             if temperature == 0:
                 parts.append(scores.argmax(dim=-1))
                 continue

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
 from text_diffusers.pipelines.stock_schedulers import row_seeds
 from text_diffusers.pipelines.text_canvas import is_list
@@ -12,14 +11,18 @@ from text_diffusers.pipelines.text_canvas import is_list
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
 
 
-class TextPipeline(DiffusionPipeline):
-    """A pipeline that writes texts, each from a generator of its own."""
+class TextPipeline:
+    """What a `DiffusionPipeline` that writes texts, each from a generator of its own, inherits beside it.
+
+    It is none itself: in a file for the Hub, diffusers looks for the one class that is.
+    """
 
     _callback_tensor_inputs: list[str] = []
     _output_types: tuple[str, ...] = ("text", "tokens")
     tokenizer: Any
     config: Any
     progress_bar: Any
+    load_config: Any
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 from scipy.stats import chisquare
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel, T5Config, T5Model
 
 from text_diffusers import (
     AutoencoderVQTextModel,
@@ -304,6 +304,16 @@ def test_an_encoder_of_other_tokens_or_shorter_prompts_is_refused(tokenizer, tmp
     assert load_prompt_encoder(tmp_path / "short", tokenizer, 6).config.max_length == 6
     with pytest.raises(ValueError, match="`prompt_length` must be at most 6 for this prompt encoder, got 7"):
         load_prompt_encoder(tmp_path / "short", tokenizer, 7)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(max_position_embeddings=10, intermediate_size=8, pad_token_id=1, **sizes)
+    RobertaModel(config).save_pretrained(tmp_path / "roberta")  # whose first two positions are of no token
+    assert load_prompt_encoder(tmp_path / "roberta", tokenizer, 8).config.hidden_size == 8
+    with pytest.raises(ValueError, match="`prompt_length` must be at most 8 for this prompt encoder, got 9"):
+        load_prompt_encoder(tmp_path / "roberta", tokenizer, 9)
+    sizes = {"vocab_size": len(tokenizer), "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    T5Model(T5Config(**sizes)).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ValueError, match="`prompt_encoder` must be an encoder alone, .* got T5Model"):
+        load_prompt_encoder(tmp_path / "t5", tokenizer, 6)
 
 
 # The bound
@@ -424,6 +434,7 @@ def test_bounds_depend_on_prompts(prompt_encoder):
     bounds = [estimate_two_level_bound(pipe, one, num_times=4) for one in told]
     assert bounds[0].coarse != bounds[1].coarse and bounds[0].fine != bounds[1].fine
     assert bounds[0].decoder == bounds[1].decoder
+    assert bounds[0].fine_without_plans == bounds[1].fine_without_plans  # nor are prompts told
 
 
 def test_only_counted_tokens_cost_and_divide():

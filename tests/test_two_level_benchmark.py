@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -231,6 +232,24 @@ def test_consistency_is_the_probability_that_two_windows_are_of_one_class():
     assert judges.total_variation(np.array([1, 0, 0]), judges.class_shares(sure)) == pytest.approx(2 / 3)
 
 
+def test_chance_is_the_consistency_of_windows_of_different_texts():
+    random_state = np.random.default_rng(0)
+    texts = [random_state.dirichlet(np.ones(3), size=size) for size in (2, 3, 5)]
+    pairs = [(texts[i], texts[j]) for i in range(3) for j in range(3) if i != j]
+    assert judges.chance(texts) == pytest.approx(np.mean([(first @ second.T).mean() for first, second in pairs]))
+    assert judges.chance(texts[:1]) is None
+    assert judges.chance([np.eye(2)[[label] * 4] for label in (0, 1)]) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux")
+def test_the_peak_of_a_call_counts_what_was_freed_before_but_not_what_is_kept():
+    kept = [torch.ones(2**14) for _ in range(1_000)]  # 64 KiB each
+    del kept[1::2]
+    blocks = partial(map, torch.ones)
+    peaks = [systems.peak_of(partial(list, blocks([2**14] * count))) for count in (0, 800, 0)]
+    assert peaks == pytest.approx([0, 50, 0], abs=5) and len(kept) == 500
+
+
 def test_windows_share_the_words_of_a_text_evenly():
     for count in range(1, 60):
         words = [str(number) for number in range(count)]
@@ -277,6 +296,16 @@ def test_a_judge_needs_documents_of_its_own(text_file):
         judges.classed_documents("brown", None)
     with pytest.raises(ValueError, match="`judge_dataset` must name a file"):
         judges.classed_documents(str(text_file), None)
+    one = text_file.with_suffix(".jsonl")
+    one.write_text(json.dumps({"text": "the cat", "label": 1}) + "\n")
+    with pytest.raises(ValueError, match="`judge_dataset` must have texts of several kinds, got .'1'. in"):
+        judges.classed_documents(str(text_file), str(one))
+
+
+def test_real_texts_must_be_as_many_as_a_cell_has(options):
+    few = options(num_texts=400)
+    with pytest.raises(ValueError, match="`dataset` must have 400 held-out rows of `length`=32 tokens, .* got "):
+        two_level.held_out_rows(few, systems.shared_tokenizer(few))
 
 
 def test_shuffled_plans_keep_the_codes_of_each_place():
@@ -312,15 +341,18 @@ def row(name, length=16, mode="equal FLOPs", budget=8, **figures):
 
 def test_findings_say_what_the_rows_say():
     rows = [
-        row("two-level", consistency=[0.6, 0.8], fluency=[0.5, 0.5]),
+        row("two-level", consistency=[0.68, 0.72], fluency=[0.5, 0.5]),
         row("one-level", consistency=[0.5, 0.5], fluency=[0.4, 0.4]),
-        row("tokens", consistency=[0.6, 0.6], fluency=[0.7, 0.7]),
+        row("tokens", consistency=[0.55, 0.65], fluency=[0.7, 0.7]),
         row("two-level", mode="equal forwards", flops=[1e9, 1e9]),
         row("tokens", mode="equal forwards", flops=[5e9, 5e9]),
     ]
     lines = reports.findings(rows)
-    assert "more consistent than both baselines" in lines[0] and "met, 2 of 2 comparisons" in lines[0]
-    assert "gain of consistency at 16 tokens, 8 forwards, tokens: +0.100 ± 0.100." in lines
+    assert (
+        "more consistent than both baselines" in lines[0]
+        and "met, 2 of 2 comparisons, 1 by more than two standard errors." in lines[0]
+    )
+    assert "gain of consistency at 16 tokens, 8 forwards, tokens: +0.100 ± 0.054." in lines
     assert any("as many forwards" in line and "met: 5.0 at 8" in line for line in lines)
     assert lines[-1] == "worse in fluency at equal FLOPs: 16 tokens, 8 forwards: 0.500 against 0.700 of tokens."
     rows[2] = row("tokens", consistency=[0.9, 0.9])
@@ -338,6 +370,8 @@ def test_the_table_has_means_and_standard_errors():
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert lines[0][-1] == "GFLOPs a text" and lines[2] == ["16", "equal FLOPs", "8", "two-level", "", "2.00 ± 1.00"]
     assert lines[3] == ["2,048", "equal FLOPs", "8", "tokens", "does not fit", ""]
+    unfinished = reports.markdown([Row("equal FLOPs", 16, 8, "tokens", steps="8")])
+    assert "| not written |" in unfinished and "does not fit" not in unfinished
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ B batch, n codes of a row.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from copy import copy
@@ -20,17 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, set_seed
+from accelerate.utils import set_seed
 from transformers import HfArgumentParser
 
 from text_diffusers import AutoencoderVQTextModel, CodeTransformerModel, D3PMAbsorbingScheduler, PromptEncoderModel
 from text_diffusers.bounds import noisy_token_bound
+from text_diffusers.checkpoints import CHECKPOINT_FOLDER
 from text_diffusers.code_initialization import start_from_codebooks
 from text_diffusers.code_training import (
     LEVELS,
     PromptedDenoiser,
+    check_autoencoder_of,
     code_rows,
     load_prompt_encoder,
+    note_autoencoder,
+    same_prompt_encoder,
     shown_plans,
     shown_prompts,
     text_rows,
@@ -38,7 +43,7 @@ from text_diffusers.code_training import (
 from text_diffusers.evaluation import estimate_bound
 from text_diffusers.noise import TIME_SAMPLINGS
 from text_diffusers.pipelines.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
-from text_diffusers.runtime import end_training, make_accelerator
+from text_diffusers.runtime import end_training, make_accelerator, refuse_shards
 from text_diffusers.text_data import (
     TextData,
     TextTrainingConfig,
@@ -52,7 +57,6 @@ from text_diffusers.training import TrainingLoop
 from text_diffusers.two_level_evaluation import estimate_two_level_bound, per_token
 
 SHARES = ("condition_dropout", "plan_corruption", "plan_dropout")
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 @dataclass
@@ -168,13 +172,15 @@ def check_other_stage(config: TwoLevelConfig, autoencoder: Any):
     """Whether a stage that is not run now, but was before or will be, goes with the prompts of this one."""
     prompted, levels = config.prompt_length is not None, levels_of(autoencoder)
     for level in levels:
-        folder = Path(config.output_dir, level)
-        done, with_prompts = (folder / "denoiser").exists(), (folder / "prompt_encoder").exists()
+        encoder = Path(config.output_dir, level, "prompt_encoder")
+        done, with_prompts = encoder.with_name("denoiser").exists(), encoder.exists()
         if config.stage in (level, "all"):
             continue
         if done and with_prompts != prompted:
             had = "with" if with_prompts else "without"
             raise ValueError(f"`prompt_length`: stage {level} in {config.output_dir!r} was trained {had} prompts.")
+        if done and config.prompt_encoder and not same_prompt_encoder(encoder, config.prompt_encoder):
+            raise ValueError(f"`prompt_encoder`: stage {level} in {config.output_dir!r} was trained with another one.")
         if prompted and level == levels[0] and not with_prompts and not config.prompt_encoder:
             raise ValueError("`stage` fine needs the prompt encoder that `--stage coarse` trains: run that before.")
         if prompted and level != levels[0] and done and not config.prompt_encoder:
@@ -248,9 +254,14 @@ def main(
     autoencoder = load_autoencoder(config)
     configs = stage_configs(config, autoencoder)
     check_other_stage(config, autoencoder)
+    for level in levels_of(autoencoder):
+        if config.resume_from_checkpoint or config.stage not in (level, "all"):
+            check_autoencoder_of(Path(config.output_dir, level), autoencoder)
     accelerator = make_accelerator(config)
-    if accelerator.distributed_type in SHARDED:
-        raise ValueError("These models cannot be trained in shards; they are small: use `--multi_gpu`.")
+    refuse_shards(accelerator)
+    if config.overwrite_output_dir and not config.resume_from_checkpoint and accelerator.is_main_process:
+        for stage in configs:  # else a run that is stopped and resumed would take up the old later stage
+            shutil.rmtree(Path(stage.output_dir, CHECKPOINT_FOLDER), ignore_errors=True)
     data = prepare_texts(config, accelerator)
     autoencoder.to(accelerator.device)
     losses = {stage.stage: train_stage(stage, autoencoder, data, on_validation) for stage in configs}
@@ -266,6 +277,8 @@ def train_stage(config: TwoLevelConfig, autoencoder: Any, data: TextData, on_val
     accelerator = make_accelerator(config)
     model = build_model(config, autoencoder, data.tokenizer)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if accelerator.is_main_process:
+        note_autoencoder(Path(config.output_dir), autoencoder)
     accelerator.print(f"stage {config.stage}: {trained:,} parameters, {model.config.vocab_size - 1:,} codes")
     mask_id, num_plans = model.config.vocab_size - 1, model.config.num_context_codes
     scheduler = D3PMAbsorbingScheduler(mask_id, min_timestep=config.min_timestep)
@@ -286,8 +299,8 @@ def train_stage(config: TwoLevelConfig, autoencoder: Any, data: TextData, on_val
         validation_codes = code_rows(autoencoder, validation_rows, config.stage)
 
     def evaluate(model) -> dict[str, float]:
-        fine_scheduler = D3PMAbsorbingScheduler(mask_id)
-        estimate = estimate_bound(model, fine_scheduler, validation_codes, seed=config.seed, accelerator=accelerator)
+        exact = D3PMAbsorbingScheduler(mask_id)  # its bound has no long step below `min_timestep`
+        estimate = estimate_bound(model, exact, validation_codes, seed=config.seed, accelerator=accelerator)
         return per_token(estimate, validation_codes, validation_rows).metrics()
 
     order = row_order(config, train_codes, rows_per_step(config, accelerator))

@@ -24,7 +24,7 @@ from text_diffusers.autoencoder_training import (
 )
 from text_diffusers.evaluation import unigram_entropy
 from text_diffusers.rows import text_ends
-from text_diffusers.runtime import end_training, make_accelerator
+from text_diffusers.runtime import end_training, make_accelerator, refuse_shards
 from text_diffusers.text_data import TextData, TextTrainingConfig, prepare_data, row_order, rows_per_step
 from text_diffusers.training import TrainingLoop
 
@@ -75,11 +75,12 @@ class AutoencoderConfig(TextTrainingConfig):
             raise ValueError(f"`topic_weight` must be at least 0, got {self.topic_weight!r}.")
 
 
-def build_model(config: AutoencoderConfig, data: TextData) -> AutoencoderVQTextModel:
+def build_model(config: AutoencoderConfig, vocab_size: int, mask_token_id: int) -> AutoencoderVQTextModel:
+    """The autoencoder of this configuration, checked to take rows of all lengths that are read."""
     set_seed(config.seed)
     two = config.levels == 2
     model = AutoencoderVQTextModel(
-        vocab_size=len(data.tokenizer),
+        vocab_size=vocab_size,
         hidden_size=config.hidden_size,
         num_encoder_layers=config.num_encoder_layers,
         num_coarse_layers=config.num_coarse_layers,
@@ -98,7 +99,7 @@ def build_model(config: AutoencoderConfig, data: TextData) -> AutoencoderVQTextM
         commitment_weight=config.commitment_weight,
         dead_code_threshold=config.dead_code_threshold,
         rotation_trick=config.rotation_trick,
-        mask_token_id=data.tokenizer.mask_token_id,
+        mask_token_id=mask_token_id,
     )
     length = config.length
     while length >= (config.min_length or config.length):
@@ -114,9 +115,13 @@ def build_model(config: AutoencoderConfig, data: TextData) -> AutoencoderVQTextM
 
 def main(config: AutoencoderConfig, on_validation: Callable[[int, dict[str, float]], None] | None = None):
     """Train, save the autoencoder and its figures; returns the loss of each step in nats per token."""
+    trial = build_model(config, config.vocab_size, 0)  # refuses what makes no sense before the texts are read
+    if config.gradient_checkpointing:
+        trial.enable_gradient_checkpointing()
     accelerator = make_accelerator(config)
+    refuse_shards(accelerator)
     data = prepare_data(config, accelerator)
-    model = build_model(config, data)
+    model = build_model(config, len(data.tokenizer), data.tokenizer.mask_token_id)
     _, end = text_ends(data.tokenizer)
     accelerator.print(f"{model.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary")
     noise = CodeNoise(config.input_masking, config.fine_dropout if config.levels == 2 else 0.0, config.code_corruption)

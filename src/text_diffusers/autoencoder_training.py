@@ -14,7 +14,7 @@ from torch import Tensor
 from text_diffusers.rows import tensor_batches, to_tensors, unknown_tokens
 from text_diffusers.schedulers.token_sampling import rand
 
-EVALUATED_AT_ONCE = 64
+EVALUATED_AT_ONCE = 8_192  # tokens, of whose logits there is one copy for each level
 
 
 @dataclass
@@ -146,7 +146,8 @@ def evaluate_reconstruction(model: Any, rows: Any, end_token_id: int) -> Reconst
 
 def small_batches(rows: Any) -> Iterator[dict[str, Tensor]]:
     """The rows of a data set as tensors, in order, few enough at a time for logits of all their tokens."""
-    for columns in rows.iter(batch_size=EVALUATED_AT_ONCE):
+    length = len(next(iter(rows))["input_ids"])
+    for columns in rows.iter(batch_size=max(1, EVALUATED_AT_ONCE // length)):
         yield to_tensors(columns)
 
 

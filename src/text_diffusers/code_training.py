@@ -3,6 +3,7 @@
 Shapes: B batch, L tokens of a row, n codes of a row, C coarse codes of a row, P prompt tokens.
 """
 
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from text_diffusers.models.prompt_encoder import PromptEncoderModel
+from text_diffusers.pipelines.masked_lm import masked_lm_length
 from text_diffusers.rows import ROWS_PER_MAP, text_ends
 from text_diffusers.schedulers.token_sampling import rand, require
 
 LEVELS = ("coarse", "fine")
 ENCODED_AT_ONCE = 64
+AUTOENCODER_FILE = "autoencoder.sha256"
 
 
 class PromptedDenoiser(nn.Module):
@@ -77,25 +80,76 @@ class PromptedDenoiser(nn.Module):
         return self.denoiser(*inputs, context_ids=context_ids, **prompts)
 
 
-def load_prompt_encoder(source: Any, tokenizer: Any, prompt_length: int) -> Any:
+def read_prompt_encoder(source: Any) -> Any:
     """A `PromptEncoderModel` or an encoder of transformers, in evaluation mode, from a folder or a Hub name.
 
     Raises:
-        ValueError: if it is not one of the tokenizer's tokens, or takes no prompts of so many.
+        ValueError: if it is a model of transformers that cannot be called as an encoder of so many tokens at most.
     """
     file = Path(source, "config.json")
-    own = file.exists() and json.loads(file.read_text()).get("_class_name") == PromptEncoderModel.__name__
-    loader: Any = PromptEncoderModel if own else AutoModel
-    encoder = loader.from_pretrained(source, **({} if own else {"dtype": torch.float32}))
+    if file.exists() and json.loads(file.read_text()).get("_class_name") == PromptEncoderModel.__name__:
+        own: Any = PromptEncoderModel.from_pretrained(source)
+        return own.eval()
+    encoder = AutoModel.from_pretrained(source, dtype=torch.float32)
+    config = encoder.config
+    if getattr(config, "is_encoder_decoder", False) or not hasattr(config, "max_position_embeddings"):
+        raise ValueError(
+            "`prompt_encoder` must be an encoder alone, with `max_position_embeddings`, such as BERT, "
+            f"got {type(encoder).__name__}."
+        )
+    return encoder.eval()
+
+
+def load_prompt_encoder(source: Any, tokenizer: Any, prompt_length: int) -> Any:
+    """As `read_prompt_encoder`, for prompts of so many tokens.
+
+    Raises:
+        ValueError: if it has fewer tokens than the tokenizer, or takes no prompts of so many.
+    """
+    encoder = read_prompt_encoder(source)
     if encoder.config.vocab_size < len(tokenizer):
         raise ValueError(
             f"`prompt_encoder` must have a vocabulary of at least {len(tokenizer)}, that of the autoencoder's "
             f"tokenizer, got {encoder.config.vocab_size}."
         )
-    limit = encoder.config.max_length if own else encoder.config.max_position_embeddings
+    own = isinstance(encoder, PromptEncoderModel)
+    limit = encoder.config.max_length if own else masked_lm_length(encoder)
     if prompt_length > limit:
         raise ValueError(f"`prompt_length` must be at most {limit} for this prompt encoder, got {prompt_length}.")
-    return encoder.eval()
+    return encoder
+
+
+def same_prompt_encoder(one: Any, other: Any) -> bool:
+    """Whether the prompt encoders of two sources have the same weights; a pooler, which is not read, may differ."""
+    first, second = (
+        {name: value for name, value in read_prompt_encoder(source).state_dict().items() if "pooler" not in name}
+        for source in (one, other)
+    )
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def check_autoencoder_of(folder: Path, autoencoder: Any):
+    """Refuse a stage that was trained, in `folder`, on the codes of an autoencoder with other weights."""
+    file = folder / AUTOENCODER_FILE
+    if file.exists() and file.read_text().strip() != weights_digest(autoencoder):
+        raise ValueError(
+            f"`autoencoder` is another one than {str(folder)!r} was trained with, whose codes mean something else: "
+            "choose another `output_dir`, or `--stage all --overwrite_output_dir true`."
+        )
+
+
+def note_autoencoder(folder: Path, autoencoder: Any):
+    """Write down of whose codes a stage is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / AUTOENCODER_FILE).write_text(weights_digest(autoencoder) + "\n")
+
+
+def weights_digest(model: Any) -> str:
+    """SHA-256 of the weights and buffers that are saved."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 # Rows

@@ -31,6 +31,12 @@ LAUNCHER = re.compile(  # in a command line whose words end in NUL
 )
 
 
+def refuse_shards(accelerator: Accelerator):
+    """Refuse FSDP and DeepSpeed for models whose training needs them whole."""
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError("These models cannot be trained in shards; they are small: use `--multi_gpu`.")
+
+
 def make_accelerator(config: TrainingConfig) -> Accelerator:
     """An Accelerator, and on a CPU all threads: `accelerate launch` would leave a process one.
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 
 from text_diffusers.autoencoder_training import small_batches
+from text_diffusers.bounds import CONDITIONS
 from text_diffusers.code_training import PromptedDenoiser, code_rows
 from text_diffusers.evaluation import BoundEstimate, estimate_bound
 
@@ -29,7 +30,8 @@ class TwoLevelBound:
         decoder: cross-entropy of the tokens, given their codes.
         standard_error: of the sum: at most the sum of the errors of the terms, which this is.
         fine_with_shuffled_plans: bound of the fine codes, given the coarse ones of another text.
-        fine_without_plans: bound of the fine codes, given no coarse ones.
+        fine_without_plans: bound of the fine codes, given neither coarse ones nor prompts: training shows no prompt
+            without a plan.
     """
 
     coarse: float | None
@@ -57,7 +59,7 @@ class TwoLevelBound:
         if self.fine_with_shuffled_plans is not None and self.fine_without_plans is not None:
             lines[-1] += (
                 f"; {self.fine_with_shuffled_plans:.3f} with the coarse codes of another text, "
-                f"{self.fine_without_plans:.3f} without"
+                f"{self.fine_without_plans:.3f} told nothing"
             )
         return "\n".join([*lines, f"decoder            {self.decoder:.3f} nats per token"])
 
@@ -87,7 +89,8 @@ def estimate_two_level_bound(
         terms.append(bound("coarse", code_rows(autoencoder, rows, "coarse")))
         coarse = terms[-1].bound
         shuffled = bound("fine", with_plans_of_others(fine_rows)).bound
-        without = bound("fine", fine_rows.remove_columns("context_ids")).bound
+        told = [name for name in CONDITIONS if name in fine_rows.column_names]
+        without = bound("fine", fine_rows.remove_columns(told)).bound
     error = sum(term.standard_error for term in terms)
     return TwoLevelBound(coarse, terms[0].bound, terms[1].bound, error, shuffled, without)
 

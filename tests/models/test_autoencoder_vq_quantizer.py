@@ -116,8 +116,8 @@ def test_a_code_is_replaced_below_its_part_of_an_even_share_however_large_the_ba
     quantizer = started(dead_code_threshold=0.5)
     state, x = quantizer.layer._codebook, vectors(seed=4).repeat(copies, 1, 1)
     points, book = compared(quantizer, x), codebook(quantizer)
-    even = len(points) / CODES
-    state.cluster_size[0] = even * torch.tensor([0.1, 0.45, 0.6, 1.0, 1.2, 2.0])
+    even = 7.0 * copies  # of the batches before, of whatever size
+    state.cluster_size[0] = even * torch.tensor([0.1, 0.45, 0.6, 1.0, 1.2, 2.65])
     state.embed_avg[0] = state.cluster_size[0, :, None] * state.embed[0]
     number, total = state.cluster_size[0].double().numpy().copy(), state.embed_avg[0].double().numpy().copy()
     quantizer(x)

@@ -6,9 +6,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from conftest import make_denoiser
-from diffusers import BlockRefinementScheduler, DiscreteDDIMScheduler
+from diffusers import BlockRefinementScheduler, DiffusionPipeline, DiscreteDDIMScheduler
 from oracles import chi_square_passes
+from transformers import T5Config, T5EncoderModel
 from two_level_pipes import (
     Calls,
     counts_of,
@@ -27,6 +29,7 @@ from text_diffusers import (
     TextDiffusionPipeline,
     TwoLevelVQDiffusionPipeline,
 )
+from text_diffusers.hub import standalone_source
 from text_diffusers.pipelines.text_canvas import never_written
 
 PROMPTS = ["the cat", "the bird sat", "", "the dog"]
@@ -337,6 +340,17 @@ def test_the_last_tokens_of_a_long_beginning_are_read(tokenizer):
         pipe(text)
 
 
+def test_an_encoder_without_a_limit_reads_prompts_of_any_length(pipe, tokenizer):
+    sizes = {"d_model": 16, "d_kv": 8, "num_heads": 2, "num_layers": 1, "d_ff": 16}
+    encoder = T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).eval()
+    other = TwoLevelVQDiffusionPipeline(**pipe.components | {"prompt_encoder": encoder})
+    other.set_progress_bar_config(disable=True)
+    calls, text = Calls(encoder), " ".join(["cat"] * 60)
+    assert other([text, "the cat"], **STEPS).plan.shape == (2, 4)
+    read = calls.inputs[0][1]["attention_mask"].sum(dim=1).tolist()
+    assert read == [len(tokenizer(prompt)["input_ids"]) for prompt in (text, "the cat")]
+
+
 # Filters
 
 
@@ -392,6 +406,8 @@ def test_callbacks_see_and_change_the_codes_of_each_level(pipe):
         pipe(
             callback_on_step_end=lambda pipe, step, timestep, tensors: {"codes": torch.full_like(tensors["codes"], 5)}
         )
+    with pytest.raises(ValueError, match=r"`callback_on_step_end` must return coarse codes of \(1, 4\), got \(1, 3\)"):
+        pipe(callback_on_step_end=lambda pipe, step, timestep, tensors: {"codes": tensors["codes"][:, 1:]})
 
 
 def test_output_types_and_tuples(pipe):
@@ -463,6 +479,35 @@ def test_text_pipelines_are_still_loaded_as_what_they_are(tokenizer, tmp_path):
         TwoLevelVQDiffusionPipeline.from_pretrained(tmp_path)
 
 
+def test_stock_diffusers_finds_the_pipeline_in_its_one_file(tokenizer, tmp_path, monkeypatch):
+    """It takes the one class of a file that is a `DiffusionPipeline`, and refuses a file with several."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    kernel = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    pipes = {
+        "pipeline_two_level_vq": make_two_level(tokenizer),
+        "pipeline_text_diffusion": TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), kernel),
+    }
+    arguments = {"max_new_tokens": 8, "output_type": "tokens"}
+    for module, pipe in pipes.items():
+        pipe.save_pretrained(tmp_path / module)
+        file = tmp_path / module / f"{module}.py"
+        file.write_text(standalone_source(f"text_diffusers.pipelines.{module}"), encoding="utf-8")
+        loaded = DiffusionPipeline.from_pretrained(file.parent, custom_pipeline=str(file), trust_remote_code=True)
+        assert type(loaded).__name__ == type(pipe).__name__ and type(loaded) is not type(pipe)
+        again = loaded(generator=seeded(0), **arguments).tokens
+        assert torch.equal(again, pipe(generator=seeded(0), **arguments).tokens)
+
+
+def test_sequential_offloading_writes_the_same(pipe):
+    """As `enable_sequential_cpu_offload` does it, which needs an accelerator."""
+    want = everything(pipe("the cat", generator=seeded(0), **STEPS))
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module) and name not in pipe._exclude_from_cpu_offload:
+            cpu_offload(part, torch.device("cpu"))
+    assert everything(pipe("the cat", generator=seeded(0), **STEPS)) == want
+
+
 # Errors
 
 
@@ -472,6 +517,8 @@ def test_text_pipelines_are_still_loaded_as_what_they_are(tokenizer, tmp_path):
         ({"plan": [1, 2, 3, 4]}, r"`plan` must be \(texts, codes\) integers, got \(4,\)"),
         ({"plan": [[0.5] * 4]}, "`plan` must be .* integers, got"),
         ({"plan": [[]]}, "`plan` must be .* integers, got"),
+        ({"plan": [[0, 1, 2, 3], [0]]}, "`plan` must be .* integers, as many codes a text, got"),
+        ({"plan": "0123"}, "`plan` must be .* integers, as many codes a text, got '0123'"),
         ({"plan": [[0, 1, 2, 6]]}, "`plan` must hold codes from 0 to 4, or -1 or 5 where .* got 0 to 6"),
         ({"plan": [[0, -2, 2, 3]]}, "`plan` must hold codes .* got -2 to 3"),
         ({"plan": [[0, 1, 2]]}, "`plan` must stand for whole rows of the autoencoder, of at most 16 tokens, got 3"),
@@ -544,6 +591,10 @@ def test_predictions_that_are_not_finite_are_refused(pipe, name, fine_codes):
 def test_components_that_disagree_are_refused(pipe, changes, message):
     with pytest.raises(ValueError, match=message):
         TwoLevelVQDiffusionPipeline(**pipe.components | changes)
+    for name, part in changes.items():
+        setattr(pipe, name, part)
+    with pytest.raises(ValueError, match=message):
+        pipe(**STEPS)
 
 
 def test_models_of_other_sizes_are_refused(tokenizer, pipe):

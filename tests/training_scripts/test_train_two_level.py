@@ -188,6 +188,18 @@ def test_all_stages_go_on_where_the_first_was_stopped(config, resume):
     assert same(weights(folder, "fine_denoiser"), weights(folder.with_name("a"), "fine_denoiser"))
 
 
+def test_a_run_over_another_one_that_is_stopped_and_resumed_takes_up_nothing_of_the_other(config):
+    train_two_level.main(config())
+
+    def stop(step, metrics):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_two_level.main(config(overwrite_output_dir=True), on_validation=stop)
+    resumed = train_two_level.main(config(resume_from_checkpoint="auto"))
+    assert len(resumed["coarse"]) == 0 and len(resumed["fine"]) == 3
+
+
 def test_what_is_frozen_stays_and_what_is_trained_moves(config):
     options = config(prompt_length=6, learning_rate=1e-2, max_train_steps=5, ema_decay=0.5)
     train_two_level.main(options)
@@ -305,6 +317,13 @@ def test_an_encoder_of_transformers_reads_prompts_and_stays_as_it_is(config, tok
     # It is there before either stage, so these may come in any order.
     for stage in ("fine", "coarse"):
         assert train_two_level.main(config(run="alone", stage=stage, **settings)) == {stage: losses[stage]}
+    with torch.no_grad():
+        encoder.embeddings.word_embeddings.weight += 0.1
+    encoder.save_pretrained(tmp_path / "other")
+    for stage in ("fine", "coarse"):
+        again = {"stage": stage, "overwrite_output_dir": True, "prompt_encoder": str(tmp_path / "other")}
+        with pytest.raises(ValueError, match="`prompt_encoder`: stage .* was trained with another one"):
+            train_two_level.main(config(run="alone", **settings | again))
     with pytest.raises(ValueError, match="`prompt_length` must be at most 12 for this prompt encoder, got 13"):
         train_two_level.main(config(run="long", **settings | {"prompt_length": 13}))
 
@@ -421,3 +440,19 @@ def test_a_new_prompt_encoder_has_the_sizes_that_were_asked_for(config):
     train_two_level.main(options)
     encoder = PromptEncoderModel.from_pretrained(options.output_dir, subfolder="coarse/prompt_encoder")
     assert (encoder.config.num_layers, encoder.config.hidden_size, encoder.config.max_length) == (2, 16, 6)
+
+
+@pytest.mark.parametrize(
+    "again", [{"stage": "fine"}, {"resume_from_checkpoint": "auto"}], ids=["other stage", "resumed"]
+)
+def test_codes_of_another_autoencoder_are_refused_before_anything_is_trained(config, again, monkeypatch):
+    options = config(stage="coarse")
+    train_two_level.main(options)
+    folder = Path(options.autoencoder, "autoencoder")
+    changed = AutoencoderVQTextModel.from_pretrained(folder)
+    with torch.no_grad():
+        changed.patch_in.bias += 1
+    changed.save_pretrained(folder)
+    monkeypatch.setattr(train_two_level, "prepare_texts", None)
+    with pytest.raises(ValueError, match="`autoencoder` is another one than .*coarse' was trained with"):
+        train_two_level.main(config(**{"stage": "coarse"} | again))

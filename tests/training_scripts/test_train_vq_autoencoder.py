@@ -145,8 +145,7 @@ def test_micro_batches_move_the_codebook_as_one_batch_does(config):
     """Of the old averages a step keeps `decay`, in however many parts its rows come."""
     for parts in (1, 4):
         options = config(gradient_accumulation_steps=parts, train_batch_size=8 // parts, decay=0.9)
-        tokenizer = type("Tokenizer", (), {"mask_token_id": 299, "__len__": lambda self: 300})()
-        model = recipe.build_model(options, recipe.TextData(tokenizer, None, None, None, None, None))
+        model = recipe.build_model(options, vocab_size=300, mask_token_id=299)
         assert model.config.decay**parts == pytest.approx(0.9)
 
 
@@ -182,8 +181,8 @@ def test_options_that_make_no_sense_are_refused_at_once(config, changes, message
         ({"gradient_checkpointing": True}, "does not support gradient checkpointing"),
     ],
 )
-def test_models_that_make_no_sense_are_refused_before_training(config, changes, message, monkeypatch):
-    monkeypatch.setattr(TrainingLoop, "run", None)
+def test_models_that_make_no_sense_are_refused_before_the_texts_are_read(config, changes, message, monkeypatch):
+    monkeypatch.setattr(recipe, "prepare_data", None)
     with pytest.raises(ValueError, match=message):
         recipe.main(config(**changes))
 

@@ -117,7 +117,7 @@ class CodeTransformerModel(ModelMixin, ConfigMixin):
         self.head = nn.Linear(hidden_size, vocab_size, bias=False)
         self.apply(init_weights)
         closing = [self.head, *(block.prompt.attn.to_out[0] for block in self.blocks if block.prompt is not None)]
-        for layer in closing:  # what predicts and what closes a residual branch start at zero
+        for layer in closing:  # what predicts and what the prompt adds start at zero
             nn.init.zeros_(layer.weight)
 
     def forward(
@@ -155,7 +155,7 @@ class CodeTransformerModel(ModelMixin, ConfigMixin):
         x = self.code_embedding(input_ids)  # (B, L, D)
         if self.context_embedding is not None:
             x = x + self._context(input_ids, context_ids)
-        x = torch.cat([self.begin_embedding.weight.expand(len(x), 1, -1), x], dim=1)  # (B, 1 + L, D)
+        x = torch.cat([self.begin_embedding(torch.zeros_like(input_ids[:, :1])), x], dim=1)  # (B, 1 + L, D)
         angles = sinusoids(torch.arange(x.shape[1], device=x.device), self._head_width)
         rotary = (angles[0].to(x.dtype), angles[1].to(x.dtype))
         states, mask = self._prompt(x, prompt_states, prompt_mask)
