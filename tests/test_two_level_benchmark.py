@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES, make_denoiser
+from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from text_diffusers import (
@@ -291,9 +292,10 @@ def test_fluency_is_the_share_of_known_pairs_of_words():
     assert judges.fluency(["cat", "- -"], known) is None
 
 
-def test_a_judge_needs_documents_of_its_own(text_file):
-    with pytest.raises(ValueError, match="`judge_dataset` must name a file of labelled texts for `dataset`='brown'"):
-        judges.classed_documents("brown", None)
+def test_a_judge_needs_documents_of_its_own(text_file, monkeypatch):
+    monkeypatch.setitem(judges.CORPORA, "plain", partial(lambda part: Dataset.from_dict({"text": ["the cat"]})))
+    with pytest.raises(ValueError, match="`judge_dataset` must name a file of labelled texts for `dataset`='plain'"):
+        judges.classed_documents("plain", None)
     with pytest.raises(ValueError, match="`judge_dataset` must name a file"):
         judges.classed_documents(str(text_file), None)
     one = text_file.with_suffix(".jsonl")

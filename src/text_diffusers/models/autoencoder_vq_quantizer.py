@@ -79,7 +79,7 @@ class TextQuantizer(nn.Module):
                 codes = self._nearest(x)
                 return self.vectors(codes), codes, x.new_zeros(())
             if self.dead_code_threshold:
-                self._set_threshold()
+                self._set_threshold(num_vectors=x.shape[0] * x.shape[1] * num_processes())
             quantised, codes, loss = self.layer(x)
             return quantised, codes, loss.sum()
 
@@ -87,10 +87,14 @@ class TextQuantizer(nn.Module):
         """(B, n) codes of x (B, n, D). The library would start the codebook by k-means here too."""
         return torch.cdist(self.layer.project_in(x).float(), self.layer.codebook.float()).argmin(dim=-1)
 
-    def _set_threshold(self):
-        """The library counts vectors a batch; a new code begins with an even share, and so has time to be used."""
+    def _set_threshold(self, num_vectors: int):
+        """The library counts vectors a batch; a new code begins with an even share, and so has time to be used.
+
+        The share is one of the batches so far, whatever their sizes, or of the `num_vectors` of the first.
+        """
         codebook = self.layer._codebook
-        codebook.reset_cluster_size = float(codebook.cluster_size.mean())  # of batches of any size
+        known = bool(codebook.initted)
+        codebook.reset_cluster_size = float(codebook.cluster_size.mean()) if known else num_vectors / self.num_codes
         codebook.threshold_ema_dead_code = self.dead_code_threshold * codebook.reset_cluster_size
 
     def codes(self, x: Tensor) -> Tensor:
