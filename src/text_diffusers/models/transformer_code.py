@@ -19,7 +19,7 @@ from text_diffusers.models.attention import (
     TextTransformerBlock,
     check_transformer_sizes,
     init_weights,
-    sinusoids,
+    rotary_of,
 )
 from text_diffusers.models.transformer_text import TextTransformerOutput
 
@@ -156,8 +156,7 @@ class CodeTransformerModel(ModelMixin, ConfigMixin):
         if self.context_embedding is not None:
             x = x + self._context(input_ids, context_ids)
         x = torch.cat([self.begin_embedding(torch.zeros_like(input_ids[:, :1])), x], dim=1)  # (B, 1 + L, D)
-        angles = sinusoids(torch.arange(x.shape[1], device=x.device), self._head_width)
-        rotary = (angles[0].to(x.dtype), angles[1].to(x.dtype))
+        rotary = rotary_of(x, self._head_width)
         states, mask = self._prompt(x, prompt_states, prompt_mask)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:

@@ -24,6 +24,7 @@ from text_diffusers.models.attention import (
     check_class_labels,
     check_transformer_config,
     init_weights,
+    rotary_of,
     sinusoids,
 )
 
@@ -284,8 +285,7 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if self.given_embedding is not None:
             x = x + self.given_embedding(torch.zeros_like(x[..., 0]).long() if given is None else given.long())
         condition = self._condition(timestep, class_labels, x)  # (B, 1, D)
-        cosines, sines = sinusoids(torch.arange(x.shape[1], device=x.device), self._head_width)
-        rotary = (cosines.to(x.dtype), sines.to(x.dtype))
+        rotary = rotary_of(x, self._head_width)
         real = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()[:, None, None]
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
