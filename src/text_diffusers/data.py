@@ -4,9 +4,7 @@ A document is one text.
 """
 
 import csv
-import importlib.resources
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,6 @@ EOS_TOKEN, PAD_TOKEN, MASK_TOKEN = "[EOS]", "[PAD]", "[MASK]"
 BUILDERS = {".txt": "text", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 VOCABULARY_LIMITS = (300, 65_536)
 
-CONTACT = re.compile(r"\S+@\S+\.\w+|(?:\+?\d[\s().-]*){7,}")
-PROFANITY = re.compile(
-    r"\b(?:\w*fuck\w*|\w*shit\w*|bitch\w*|cunt\w*|asshole\w*|bastard\w*|dick(?:head)?s?|piss\w*|whore\w*|slut\w*"
-    r"|nigg\w+|fag(?:got)?s?|retard\w*|cock(?:sucker)?s?|puss(?:y|ies)|porn\w*|wank\w*|twat\w*)\b",
-    re.IGNORECASE,
-)
-
 
 def load_documents(
     source: str,
@@ -41,7 +32,7 @@ def load_documents(
     """Documents of a source as a data set with the column `text` and, if asked for, `label` and `source`.
 
     Args:
-        source: "chitchat" or another name of `corpora.CORPORA`, a file or folder of .txt, .jsonl, .csv or .parquet
+        source: a name of `corpora.CORPORA`, such as "chitchat", a file or folder of .txt, .jsonl, .csv or .parquet
             files, or the name of a Hub data set.
         text_column, label_column: names in the source; labels must be integers from 0.
         split: split of a Hub data set.
@@ -53,8 +44,6 @@ def load_documents(
         FileNotFoundError: if a path does not exist or holds no such file.
         ValueError: naming file and line, if a file is empty, not UTF-8 or lacks the column.
     """
-    if source == "chitchat":
-        return chitchat_documents()
     if source in CORPORA:
         return CORPORA[source]()
     path = Path(source)
@@ -78,26 +67,6 @@ def load_documents(
     documents = documents.rename_columns({old: new for old, new in renamed.items() if old != new})
     documents = documents.select_columns(list(renamed.values()))
     return documents.filter(lambda row: bool(row["text"] and row["text"].strip()))
-
-
-def chitchat_documents() -> Dataset:
-    """The turns of the BYU Chit-Chat Challenge (PyPI `chitchat-dataset`, MIT), in order, one document each.
-
-    Messages that look like contact data, and messages with profanity, are left out.
-    """
-    try:
-        file = importlib.resources.files("chitchat_dataset") / "dataset.json"
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("`chitchat` needs `pip install chitchat-dataset==0.9.0` (extra `train`).") from error
-    conversations = json.loads(file.read_text(encoding="utf-8"))
-    texts = []
-    for conversation in conversations.values():
-        for turn in conversation["messages"]:
-            messages = [" ".join(message["text"].split()) for message in turn]
-            kept = [m for m in messages if m and not CONTACT.search(m) and not PROFANITY.search(m)]
-            if kept:
-                texts.append(" ".join(kept))
-    return Dataset.from_dict({"text": texts})
 
 
 def find_files(path: Path) -> list[Path]:
