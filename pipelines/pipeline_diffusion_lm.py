@@ -66,6 +66,11 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
     _callback_tensor_inputs = ["tokens", "latents"]
     _output_types = ("text", "tokens", "latents")
 
+    @property
+    def _exclude_from_cpu_offload(self) -> list[str]:
+        # Its word embeddings are read outside of their layer, where sequential offloading does not load them.
+        return ["denoiser"]
+
     @torch.no_grad()
     def __call__(
         self,
@@ -342,6 +347,8 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
                 f"{type(self.denoiser).__name__} has no `{lacking[0]}`."
             )
         super()._check_components()
+
+    def _check_scheduler(self):
         self._token_scheduler  # noqa: B018 - its errors say what does not fit
 
     def _check_noise(self):

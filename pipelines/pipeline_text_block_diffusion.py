@@ -4,7 +4,7 @@ Block diffusion (https://arxiv.org/abs/2503.09573). Shapes: B rows, L sequence l
 of a block, V vocabulary size, N selected positions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ class TextBlockDiffusionPipeline(TextDiffusionPipeline):
 
     use_cache: bool = True
 
-    def _denoise(self, canvas: Canvas, generators: list[torch.Generator]) -> Iterator[float]:
+    def _denoise(self, canvas: Canvas, generators: list[torch.Generator]) -> Generator[float, None, None]:
         """Write `canvas.tokens` block by block, yielding each timestep after its step."""
         size, length = self.denoiser.config.block_length, canvas.tokens.shape[1]
         blocks = [slice(start, min(start + size, length)) for start in range(0, length, size)]

@@ -3,7 +3,8 @@
 Shapes: B rows (texts times `num_return_sequences`), L sequence length, V vocabulary size, N selected positions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,13 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from text_diffusers.pipelines.component_checks import (
+    check_label_names,
+    check_lengths,
+    check_special_ids,
+    check_token_scheduler,
+    check_words,
+)
 from text_diffusers.pipelines.lora import DenoiserLoraLoaderMixin
 from text_diffusers.pipelines.masked_lm import as_denoiser, is_masked_lm, masked_lm_length
 from text_diffusers.pipelines.stock_schedulers import as_token_scheduler
@@ -60,20 +68,29 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline, DenoiserLoraLoaderM
         scheduler: a token scheduler, such as `D3PMAbsorbingScheduler`; or diffusers' `BlockRefinementScheduler` for
             absorbing noise, `DiscreteDDIMScheduler` or `EntropyBoundScheduler` for uniform noise.
         lengths: `lengths[n]` is the number of training texts with n tokens.
+        label_names: a name for each class label, by which `class_labels` may ask for it.
 
     Raises:
         ValueError: if the vocabulary or the mask id of the components disagree.
     """
 
     model_cpu_offload_seq = "denoiser"
+    _interrupt = False
     _callback_tensor_inputs = ["tokens"]
     denoiser: Any
     scheduler: Any
 
-    def __init__(self, tokenizer, denoiser, scheduler, lengths: list[int] | None = None):
+    def __init__(
+        self,
+        tokenizer,
+        denoiser,
+        scheduler,
+        lengths: list[int] | None = None,
+        label_names: list[str] | None = None,
+    ):
         super().__init__()
         self.register_modules(tokenizer=tokenizer, denoiser=denoiser, scheduler=scheduler)
-        self.register_to_config(lengths=lengths)
+        self.register_to_config(lengths=lengths, label_names=label_names)
         self._check_components()
 
     @torch.no_grad()
@@ -82,7 +99,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline, DenoiserLoraLoaderM
         prompt: str | list[str] | None = None,
         text: str | list[str] | None = None,
         mask: Any = None,
-        class_labels: int | list[int] | None = None,
+        class_labels: int | str | list[int | str] | None = None,
         max_new_tokens: int | None = None,
         num_inference_steps: int = 128,
         num_return_sequences: int = 1,
@@ -99,7 +116,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline, DenoiserLoraLoaderM
             prompt: the beginning of the text or texts; without it and `text`, the model writes from nothing.
             text: text with `[MASK]` wherever one token is to be filled in; the rest is kept.
             mask: instead of `[MASK]`s, a bool array with one value a token of `text`, true where to rewrite.
-            class_labels: a label, or one a text, for models that were trained with labels.
+            class_labels: a label or its name, or one a text, for models that were trained with labels.
             max_new_tokens: the longest continuation in tokens; by default up to the model's `max_length`.
                 A masked LM needs it, unless the pipeline has `lengths`.
             num_inference_steps: steps of the scheduler, and at most that many calls of the denoiser.
@@ -138,7 +155,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline, DenoiserLoraLoaderM
         prompt: str | list[str] | None = None,
         text: str | list[str] | None = None,
         mask: Any = None,
-        class_labels: int | list[int] | None = None,
+        class_labels: int | str | list[int | str] | None = None,
         max_new_tokens: int | None = None,
         num_inference_steps: int = 128,
         num_return_sequences: int = 1,
@@ -154,28 +171,51 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline, DenoiserLoraLoaderM
             *self._prepare(prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator)
         )
 
+    @property
+    def _exclude_from_cpu_offload(self) -> list[str]:
+        # A tied head reads the embedding outside of its layer, where sequential offloading does not load it.
+        return ["denoiser"] if getattr(self.denoiser.config, "tie_embeddings", False) else []
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the scheduler, as set for the call under way or the last one."""
+        return len(self._token_scheduler.timesteps)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback ended the call, which then returns what is written, by `pipe._interrupt = True`."""
+        return self._interrupt
+
     @classmethod
     def _loadable_classes(cls) -> list[type]:
         """Its own children; by its own name, any pipeline of texts."""
         return loaded_subclasses(TextPipeline if cls is TextDiffusionPipeline else cls)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in diffusers, but refuses a denoiser with LoRA layers, whose weights would be saved under other names."""
+    def save_pretrained(self, save_directory, safe_serialization: bool = True, **kwargs):
+        """As in diffusers, always as safetensors.
+
+        Raises:
+            ValueError: if the denoiser has LoRA layers, whose weights would be saved under other names.
+        """
         if self.denoiser is not None and any(hasattr(module, "base_layer") for module in self.denoiser.modules()):
             raise ValueError("`denoiser` has LoRA layers: call `fuse_lora()`, if wanted, and `unload_lora_weights()`.")
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(save_directory, safe_serialization, **kwargs)
 
     def _write(
         self, canvas: Canvas, generators: list[torch.Generator], return_history: bool, callback, names: Sequence[str]
     ) -> list[Tensor] | None:
         """Denoise the canvas, calling back after each step; returns the tokens of every step if asked for."""
         history = [canvas.tokens] if return_history else None
-        for step, timestep in enumerate(self._denoise(canvas, generators)):
-            if callback is not None:
-                offered = {name: getattr(canvas, name) for name in names}
-                self._accept(canvas, callback(self, step, timestep, offered) or {})
-            if history is not None:
-                history.append(canvas.tokens)
+        self._interrupt = False
+        with contextlib.closing(self._denoise(canvas, generators)) as steps:
+            for step, timestep in enumerate(steps):
+                if callback is not None:
+                    offered = {name: getattr(canvas, name) for name in names}
+                    self._accept(canvas, callback(self, step, timestep, offered) or {})
+                if history is not None:
+                    history.append(canvas.tokens)
+                if self.interrupt:
+                    break
         return history
 
     def _decode(
@@ -199,7 +239,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline, DenoiserLoraLoaderM
             yield [partial_text(self.tokenizer, row) for row in self._trim(canvas).tolist()]
         self.maybe_free_model_hooks()
 
-    def _denoise(self, canvas: Canvas, generators: list[torch.Generator]) -> Iterator[float]:
+    def _denoise(self, canvas: Canvas, generators: list[torch.Generator]) -> Generator[float, None, None]:
         """Step `canvas.tokens` through the timesteps, yielding each timestep after its step."""
         timesteps = self._token_scheduler.timesteps.tolist()
         with self.progress_bar(total=len(timesteps)) as bar:
@@ -310,13 +350,19 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline, DenoiserLoraLoaderM
         if class_labels is None:
             return None
         labels = list(class_labels) if is_list(class_labels) else [class_labels] * (num_rows // num_return_sequences)
-        labels = [label for label in labels for _ in range(num_return_sequences)]
+        labels = [self._label_id(label) for label in labels for _ in range(num_return_sequences)]
         if len(labels) != num_rows:
             raise ValueError(
                 f"`class_labels` must be one or {num_rows // num_return_sequences}, one a text, "
                 f"got {len(labels) // num_return_sequences}."
             )
         return torch.tensor(labels, device=self._execution_device)
+
+    def _label_id(self, label: int | str) -> int:
+        names = self.config.get("label_names") or []
+        if isinstance(label, str) and label not in names:
+            raise ValueError(f"`class_labels` must be among the model's `label_names`, {names}, got {label!r}.")
+        return names.index(label) if isinstance(label, str) else label
 
     @property
     def _eos_token_id(self) -> int:
@@ -361,16 +407,27 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline, DenoiserLoraLoaderM
         if self.tokenizer is None or self.denoiser is None or self.scheduler is None:
             return
         mask, scheduled = self.tokenizer.mask_token_id, self.scheduler.config.get("mask_token_id")
-        vocab_size, words = self.denoiser.config.vocab_size, len(self.tokenizer)
+        config, masked_lm = self.denoiser.config, is_masked_lm(self.denoiser)
         if mask is None:
             raise ValueError("`tokenizer` must have a mask token.")
         if scheduled is not None and scheduled != mask:
             raise ValueError(f"`scheduler` has `mask_token_id`={scheduled}, but the tokenizer's is {mask}.")
-        if max(words, self.scheduler.config.get("vocab_size") or 0) > vocab_size:
-            raise ValueError(f"`denoiser` has `vocab_size`={vocab_size}, but the tokenizer has {words} tokens.")
-        self._check_blocks(getattr(self.denoiser.config, "block_length", None))
-        if is_masked_lm(self.denoiser) and getattr(self._token_scheduler, "corruption", None) == "uniform":
+        check_words(self.tokenizer, "denoiser", config.vocab_size)
+        noised = self.scheduler.config.get("vocab_size") or 0
+        if noised > config.vocab_size:
+            raise ValueError(f"`scheduler` has `vocab_size`={noised}, but the denoiser's is {config.vocab_size}.")
+        if not masked_lm:
+            check_special_ids(self.tokenizer, config)
+        check_label_names(self.config.get("label_names"), getattr(config, "num_classes", None))
+        ends = len(start_ids(self.tokenizer)) + len(end_ids(self.tokenizer))
+        check_lengths(self.config.get("lengths"), self._max_length - ends)
+        self._check_blocks(getattr(config, "block_length", None))
+        self._check_scheduler()
+        if masked_lm and getattr(self._token_scheduler, "corruption", None) == "uniform":
             raise ValueError("`scheduler` must be of an absorbing kernel for a masked LM, which fills in masks only.")
+
+    def _check_scheduler(self):
+        check_token_scheduler(self._token_scheduler)
 
     def _check_blocks(self, block_length: int | None):
         if block_length is not None:

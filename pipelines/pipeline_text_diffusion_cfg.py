@@ -65,7 +65,7 @@ class TextDiffusionCFGPipeline(TextDiffusionPipeline):
         text: str | list[str] | None = None,
         mask: Any = None,
         source: str | list[str] | None = None,
-        class_labels: int | list[int | None] | None = None,
+        class_labels: int | str | list[int | str | None] | None = None,
         negative_prompt: str | list[str] | None = None,
         guidance_scale: float | list[float] = 1.0,
         guidance_start: float = 0.0,
@@ -87,7 +87,7 @@ class TextDiffusionCFGPipeline(TextDiffusionPipeline):
         Args:
             source: the text or texts to write from, for a denoiser that was trained with `--source_column`; what is
                 written is returned without it.
-            class_labels: a label, or one a text; `None` among them is no label.
+            class_labels: a label or its name, or one a text; `None` among them is no label.
             negative_prompt: what the texts are to be led away from, one or one a text: it begins the text without the
                 condition, or is its source.
             guidance_scale: one, or one a text.
@@ -125,7 +125,7 @@ class TextDiffusionCFGPipeline(TextDiffusionPipeline):
         text: str | list[str] | None = None,
         mask: Any = None,
         source: str | list[str] | None = None,
-        class_labels: int | list[int | None] | None = None,
+        class_labels: int | str | list[int | str | None] | None = None,
         negative_prompt: str | list[str] | None = None,
         guidance_scale: float | list[float] = 1.0,
         guidance_start: float = 0.0,

@@ -25,6 +25,7 @@ from text_diffusers.pipelines.code_drafts import (
     texts_asked_for,
 )
 from text_diffusers.pipelines.code_levels import CodeCanvas, CodeCondition, CodeLevel, finite_scores
+from text_diffusers.pipelines.component_checks import check_words
 from text_diffusers.pipelines.guided_steps import scales_by_row
 from text_diffusers.pipelines.paraguide_steps import draw_tokens
 from text_diffusers.pipelines.text_canvas import end_ids, never_written
@@ -352,17 +353,17 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
         return levels
 
     def _check_components(self):
-        config, encoder, words = self.autoencoder.config, self.prompt_encoder, len(self.tokenizer)
+        config, encoder = self.autoencoder.config, self.prompt_encoder
         two = config.coarse_ratio is not None
         for name, part in (("coarse_denoiser", self.coarse_denoiser), ("coarse_scheduler", self.coarse_scheduler)):
             if (part is not None) != two:
                 need = "must be given" if two else "must be None"
                 raise ValueError(f"`{name}` {need}: the autoencoder has {'two levels' if two else 'one level'}.")
         for name, part in (("autoencoder", self.autoencoder), ("prompt_encoder", encoder)):
-            if part is not None and part.config.vocab_size < words:
-                raise ValueError(
-                    f"`{name}` has `vocab_size`={part.config.vocab_size}, but the tokenizer has {words} tokens."
-                )
+            if part is not None:
+                check_words(self.tokenizer, name, part.config.vocab_size)
+        if not isinstance(self.config.prompt_begins_text, bool):
+            raise ValueError(f"`prompt_begins_text` must be true or false, got {self.config.prompt_begins_text!r}.")
         levels = self._levels()
         for name, level in levels.items():
             level.check(getattr(config, f"num_{name}_codes"))

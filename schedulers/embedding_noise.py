@@ -16,7 +16,16 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from text_diffusers.schedulers.token_sampling import Generators, is_int, require
+from text_diffusers.schedulers.token_sampling import (
+    LONGEST_CLOCK,
+    Generators,
+    are_numbers,
+    is_int,
+    is_key,
+    is_number,
+    is_number_of_steps,
+    require,
+)
 
 MAX_BETA = 0.999
 NORMAL_BLOCK = 16
@@ -67,7 +76,7 @@ def embedding_betas(name: str, num_train_timesteps: int) -> Tensor:
     Raises:
         ValueError: if there is no such name.
     """
-    require(name in EMBEDDING_SCHEDULES, "beta_schedule", f"one of {sorted(EMBEDDING_SCHEDULES)}", name)
+    require(is_key(name, EMBEDDING_SCHEDULES), "beta_schedule", f"one of {sorted(EMBEDDING_SCHEDULES)}", name)
     return EMBEDDING_SCHEDULES[name](num_train_timesteps)
 
 
@@ -75,6 +84,7 @@ def configured_betas(config: Any) -> Tensor:
     """(T,) float64 betas of a configuration of ours or of stock diffusers; errors as in `EmbeddingSchedulerMixin`."""
     name, steps, given = config.beta_schedule, config.num_train_timesteps, config.trained_betas
     if given is not None:
+        require(are_numbers(given), "trained_betas", "a list of numbers", given)
         given = torch.as_tensor(given, dtype=torch.float64)
         require(len(given) == steps, "trained_betas", f"`num_train_timesteps`={steps} long", len(given))
         between = bool(((given > 0) & (given < 1)).all())
@@ -94,6 +104,8 @@ def configured_betas(config: Any) -> Tensor:
 
 def named_betas(name: str, num_train_timesteps: int, start: float | None, end: float | None) -> Tensor:
     require((start is None) == (end is None), "beta_end", f"given if and only if `beta_start`={start} is", end)
+    for argument, value in (("beta_start", start), ("beta_end", end)):
+        require(value is None or is_number(value, 0, 1), argument, "None or a number in [0, 1]", value)
     if name == "squaredcos_cap_v2":
         return embedding_betas("cosine", num_train_timesteps)
     if start is None or end is None:
@@ -156,6 +168,11 @@ class EmbeddingSchedulerMixin(SchedulerMixin, ConfigMixin):
     config: Any
 
     @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        """Stock's, and every loaded scheduler for word embeddings."""
+        return [*super()._get_compatibles(), *EmbeddingSchedulerMixin.__subclasses__()]
+
+    @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
         # diffusers leaves out what another scheduler took by default, and so would give it our prediction type and
         # noise instead of its own.
@@ -174,7 +191,8 @@ class EmbeddingSchedulerMixin(SchedulerMixin, ConfigMixin):
         """Ends each `__init__`; `stock` are the arguments of the stock scheduler beyond those common to all."""
         config = self.config
         steps, prediction = config.num_train_timesteps, config.prediction_type
-        require(is_int(steps, 1), "num_train_timesteps", "an integer of at least 1", steps)
+        limit = f"an integer of at least 1 and at most {LONGEST_CLOCK}"
+        require(is_number_of_steps(steps), "num_train_timesteps", limit, steps)
         require(prediction in PREDICTION_TYPES, "prediction_type", f"one of {PREDICTION_TYPES}", prediction)
         require(is_int(config.clamp_steps, 0), "clamp_steps", "an integer of at least 0", config.clamp_steps)
         betas = configured_betas(config)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from text_diffusers.schedulers.token_sampling import are_numbers, require
+
 SIGMOID_RANGE = 3.0
 GEOMETRIC_RANGE = (1e-4, 20.0)
 BISECTIONS = 60
@@ -66,10 +68,10 @@ def noise_schedule(schedule: str | Sequence[float]) -> tuple[Callable[[Tensor], 
     Raises:
         ValueError: if there is no such name, or the values do not fall from 1 to 0.
     """
-    if isinstance(schedule, str):
-        if schedule not in NOISE_SCHEDULES:
-            raise ValueError(f"`schedule` must be one of {sorted(NOISE_SCHEDULES)} or a list, got {schedule!r}.")
+    if isinstance(schedule, str) and schedule in NOISE_SCHEDULES:
         return NOISE_SCHEDULES[schedule]
+    limit = f"one of {sorted(NOISE_SCHEDULES)} or a list of numbers"
+    require(not isinstance(schedule, str) and are_numbers(schedule), "schedule", limit, schedule)
     values = torch.tensor(list(schedule), dtype=torch.float64)
     if len(values) < 2 or values[0] != 1 or values[-1] != 0 or not (values.diff() < 0).all():
         raise ValueError(f"`schedule` must fall from 1 to 0 at every value, got {values.tolist()}.")

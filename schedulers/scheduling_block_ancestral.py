@@ -26,6 +26,10 @@ class BlockAncestralScheduler(BlockRefinementScheduler):
     of `BlockRefinementScheduler`; of the former only `block_length` and `num_inference_steps` matter.
     """
 
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        return [BlockRefinementScheduler, BlockAncestralScheduler]
+
     def step(
         self,
         model_output: Tensor,

@@ -19,6 +19,7 @@ from text_diffusers.schedulers.token_sampling import (
     MASS_BLOCK,
     Generators,
     in_row_blocks,
+    is_key,
     is_number,
     rand,
     require,
@@ -124,7 +125,7 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         order_temperature: float = 0.0,
     ):
         self._set_up()
-        require(order is None or order in ORDERS, "order", f"None or one of {list(ORDERS)}", order)
+        require(order is None or is_key(order, ORDERS), "order", f"None or one of {list(ORDERS)}", order)
         require(threshold is None or is_number(threshold, 0, 1), "threshold", "None or a number in [0, 1]", threshold)
         limit = "None or a number of at least 0"
         require(entropy_bound is None or is_number(entropy_bound, 0), "entropy_bound", limit, entropy_bound)

@@ -18,10 +18,13 @@ from torch import Tensor
 
 from text_diffusers.schedulers.noise_schedules import noise_schedule
 from text_diffusers.schedulers.token_sampling import (
+    LONGEST_CLOCK,
+    MOST_IDS,
     Generators,
     in_row_blocks,
     is_int,
     is_number,
+    is_number_of_steps,
     rand,
     require,
     sample_tokens,
@@ -91,7 +94,8 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
         # A chain of matrices has betas instead of a schedule.
         self._alpha, self._alpha_derivative = noise_schedule(config.get("schedule", "linear"))
         steps = config.num_train_timesteps
-        require(steps is None or is_int(steps, 1), "num_train_timesteps", "None or an integer of at least 1", steps)
+        limit = f"None or an integer of at least 1 and at most {LONGEST_CLOCK}"
+        require(steps is None or is_number_of_steps(steps), "num_train_timesteps", limit, steps)
         first = config.min_timestep
         require(is_number(first, 0, 1) and 0 < first < 1, "min_timestep", "a number between 0 and 1, exclusive", first)
         require(is_number(config.temperature, 0), "temperature", "a number of at least 0", config.temperature)
@@ -99,8 +103,9 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
         top_p = config.top_p
         require(top_p is None or is_number(top_p, 0, 1) and top_p > 0, "top_p", "None or a number in (0, 1]", top_p)
         # diffusers takes an id that was passed by position for a default, which `from_config` would then drop.
-        defaults = [name for name in config.get("_use_default_values", []) if name not in REQUIRED_IDS]
-        self.register_to_config(_use_default_values=defaults)
+        if "_use_default_values" in config:
+            defaults = [name for name in config["_use_default_values"] if name not in REQUIRED_IDS]
+            self.register_to_config(_use_default_values=defaults)
         self.set_timesteps(min(steps or 128, 128))
 
     def alpha(self, timesteps: float | Tensor) -> Tensor:
@@ -481,7 +486,8 @@ class D3PMUniformScheduler(D3PMScheduler):
 
 
 def check_vocabulary_and_rule(config: Any):
-    require(is_int(config.vocab_size, 2), "vocab_size", "an integer of at least 2", config.vocab_size)
+    in_range = is_int(config.vocab_size, 2) and config.vocab_size <= MOST_IDS
+    require(in_range, "vocab_size", f"an integer of at least 2 and at most {MOST_IDS}", config.vocab_size)
     require(config.reverse_rule in REVERSE_RULES, "reverse_rule", f"one of {REVERSE_RULES}", config.reverse_rule)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler
 from text_diffusers.schedulers.tensor_config import TensorConfigMixin
-from text_diffusers.schedulers.token_sampling import Generators, is_int, rand, require
+from text_diffusers.schedulers.token_sampling import Generators, is_int, is_table, rand, require
 
 
 class D3PMBitFlipScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
@@ -54,6 +54,7 @@ class D3PMBitFlipScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
         if num_tokens is not None:
             limit = f"None or an integer from 2 to `vocab_size`={vocab_size}"
             require(is_int(num_tokens, 2) and num_tokens <= vocab_size, "num_tokens", limit, num_tokens)
+        require(codes is None or is_table(codes, 1), "codes", f"None or a tensor ({vocab_size},) of ids", codes)
         self._codes = torch.arange(vocab_size) if codes is None else codes.long()
         complete = torch.equal(self._codes.sort().values, torch.arange(vocab_size))
         require(complete, "codes", f"a permutation of 0 to {vocab_size - 1}", self._codes)

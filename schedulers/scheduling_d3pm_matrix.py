@@ -15,7 +15,15 @@ from torch import Tensor
 
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMTransitionScheduler
 from text_diffusers.schedulers.tensor_config import TensorConfigMixin
-from text_diffusers.schedulers.token_sampling import is_int, is_number, require
+from text_diffusers.schedulers.token_sampling import (
+    LONGEST_CLOCK,
+    are_numbers,
+    is_int,
+    is_number,
+    is_number_of_steps,
+    is_table,
+    require,
+)
 
 KERNELS = ("gaussian", "band", "matrix")
 LARGEST_VOCABULARY = 4_096
@@ -80,6 +88,11 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
         for name, value, owner in (("bandwidth", bandwidth, "band"), ("transitions", transitions, "matrix")):
             require((value is not None) == (kernel == owner), name, f'given with kernel "{owner}" only', value)
         require(bandwidth is None or is_int(bandwidth, 1), "bandwidth", "an integer of at least 1", bandwidth)
+        limit = f"an integer of at least 1 and at most {LONGEST_CLOCK}"
+        require(is_number_of_steps(num_train_timesteps), "num_train_timesteps", limit, num_train_timesteps)
+        for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
+            require(is_number(value, 0, 1), name, "a number in [0, 1]", value)
+        require(betas is None or are_numbers(betas), "betas", "None or a list of numbers", betas)
         if betas is None:
             betas = torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64).tolist()
         steps = len(betas)
@@ -223,6 +236,7 @@ def jump_counts(betas: Tensor, negligible: float) -> Tensor:
 
 
 def check_matrix(transitions: Tensor, vocab_size: int):
+    require(is_table(transitions, 2), "transitions", "a tensor of finite numbers with two axes", transitions)
     if transitions.shape != (vocab_size, vocab_size):
         raise ValueError(f"`transitions` must be ({vocab_size}, {vocab_size}), got {tuple(transitions.shape)}.")
     sums = torch.cat([transitions.double().sum(dim=0), transitions.double().sum(dim=1)])

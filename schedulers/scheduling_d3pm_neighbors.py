@@ -5,6 +5,7 @@ D3PM (https://arxiv.org/abs/2107.03006). The graph of neighbours is sparse, and 
 Shapes: B batch, L sequence length, V vocabulary size, N positions, E edges, K neighbours of a token.
 """
 
+import copy
 import math
 import warnings
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler
 from text_diffusers.schedulers.tensor_config import TensorConfigMixin
-from text_diffusers.schedulers.token_sampling import LARGEST_UNIFORM, Generators, is_number, rand, require
+from text_diffusers.schedulers.token_sampling import LARGEST_UNIFORM, Generators, is_number, is_table, rand, require
 
 DISTANCE_ROWS = 1024
 SERIES_TAIL = 0.1  # in units of the floating-point precision
@@ -63,6 +64,9 @@ class D3PMNeighborScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
     ):
         self._set_up()
         require(is_number(walk_rate, 0), "walk_rate", "a number of at least 0", walk_rate)
+        require(is_table(edges, 2) and len(edges) == 2, "edges", "a tensor (2, E) of ids", edges)
+        same = is_table(rates, 1) and len(rates) == edges.shape[1]
+        require(same, "rates", f"a tensor ({edges.shape[1]},) of finite numbers, one an edge", rates)
         start, end = edges.long()
         inside = (edges >= 0).all() and (edges < vocab_size).all() and (start != end).all()
         require(bool(inside), "edges", f"pairs of different ids below {vocab_size}", edges)
@@ -95,6 +99,14 @@ class D3PMNeighborScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
         walked = self._walk(tokens.flatten(), torch.where(keep.flatten(), hops, 0.0), count, path)
         redrawn = (rand(shape, generator, device) * self.config.vocab_size).long()
         return torch.where(keep, walked.view(shape), redrawn)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # torch copies no sparse matrix deeply; those of the walk never change.
+        copied = copy.copy(self)
+        memo[id(self)] = copied
+        shared = {"_walks": self._walks}
+        copied.__dict__.update(copy.deepcopy({k: v for k, v in vars(self).items() if k not in shared}, memo) | shared)
+        return copied
 
     def _build_walk(self, weights: Tensor):
         """The walk that hops at the largest rate of leaving a token and may stay where it is (uniformisation)."""

@@ -3,6 +3,7 @@
 Shapes: B batch, L sequence length, E embedding width, T training timesteps.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +20,10 @@ from text_diffusers.schedulers.embedding_noise import (
     step_noise,
     step_output,
 )
-from text_diffusers.schedulers.token_sampling import Generators, is_int, require
+from text_diffusers.schedulers.token_sampling import Generators, is_int, is_number, require
 
 ALGORITHM_TYPES = ("dpmsolver++", "sde-dpmsolver++")
+SOLVER_TYPES = ("midpoint", "heun", "logrho", "bh1", "bh2")  # the last three, of other solvers, mean "midpoint"
 FINAL_SIGMAS = ("zero", "sigma_min")
 # With fewer steps than this the last ones are of lower order, as in stock.
 FEW_STEPS = 15
@@ -70,6 +72,11 @@ class EmbeddingDPMSolverScheduler(EmbeddingSchedulerMixin, DPMSolverMultistepSch
         in_range = is_int(solver_order, 1) and solver_order <= highest
         require(in_range, "solver_order", f"in 1 to {highest} for {algorithm_type}", solver_order)
         require(final_sigmas_type in FINAL_SIGMAS, "final_sigmas_type", f"one of {FINAL_SIGMAS}", final_sigmas_type)
+        require(solver_type in SOLVER_TYPES, "solver_type", f"one of {SOLVER_TYPES}", solver_type)
+        for name, value in (("lower_order_final", lower_order_final), ("euler_at_final", euler_at_final)):
+            require(isinstance(value, bool), name, "true or false", value)
+        is_limit = lambda_min_clipped == -math.inf or is_number(lambda_min_clipped, -math.inf)
+        require(is_limit, "lambda_min_clipped", "a number or -inf", lambda_min_clipped)
         self._set_up(
             solver_order=solver_order,
             algorithm_type=algorithm_type,

@@ -7,6 +7,7 @@ from typing import Any
 from diffusers.configuration_utils import ConfigMixin, FrozenDict
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -45,16 +46,26 @@ class TensorConfigMixin(ConfigMixin):
         name = pretrained_model_name_or_path
         where = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         tensors = load_tensors(name, subfolder, where)
+        unknown = sorted(set(tensors) - set(cls._tensor_arguments))
+        if unknown:
+            raise ValueError(f"`{TENSOR_FILE}` must hold {cls._tensor_arguments} of a {cls.__name__}, got {unknown}.")
         loader: Any = super()
         return loader.from_pretrained(name, subfolder=subfolder, **tensors | kwargs)
 
 
 def load_tensors(name: str | os.PathLike, subfolder: str | None, where: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors beside a configuration in a folder or a Hub repository; none if there is no file of them."""
+    """The tensors beside a configuration in a folder or a Hub repository; none if there is no file of them.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
     file = Path(name) / (subfolder or "") / TENSOR_FILE
     if not file.parent.is_dir():
         try:
             file = Path(hf_hub_download(str(name), TENSOR_FILE, subfolder=subfolder, **where))
         except EntryNotFoundError:
             return {}
-    return load_file(file) if file.exists() else {}
+    try:
+        return load_file(file) if file.exists() else {}
+    except SafetensorError as error:
+        raise ValueError(f"`{file}` is damaged: {error}") from error

@@ -4,7 +4,7 @@ Shapes: B batch, L sequence length, V vocabulary size, N selected positions.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ MASS_BLOCK = 256
 CPU_BLOCK = 2**18
 DEVICE_BLOCK = 2**26
 LARGEST_UNIFORM = 1 - 1e-12
+LONGEST_CLOCK = 2**20
+MOST_IDS = 2**24
+LONGEST_SHOWN = 80
 
 
 def rand(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
@@ -141,10 +144,36 @@ def is_int(value: Any, low: int) -> bool:
 
 def is_number(value: Any, low: float, high: float = math.inf) -> bool:
     return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high and value < math.inf
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and low <= value <= high
+        and abs(value) < math.inf
     )
+
+
+def is_table(value: Any, axes: int) -> bool:
+    """Whether this is a tensor of finite numbers with so many axes."""
+    return isinstance(value, Tensor) and value.ndim == axes and bool(torch.isfinite(value).all())
+
+
+def is_number_of_steps(value: Any) -> bool:
+    """Whether a clock may have so many steps: their times are told apart in float32, and their tables are small."""
+    return is_int(value, 1) and value <= LONGEST_CLOCK
+
+
+def is_key(value: Any, table: Collection[str]) -> bool:
+    return isinstance(value, str) and value in table
+
+
+def are_numbers(values: Any) -> bool:
+    """Whether these are finite numbers in a row, a tensor (n,) among them, of which there is at least one."""
+    if isinstance(values, Tensor):
+        return values.ndim == 1 and len(values) > 0 and bool(torch.isfinite(values).all())
+    return isinstance(values, (list, tuple)) and len(values) > 0 and all(is_number(v, -math.inf) for v in values)
 
 
 def require(condition: bool, name: str, limit: str, value: Any):
     if not condition:
-        raise ValueError(f"`{name}` must be {limit}, got {value!r}.")
+        text = repr(value)
+        text = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+        raise ValueError(f"`{name}` must be {limit}, got {text}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from text_diffusers.hub import standalone_source
+from text_diffusers.standalone import standalone_source
 
 ROOT = Path(__file__).parent.parent
 # The last two are what diffusers itself stands on.
@@ -21,8 +21,15 @@ LEAVES = [path for folder in ROOMS.values() for path in sorted(folder.glob("*.py
 MODULES = [f"{room}.{path.stem}" for room, folder in ROOMS.items() for path in sorted(folder.glob("[!_]*.py"))]
 TENSOR_LEAVES = [
     ROOT / "src/text_diffusers" / f"{name}.py"
-    for name in ("losses", "embedding_losses", "noise", "checkpoints", "corpora", "data", "rows", "initialization")
+    for name in ("losses", "embedding_losses", "noise", "checkpoints", "corpus_parts", "rows", "initialization")
 ]
+CORPUS_FILES = {  # what the files that read texts import of the package
+    "corpus_parts": set(),
+    "long_texts": {"corpus_parts"},
+    "chat": {"corpus_parts", "long_texts"},
+    "corpora": {"chat", "corpus_parts", "long_texts"},
+    "data": {"corpora"},
+}
 GUIDANCE_LEAVES = ("guidance", "classifier_guidance", "pattern_control", "soft_text", "word_automaton")
 SOURCES = [*LEAVES, *sorted((ROOT / "src").rglob("*.py"))]
 
@@ -51,9 +58,15 @@ def test_schedulers_pipelines_and_models_import_their_own_room_only(path):
 
 
 @pytest.mark.parametrize("path", TENSOR_LEAVES, ids=lambda path: path.name)
-def test_losses_and_data_import_nothing_of_the_package(path):
-    own = {module for module in imported_modules(path) if module.startswith("text_diffusers")}
-    assert own <= ({"text_diffusers.corpora"} if path.stem == "data" else set())
+def test_losses_and_rows_import_nothing_of_the_package(path):
+    assert not {module for module in imported_modules(path) if module.startswith("text_diffusers")}
+
+
+@pytest.mark.parametrize("name", CORPUS_FILES)
+def test_data_and_corpora_import_each_other_only(name):
+    modules = imported_modules(ROOT / f"src/text_diffusers/{name}.py")
+    own = {module.rpartition(".")[2] for module in modules if module.startswith("text_diffusers")}
+    assert own == CORPUS_FILES[name]
 
 
 @pytest.mark.parametrize("name", GUIDANCE_LEAVES)
@@ -100,7 +113,7 @@ def room(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("text_diffusers.hub.PACKAGE", "text_diffusers_like")
+    monkeypatch.setattr("text_diffusers.standalone.PACKAGE", "text_diffusers_like")
     yield tmp_path / "text_diffusers_like"
     for module in [name for name in sys.modules if name.startswith("text_diffusers_like")]:
         del sys.modules[module]

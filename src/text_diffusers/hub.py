@@ -1,84 +1,191 @@
-"""What leaves for the Hub: the code of a class as one file that needs no `text_diffusers`."""
+"""Folders that stock diffusers loads without this package, and their way to the Hub, with a Space beside them."""
 
-import ast
+import hashlib
+import json
+import shutil
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-PACKAGE = "text_diffusers"
+from huggingface_hub import HfApi, metadata_load, metadata_save
+from huggingface_hub.utils import validate_repo_id
 
+import text_diffusers
+from text_diffusers.model_card import model_card
+from text_diffusers.standalone import PACKAGE, standalone_source
 
-def standalone_source(module: str) -> str:
-    """The source of a leaf module with the modules of its own room that it imports put before it.
-
-    Leaves import names from room-mates without renaming them, so their code can stand in one file as it is.
-
-    Raises:
-        ValueError: if a module imports another room, renames what it imports, or defines a name that another has.
-    """
-    imports: dict[str, None] = {}
-    bodies, owners = [], {}
-    for name in in_order_of_use(module):
-        source = module_source(name)
-        tree = ast.parse(source)
-        for node in tree.body:
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                if room_mate(node, name) is None:
-                    imports[ast.unparse(node)] = None
-                continue
-            for defined in defined_names(node):
-                if owners.setdefault(defined, name) != name:
-                    raise ValueError(f"`{defined}` must be defined once, got it in {owners[defined]} and {name}.")
-        bodies.append(without_header(source, tree))
-    docstring = ast.get_docstring(ast.parse(module_source(module)), clean=False)
-    return f'"""{docstring}"""\n\n' + "\n".join(imports) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
+SHIPPED_MODEL = "chat-and-novels"
+ROOMS = ("pipelines", "schedulers", "space")
+INDEX = "model_index.json"
+RECORDS = ("metrics.json", "training_config.json", "curves.jsonl", "curves.png")
+CODE_FILES = [f"{PACKAGE}_*.py", f"*/{PACKAGE}_*.py"]
+STOCK_LIBRARIES = ("diffusers", "transformers")
 
 
-def in_order_of_use(module: str) -> list[str]:
-    """The room-mates of a module, each after those it imports, and at last the module itself."""
-    found: dict[str, None] = {}
-    for node in ast.parse(module_source(module)).body:
-        mate = room_mate(node, module)
-        if mate is not None:
-            found |= dict.fromkeys(in_order_of_use(mate))
-    return [*found, module]
+def save_with_code(pipe: Any, folder: str | Path, card: str | None = None, records: str | Path | None = None) -> Path:
+    """Save a pipeline with the source of its classes, so that diffusers alone can load it.
 
+    `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` then needs no `text_diffusers`, and the same
+    seed gives the same tokens. Beside the weights (safetensors) lie one file for the pipeline's class and one for each
+    component's; their names hold version and content, since diffusers keeps the files of all folders in one place.
 
-def room_mate(node: ast.AST, module: str) -> str | None:
-    """The module of its own room that a statement of `module` imports from, if any.
+    Args:
+        pipe: a pipeline of this package.
+        folder: made if need be.
+        card: text of README.md.
+        records: folder from which what training left there is copied: figures, options and curves.
+
+    Returns:
+        The folder.
 
     Raises:
-        ValueError: if it imports from another room, or renames.
+        ValueError: if a class is neither of this package nor of diffusers or transformers, or has LoRA layers.
     """
-    source = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
-    if not isinstance(node, ast.ImportFrom) or not source.startswith(PACKAGE):
-        return None
-    if source.rpartition(".")[0] != module.rpartition(".")[0] or any(alias.asname for alias in node.names):
-        raise ValueError(f"{module} must import from its own room, without renaming, got: {ast.unparse(node)}")
-    return source
+    classes = {name: type(part) for name, part in pipe.components.items() if part is not None}
+    for name, owner in {"pipe": type(pipe), **classes}.items():
+        if owner.__module__.partition(".")[0] not in (PACKAGE, *STOCK_LIBRARIES):
+            raise ValueError(f"`{name}` must be of a class of {PACKAGE}, diffusers or transformers, got {owner}.")
+    folder = Path(folder)
+    pipe.save_pretrained(folder)
+    forget_origin(folder)
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    for name, owner in classes.items():
+        if owner.__module__.startswith(f"{PACKAGE}."):
+            index[name] = [write_source(owner, folder / name), owner.__name__]
+    index["_class_name"] = [write_source(type(pipe), folder), type(pipe).__name__]
+    if index.get("label_names"):  # stock diffusers takes a list of strings in a Hub's index for a component
+        index["label_names"] = {str(label): name for label, name in enumerate(index["label_names"])}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for record in RECORDS if records is not None else ():
+        source = Path(records or ".", record)
+        if source.is_file() and source.resolve() != (folder / record).resolve():
+            shutil.copyfile(source, folder / record)
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
 
 
-def defined_names(node: ast.stmt) -> list[str]:
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        return [node.name]
-    targets = (
-        node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    )
-    return [target.id for target in targets if isinstance(target, ast.Name)]
+def forget_origin(folder: Path):
+    """Take out of a saved pipeline's configurations where it was loaded from: a path would tell of a machine."""
+    for file in (folder / INDEX, *folder.glob("*/*config.json")):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def without_header(source: str, tree: ast.Module) -> str:
-    """The source from its first statement that is neither docstring nor import."""
-    rest = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
-    first = next(node for node in rest if not isinstance(node, (ast.Import, ast.ImportFrom)))
-    line = min([first.lineno, *(decorator.lineno for decorator in getattr(first, "decorator_list", []))])
-    lines = source.splitlines()
-    while lines[line - 2].startswith("#"):  # a comment belongs to what it precedes
-        line -= 1
-    return "\n".join(lines[line - 1 :]).strip()
+def write_source(owner: type, folder: Path) -> str:
+    """Write the one file that a class needs, and remove those of other versions; returns its name without ".py"."""
+    source = standalone_source(owner.__module__)
+    digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+    version = text_diffusers.__version__.replace(".", "_")
+    name = f"{PACKAGE}_{version}_{digest}_{owner.__module__.rpartition('.')[2]}"
+    for other in folder.glob(CODE_FILES[0]):
+        other.unlink()
+    header = f"# {owner.__name__} of text-diffusers {text_diffusers.__version__}, with what it needs, in one file.\n"
+    (folder / f"{name}.py").write_text(f"{header}# SPDX-License-Identifier: Apache-2.0\n{source}", encoding="utf-8")
+    return name
 
 
-def module_source(module: str) -> str:
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ValueError(f"`module` must be importable, got {module!r}.")
-    return Path(spec.origin).read_text(encoding="utf-8")
+def push_to_hub(
+    pipe: Any,
+    repo_id: str,
+    card: str | None = None,
+    records: str | Path | None = None,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Text diffusion pipeline with its code",
+) -> str:
+    """Upload what `save_with_code` writes to a repository of the Hub, which is made if need be.
+
+    Args:
+        pipe, records: see `save_with_code`.
+        repo_id: "user/name".
+        card: text of README.md; by default that of `model_card`, without a licence.
+        token: by default that of `hf auth login`.
+        private: whether a new repository is; by default the account's setting.
+        revision: branch, made if need be.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        ValueError: if the name is none, or the pipeline cannot be saved.
+        HfHubHTTPError: if the Hub refuses.
+    """
+    validate_repo_id(repo_id)
+    with tempfile.TemporaryDirectory() as folder:
+        save_with_code(pipe, folder, card, records)
+        if card is None:
+            card = model_card(pipe, Path(folder), name=repo_id, repo_id=repo_id)
+            Path(folder, "README.md").write_text(card, encoding="utf-8")
+        api, url = repository(repo_id, "model", token, private, revision)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message,
+            delete_patterns=[*CODE_FILES, *RECORDS],
+        )
+    return url
+
+
+def push_space(
+    repo_id: str,
+    model: str = SHIPPED_MODEL,
+    title: str | None = None,
+    token: str | None = None,
+    private: bool | None = None,
+) -> str:
+    """Upload the demo as a Gradio Space: what lies in `space`, and the source of this package beside it.
+
+    Args:
+        repo_id: "user/name" of the Space, which is made if need be.
+        model: name of the Hub repository that it opens, or of the shipped model.
+        title: shown on the Hub; by default "Text diffusion: " and the model's name.
+        token, private: see `push_to_hub`.
+
+    Returns:
+        The address of the Space.
+
+    Raises:
+        ValueError: if one of the names is none.
+        HfHubHTTPError: if the Hub refuses.
+    """
+    validate_repo_id(repo_id)
+    validate_repo_id(model)
+    with tempfile.TemporaryDirectory() as folder:
+        write_space(Path(folder), model, title or f"Text diffusion: {model.rpartition('/')[2]}")
+        api, url = repository(repo_id, "space", token, private)
+        api.upload_folder(repo_id=repo_id, repo_type="space", folder_path=folder, commit_message="The demo")
+    return url
+
+
+def write_space(folder: Path, model: str, title: str):
+    """The files of the Space that opens `model`."""
+    package = Path(text_diffusers.__file__).parent
+    ignored = shutil.ignore_patterns("__pycache__", *([] if model == SHIPPED_MODEL else ["shipped"]))
+    shutil.copytree(package, folder / PACKAGE, ignore=ignored)
+    for room in ROOMS:  # in an editable installation they lie elsewhere
+        spec = find_spec(f"{PACKAGE}.{room}")
+        places = (spec and spec.submodule_search_locations) or []
+        shutil.copytree(next(iter(places)), folder / PACKAGE / room, ignore=ignored, dirs_exist_ok=True)
+    for file in ("app.py", "requirements.txt", "README.md"):
+        shutil.copyfile(folder / PACKAGE / "space" / file, folder / file)
+    (folder / "model.txt").write_text(f"{model}\n", encoding="utf-8")
+    models = {} if model == SHIPPED_MODEL else {"models": [model]}
+    readme = folder / "README.md"
+    metadata_save(readme, {**(metadata_load(readme) or {}), "title": title, **models})
+
+
+def repository(
+    repo_id: str, kind: str, token: str | None, private: bool | None, revision: str | None = None
+) -> tuple[HfApi, str]:
+    """`(api, address)` of a repository of the Hub, made if need be."""
+    api = HfApi(token=token, library_name=PACKAGE, library_version=text_diffusers.__version__)
+    sdk = "gradio" if kind == "space" else None
+    url = api.create_repo(repo_id, repo_type=kind, space_sdk=sdk, private=private, exist_ok=True)
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return api, str(url)

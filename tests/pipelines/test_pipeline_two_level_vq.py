@@ -29,8 +29,8 @@ from text_diffusers import (
     TextDiffusionPipeline,
     TwoLevelVQDiffusionPipeline,
 )
-from text_diffusers.hub import standalone_source
 from text_diffusers.pipelines.text_canvas import never_written
+from text_diffusers.standalone import standalone_source
 
 PROMPTS = ["the cat", "the bird sat", "", "the dog"]
 STEPS = {"num_coarse_steps": 3, "num_fine_steps": 3}

@@ -11,8 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
+
+from text_diffusers.models.config_types import LARGEST_SIZE, MOST_LAYERS, check_sizes
 
 ROTARY_BASE = 10_000.0
 NORM_EPS = 1e-6
@@ -70,6 +73,11 @@ def wanted_tokens(positions: Tensor) -> Tensor:
     return positions.int().argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
+def hides_nothing(mask: Tensor) -> bool:
+    """Whether a mask can be left out; a compiled graph cannot ask, and keeps it."""
+    return not torch.compiler.is_compiling() and bool(mask.all())
+
+
 def take(x: Tensor, wanted: Tensor | None) -> Tensor:
     """(B, n, D) of (B, L, D) at the ids (B, n), or all of it."""
     return x if wanted is None else x.gather(1, wanted.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
@@ -121,8 +129,52 @@ class BlockCache:
         self._layers = [(keys[rows], values[rows]) for keys, values in self._layers]
 
 
-class TextAttention(nn.Module):
+class TextAttnProcessor:
+    """What `TextAttention` computes; another processor may take its place."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attn: "TextAttention",
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        store: Store | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """Arguments and result are those of `TextAttention.forward`."""
+        asking_rotary = rotary
+        if wanted is not None:
+            asking_rotary, mask = (
+                (rotary[0][wanted].unsqueeze(1), rotary[1][wanted].unsqueeze(1)),
+                take_queries(mask, wanted),
+            )
+        query, key, value = (
+            y.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for y in attn.project(x, wanted)
+        )  # (B, H, L, C)
+        query, key = rotate(attn.norm_q(query), asking_rotary), rotate(attn.norm_k(key), rotary)
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        if store is not None:
+            key, value = store(key, value)
+        if mask is not None and mask.ndim == 2:  # diffusers takes (L, S) for (B, S) where B is L
+            mask = mask[None, None]
+        query, key, value = (y.transpose(1, 2) for y in (query, key, value))  # (B, L, H, C)
+        backend, parallel = self._attention_backend, self._parallel_config
+        x = dispatch_attention_fn(query, key, value, mask, backend=backend, parallel_config=parallel)
+        x = x.flatten(2)  # (B, L, D)
+        for layer in attn.to_out:
+            x = layer(x)
+        return x
+
+
+class TextAttention(nn.Module, AttentionModuleMixin):
     """Self-attention under any mask; queries and keys are normalised, which allows high learning rates."""
+
+    _default_processor_cls = TextAttnProcessor
+    _available_processors = [TextAttnProcessor]
+    use_bias = False
 
     def __init__(self, hidden_size: int, num_heads: int, dropout: float):
         super().__init__()
@@ -133,6 +185,8 @@ class TextAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(hidden_size, hidden_size, bias=False), nn.Dropout(dropout)])
         self.norm_q = nn.RMSNorm(hidden_size // num_heads, eps=NORM_EPS)
         self.norm_k = nn.RMSNorm(hidden_size // num_heads, eps=NORM_EPS)
+        processor: Any = TextAttnProcessor()
+        self.set_processor(processor)
 
     def forward(
         self,
@@ -146,23 +200,15 @@ class TextAttention(nn.Module):
 
         With `wanted`, (B, n) ids, only these tokens look at the others: (B, n, D).
         """
-        asking, asking_rotary = x, rotary
-        if wanted is not None:
-            asking, asking_rotary = take(x, wanted), (rotary[0][wanted].unsqueeze(1), rotary[1][wanted].unsqueeze(1))
-            mask = take_queries(mask, wanted)
-        query, key, value = (
-            linear(source).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for linear, source in ((self.to_q, asking), (self.to_k, x), (self.to_v, x))
-        )  # (B, H, L, C)
-        query, key = rotate(self.norm_q(query), asking_rotary), rotate(self.norm_k(key), rotary)
-        query, key = query.to(value.dtype), key.to(value.dtype)
-        if store is not None:
-            key, value = store(key, value)
-        x = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        x = x.transpose(1, 2).flatten(2)  # (B, L, D)
-        for layer in self.to_out:
-            x = layer(x)
-        return x
+        processor: Any = self.processor
+        return processor(self, x, rotary, mask, store, wanted)
+
+    def project(self, x: Tensor, wanted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, n, D) of the `wanted` tokens, or of all, and keys and values (B, L, D) of all."""
+        if self.fused_projections:
+            query, key, value = self.to_qkv(x).chunk(3, dim=-1)
+            return take(query, wanted), key, value
+        return self.to_q(take(x, wanted)), self.to_k(x), self.to_v(x)
 
 
 class TextTransformerBlock(nn.Module):
@@ -243,6 +289,8 @@ def check_class_labels(class_labels: Tensor | None, num_classes: int | None):
         return
     if num_classes is None:
         raise ValueError("`class_labels` were given, but this model was built with `num_classes=None`.")
+    if torch.compiler.is_compiling():  # a graph cannot ask
+        return
     if not ((class_labels >= 0) & (class_labels <= num_classes)).all():
         raise ValueError(
             f"`class_labels` must be between 0 and {num_classes - 1} (or {num_classes} for no label), "
@@ -252,18 +300,19 @@ def check_class_labels(class_labels: Tensor | None, num_classes: int | None):
 
 def check_transformer_sizes(config: Any, sizes: tuple[str, ...]):
     """Refuse sizes that no transformer has; `sizes` are names of a model's own beside those that all have."""
-    for name in ("hidden_size", "num_attention_heads", *sizes):
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+    check_sizes(config, ("hidden_size", "num_attention_heads", *sizes))
+    check_sizes(config, [name for name in sizes if name.endswith("_layers")], most=MOST_LAYERS)
     width, heads = config.hidden_size, config.num_attention_heads
     if width % heads or (width // heads) % 2:
         raise ValueError(
             "`hidden_size` must be an even multiple of `num_attention_heads` (an even head width), "
             f"got {width} for {heads} heads."
         )
-    if not config.feed_forward_ratio > 0:
-        raise ValueError(f"`feed_forward_ratio` must be positive, got {config.feed_forward_ratio!r}.")
+    if not 1 <= width * config.feed_forward_ratio <= LARGEST_SIZE:
+        raise ValueError(
+            f"`feed_forward_ratio` must be positive and make `hidden_size`={width} at least 1 and at most "
+            f"{LARGEST_SIZE}, got {config.feed_forward_ratio!r}."
+        )
     dropout = config.get("dropout", 0.0)
     if not 0 <= dropout < 1:
         raise ValueError(f"`dropout` must be in [0, 1), got {dropout!r}.")
@@ -272,9 +321,7 @@ def check_transformer_sizes(config: Any, sizes: tuple[str, ...]):
 def check_transformer_config(config: Any, more_sizes: tuple[str, ...] = ()):
     """Refuse what no transformer over tokens has; `more_sizes` are names of a model's own."""
     check_transformer_sizes(config, ("vocab_size", "num_layers", "max_length", *more_sizes))
-    classes = config.num_classes
-    if classes is not None and (not isinstance(classes, int) or classes < 1):
-        raise ValueError(f"`num_classes` must be None or an integer of at least 1, got {classes!r}.")
+    check_sizes(config, ["num_classes"], optional=True)
     for name in ("mask_token_id", "pad_token_id"):
         value = getattr(config, name)
         if value is not None and not 0 <= value < config.vocab_size:

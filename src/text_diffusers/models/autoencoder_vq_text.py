@@ -7,12 +7,14 @@ Shapes: B batch, L tokens of a row, W windows of all rows, S tokens of a window,
 width, V vocabulary size.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from text_diffusers.models.attention import NORM_EPS, TransformerStack, check_transformer_sizes, init_weights
 from text_diffusers.models.autoencoder_vq_quantizer import QUANTIZERS, TextQuantizer
+from text_diffusers.models.config_types import LARGEST_SIZE, MOST_LAYERS, check_config_types, check_sizes, is_of
 
 
 @dataclass
@@ -49,7 +52,7 @@ class AutoencoderVQTextOutput(BaseOutput):
     codes: Any = None
 
 
-class AutoencoderVQTextModel(ModelMixin, ConfigMixin):
+class AutoencoderVQTextModel(ModelMixin, AttentionMixin, ConfigMixin):
     """Tokens to codes, and codes to logits of all tokens in one pass.
 
     Everything happens within windows of `window_length` tokens: the cost is linear in the length of a text, and the
@@ -78,6 +81,8 @@ class AutoencoderVQTextModel(ModelMixin, ConfigMixin):
     """
 
     _no_split_modules = ["TextTransformerBlock"]
+    _repeated_blocks = ["TextTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["token_embedding"]  # read outside of their layers
     config: Any
 
     @register_to_config
@@ -310,13 +315,12 @@ class AutoencoderVQTextModel(ModelMixin, ConfigMixin):
     def _check_config(self):
         config = self.config
         two = config.coarse_ratio is not None
+        self._check_levels(two)
+        check_config_types(self)
         sizes = ("vocab_size", "num_decoder_layers", "patch_length", "num_fine_codes", "codebook_dim", "window_length")
         coarse = ("coarse_ratio", "num_coarse_layers", "num_coarse_codes") if two else ()
         check_transformer_sizes(config, (*sizes, *coarse))
-        if not isinstance(config.num_encoder_layers, int) or config.num_encoder_layers < 0:
-            raise ValueError(
-                f"`num_encoder_layers` must be an integer of at least 0, got {config.num_encoder_layers!r}."
-            )
+        check_sizes(config, ["num_encoder_layers"], least=0, most=MOST_LAYERS)
         if config.quantizer not in QUANTIZERS:
             raise ValueError(f"`quantizer` must be one of {QUANTIZERS}, got {config.quantizer!r}.")
         if config.window_length % self.code_length:
@@ -324,13 +328,6 @@ class AutoencoderVQTextModel(ModelMixin, ConfigMixin):
                 f"`window_length` must be a multiple of {self.code_length}, the tokens of a code, "
                 f"got {config.window_length}."
             )
-        for name, used in (("fine_levels", True), ("coarse_levels", two)):
-            levels = getattr(config, name)
-            if (levels is not None) != (used and config.quantizer == "fsq"):
-                raise ValueError(f'`{name}` must be given with `quantizer` "fsq" and not otherwise, got {levels!r}.')
-            whole = isinstance(levels, list | tuple) and all(isinstance(level, int) and level > 2 for level in levels)
-            if levels is not None and not (levels and whole):
-                raise ValueError(f"`{name}` must be a list of integers of at least 3, got {levels!r}.")
         for name in ("decay", "commitment_weight", "dead_code_threshold"):
             value = getattr(config, name)
             if not value >= 0 or (name == "decay" and not value < 1):
@@ -338,3 +335,15 @@ class AutoencoderVQTextModel(ModelMixin, ConfigMixin):
         mask = config.mask_token_id
         if mask is not None and not 0 <= mask < config.vocab_size:
             raise ValueError(f"`mask_token_id` must be in the vocabulary of {config.vocab_size}, got {mask!r}.")
+
+    def _check_levels(self, two: bool):
+        for name, used in (("fine_levels", True), ("coarse_levels", two)):
+            levels = getattr(self.config, name)
+            if (levels is not None) != (used and self.config.quantizer == "fsq"):
+                raise ValueError(f'`{name}` must be given with `quantizer` "fsq" and not otherwise, got {levels!r}.')
+            if levels is None:
+                continue
+            if not (is_of(levels, list[int]) and levels and min(levels) > 2):
+                raise ValueError(f"`{name}` must be a list of integers of at least 3, got {levels!r}.")
+            if math.prod(levels) > LARGEST_SIZE:
+                raise ValueError(f"`{name}` must have a product of at most {LARGEST_SIZE}, got {levels!r}.")

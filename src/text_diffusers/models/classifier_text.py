@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
@@ -21,10 +22,12 @@ from text_diffusers.models.attention import (
     NORM_EPS,
     TextTransformerBlock,
     check_transformer_config,
+    hides_nothing,
     init_weights,
     rotary_of,
     sinusoids,
 )
+from text_diffusers.models.config_types import LONGEST_CLOCK, check_config_types, check_sizes
 
 EMBEDDING_STD = 0.1  # of a new model: small embeddings of rare words learn in few steps
 WHOLE_CLOCK = 1_000.0  # the network sees times as if they ran from 0 to a thousand
@@ -37,7 +40,7 @@ class TextClassifierOutput(BaseOutput):
     logits: Tensor
 
 
-class TextClassifierModel(ModelMixin, ConfigMixin):
+class TextClassifierModel(ModelMixin, AttentionMixin, ConfigMixin):
     """Noise-aware classifier of texts, or with `per_token` of tokens.
 
     Args:
@@ -66,6 +69,8 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["TextTransformerBlock"]
+    _repeated_blocks = ["TextTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["token_embedding", "words_in"]  # read outside of their layers
     _gradient_checkpointing_func: Any
     config: Any
 
@@ -241,12 +246,12 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
         if attention_mask is None:
             return None
         real = attention_mask.bool()
-        if real.shape != x.shape[:2] or not real.any(dim=1).all():
+        if real.shape != x.shape[:2] or not (torch.compiler.is_compiling() or real.any(dim=1).all()):
             raise ValueError(
                 f"`attention_mask` must be {tuple(x.shape[:2])} with a real token in each row, got "
                 f"{tuple(real.shape)} with {real.sum(dim=-1).tolist()} of them."
             )
-        return None if bool(real.all()) else real
+        return None if hides_nothing(real) else real
 
     def _condition(self, x: Tensor, timestep: float | Tensor | None) -> Tensor | None:
         """(B, 1, D) of the embedded time."""
@@ -269,20 +274,19 @@ class TextClassifierModel(ModelMixin, ConfigMixin):
 
     def _check_config(self):
         config = self.config
+        check_config_types(self)
         if config.embedding_dim is None:
             check_transformer_config(config)
         else:  # the clock and the width of embeddings are needed, a vocabulary is not
             known = FrozenDict(config | {"vocab_size": config.vocab_size or config.embedding_dim})
             check_transformer_config(known, ("embedding_dim",))
         steps, classes, labels = config.num_train_timesteps, config.num_classes, config.labels
-        if steps is not None and (not isinstance(steps, int) or steps < 1):
-            raise ValueError(f"`num_train_timesteps` must be None or an integer of at least 1, got {steps!r}.")
+        check_sizes(config, ["num_train_timesteps"], most=LONGEST_CLOCK, optional=True)
         if steps is None and config.embedding_dim is not None and config.vocab_size is not None:
             raise ValueError(
                 "`num_train_timesteps` must be an integer with both `embedding_dim` and `vocab_size`, got None."
             )
-        if not isinstance(classes, int) or classes < 2:
-            raise ValueError(f"`num_classes` must be an integer of at least 2, got {classes!r}.")
+        check_sizes(config, ["num_classes"], least=2)
         if labels is not None and len(labels) != classes:
             raise ValueError(f"`labels` must be None or {classes} names, one a class, got {labels!r}.")
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from text_diffusers.models.attention import NORM_EPS, TransformerStack, check_transformer_sizes, init_weights
+from text_diffusers.models.config_types import check_config_types
 
 
 @dataclass
@@ -22,7 +24,7 @@ class PromptEncoderOutput(BaseOutput):
     last_hidden_state: Tensor
 
 
-class PromptEncoderModel(ModelMixin, ConfigMixin):
+class PromptEncoderModel(ModelMixin, AttentionMixin, ConfigMixin):
     """Bidirectional transformer over the tokens of a prompt, called as the encoders of transformers are.
 
     Args:
@@ -37,6 +39,8 @@ class PromptEncoderModel(ModelMixin, ConfigMixin):
         ValueError: if an argument makes no sense, with its name and limit.
     """
 
+    _no_split_modules = ["TextTransformerBlock"]
+    _repeated_blocks = ["TextTransformerBlock"]
     config: Any
 
     @register_to_config
@@ -50,6 +54,7 @@ class PromptEncoderModel(ModelMixin, ConfigMixin):
         max_length: int = 128,
     ):
         super().__init__()
+        check_config_types(self)
         check_transformer_sizes(self.config, ("vocab_size", "num_layers", "max_length"))
         self.token_embedding = nn.Embedding(vocab_size, hidden_size)
         feed_forward_size = int(hidden_size * feed_forward_ratio)

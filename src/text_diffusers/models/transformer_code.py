@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from text_diffusers.models.attention import (
     init_weights,
     rotary_of,
 )
+from text_diffusers.models.config_types import check_config_types
 from text_diffusers.models.transformer_text import TextTransformerOutput
 
 
@@ -58,7 +60,7 @@ class CodeTransformerBlock(nn.Module):
         return self.block(x, rotary, None, None)
 
 
-class CodeTransformerModel(ModelMixin, ConfigMixin):
+class CodeTransformerModel(ModelMixin, AttentionMixin, ConfigMixin):
     """Denoiser over codes under absorbing noise; the last id, `vocab_size - 1`, is the mask.
 
     Args:
@@ -79,6 +81,7 @@ class CodeTransformerModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["CodeTransformerBlock"]
+    _repeated_blocks = ["CodeTransformerBlock"]
     _gradient_checkpointing_func: Any
     config: Any
 
@@ -97,6 +100,7 @@ class CodeTransformerModel(ModelMixin, ConfigMixin):
         dropout: float = 0.0,
     ):
         super().__init__()
+        check_config_types(self)
         optional = [name for name in ("num_context_codes", "prompt_size") if self.config[name] is not None]
         check_transformer_sizes(self.config, ("vocab_size", "num_layers", "max_length", "context_ratio", *optional))
         self.gradient_checkpointing = False

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
@@ -23,10 +24,12 @@ from text_diffusers.models.attention import (
     TextTransformerBlock,
     check_class_labels,
     check_transformer_config,
+    hides_nothing,
     init_weights,
     rotary_of,
     sinusoids,
 )
+from text_diffusers.models.config_types import LONGEST_CLOCK, check_config_types, check_sizes
 
 CLOCK_SCALE = 1_000.0  # the network sees times as if there were a thousand steps
 PREDICTION_TYPES = ("sample", "epsilon", "v_prediction")
@@ -55,7 +58,7 @@ class EmbeddingTransformerOutput(BaseOutput):
     start_logits: Tensor | None = None
 
 
-class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class EmbeddingTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     """Denoiser over word embeddings.
 
     Args:
@@ -94,6 +97,8 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["TextTransformerBlock"]
+    _repeated_blocks = ["TextTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["token_embedding", "words_in"]  # read outside of their layers
     _gradient_checkpointing_func: Any
     config: Any
 
@@ -286,7 +291,9 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             x = x + self.given_embedding(torch.zeros_like(x[..., 0]).long() if given is None else given.long())
         condition = self._condition(timestep, class_labels, x)  # (B, 1, D)
         rotary = rotary_of(x, self._head_width)
-        real = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()[:, None, None]
+        real = (
+            None if attention_mask is None or hides_nothing(attention_mask) else attention_mask.bool()[:, None, None]
+        )
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, x, rotary, real, condition)
@@ -353,18 +360,21 @@ class EmbeddingTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def _check_config(self):
         config = self.config
-        check_transformer_config(config, ("embedding_dim", "num_train_timesteps"))
+        check_config_types(self)
+        check_transformer_config(config, ("embedding_dim",))
+        check_sizes(config, ["num_train_timesteps"], most=LONGEST_CLOCK)
         for name, known in (("prediction_type", PREDICTION_TYPES), ("rounding", ROUNDINGS)):
             if getattr(config, name) not in known:
                 raise ValueError(f"`{name}` must be one of {known}, got {getattr(config, name)!r}.")
         if config.categorical_output and config.prediction_type != "sample":
             raise ValueError(f'`categorical_output` needs `prediction_type="sample"`, got {config.prediction_type!r}.')
+        check_sizes(config, ["codebook_size"], least=0, optional=True)
         if config.codebook_size is not None and (config.rounding != "codebook" or config.codebook_size < 1):
             raise ValueError(
                 '`codebook_size` must be at least 1 and needs `rounding="codebook"`, got '
                 f"{config.codebook_size!r} with {config.rounding!r}."
             )
-        if not isinstance(config.time_bins, int) or not 0 <= config.time_bins <= config.num_train_timesteps:
+        if not 0 <= config.time_bins <= config.num_train_timesteps:
             raise ValueError(
                 f"`time_bins` must be between 0 and `num_train_timesteps`={config.num_train_timesteps}, "
                 f"got {config.time_bins!r}."

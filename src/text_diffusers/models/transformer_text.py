@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from text_diffusers.models.attention import (
     check_class_labels,
     check_transformer_config,
     earlier_blocks,
+    hides_nothing,
     init_weights,
     sinusoids,
     take,
@@ -32,6 +34,7 @@ from text_diffusers.models.attention import (
     wanted_tokens,
 )
 from text_diffusers.models.chunked_head import CHUNK_SIZE, ChunkedHeadLoss, LossFunction, chunks
+from text_diffusers.models.config_types import check_config_types, check_sizes
 
 TIME_SCALE = 1_000.0
 
@@ -44,7 +47,7 @@ class TextTransformerOutput(BaseOutput):
     loss: Tensor | None = None
 
 
-class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class TextTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
     """Denoiser over tokens: bidirectional, or with `block_length` block by block (https://arxiv.org/abs/2503.09573).
 
     Args:
@@ -69,6 +72,8 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["TextTransformerBlock"]
+    _repeated_blocks = ["TextTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["token_embedding", "head"]  # read outside of their layers
     _gradient_checkpointing_func: Any
     config: Any
 
@@ -221,7 +226,7 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             mask = two_streams(input_ids.shape[1], size, device)
         elif size is not None:
             mask = earlier_blocks(start + input_ids.shape[1], start, size, device)
-        if attention_mask is None or bool(attention_mask.all()):
+        if attention_mask is None or hides_nothing(attention_mask):
             return mask
         real = attention_mask.bool()[:, None, None, :]
         if two:
@@ -285,7 +290,6 @@ class TextTransformerModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             )
 
     def _check_config(self):
+        check_config_types(self)
         check_transformer_config(self.config)
-        block_length = self.config.block_length
-        if block_length is not None and (not isinstance(block_length, int) or block_length < 1):
-            raise ValueError(f"`block_length` must be None or an integer of at least 1, got {block_length!r}.")
+        check_sizes(self.config, ["block_length"], optional=True)
