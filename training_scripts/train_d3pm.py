@@ -37,6 +37,7 @@ from text_diffusers.masked_lm_training import (
     holds_masked_lm,
     load_masked_lm,
     plain_model,
+    saved_pipeline,
     training_denoiser,
 )
 from text_diffusers.noise import TIME_SAMPLINGS, token_uniform
@@ -61,7 +62,7 @@ PARTS_OF_A_PIPELINE = (
     *("tokenizer", "vocab_size", "kernel", "schedule", "num_train_timesteps", "reverse_rule", "hidden_size"),
     *("num_layers", "num_attention_heads", "init_embeddings", "tie_embeddings", "dropout", "mask_fraction"),
     *("num_neighbors", "walk_rate", "bit_codes"),
-    "block_length",
+    *("block_length", "label_names"),
 )
 KERNEL_OPTIONS = (
     *("schedule", "num_train_timesteps", "reverse_rule", "min_timestep"),
@@ -82,6 +83,9 @@ class D3PMConfig(TextTrainingConfig):
     lora_alpha: float | None = field(default=None, metadata={"help": "adapters weigh alpha / rank; default: the rank"})
     source_column: str | None = field(
         default=None, metadata={"help": "column of the texts from which `text_column` is to be written"}
+    )
+    label_names: list[str] | None = field(
+        default=None, metadata={"help": "names of the labels, in their order, by which texts can be asked for"}
     )
     condition_dropout: float = field(
         default=0.0, metadata={"help": "share of rows without their label or source, for classifier-free guidance"}
@@ -132,6 +136,10 @@ class D3PMConfig(TextTrainingConfig):
                 "`condition_dropout` must be in [0, 1) and needs a `label_column` or `source_column`, and no "
                 f"`block_length`, got {self.condition_dropout!r}."
             )
+        if self.label_names is not None and not self.label_column:
+            raise ValueError(f"`label_names` needs a `label_column`, got {self.label_names}.")
+        if len(set(self.label_names or [])) < len(self.label_names or []):
+            raise ValueError(f"`label_names` must differ from each other, got {self.label_names}.")
         if self.init_embeddings not in ("cooccurrence", "random"):
             raise ValueError(f'`init_embeddings` must be "cooccurrence" or "random", got {self.init_embeddings!r}.')
         if self.time_sampling not in TIME_SAMPLINGS:
@@ -217,6 +225,7 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
     if masked_lm:
         check_masked_lm_options(config)
     data = prepare_data(config, accelerator, config.model_name_or_path, masked_lm, config.source_column)
+    names = label_names(config, data)
     denoiser, scheduler = build_model(config, data)
     fine_scheduler = type(scheduler).from_config(scheduler.config, min_timestep=FINE_MIN_TIMESTEP)
     accelerator.print(f"{denoiser.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary")
@@ -257,7 +266,7 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
         return estimate.metrics()
 
     def write(model) -> list[str]:
-        pipe = pipeline_class(config, model)(data.tokenizer, plain_model(model), fine_scheduler, data.lengths)
+        pipe = pipeline_class(config, model)(data.tokenizer, plain_model(model), fine_scheduler, data.lengths, names)
         return written(config, pipe, data, config.num_samples).texts
 
     order = row_order(config, data.train_rows, rows_per_step(config, accelerator))
@@ -266,13 +275,30 @@ def main(config: D3PMConfig, on_validation: Callable[[int, dict[str, float]], No
     losses = loop.run()
     averages = loop.state.averages()  # of all processes
     if accelerator.is_main_process:
-        pipe = save(config, data, denoiser, averages, fine_scheduler).to(accelerator.device)
+        pipe = save(config, data, denoiser, averages, fine_scheduler, names).to(accelerator.device)
         loop.log_pipeline(report(config, pipe, data))
     end_training(accelerator)
     return losses
 
 
-def save(config: D3PMConfig, data: TextData, denoiser, averages: dict[str, torch.Tensor], scheduler):
+def label_names(config: D3PMConfig, data: TextData) -> list[str] | None:
+    """Names of the labels: as configured, if they are as many as the data has, or of the pipeline trained further."""
+    names = config.label_names
+    if names is not None and len(names) != data.num_classes:
+        raise ValueError(f"`label_names` must name the {data.num_classes} labels of the data, got {names}.")
+    if config.model_name_or_path:
+        return (saved_pipeline(config.model_name_or_path) or {}).get("label_names")
+    return names
+
+
+def save(
+    config: D3PMConfig,
+    data: TextData,
+    denoiser: Any,
+    averages: dict[str, torch.Tensor],
+    scheduler: Any,
+    names: list[str] | None,
+) -> TextDiffusionPipeline:
     """Save the averaged weights, a pipeline or adapters of one, and return the pipeline as users will load it."""
     if config.lora_rank:
         adapters = get_peft_model_state_dict(denoiser, state_dict=averages)
@@ -283,7 +309,7 @@ def save(config: D3PMConfig, data: TextData, denoiser, averages: dict[str, torch
         return pipe
     model = fresh_copy(denoiser)
     model.load_state_dict(averages)
-    pipe = pipeline_class(config, model)(data.tokenizer, plain_model(model.eval()), scheduler, data.lengths)
+    pipe = pipeline_class(config, model)(data.tokenizer, plain_model(model.eval()), scheduler, data.lengths, names)
     pipe.save_pretrained(config.output_dir)
     return pipe
 

@@ -54,6 +54,7 @@ from text_diffusers.text_data import (
     rows_per_step,
 )
 from text_diffusers.training import TrainingLoop
+from text_diffusers.training_config import note_training
 from text_diffusers.two_level_evaluation import estimate_two_level_bound, per_token
 
 SHARES = ("condition_dropout", "plan_corruption", "plan_dropout")
@@ -267,6 +268,7 @@ def main(
     losses = {stage.stage: train_stage(stage, autoencoder, data, on_validation) for stage in configs}
     folders = [Path(config.output_dir, level) for level in levels_of(autoencoder)]
     if accelerator.is_main_process and all((folder / "denoiser").exists() for folder in folders):
+        note_training(config, accelerator)
         report(config, save_pipeline(config, autoencoder, data).to(accelerator.device), data)
     end_training(accelerator)
     return losses

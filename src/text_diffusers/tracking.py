@@ -1,11 +1,100 @@
-"""Trackers of a training run: what Accelerate's own trackers do not do alike for TensorBoard and Weights & Biases."""
+"""What is recorded of a training run: its curves, in a file of its own, and what goes to Accelerate's trackers.
 
+The trackers get here what Accelerate does not do alike for TensorBoard and Weights & Biases.
+"""
+
+import json
+import logging
+import math
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+logger = logging.getLogger(__name__)
+
+CURVES_FILE = "curves.jsonl"
+
+
+class Curves:
+    """The file of a run's curves: a JSON line for every step at which something was measured.
+
+    A resumed run takes up the lines up to its checkpoint, so that each step has one line, however often it was
+    stopped. A disk that refuses a line does not stop the run; the next one brings what is missing. For the main
+    process.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.on_disk = True
+
+    def open(self, step: int):
+        """Take up a run that stands at `step`; 0 begins anew."""
+        self.rows = {row["step"]: row for row in read_curves(self.path) if row["step"] <= step}
+        self._write_all()
+
+    def add(self, step: int, values: dict[str, Any]):
+        """Add to the line of a step; numbers that are not finite are left out."""
+        known = step in self.rows
+        self.rows[step] = self.rows.get(step, {"step": step}) | finite(values)
+        try:
+            if known or not self.on_disk:
+                self._write_all()
+            else:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(self.rows[step]) + "\n")
+        except OSError as error:
+            self._report(error)
+
+    def flush(self):
+        """Make sure that all lines are on the disk."""
+        try:
+            if not self.on_disk:
+                self._write_all()
+            elif self.rows:
+                with open(self.path, "a") as file:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            self._report(error)
+
+    def _write_all(self):
+        draft = self.path.with_name(f"{self.path.name}.draft")
+        if self.rows:
+            with open(draft, "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in self.rows.values())
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
+        self.on_disk = True
+
+    def _report(self, error: OSError):
+        self.on_disk = False
+        logger.error(f"{self.path.name} lacks its last lines: {error}")
+
+
+def read_curves(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of curves, up to one that a crash left torn; none if there is no such file."""
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
+        try:
+            row = json.loads(line)
+            rows.append(row | {"step": int(row["step"])})
+        except (ValueError, TypeError, KeyError):
+            logger.warning(f"{path}: line {number} is damaged; it and those after it are left out.")
+            break
+    return rows
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The numbers among the values, and the numbers within them, that JSON can hold."""
+    nested = {name: finite(value) if isinstance(value, dict) else value for name, value in values.items()}
+    return {name: value for name, value in nested.items() if isinstance(value, dict) or math.isfinite(value)}
 
 
 def check_trackers(names: list[str]) -> list[str]:

@@ -36,8 +36,8 @@ from text_diffusers.checkpoints import (
 from text_diffusers.noise import row_noise
 from text_diffusers.rows import ShuffledRows, unknown_tokens
 from text_diffusers.runtime import TRACKER_FOLDER, StopRequest, ThreadTuner, end_training, most_threads
-from text_diffusers.tracking import log_model, log_texts, start_trackers
-from text_diffusers.training_config import TrainingConfig, changes, make_optimizer
+from text_diffusers.tracking import CURVES_FILE, Curves, finite, log_model, log_texts, start_trackers
+from text_diffusers.training_config import TrainingConfig, changes, make_optimizer, note_training
 from text_diffusers.training_state import make_state
 
 logger = get_logger(__name__)
@@ -93,6 +93,8 @@ class TrainingLoop:
         self.micro_batch_size = config.train_batch_size
         self.step, self.elapsed, self.saved_step = 0, 0.0, -1
         self.run_id = secrets.token_hex(4)
+        self.curves = Curves(Path(config.output_dir, CURVES_FILE))
+        self.recent_losses: list[float] = []  # since the last line of the curves
 
     @property
     def progress(self) -> float:
@@ -113,6 +115,8 @@ class TrainingLoop:
             FloatingPointError: if a loss or a gradient is not finite; the weights are those before the step.
         """
         self._open_output()
+        if self._missed_validation():
+            self.run_validation()
         losses: list[float] = []
         steps = None if self.config.max_train_minutes else self.config.max_train_steps
         measured = self.config.num_cpu_threads == 0 and self.accelerator.device.type == "cpu"
@@ -128,6 +132,7 @@ class TrainingLoop:
                 if tuner:
                     tuner.after_step(seconds)
                 losses.append(loss)
+                self.recent_losses.append(loss)
                 rates = {"learning_rate": self.learning_rate(), "tokens_per_second": tokens / seconds}
                 seconds, signal_number = self._agreed(seconds, stop.signal_number())
                 self.elapsed += seconds
@@ -136,8 +141,7 @@ class TrainingLoop:
                 speed = f"{rates['tokens_per_second']:,.0f}"
                 bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=speed, budget=f"{self.progress:.0%}", refresh=False)
                 if self.step % TRACKED_EVERY == 0:
-                    tracked = {"loss": fmean(losses[-TRACKED_EVERY:]), "gradient_norm": gradient_norm} | rates
-                    self._log("training", tracked)
+                    self._log_training({"gradient_norm": gradient_norm} | rates)
                 if signal_number:
                     self._leave(signal_number)
                 if self._due(self.config.checkpointing_steps):
@@ -161,6 +165,9 @@ class TrainingLoop:
             check_room(output, size, config.checkpoints_total_limit)
         if config.resume_from_checkpoint:
             self.load()
+        if self.accelerator.is_main_process:
+            self.curves.open(self.step)
+            note_training(config, self.accelerator)
         settings = (config.project, output.resolve().name, self.run_id, self.step, asdict(config))
         start_trackers(self.accelerator, *settings)
 
@@ -274,14 +281,32 @@ class TrainingLoop:
             metrics |= {"bound_without_ema": last, "ema_gap": last - metrics["bound"]}
         self._log("validation", metrics)
         if self.accelerator.is_main_process:
+            plain = {name: value for name, value in metrics.items() if "/" not in name}
+            self.curves.add(self.step, {"seconds": round(self.elapsed, 3), "validation": plain})
             log_texts(self.accelerator, "samples", texts, self.step)
             tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if "/" not in k))
         if self.on_validation:
             self.on_validation(self.step, metrics | {"progress": self.progress})
 
+    def _missed_validation(self) -> bool:
+        """Whether a resumed run was stopped between the checkpoint of its step and the validation that was due."""
+        if self.step == 0 or not self._due(self.config.validation_steps):
+            return False
+        missed = ["validation" not in self.curves.rows.get(self.step, {})]
+        return broadcast_object_list(missed)[0]
+
+    def _log_training(self, values: dict[str, float]):
+        """Tell trackers and curves of the steps since the last time."""
+        loss = fmean(self.recent_losses)
+        self.recent_losses = []
+        self._log("training", {"loss": loss} | values)
+        if self.accelerator.is_main_process:
+            line = {"seconds": round(self.elapsed, 3), "loss": loss, "learning_rate": values["learning_rate"]}
+            self.curves.add(self.step, line)
+
     def _log(self, section: str, values: dict[str, float]):
         named = {name if "/" in name else f"{section}/{name}": value for name, value in values.items()}
-        self.accelerator.log({name: value for name, value in named.items() if math.isfinite(value)}, step=self.step)
+        self.accelerator.log(finite(named), step=self.step)
 
     def log_pipeline(self, metrics: dict[str, float]):
         """Hand the pipeline saved in the output folder to the trackers that keep artifacts."""
@@ -316,6 +341,7 @@ class TrainingLoop:
             return
         tensors, written = self.state.tensors(), torch.ones((), device=self.accelerator.device)
         if self.accelerator.is_main_process:
+            self.curves.flush()
             try:
                 limit = self.config.checkpoints_total_limit
                 write_checkpoint(self.checkpoint_folder, self.step, tensors, self._counters(), limit)
@@ -337,6 +363,7 @@ class TrainingLoop:
             "rows_per_step": self.rows.rows_per_step,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "run_id": self.run_id,
+            "recent_losses": self.recent_losses,
             "config": asdict(self.config),
         }
 
@@ -363,6 +390,7 @@ class TrainingLoop:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.elapsed, self.state.ema.optimization_step = state["step"], state["elapsed"], state["ema_step"]
         self.run_id, self.saved_step = state["run_id"], self.step
+        self.recent_losses = state.get("recent_losses", [])
         if state["config"]["train_batch_size"] == self.config.train_batch_size:
             self.micro_batch_size = state["micro_batch_size"]  # halved when memory was short
         self.accelerator.print(f"Resumed from {path} at step {self.step}")

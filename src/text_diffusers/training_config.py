@@ -1,7 +1,17 @@
-"""Options of every training recipe, and the optimizers among which they choose."""
+"""Options of every training recipe, what a run notes of them, and the optimizers among which they choose."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from contextlib import suppress
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PureWindowsPath
+from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -9,6 +19,12 @@ from text_diffusers.checkpoints import CHECKPOINT_FOLDER
 from text_diffusers.tracking import check_trackers
 
 SGD_MOMENTUM = 0.9
+NOTE_FILE = "training_config.json"
+LIBRARIES = (
+    *("text-diffusers", "torch", "diffusers", "transformers", "accelerate", "datasets", "tokenizers", "safetensors"),
+    "peft",
+)
+OF_A_SITTING = ("overwrite_output_dir", "resume_from_checkpoint")
 # Options without an effect on what the next steps compute, but for rounding.
 FREE_WHEN_RESUMING = {
     *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "project", "num_cpu_threads"),
@@ -90,6 +106,58 @@ def changes(before: dict, now: dict) -> list[str]:
     """Options that make the rest of a resumed run another one than it would have been."""
     names = sorted(now.keys() & before.keys() - FREE_WHEN_RESUMING)
     return [f"`{name}` was {before[name]} and is {now[name]}" for name in names if before[name] != now[name]]
+
+
+def note_training(config: TrainingConfig, accelerator: Any):
+    """Leave in the output folder what the run was asked for and what it runs on, for the model card.
+
+    Paths are noted by their last name: what stands before it tells of a machine. For the main process.
+    """
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            versions[library] = version(library)
+    note = {
+        "recipe": recipe_name(config),
+        "command": training_command(config),
+        "options": {name: without_folders(value) for name, value in asdict(config).items()},
+        "num_processes": accelerator.num_processes,
+        "device": accelerator.device.type,
+        "mixed_precision": accelerator.mixed_precision,
+        "versions": versions,
+    }
+    Path(config.output_dir, NOTE_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def recipe_name(config: TrainingConfig) -> str:
+    """Name of the training script that defines these options."""
+    module = sys.modules[type(config).__module__]
+    return Path(getattr(module, "__file__", None) or module.__name__).stem
+
+
+def training_command(config: TrainingConfig) -> str:
+    """The command that asks for these options, but for those of one sitting, by what differs from the defaults."""
+    words = ["accelerate", "launch", f"training_scripts/{recipe_name(config)}.py"]
+    for option in fields(config):
+        value = getattr(config, option.name)
+        default = option.default if option.default_factory is MISSING else option.default_factory()
+        if option.name in OF_A_SITTING or value is None or value == default:
+            continue
+        values = value if isinstance(value, list) else [without_folders(value)]
+        words += [f"--{option.name}", *(str(one).lower() if isinstance(one, bool) else str(one) for one in values)]
+    return shlex.join(words)
+
+
+def without_folders(value: Any) -> Any:
+    """The last name of a string that is a path here or an address; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    address = "://" in value
+    absolute = PureWindowsPath(value).is_absolute() or value.startswith(("/", "~", "."))
+    if not (address or absolute or os.path.exists(value)):
+        return value
+    path = urlsplit(value).path if address else value
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def adamw(groups: list[dict], config: TrainingConfig, fused: bool) -> torch.optim.Optimizer:

@@ -1,0 +1,53 @@
+"""The papers behind the parts of a pipeline: those that the docstrings of their classes and modules cite."""
+
+import re
+import sys
+from typing import Any
+
+ARXIV = re.compile(r"arxiv\.org/abs/(\d{4}\.\d{5})")
+TITLES = {
+    "1906.00446": "Generating Diverse High-Fidelity Images with VQ-VAE-2",
+    "2006.11239": "Denoising Diffusion Probabilistic Models",
+    "2010.02502": "Denoising Diffusion Implicit Models",
+    "2104.09864": "RoFormer: Enhanced Transformer with Rotary Position Embedding",
+    "2105.05233": "Diffusion Models Beat GANs on Image Synthesis",
+    "2107.03006": "Structured Denoising Diffusion Models in Discrete State-Spaces",
+    "2202.04200": "MaskGIT: Masked Generative Image Transformer",
+    "2205.14217": "Diffusion-LM Improves Controllable Text Generation",
+    "2205.14987": "A Continuous Time Framework for Discrete Denoising Models",
+    "2207.12598": "Classifier-Free Diffusion Guidance",
+    "2208.04202": "Analog Bits: Generating Discrete Data using Diffusion Models with Self-Conditioning",
+    "2210.08933": "DiffuSeq: Sequence to Sequence Text Generation with Diffusion Models",
+    "2211.01095": "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
+    "2211.15089": "Continuous diffusion for categorical data",
+    "2212.09412": "Empowering Diffusion Models on the Embedding Space for Text Generation",
+    "2212.09748": "Scalable Diffusion Models with Transformers",
+    "2305.18619": "Likelihood-Based Diffusion Language Models",
+    "2308.15459": "ParaGuide: Guided Diffusion Paraphrasers for Plug-and-Play Textual Style Transfer",
+    "2406.07524": "Simple and Effective Masked Diffusion Language Models",
+    "2409.02908": "Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit Inaccurate "
+    "Categorical Sampling",
+    "2412.10193": "Simple Guidance Mechanisms for Discrete Diffusion Models",
+    "2502.09992": "Large Language Diffusion Models",
+    "2503.00307": "Remasking Discrete Diffusion Models with Inference-Time Scaling",
+    "2503.04482": "Generalized Interpolating Discrete Diffusion",
+    "2503.09573": "Block Diffusion: Interpolating Between Autoregressive and Diffusion Language Models",
+    "2505.22618": "Fast-dLLM: Training-free Acceleration of Diffusion LLM by Enabling KV Cache and Parallel Decoding",
+    "2505.24857": "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking",
+    "2508.15487": "Dream 7B: Diffusion Large Language Models",
+    "2605.22765": "Uniform Diffusion Models Revisited: Leave-One-Out Denoiser and Absorbing State Reformulation",
+}
+
+
+def papers_of(*parts: Any) -> list[tuple[str, str]]:
+    """`(arXiv number, title)` of the papers that the classes of these objects cite, in the order of the objects.
+
+    The title is the number where it is not known.
+    """
+    found: dict[str, None] = {}
+    for part in parts:
+        for owner in type(part).__mro__:
+            if owner.__module__.partition(".")[0] == __name__.partition(".")[0]:
+                docstrings = (sys.modules[owner.__module__].__doc__, owner.__doc__)
+                found |= dict.fromkeys(number for text in docstrings for number in ARXIV.findall(text or ""))
+    return [(number, TITLES.get(number, f"arXiv:{number}")) for number in found]
