@@ -22,19 +22,26 @@ VQ_RECIPE := --vocab_size 2048 --length 128 --train_batch_size 16 --lr_warmup_st
 	--max_train_minutes 8 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 500
 TWO_LEVEL_RECIPE := --length 256 --prompt_length 64 --train_batch_size 8 --lr_warmup_steps 50 --ema_decay 0.995 \
 	--max_train_steps 100000 --max_train_minutes 8 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 500
+MODEL_RECIPE := --vocab_size 4096 --length 32 --hidden_size 192 --num_layers 4 --train_batch_size 32 --lr_warmup_steps 50 \
+	--max_train_steps 100000 --max_train_minutes 55 --num_cpu_threads 1 --validation_steps 4000 --checkpointing_steps 1000
 GUIDED ?= runs/sentiment
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test test-slow check typing bench quality diffusion_lm samplers judge clean
+.PHONY: quickstart test browser test-slow check typing bench quality diffusion_lm samplers judge clean
 
-quickstart: $(VENV)/train.installed  ## train a small model for about four minutes, load it and let it write
+quickstart: $(VENV)/train.installed  ## let the shipped model write, train a small one for about four minutes, let it write
+	$(BIN)/text-diffusers generate --num 4 --temperature 0.7 --top-p 0.9
 	$(LAUNCH) training_scripts/train_d3pm.py --dataset chitchat --output_dir runs/quickstart --overwrite_output_dir true \
 		--max_train_minutes $(QUICKSTART_MINUTES) $(QUICKSTART_RECIPE)
 	$(BIN)/python training_scripts/quickstart.py runs/quickstart
 
 test: $(VENV)/dev.installed  ## all fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(TEST_WORKERS)
+
+browser:  ## Chromium for the tests of the Space, which are skipped without it, if this user may install packages
+	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } \
+		|| echo "no Chromium: the tests in a browser will be skipped"
 
 test-slow: $(VENV)/dev.installed  ## the rest
 	$(BIN)/python -m pytest -q -m slow
@@ -123,7 +130,13 @@ paraphrase: bible  ## train a model that rewrites the King James Bible in modern
 	$(LAUNCH) training_scripts/train_d3pm.py --dataset bible --source_column source --packing false \
 		--condition_dropout 0.1 --output_dir runs/paraphrase --resume_from_checkpoint auto $(PARAPHRASE_RECIPE)
 
-.PHONY: paraphrase control
+.PHONY: model paraphrase control demo
+
+model: $(VENV)/train.installed austen  ## train the model that is shipped, about an hour, and put it into the package
+	$(LAUNCH) training_scripts/train_d3pm.py --dataset chat_and_novels --label_column label --label_names chat novel \
+		--packing false --condition_dropout 0.1 --output_dir runs/chat-and-novels --resume_from_checkpoint auto \
+		$(MODEL_RECIPE)
+	$(BIN)/python training_scripts/ship.py runs/chat-and-novels
 
 control: judge movie_reviews  ## success and fluency of every control of runs/sentiment at guidance scales 0 to 5
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[eval]"
@@ -141,6 +154,9 @@ two_level_benchmark: judge austen speeches  ## two levels beside one and beside 
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[eval]"
 	$(BIN)/python benchmarks/two_level.py
 
+demo: $(VENV)/demo.installed  ## open the Space on this machine; MODEL=folder or Hub repository, by default the model that is shipped
+	$(BIN)/text-diffusers demo $(MODEL)
+
 clean:
 	rm -rf build dist $(VENV) .venv-wheel
 
@@ -149,12 +165,17 @@ $(VENV)/train.installed: setup.py constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train]"
 	touch $@
 
+$(VENV)/demo.installed: setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
+	touch $@
+
 $(VENV)/dev.installed: setup.py constraints.txt $(VENV)/train.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev,demo]"
 	touch $@
 
 # Static checkers cannot follow an editable install that maps folders, and skip folders that are links: they get a copy.
 typing:
 	rm -rf build/typing && mkdir -p build/typing
 	cp -R src/text_diffusers build/typing/
-	cp -R pipelines schedulers build/typing/text_diffusers/
+	cp -R pipelines schedulers space build/typing/text_diffusers/

@@ -1,10 +1,10 @@
-"""Packaging: the rooms `schedulers/` and `pipelines/` stand at the top and are installed inside `text_diffusers`."""
+"""Packaging: the rooms `schedulers/`, `pipelines/` and `space/` are installed inside `text_diffusers`."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOMS = {"text_diffusers.pipelines": "pipelines", "text_diffusers.schedulers": "schedulers"}
+ROOMS = {f"text_diffusers.{room}": room for room in ("pipelines", "schedulers", "space")}
 
 EXTRAS = {
     "train": [
@@ -23,6 +23,7 @@ EXTRAS = {
     "judge": ["gguf>=0.19"],
     "dev": [
         "optuna>=5.0",
+        "playwright>=1.56",
         "pytest>=9.0",
         "pytest-timeout>=2.4",
         "pytest-xdist>=3.8",
@@ -47,7 +48,11 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "src", **ROOMS},
     packages=[*find_packages("src"), *ROOMS],
-    package_data={"text_diffusers": ["py.typed"]},
+    package_data={
+        "text_diffusers": ["py.typed", "shipped/*/*", "shipped/*/*/*"],
+        "text_diffusers.space": ["README.md", "requirements.txt"],
+    },
+    entry_points={"console_scripts": ["text-diffusers = text_diffusers.cli:main"]},
     install_requires=[
         "torch>=2.6",
         "diffusers>=0.42,<0.43",
@@ -56,6 +61,7 @@ setup(
         "peft>=0.18",
         "safetensors>=0.6",
         "huggingface-hub>=1.0",
+        "typer>=0.20",
         "vector-quantize-pytorch>=1.32",
     ],
     extras_require=EXTRAS,

@@ -328,7 +328,7 @@ def test_two_styles_of_short_texts_each_once_and_in_whole_pieces(long_texts):
 
 
 def test_plain_sentences_are_whole_and_short():
-    text = 'Mr. Darcy said, "No, thank you." Yes. No! how are you today? Mrs. Hurst met Dr. Grant. Ça va bien.'
+    text = 'Mr. Darcy said, "No, thank you." Yes. No! how are you today? Mrs. Hurst met Dr. Grant. Oui, ça va.'
     sentences = ["Mr Darcy said, No, thank you.", "No! how are you today?", "Mrs Hurst met Dr Grant."]
     assert plain_sentences(text) == sentences
     longest = " ".join(["Yes", *["so"] * 14, "it is."])

@@ -1,0 +1,57 @@
+"""Put a pipeline that `train_d3pm.py` trained into the package: in half precision, with its figures measured again.
+
+    python training_scripts/ship.py runs/chat-and-novels
+
+It is then loaded by its name alone: `TextDiffusionPipeline.from_pretrained("chat-and-novels")`.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from train_d3pm import D3PMConfig, report
+
+import text_diffusers
+from text_diffusers import TextDiffusionPipeline
+from text_diffusers.hub import RECORDS, SHIPPED_MODEL, forget_origin
+from text_diffusers.model_card import model_card
+from text_diffusers.runtime import make_accelerator
+from text_diffusers.text_data import prepare_data
+
+LARGEST = 10_000_000  # bytes of weights
+
+
+def main(run: Path, folder: Path):
+    """Round the weights of the pipeline in `run`, save it in `folder`, and measure there what it is worth.
+
+    Raises:
+        ValueError: if the weights are too large to be shipped.
+    """
+    pipe = TextDiffusionPipeline.from_pretrained(run)
+    pipe.to(torch.float16)
+    shutil.rmtree(folder, ignore_errors=True)
+    pipe.save_pretrained(folder)
+    forget_origin(folder)
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    if size > LARGEST:
+        raise ValueError(f"`run` must hold at most {LARGEST:,} bytes of weights in half precision, got {size:,}.")
+    options = json.loads((run / "training_config.json").read_text(encoding="utf-8"))["options"]
+    config = D3PMConfig(
+        **options | {"output_dir": str(folder), "tokenizer": str(run / "tokenizer"), "overwrite_output_dir": True}
+    )
+    for record in RECORDS:
+        if (run / record).is_file():
+            shutil.copyfile(run / record, folder / record)
+    pipe = TextDiffusionPipeline.from_pretrained(folder)
+    report(config, pipe, prepare_data(config, make_accelerator(config)))
+    pipe.to(torch.float32)
+    card = model_card(pipe, folder, name=SHIPPED_MODEL, license="apache-2.0")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python training_scripts/ship.py FOLDER_OF_A_TRAINED_PIPELINE")
+    main(Path(sys.argv[1]), Path(text_diffusers.__file__).parent / "shipped" / SHIPPED_MODEL)
