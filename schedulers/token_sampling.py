@@ -166,9 +166,8 @@ def is_key(value: Any, table: Collection[str]) -> bool:
 
 
 def are_numbers(values: Any) -> bool:
-    """Whether these are finite numbers in a row, a tensor (n,) among them, of which there is at least one."""
-    if isinstance(values, Tensor):
-        return values.ndim == 1 and len(values) > 0 and bool(torch.isfinite(values).all())
+    """Whether these are finite numbers in a row, in a list, a tensor or an array, of which there is at least one."""
+    values = values.tolist() if hasattr(values, "tolist") else values
     return isinstance(values, (list, tuple)) and len(values) > 0 and all(is_number(v, -math.inf) for v in values)
 
 

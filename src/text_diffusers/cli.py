@@ -3,6 +3,7 @@
 Commands import what they need when they are called: `--help` needs neither torch nor a model.
 """
 
+import io
 import json
 import os
 import sys
@@ -296,6 +297,8 @@ def demo(
     """
     from text_diffusers.space.app import launch
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log shows the address at once, too
     launch(model, host=host, port=port)
 
 

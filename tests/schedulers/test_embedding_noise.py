@@ -3,6 +3,7 @@
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -244,6 +245,19 @@ def test_saved_schedulers_load_with_the_same_float64_noise(ours, tmp_path):
         k: v for k, v in scheduler.config.items() if k not in ignored
     }
     assert sys.modules[ours.__module__].SchedulerMixin is SchedulerMixin  # by which a pipeline recognises it
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.DoubleTensor, tuple])
+def test_betas_may_be_an_array(kind, tmp_path):
+    settings = {"num_train_timesteps": 2, "beta_schedule": "custom"}
+    scheduler = EmbeddingDDIMScheduler(**settings, trained_betas=kind([0.1, 0.3]))
+    scheduler.save_pretrained(tmp_path)
+    loaded = EmbeddingDDIMScheduler.from_pretrained(tmp_path)
+    assert (
+        loaded.betas.tolist()
+        == scheduler.betas.tolist()
+        == EmbeddingDDIMScheduler(**settings, trained_betas=[0.1, 0.3]).betas.tolist()
+    )
 
 
 @pytest.mark.parametrize("ours", OURS)
