@@ -17,7 +17,8 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError, safe_open
 
-PIPELINE_INDEX = "model_index.json"
+from text_diffusers.pipelines.pipeline_loading import INDEX
+
 WEIGHTS = "diffusion_pytorch_model"
 
 
@@ -44,7 +45,7 @@ def check_saved_pipeline(
             continue
         if not (isinstance(entry, list | tuple) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
             raise ValueError(
-                f"`{folder / PIPELINE_INDEX}` must name module and class of `{name}`, which a {pipeline.__name__} "
+                f"`{folder / INDEX}` must name module and class of `{name}`, which a {pipeline.__name__} "
                 f"expected, got {entry!r}."
             )
         check_links(folder, folder / name)

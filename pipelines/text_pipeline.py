@@ -7,9 +7,8 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
-from text_diffusers.pipelines.pipeline_loading import HUB_ARGUMENTS, pipeline_folder, with_installed_classes
+from text_diffusers.pipelines.pipeline_loading import HUB_ARGUMENTS, INDEX, pipeline_folder, with_installed_classes
 from text_diffusers.pipelines.saved_files import (
-    PIPELINE_INDEX,
     check_finite,
     check_links,
     check_saved_pipeline,
@@ -57,8 +56,8 @@ class TextPipeline:
         kwargs.setdefault("use_safetensors", True)
         try:
             if not trusted:
-                check_links(folder, folder / PIPELINE_INDEX)
-            read_object(folder / PIPELINE_INDEX)
+                check_links(folder, folder / INDEX)
+            read_object(folder / INDEX)
             index = cls.load_config(folder)
             loader = cls._loader_of(index, trusted)
             if not trusted:

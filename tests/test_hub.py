@@ -41,6 +41,7 @@ from text_diffusers import (
     TokenDDIMScheduler,
     TokenParaGuidePipeline,
 )
+from text_diffusers.cli import DEFAULT_MODEL
 from text_diffusers.hub import SHIPPED_MODEL, save_with_code, write_source, write_space
 from text_diffusers.pipelines.pipeline_loading import with_installed_classes
 
@@ -302,6 +303,7 @@ def test_only_pairs_that_name_an_installed_class_change():
 
 def test_the_shipped_model_is_found_by_its_name_unless_a_folder_has_it(pipelines, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    assert DEFAULT_MODEL == SHIPPED_MODEL  # the command line cannot import it before it is needed
     shipped = TextDiffusionPipeline.from_pretrained(SHIPPED_MODEL)
     assert type(shipped) is TextDiffusionCFGPipeline
     assert shipped.config.label_names == ["chat", "novel"]

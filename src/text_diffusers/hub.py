@@ -13,12 +13,15 @@ from huggingface_hub.utils import validate_repo_id
 
 import text_diffusers
 from text_diffusers.model_card import model_card
+from text_diffusers.pipelines.pipeline_loading import INDEX
 from text_diffusers.standalone import PACKAGE, standalone_source
+from text_diffusers.tracking import CURVES_FILE
+from text_diffusers.training_config import NOTE_FILE
+from text_diffusers.training_curves import CURVES_PICTURE, METRICS_FILE
 
 SHIPPED_MODEL = "chat-and-novels"
 ROOMS = ("pipelines", "schedulers", "space")
-INDEX = "model_index.json"
-RECORDS = ("metrics.json", "training_config.json", "curves.jsonl", "curves.png")
+RECORDS = (METRICS_FILE, NOTE_FILE, CURVES_FILE, CURVES_PICTURE)
 CODE_FILES = [f"{PACKAGE}_*.py", f"*/{PACKAGE}_*.py"]
 STOCK_LIBRARIES = ("diffusers", "transformers")
 
