@@ -78,13 +78,30 @@ def files_of(index: Path, kinds: tuple[str, ...]) -> list[str]:
     """Patterns of the files that the components of an index consist of."""
     if not index.is_file():
         raise OSError(f"it holds no {INDEX}, so it is no pipeline.")
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        components = [name for name, value in content.items() if isinstance(value, list) and name != "_class_name"]
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"`{index}` is no index of a pipeline: {error}") from error
+    content = read_object(index)
+    components = [name for name, value in content.items() if isinstance(value, list) and name != "_class_name"]
     return [
         INDEX,
         *(f"{name}/*.{kind}" for name in components for kind in kinds),
         *(["*.py"] if "py" in kinds else []),
     ]
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it holds anything else.
+    """
+    if not file.is_file():
+        raise OSError(f"`{file}` must be a file, but there is none.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OSError(f"`{file}` cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`{file}` must be JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"`{file}` must be a JSON object, got {type(content).__name__}.")
+    return content

@@ -71,6 +71,8 @@ class TextDiffusionPipeline(TokenRowsPipeline, DiffusionPipeline, DenoiserLoraLo
     ):
         super().__init__()
         self.register_modules(tokenizer=tokenizer, denoiser=denoiser, scheduler=scheduler)
+        if isinstance(label_names, dict):  # as a folder for the Hub holds them: {"0": name, ...}
+            label_names = list(label_names.values())
         self.register_to_config(lengths=lengths, label_names=label_names)
         self._check_components()
 

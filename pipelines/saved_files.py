@@ -5,7 +5,6 @@ of the folder, and do not say which component they failed at.
 """
 
 import inspect
-import json
 import sys
 import traceback
 from collections.abc import Collection, Iterator
@@ -17,7 +16,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError, safe_open
 
-from text_diffusers.pipelines.pipeline_loading import INDEX
+from text_diffusers.pipelines.pipeline_loading import INDEX, read_object
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -149,26 +148,6 @@ def check_finite(folder: Path, components: dict[str, Any]):
             read = not tensor.is_meta and tensor.is_floating_point() and tensor.element_size() > 1
             if read and not torch.isfinite(tensor).all():
                 raise ValueError(f"`{folder / part}` holds NaN or infinite numbers in `{name}`.")
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it holds anything else.
-    """
-    if not file.is_file():
-        raise OSError(f"`{file}` must be a file, but there is none.")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OSError(f"`{file}` cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"`{file}` must be JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"`{file}` must be a JSON object, got {type(content).__name__}.")
-    return content
 
 
 def loading_error(folder: Path, error: Exception) -> Exception:

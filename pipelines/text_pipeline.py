@@ -7,14 +7,14 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
-from text_diffusers.pipelines.pipeline_loading import HUB_ARGUMENTS, INDEX, pipeline_folder, with_installed_classes
-from text_diffusers.pipelines.saved_files import (
-    check_finite,
-    check_links,
-    check_saved_pipeline,
-    loading_error,
+from text_diffusers.pipelines.pipeline_loading import (
+    HUB_ARGUMENTS,
+    INDEX,
+    pipeline_folder,
     read_object,
+    with_installed_classes,
 )
+from text_diffusers.pipelines.saved_files import check_finite, check_links, check_saved_pipeline, loading_error
 from text_diffusers.pipelines.stock_schedulers import row_seeds
 from text_diffusers.pipelines.text_canvas import is_list
 
@@ -57,8 +57,7 @@ class TextPipeline:
         try:
             if not trusted:
                 check_links(folder, folder / INDEX)
-            read_object(folder / INDEX)
-            index = cls.load_config(folder)
+            index = with_installed_classes(read_object(folder / INDEX))
             loader = cls._loader_of(index, trusted)
             if not trusted:
                 check_saved_pipeline(folder, index, loader.__self__, kwargs, kwargs.get("variant"))
@@ -111,13 +110,6 @@ class TextPipeline:
             logger.warning("Weights are written as safetensors: `from_pretrained` reads no pickles.")
         stock: Any = super()
         stock.save_pretrained(save_directory, safe_serialization=True, **kwargs)
-
-    def register_to_config(self, **kwargs):
-        """As in diffusers, but `label_names` may also be as a folder for the Hub holds them: `{"0": name, ...}`."""
-        if isinstance(kwargs.get("label_names"), dict):
-            kwargs["label_names"] = list(kwargs["label_names"].values())
-        stock: Any = super()
-        stock.register_to_config(**kwargs)
 
     @classmethod
     def _loadable_classes(cls) -> list[type]:

@@ -17,7 +17,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from text_diffusers.schedulers.token_sampling import (
-    LONGEST_CLOCK,
+    CLOCK_LIMIT,
     Generators,
     are_numbers,
     is_int,
@@ -191,8 +191,7 @@ class EmbeddingSchedulerMixin(SchedulerMixin, ConfigMixin):
         """Ends each `__init__`; `stock` are the arguments of the stock scheduler beyond those common to all."""
         config = self.config
         steps, prediction = config.num_train_timesteps, config.prediction_type
-        limit = f"an integer of at least 1 and at most {LONGEST_CLOCK}"
-        require(is_number_of_steps(steps), "num_train_timesteps", limit, steps)
+        require(is_number_of_steps(steps), "num_train_timesteps", CLOCK_LIMIT, steps)
         require(prediction in PREDICTION_TYPES, "prediction_type", f"one of {PREDICTION_TYPES}", prediction)
         require(is_int(config.clamp_steps, 0), "clamp_steps", "an integer of at least 0", config.clamp_steps)
         betas = configured_betas(config)

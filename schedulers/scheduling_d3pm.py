@@ -18,7 +18,7 @@ from torch import Tensor
 
 from text_diffusers.schedulers.noise_schedules import noise_schedule
 from text_diffusers.schedulers.token_sampling import (
-    LONGEST_CLOCK,
+    CLOCK_LIMIT,
     MOST_IDS,
     Generators,
     in_row_blocks,
@@ -94,8 +94,7 @@ class D3PMScheduler(SchedulerMixin, ConfigMixin):
         # A chain of matrices has betas instead of a schedule.
         self._alpha, self._alpha_derivative = noise_schedule(config.get("schedule", "linear"))
         steps = config.num_train_timesteps
-        limit = f"None or an integer of at least 1 and at most {LONGEST_CLOCK}"
-        require(steps is None or is_number_of_steps(steps), "num_train_timesteps", limit, steps)
+        require(steps is None or is_number_of_steps(steps), "num_train_timesteps", f"None or {CLOCK_LIMIT}", steps)
         first = config.min_timestep
         require(is_number(first, 0, 1) and 0 < first < 1, "min_timestep", "a number between 0 and 1, exclusive", first)
         require(is_number(config.temperature, 0), "temperature", "a number of at least 0", config.temperature)

@@ -16,7 +16,7 @@ from torch import Tensor
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMTransitionScheduler
 from text_diffusers.schedulers.tensor_config import TensorConfigMixin
 from text_diffusers.schedulers.token_sampling import (
-    LONGEST_CLOCK,
+    CLOCK_LIMIT,
     are_numbers,
     is_int,
     is_number,
@@ -88,8 +88,7 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
         for name, value, owner in (("bandwidth", bandwidth, "band"), ("transitions", transitions, "matrix")):
             require((value is not None) == (kernel == owner), name, f'given with kernel "{owner}" only', value)
         require(bandwidth is None or is_int(bandwidth, 1), "bandwidth", "an integer of at least 1", bandwidth)
-        limit = f"an integer of at least 1 and at most {LONGEST_CLOCK}"
-        require(is_number_of_steps(num_train_timesteps), "num_train_timesteps", limit, num_train_timesteps)
+        require(is_number_of_steps(num_train_timesteps), "num_train_timesteps", CLOCK_LIMIT, num_train_timesteps)
         for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
             require(is_number(value, 0, 1), name, "a number in [0, 1]", value)
         require(betas is None or are_numbers(betas), "betas", "None or a list of numbers", betas)

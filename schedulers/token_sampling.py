@@ -20,6 +20,7 @@ LARGEST_UNIFORM = 1 - 1e-12
 LONGEST_CLOCK = 2**20
 MOST_IDS = 2**24
 LONGEST_SHOWN = 80
+CLOCK_LIMIT = f"an integer of at least 1 and at most {LONGEST_CLOCK}"
 
 
 def rand(shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:

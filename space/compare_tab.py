@@ -15,7 +15,7 @@ from text_diffusers.space.interface import Page
 from text_diffusers.space.limits import Refusal, some_of
 from text_diffusers.space.pieces import settled_steps
 from text_diffusers.space.running import Cost, generator, steps_of, write
-from text_diffusers.space.screen import KEPT_SECONDS, accepted_prompt, prompt_box
+from text_diffusers.space.screen import KEPT_SECONDS, accepted_prompt, prompt_box, run_buttons
 from text_diffusers.space.texts import say
 
 STEPS = (2, 4, 8, 16, 32, 64, 128)
@@ -41,9 +41,7 @@ def build_compare_tab(page: Page):
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=260):
             inputs = choices(page)
-            with gr.Row(elem_classes="buttons"):
-                button = page.add(gr.Button, {"value": "compare.run"}, variant="primary", elem_id="compare-run")
-                stop = page.add(gr.Button, {"value": "stop"}, elem_id="compare-stop")
+            button, stop = run_buttons(page, "compare", "compare.run")
         with gr.Column(scale=3, min_width=260):
             cards = gr.HTML("", elem_id="compare-texts")
             with gr.Row():

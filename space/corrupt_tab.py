@@ -5,10 +5,8 @@ from typing import Any
 
 import gradio as gr
 import torch
-from torch import Tensor
 
-from text_diffusers.kernels import KernelConfig, make_scheduler
-from text_diffusers.pipelines.masked_lm import is_masked_lm
+from text_diffusers.kernels import kernels_of, make_scheduler
 from text_diffusers.space import settings
 from text_diffusers.space.interface import Page
 from text_diffusers.space.limits import Refusal, number, one_of, text
@@ -35,13 +33,8 @@ class Kernels:
 
     def __init__(self, served: Served):
         self.tokenizer = served.pipe.tokenizer
-        self._table = embedding_table(served.pipe)
-        special = [id for id in (self.tokenizer.pad_token_id, self.tokenizer.mask_token_id) if id is not None]
-        last = bool(special) and min(special) >= len(self.tokenizer) - len(special)
-        # Where special tokens do not come last, noise is drawn from all tokens, and the mask stands behind them.
-        self.num_tokens = min(special) if last else len(self.tokenizer)
-        mask = self.tokenizer.mask_token_id
-        self.mask_id = mask if mask is not None and mask >= self.num_tokens else self.num_tokens
+        self._config = kernels_of(served.pipe, mask_fraction=MASK_FRACTION, bit_codes="id")
+        self.num_tokens, self.mask_id = self._config.num_tokens, self._config.mask_token_id
         self._made: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -54,18 +47,8 @@ class Kernels:
     def scheduler(self, name: str) -> Any:
         with self._lock:
             if name not in self._made:
-                self._made[name] = make_scheduler(name, self._config())
+                self._made[name] = make_scheduler(name, self._config)
             return self._made[name]
-
-    def _config(self) -> KernelConfig:
-        return KernelConfig(
-            mask_token_id=self.mask_id,
-            num_tokens=self.num_tokens,
-            frequencies=lambda: torch.ones(self.num_tokens),
-            vectors=lambda: self._table.detach().float().cpu(),
-            mask_fraction=MASK_FRACTION,
-            bit_codes="id",
-        )
 
     def corrupt(self, name: str, ids: list[int], time: float, seed: int) -> tuple[list[int], float]:
         """The tokens at a time, and the mean probability that one is itself.
@@ -79,12 +62,6 @@ class Kernels:
             rows = tokens[0].split(ROWS_AT_ONCE)
             kept = [scheduler.transition(some, time).gather(1, some.unsqueeze(1)).double().sum() for some in rows]
         return noisy, float(sum(kept)) / len(ids)
-
-
-def embedding_table(pipe: Any) -> Tensor:
-    """(V, D) vectors of the tokens."""
-    model = getattr(pipe, "autoencoder", None) or pipe.denoiser
-    return (model.get_input_embeddings() if is_masked_lm(model) else model.token_embedding).weight
 
 
 def build_corrupt_tab(page: Page):

@@ -8,9 +8,9 @@ import gradio as gr
 
 from text_diffusers.space import settings
 from text_diffusers.space.interface import Page
-from text_diffusers.space.limits import Refusal, integer, text
-from text_diffusers.space.running import Run, generator, steps_of, watch
-from text_diffusers.space.screen import Screen, example_chips
+from text_diffusers.space.limits import Refusal, text
+from text_diffusers.space.running import Run
+from text_diffusers.space.screen import Screen, example_chips, run_buttons
 from text_diffusers.space.served import ENDS_AROUND, Served
 
 GAP = re.compile(r"_{3,}|\[(\d{1,4})\]")
@@ -29,12 +29,8 @@ def build_fill_tab(page: Page):
             example_chips(page, box, EXAMPLES)
             inputs = [box, settings.label_radio(page)]
             with page.add(gr.Accordion, {"label": "more"}, open=False, elem_id="fill-more"):
-                inputs += [settings.steps_slider(page), settings.sampler_dropdown(page)]
-                inputs += [settings.temperature_slider(page), settings.count_slider(page, value=3)]
-                inputs += [settings.seed_number(page)]
-            with gr.Row(elem_classes="buttons"):
-                button = page.add(gr.Button, {"value": "fill.run"}, variant="primary", elem_id="fill-run")
-                stop = page.add(gr.Button, {"value": "stop"}, elem_id="fill-stop")
+                inputs += settings.run_settings(page, count=3)
+            button, stop = run_buttons(page, "fill", "fill.run")
         with gr.Column(scale=3, min_width=260):
             screen = Screen(page, "fill", ends=False)
 
@@ -54,11 +50,7 @@ def fill_gaps(
     """
     served = page.served
     asked: dict[str, Any] = {"text": with_masks(served, given)} | settings.given_label(served, label)
-    steps, sampler, temperature = settings.sampling(served, steps, sampler, temperature)
-    asked["num_return_sequences"] = integer("count", count, 1, served.limits.texts)
-    asked["generator"] = generator(settings.accepted_seed(seed))
-    pipe = served.with_sampler(sampler, temperature)
-    return watch(served, pipe, steps_of(served, pipe, sampler, steps), **asked)
+    return settings.started(served, asked, steps, sampler, temperature, count, seed)
 
 
 def with_masks(served: Served, given: Any) -> str:

@@ -92,6 +92,13 @@ def prompt_box(page: Page, name: str, examples: list[str]) -> gr.Textbox:
     return box
 
 
+def run_buttons(page: Page, name: str, word: str) -> tuple[gr.Button, gr.Button]:
+    """The buttons that begin and stop a run; `word` is what the first one says."""
+    with gr.Row(elem_classes="buttons"):
+        button = page.add(gr.Button, {"value": word}, variant="primary", elem_id=f"{name}-run")
+        return button, page.add(gr.Button, {"value": "stop"}, elem_id=f"{name}-stop")
+
+
 def example_chips(page: Page, box: gr.Textbox, examples: list[str]):
     """Examples that fill a box when they are clicked."""
     samples = [[example] for example in examples]

@@ -7,14 +7,12 @@ from typing import Any
 from text_diffusers.pipelines.masked_lm import is_masked_lm
 from text_diffusers.pipelines.pipeline_diffusion_lm import DiffusionLMPipeline
 from text_diffusers.pipelines.pipeline_diffusion_lm_guided import GuidedDiffusionLMPipeline
-from text_diffusers.pipelines.pipeline_paraguide import ParaGuidePipeline
-from text_diffusers.pipelines.pipeline_paraguide_tokens import TokenParaGuidePipeline
 from text_diffusers.pipelines.pipeline_text_block_diffusion import TextBlockDiffusionPipeline
 from text_diffusers.pipelines.pipeline_text_diffusion import TextDiffusionPipeline
 from text_diffusers.pipelines.pipeline_text_diffusion_cfg import TextDiffusionCFGPipeline
 from text_diffusers.pipelines.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
 from text_diffusers.pipelines.text_canvas import encode_prompts
-from text_diffusers.samplers import Sampler, current_sampler, samplers_for, with_sampler
+from text_diffusers.samplers import PARAPHRASES, SCHEDULERS, Sampler, current_sampler, samplers_for, with_sampler
 from text_diffusers.space.limits import Limits, Refusal
 
 ENDS_AROUND = 2  # a start and an end token
@@ -33,8 +31,8 @@ class Served:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self):
-        paraphrases = isinstance(self.pipe, (ParaGuidePipeline, TokenParaGuidePipeline))
-        if paraphrases or not isinstance(self.pipe, (TextDiffusionPipeline, TwoLevelVQDiffusionPipeline)):
+        writes = isinstance(self.pipe, (TextDiffusionPipeline, TwoLevelVQDiffusionPipeline))
+        if not writes or isinstance(self.pipe, PARAPHRASES):
             raise ValueError(
                 "`pipe` must be a pipeline over tokens, word embeddings or codes that writes without a source, got "
                 f"{type(self.pipe).__name__}."
@@ -78,7 +76,7 @@ class Served:
 
     @property
     def most_steps(self) -> int:
-        schedulers = [getattr(self.pipe, name, None) for name in ("scheduler", "coarse_scheduler", "fine_scheduler")]
+        schedulers = [getattr(self.pipe, name, None) for name in SCHEDULERS]
         trained = [scheduler.config.get("num_train_timesteps") for scheduler in schedulers if scheduler is not None]
         return min([self.limits.steps, *(steps for steps in trained if steps)])
 

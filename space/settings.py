@@ -1,12 +1,13 @@
 """The settings that tabs share: their components, and what is accepted of their values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
 from text_diffusers.space.interface import Page
 from text_diffusers.space.limits import LARGEST_SEED, integer, number, one_of
+from text_diffusers.space.running import Run, generator, steps_of, watch
 from text_diffusers.space.served import Served
 from text_diffusers.space.texts import TEXTS, say
 
@@ -81,6 +82,27 @@ def count_slider(page: Page, value: int) -> gr.Slider:
 
 def seed_number(page: Page) -> gr.Number:
     return page.add(gr.Number, {"label": "seed"}, value=0, precision=0, minimum=0, maximum=LARGEST_SEED)
+
+
+def run_settings(page: Page, count: int) -> list:
+    """What a run is told beside its text, in the order of `started`; `count` texts at first."""
+    sampled = [steps_slider(page), sampler_dropdown(page), temperature_slider(page)]
+    return [*sampled, count_slider(page, count), seed_number(page)]
+
+
+def started(
+    served: Served, asked: dict[str, Any], steps: Any, sampler: Any, temperature: Any, count: Any, seed: Any
+) -> Iterator[Run]:
+    """The run that the values of `run_settings` ask for, as it grows, with further arguments of the pipeline.
+
+    Raises:
+        Refusal: if a value is beyond its limits.
+    """
+    steps, sampler, temperature = sampling(served, steps, sampler, temperature)
+    count = integer("count", count, 1, served.limits.texts)
+    asked = asked | {"num_return_sequences": count, "generator": generator(accepted_seed(seed))}
+    pipe = served.with_sampler(sampler, temperature)
+    return watch(served, pipe, steps_of(served, pipe, sampler, steps), **asked)
 
 
 def sampling(served: Served, steps: Any, sampler: Any, temperature: Any) -> tuple[int, str, float]:

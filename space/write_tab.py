@@ -8,8 +8,8 @@ import gradio as gr
 from text_diffusers.space import settings
 from text_diffusers.space.interface import Page
 from text_diffusers.space.limits import integer
-from text_diffusers.space.running import Run, generator, steps_of, watch
-from text_diffusers.space.screen import Screen, accepted_prompt, prompt_box
+from text_diffusers.space.running import Run
+from text_diffusers.space.screen import Screen, accepted_prompt, prompt_box, run_buttons
 
 EXAMPLES = ["I think", "Do you like", "She was", "The old house"]
 
@@ -21,12 +21,8 @@ def build_write_tab(page: Page):
         with gr.Column(scale=2, min_width=260):
             inputs = [prompt_box(page, "write", EXAMPLES), settings.label_radio(page)]
             with page.add(gr.Accordion, {"label": "more"}, open=False, elem_id="write-more"):
-                inputs += [settings.length_slider(page), settings.steps_slider(page), settings.sampler_dropdown(page)]
-                inputs += [settings.temperature_slider(page), settings.count_slider(page, value=2)]
-                inputs += [settings.seed_number(page)]
-            with gr.Row(elem_classes="buttons"):
-                button = page.add(gr.Button, {"value": "write.run"}, variant="primary", elem_id="write-run")
-                stop = page.add(gr.Button, {"value": "stop"}, elem_id="write-stop")
+                inputs += [settings.length_slider(page), *settings.run_settings(page, count=2)]
+            button, stop = run_buttons(page, "write", "write.run")
         with gr.Column(scale=3, min_width=260):
             screen = Screen(page, "write")
 
@@ -55,9 +51,5 @@ def write_texts(
     served = page.served
     begin, label_given = accepted_prompt(page, prompt), settings.given_label(served, label)
     length = integer("length", length, 0, served.longest)
-    steps, sampler, temperature = settings.sampling(served, steps, sampler, temperature)
-    count = integer("count", count, 1, served.limits.texts)
-    asked: dict[str, Any] = served.request("prompt", begin, length) | label_given
-    asked |= {"num_return_sequences": count, "generator": generator(settings.accepted_seed(seed))}
-    pipe = served.with_sampler(sampler, temperature)
-    return watch(served, pipe, steps_of(served, pipe, sampler, steps), **asked)
+    asked = served.request("prompt", begin, length) | label_given
+    return settings.started(served, asked, steps, sampler, temperature, count, seed)

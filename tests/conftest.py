@@ -10,7 +10,12 @@ import torch  # noqa: E402
 from accelerate.state import AcceleratorState, GradientState  # noqa: E402
 from datasets import Dataset  # noqa: E402
 
-from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline, TextTransformerModel  # noqa: E402
+from text_diffusers import (  # noqa: E402
+    D3PMAbsorbingScheduler,
+    EmbeddingTransformerModel,
+    TextDiffusionPipeline,
+    TextTransformerModel,
+)
 from text_diffusers.bounds import batch_bound  # noqa: E402
 from text_diffusers.data import train_tokenizer  # noqa: E402
 from text_diffusers.rows import ShuffledRows, tokenize
@@ -64,6 +69,16 @@ def make_denoiser(tokenizer, **changes):
     model = TextTransformerModel(**sizes | ids | changes)
     for parameter in model.parameters():  # the zero-initialised layers would hide mistakes
         torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def make_embedding_model(tokenizer, **changes):
+    torch.manual_seed(0)
+    sizes = {"embedding_dim": 8, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "max_length": 32}
+    ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = EmbeddingTransformerModel(len(tokenizer), **sizes | ids | changes)
+    for parameter in model.parameters():  # the zero-initialised layers would hide mistakes
+        torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
 
 

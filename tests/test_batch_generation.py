@@ -14,7 +14,8 @@ from conftest import make_denoiser
 
 from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionCFGPipeline, TextDiffusionPipeline
 from text_diffusers.batch_generation import BatchFile, generate_file, read_requests
-from text_diffusers.text_requests import Settings, TextRequest, Writer, text_seed, weights_digest
+from text_diffusers.checkpoints import weights_digest
+from text_diffusers.text_requests import Settings, TextRequest, Writer, text_seed
 
 PROMPTS = ["the cat", "", "a bird sang in the tree", "she was", "the dog", "the", "she", "a", "the mat", "late"]
 
@@ -112,10 +113,10 @@ def test_a_file_is_not_continued_with_other_settings(pipe, tmp_path, change, nam
 
 
 def test_the_digest_sees_every_weight(pipe):
-    digests = {weights_digest(pipe)}
+    digests = {weights_digest(pipe.denoiser)}
     for parameter in pipe.denoiser.parameters():
         parameter.data.view(-1)[-1] += 1e-3
-        digests.add(weights_digest(pipe))
+        digests.add(weights_digest(pipe.denoiser))
     assert len(digests) == 1 + sum(1 for _ in pipe.denoiser.parameters())
 
 

@@ -210,6 +210,16 @@ def test_every_kernel_corrupts_and_its_pieces_say_how(kernel, pipe):
     assert clean == [(text, "kept")]
 
 
+@pytest.mark.parametrize("kernel, state", [("absorbing", "masked"), ("uniform", "changed"), ("neighbors", "changed")])
+def test_kernels_corrupt_the_words_of_a_masked_lm_whose_special_tokens_come_first(kernel, state):
+    model, tokenizer = make_masked_lm("bert")
+    pipe = TextDiffusionPipeline(tokenizer, model, D3PMAbsorbingScheduler(tokenizer.mask_token_id))
+    clean, noisy = corrupted_texts(pipe, " ".join(["the cat"] * 30), [0.0, 1.0], kernel)
+    assert {name for _, name in clean} == {"kept"}
+    states = {name for _, name in noisy}
+    assert state in states and states <= {state, "kept"}
+
+
 def test_colours_are_for_terminals(model, monkeypatch):
     words = ["corrupt", model, TEXT, "--kernel", "hybrid", "--times", "0.7", "--seed", 1]
     colored, plain = run(*words, color=True).stdout, run(*words).stdout

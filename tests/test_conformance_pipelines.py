@@ -1,9 +1,8 @@
 """Every pipeline is held to the laws of `PipelineTesterMixin`."""
 
 import pytest
-import torch
 from conformance_pipelines import PipelineCase, PipelineTesterMixin, quiet
-from conftest import SENTENCES, make_denoiser
+from conftest import SENTENCES, make_denoiser, make_embedding_model
 from two_level_pipes import make_two_level
 
 import text_diffusers
@@ -11,7 +10,6 @@ from text_diffusers import (
     D3PMAbsorbingScheduler,
     DiffusionLMPipeline,
     EmbeddingDDIMScheduler,
-    EmbeddingTransformerModel,
     GuidedDiffusionLMPipeline,
     ParaGuidePipeline,
     TextBlockDiffusionPipeline,
@@ -36,13 +34,7 @@ def over_tokens(pipeline_class, **sizes):
 
 
 def over_embeddings(pipeline_class, **changes):
-    torch.manual_seed(0)
-    sizes = {"embedding_dim": 8, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "max_length": 32}
-    ids = {"mask_token_id": TOKENIZER.mask_token_id, "pad_token_id": TOKENIZER.pad_token_id}
-    model = EmbeddingTransformerModel(len(TOKENIZER), **sizes | ids | changes)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return quiet(pipeline_class(TOKENIZER, model.eval(), EmbeddingDDIMScheduler()))
+    return quiet(pipeline_class(TOKENIZER, make_embedding_model(TOKENIZER, **changes), EmbeddingDDIMScheduler()))
 
 
 def case(pipeline_class, make, inputs, changes="tokens", **settings):

@@ -11,9 +11,8 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-import torch
 import yaml
-from conftest import make_denoiser
+from conftest import make_denoiser, make_embedding_model
 from huggingface_hub import ModelCard, metadata_load
 from markdown_it import MarkdownIt
 from masked_lms import make_masked_lm
@@ -27,7 +26,6 @@ from text_diffusers import (
     D3PMUniformScheduler,
     DiffusionLMPipeline,
     EmbeddingDDIMScheduler,
-    EmbeddingTransformerModel,
     GuidedDiffusionLMPipeline,
     ParaGuidePipeline,
     TextBlockDiffusionPipeline,
@@ -57,14 +55,7 @@ NASTY = [
 
 
 def embedding_model(tokenizer, **changes):
-    torch.manual_seed(0)
-    sizes = {"embedding_dim": 8, "hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, "max_length": 32}
-    sizes |= {"num_train_timesteps": STEPS}
-    ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = EmbeddingTransformerModel(len(tokenizer), **sizes | ids | changes)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+    return make_embedding_model(tokenizer, **{"num_layers": 1, "num_train_timesteps": STEPS} | changes)
 
 
 def absorbing_of(tokenizer):

@@ -15,7 +15,7 @@ from train_d3pm import D3PMConfig, report
 
 import text_diffusers
 from text_diffusers import TextDiffusionPipeline
-from text_diffusers.hub import RECORDS, SHIPPED_MODEL, forget_origin
+from text_diffusers.hub import SHIPPED_MODEL, copy_records, forget_origin
 from text_diffusers.model_card import model_card
 from text_diffusers.runtime import make_accelerator
 from text_diffusers.text_data import prepare_data
@@ -41,9 +41,7 @@ def main(run: Path, folder: Path):
     config = D3PMConfig(
         **options | {"output_dir": str(folder), "tokenizer": str(run / "tokenizer"), "overwrite_output_dir": True}
     )
-    for record in RECORDS:
-        if (run / record).is_file():
-            shutil.copyfile(run / record, folder / record)
+    copy_records(run, folder)
     pipe = TextDiffusionPipeline.from_pretrained(folder)
     report(config, pipe, prepare_data(config, make_accelerator(config)))
     pipe.to(torch.float32)

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -96,6 +97,14 @@ def write_file(path: Path, data: bytes) -> dict[str, Any]:
     if size != len(data):
         raise OSError(f"{path}: {size:,} of {len(data):,} bytes are on the disk.")
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 of the weights and buffers that are saved."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def sha256(path: Path) -> str:

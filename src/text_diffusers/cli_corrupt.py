@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from tokenizers.decoders import WordPiece
 
-from text_diffusers.kernels import KernelConfig, make_scheduler
+from text_diffusers.kernels import kernels_of, make_scheduler
 from text_diffusers.pipelines.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
 
 KEPT, CHANGED, MASKED, SPARE = "kept", "changed", "masked", "spare"
@@ -40,13 +40,16 @@ def corrupted_texts(
     ids = pipe.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ValueError(f"`text` must hold at least one token, got {text!r}.")
-    tokens = torch.tensor([ids], device=pipe.device)
+    tokens, mask = torch.tensor([ids], device=pipe.device), pipe.tokenizer.mask_token_id
     if hasattr(pipe.scheduler, "alphas_cumprod"):
         if kernel is not None:
             raise ValueError(f"`kernel` must be left out: this pipeline noises embeddings, got {kernel!r}.")
         noisy = [noisy_words(pipe, tokens, time, seed) for time in times]
     else:
-        scheduler = pipe.scheduler if kernel is None else kernel_scheduler(pipe, kernel)
+        scheduler = pipe.scheduler
+        if kernel is not None:
+            config = kernels_of(pipe)
+            scheduler, mask = make_scheduler(kernel, config), config.mask_token_id
         if not hasattr(scheduler, "corruption"):
             raise ValueError(f"`kernel` must be given: {type(scheduler).__name__} has no noise of its own.")
         sources = [torch.Generator().manual_seed(seed) for _ in times]
@@ -54,25 +57,7 @@ def corrupted_texts(
             scheduler.add_noise(tokens, float(time), generator=source)
             for time, source in zip(times, sources, strict=True)
         ]
-    return [pieces(pipe.tokenizer, ids, row[0].tolist()) for row in noisy]
-
-
-def kernel_scheduler(pipe: Any, kernel: str) -> Any:
-    """The scheduler of a kernel over the tokens of a pipeline, and over its own vectors where it needs any."""
-    special = [id for id in (pipe.tokenizer.pad_token_id, pipe.tokenizer.mask_token_id) if id is not None]
-    config = KernelConfig(
-        mask_token_id=pipe.tokenizer.mask_token_id,
-        num_tokens=min(special),
-        frequencies=lambda: torch.ones(min(special)),
-        vectors=lambda: word_vectors(pipe.denoiser).detach().float().cpu(),
-    )
-    return make_scheduler(kernel, config)
-
-
-def word_vectors(denoiser: Any) -> torch.Tensor:
-    """(V, D) of the words."""
-    own = getattr(denoiser, "token_embedding", None)
-    return (denoiser.get_input_embeddings() if own is None else own).weight
+    return [pieces(pipe.tokenizer, ids, row[0].tolist(), mask) for row in noisy]
 
 
 def noisy_words(pipe: Any, tokens: torch.Tensor, time: float, seed: int) -> torch.Tensor:
@@ -87,14 +72,16 @@ def noisy_words(pipe: Any, tokens: torch.Tensor, time: float, seed: int) -> torc
     return pipe.denoiser.round(noisy / scheduler.alphas_cumprod[timestep].sqrt().to(noisy))
 
 
-def pieces(tokenizer: Any, clean: list[int], noisy: list[int]) -> NoisyText:
-    """The noisy text in runs of tokens of one state."""
+def pieces(tokenizer: Any, clean: list[int], noisy: list[int], mask: int) -> NoisyText:
+    """The noisy text, in which `mask` is the id of the mask, in runs of tokens of one state."""
 
     def state(pair: tuple[int, int]) -> str:
         before, after = pair
+        if after == mask:
+            return MASKED
         if after >= len(tokenizer):
             return SPARE
-        return MASKED if after == tokenizer.mask_token_id else KEPT if after == before else CHANGED
+        return KEPT if after == before else CHANGED
 
     parts = []
     for name, run in groupby(zip(clean, noisy, strict=True), key=state):

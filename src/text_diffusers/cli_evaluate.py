@@ -12,10 +12,9 @@ from text_diffusers.data import load_documents
 from text_diffusers.embedding_evaluation import estimate_embedding_bound
 from text_diffusers.evaluation import encode_for_likelihood, evaluate_likelihood, length_nats, unigram_entropy
 from text_diffusers.pipelines.code_drafts import longest_text
-from text_diffusers.pipelines.pipeline_paraguide import ParaGuidePipeline
-from text_diffusers.pipelines.pipeline_paraguide_tokens import TokenParaGuidePipeline
 from text_diffusers.pipelines.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
 from text_diffusers.rows import encode_texts, tokenize
+from text_diffusers.samplers import PARAPHRASES
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
 from text_diffusers.two_level_evaluation import estimate_two_level_bound
 
@@ -71,7 +70,7 @@ def evaluate_texts(
     Raises:
         ValueError: if the pipeline has no such bound, or a text does not fit.
     """
-    if isinstance(pipe, (ParaGuidePipeline, TokenParaGuidePipeline)):
+    if isinstance(pipe, PARAPHRASES):
         raise ValueError(f"`model` must write texts by themselves: {type(pipe).__name__} steers away from its model.")
     if isinstance(pipe, TwoLevelVQDiffusionPipeline):
         if labels is not None:

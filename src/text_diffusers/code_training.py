@@ -3,7 +3,6 @@
 Shapes: B batch, L tokens of a row, n codes of a row, C coarse codes of a row, P prompt tokens.
 """
 
-import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from text_diffusers.checkpoints import weights_digest
 from text_diffusers.models.prompt_encoder import PromptEncoderModel
 from text_diffusers.pipelines.masked_lm import masked_lm_length
 from text_diffusers.rows import ROWS_PER_MAP, text_ends
@@ -142,14 +142,6 @@ def note_autoencoder(folder: Path, autoencoder: Any):
     """Write down of whose codes a stage is."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / AUTOENCODER_FILE).write_text(weights_digest(autoencoder) + "\n")
-
-
-def weights_digest(model: Any) -> str:
-    """SHA-256 of the weights and buffers that are saved."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 # Rows

@@ -60,13 +60,18 @@ def save_with_code(pipe: Any, folder: str | Path, card: str | None = None, recor
     if index.get("label_names"):  # stock diffusers takes a list of strings in a Hub's index for a component
         index["label_names"] = {str(label): name for label, name in enumerate(index["label_names"])}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    for record in RECORDS if records is not None else ():
-        source = Path(records or ".", record)
-        if source.is_file() and source.resolve() != (folder / record).resolve():
-            shutil.copyfile(source, folder / record)
+    if records is not None:
+        copy_records(Path(records), folder)
     if card is not None:
         (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
+
+
+def copy_records(source: Path, folder: Path):
+    """Copy what training left in `source`, as far as it is there."""
+    for record in RECORDS:
+        if (source / record).is_file() and source.resolve() != folder.resolve():
+            shutil.copyfile(source / record, folder / record)
 
 
 def forget_origin(folder: Path):

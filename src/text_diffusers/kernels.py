@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from text_diffusers.pipelines.masked_lm import is_masked_lm
 from text_diffusers.schedulers.noise_schedules import mutual_information_schedule
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
 from text_diffusers.schedulers.scheduling_d3pm_bits import (
@@ -53,6 +54,32 @@ class KernelConfig:
     walk_rate: float = 2.0
     bit_codes: str = "embedding"
     bandwidth: int = 2
+
+
+def kernels_of(pipe: Any, **options: Any) -> KernelConfig:
+    """What kernels over the tokens of a pipeline need to know, with `options` of `KernelConfig`.
+
+    Where special tokens do not come last, noise is drawn from all tokens, and the mask stands behind them.
+    """
+    tokenizer = pipe.tokenizer
+    special = [id for id in (tokenizer.pad_token_id, tokenizer.mask_token_id) if id is not None]
+    last = bool(special) and min(special) >= len(tokenizer) - len(special)
+    num_tokens = min(special) if last else len(tokenizer)
+    mask = tokenizer.mask_token_id
+    return KernelConfig(
+        mask_token_id=mask if mask is not None and mask >= num_tokens else num_tokens,
+        num_tokens=num_tokens,
+        frequencies=lambda: torch.ones(num_tokens),
+        vectors=lambda: token_vectors(pipe),
+        **options,
+    )
+
+
+def token_vectors(pipe: Any) -> Tensor:
+    """(V, D) vectors of the tokens of a pipeline, in float32 on the CPU."""
+    model = getattr(pipe, "autoencoder", None) or pipe.denoiser
+    table = model.get_input_embeddings() if is_masked_lm(model) else model.token_embedding
+    return table.weight.detach().float().cpu()
 
 
 def make_scheduler(kernel: str, config: KernelConfig) -> Any:

@@ -23,6 +23,7 @@ from text_diffusers.schedulers.scheduling_predictor_corrector import (
 from text_diffusers.schedulers.scheduling_remdm import ReMDMScheduler
 
 SHAPING = ("temperature", "top_k", "top_p")
+PARAPHRASES = (ParaGuidePipeline, TokenParaGuidePipeline)
 SCHEDULERS = ("scheduler", "coarse_scheduler", "fine_scheduler")  # the components that hold one
 
 
@@ -139,7 +140,7 @@ def samplers_for(pipe: Any) -> dict[str, Sampler]:
     None for pipelines of paraphrases, which ask a scheduler for its noise only. Those of a pipeline with two levels
     are made for its fine codes; `with_sampler` gives each level its own.
     """
-    if isinstance(pipe, (ParaGuidePipeline, TokenParaGuidePipeline)):
+    if isinstance(pipe, PARAPHRASES):
         return {}
     return samplers_of(pipe, "fine_scheduler" if isinstance(pipe, TwoLevelVQDiffusionPipeline) else "scheduler")
 

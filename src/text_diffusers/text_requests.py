@@ -1,6 +1,5 @@
 """What is asked of a pipeline, whatever its class: texts to begin, fill in or write from, and how to write them."""
 
-import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
 
 import text_diffusers
+from text_diffusers.checkpoints import weights_digest
 from text_diffusers.pipelines.pipeline_text_diffusion import TextDiffusionPipeline
 from text_diffusers.pipelines.pipeline_text_diffusion_cfg import TextDiffusionCFGPipeline
 from text_diffusers.samplers import SHAPING, current_sampler, most_steps, samplers_for, with_sampler
@@ -134,7 +134,9 @@ class Writer:
             if "scheduler" in name and part is not None
         }
         versions = {"text_diffusers": text_diffusers.__version__, "torch": str(torch.__version__)}
-        named = {"pipeline": type(self.pipe).__name__, "weights": weights_digest(self.pipe), "versions": versions}
+        parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)}
+        weights = {name: weights_digest(part) for name, part in sorted(parts.items())}
+        named = {"pipeline": type(self.pipe).__name__, "weights": weights, "versions": versions}
         return named | {"settings": asdict(self.settings), "schedulers": schedulers}
 
 
@@ -165,16 +167,6 @@ def call_arguments(pipe: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in a configuration, without what diffusers notes of where they come from."""
     return {name: value for name, value in config.items() if not name.startswith("_")}
-
-
-def weights_digest(pipe: Any) -> str:
-    """SHA-256 of all weights."""
-    digest = hashlib.sha256()
-    for name, part in sorted(pipe.components.items()):
-        for key, tensor in part.state_dict().items() if isinstance(part, torch.nn.Module) else ():
-            digest.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def process_state() -> PartialState:

@@ -6,6 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from conftest import make_embedding_model as make_model
 from oracles import chi_square_passes
 from torch import nn
 
@@ -15,7 +16,6 @@ from text_diffusers import (
     EmbeddingDDIMScheduler,
     EmbeddingDDPMScheduler,
     EmbeddingDPMSolverScheduler,
-    EmbeddingTransformerModel,
     TextDiffusionPipeline,
     TextTransformerModel,
 )
@@ -49,16 +49,6 @@ def make_scheduler(name, **settings):
     ancestral = name == "EulerAncestralDiscreteScheduler" and settings.get("prediction_type", "sample") == "sample"
     changes = {"prediction_type": "epsilon"} if ancestral else {}
     return getattr(diffusers, name).from_config(EmbeddingDDIMScheduler(**settings).config, **changes)
-
-
-def make_model(tokenizer, **changes):
-    torch.manual_seed(0)
-    sizes = {"embedding_dim": 8, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "max_length": 32}
-    ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = EmbeddingTransformerModel(len(tokenizer), **sizes | ids | changes)
-    for parameter in model.parameters():  # the zero-initialised layers would hide mistakes
-        nn.init.normal_(parameter, std=0.2)
-    return model.eval()
 
 
 def make_pipe(tokenizer, denoiser=None, scheduler="ddim", **changes):

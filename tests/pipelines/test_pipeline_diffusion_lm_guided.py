@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
+from conftest import make_embedding_model
 from gaussian_chains import MEAN, STD, gaussian_denoiser, prediction_of
 from torch import nn
 
@@ -14,7 +15,6 @@ from text_diffusers import (
     EmbeddingDDIMScheduler,
     EmbeddingDDPMScheduler,
     EmbeddingDPMSolverScheduler,
-    EmbeddingTransformerModel,
     GuidedDiffusionLMPipeline,
     TextDiffusionPipeline,
 )
@@ -29,14 +29,7 @@ def seeded(seed):
 
 
 def make_model(tokenizer, **changes):
-    torch.manual_seed(0)
-    sizes = {"embedding_dim": 8, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "max_length": 32}
-    ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
-    conditions = {"num_classes": 3, "partial_noising": True}
-    model = EmbeddingTransformerModel(len(tokenizer), **sizes | ids | conditions | changes)
-    for parameter in model.parameters():  # the zero-initialised layers would hide mistakes
-        nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+    return make_embedding_model(tokenizer, **{"num_classes": 3, "partial_noising": True} | changes)
 
 
 def make_pipe(tokenizer, denoiser=None, scheduler=None, kind=GuidedDiffusionLMPipeline, **changes):

@@ -7,7 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from conftest import make_denoiser
+from conftest import make_denoiser, make_embedding_model
 from oracles import MarkovSource, chi_square_passes, transition_matrix
 from torch import nn
 from transformers import BertConfig, BertModel
@@ -18,7 +18,6 @@ from text_diffusers import (
     D3PMUniformScheduler,
     EmbeddingDDIMScheduler,
     EmbeddingDDPMScheduler,
-    EmbeddingTransformerModel,
     ParaGuidePipeline,
     TextClassifierModel,
     TextDiffusionCFGPipeline,
@@ -42,19 +41,13 @@ def quiet(pipe):
     return pipe
 
 
-def make_embedding_model(tokenizer, **changes):
-    torch.manual_seed(0)
-    sizes = {"embedding_dim": 8, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "max_length": 32}
-    ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id, "partial_noising": True}
-    model = EmbeddingTransformerModel(len(tokenizer), **sizes | ids | changes)
-    for parameter in model.parameters():  # the zero-initialised layers would hide mistakes
-        nn.init.normal_(parameter, std=0.2)
-    return model.eval()
+def make_paired_model(tokenizer, **changes):
+    return make_embedding_model(tokenizer, **{"partial_noising": True} | changes)
 
 
 def make_pipe(tokenizer, kind, **changes):
     if kind == "embeddings":
-        model = make_embedding_model(tokenizer, **changes)
+        model = make_paired_model(tokenizer, **changes)
         scheduler = EmbeddingDDIMScheduler(prediction_type=model.config.prediction_type)
         return quiet(ParaGuidePipeline(tokenizer, model, scheduler))
     mask, words = tokenizer.mask_token_id, tokenizer.pad_token_id
