@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 ROOMS = {f"text_diffusers.{room}": room for room in ("pipelines", "schedulers", "space")}
 
+SUB_ROOMS = [f"text_diffusers.{room}.{package}" for room in ROOMS.values() for package in find_packages(room)]
+
 EXTRAS = {
     "train": [
         "chitchat-dataset==0.9.0",
@@ -47,12 +49,12 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     package_dir={"": "src", **ROOMS},
-    packages=[*find_packages("src"), *ROOMS],
+    packages=[*find_packages("src"), *ROOMS, *SUB_ROOMS],
     package_data={
-        "text_diffusers": ["py.typed", "shipped/*/*", "shipped/*/*/*"],
+        "text_diffusers": ["py.typed", "*.pyi", "*/*.pyi", "shipped/*/*", "shipped/*/*/*"],
         "text_diffusers.space": ["README.md", "requirements.txt"],
     },
-    entry_points={"console_scripts": ["text-diffusers = text_diffusers.cli:main"]},
+    entry_points={"console_scripts": ["text-diffusers = text_diffusers.cli.app:main"]},
     install_requires=[
         "torch>=2.6",
         "diffusers>=0.42,<0.43",
@@ -61,6 +63,7 @@ setup(
         "peft>=0.18",
         "safetensors>=0.6",
         "huggingface-hub>=1.0",
+        "lazy-loader>=0.4",
         "typer>=0.20",
         "vector-quantize-pytorch>=1.32",
     ],

@@ -29,16 +29,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from control_cases import CASES, Models, batches, label_wish, load_models, usable_sentences, wishes_of
-from control_config import ControlConfig
-from control_judges import Judges, LabelJudge, TagJudge, Wish, met, split_words, wilson_interval
+from common.comparison import check_settings, read_json, write_json
+from corpora.registry import brown_documents, movie_review_sentences
+from guided_control.cases import CASES, Models, batches, label_wish, load_models, usable_sentences, wishes_of
+from guided_control.config import ControlConfig
+from guided_control.judges import Judges, LabelJudge, TagJudge, Wish, met, split_words, wilson_interval
 from transformers import HfArgumentParser
 
-from text_diffusers.comparison import check_settings, read_json, write_json
-from text_diffusers.corpora import brown_documents, movie_review_sentences
-from text_diffusers.data import load_documents
-from text_diffusers.tagged_text import load_tagged
-from text_diffusers.text_metrics import distinct_n, generative_perplexity, load_judge, self_bleu
+from text_diffusers.data.sources import load_documents
+from text_diffusers.evaluation.text_metrics import distinct_n, generative_perplexity, load_judge, self_bleu
+from text_diffusers.training.tagged_text import load_tagged
 
 Record = dict[str, Any]
 

@@ -31,12 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import disable_progress_bars
-from quality_config import AUXILIARY, GPT2, ModelSpec, QualityConfig
-from quality_models import Trainer, evaluate_data, prepare_text, run_one
-from transformers import HfArgumentParser
-
-from text_diffusers.comparison import (
+from common.comparison import (
     DATA,
     check_settings,
     markdown_table,
@@ -46,9 +41,14 @@ from text_diffusers.comparison import (
     values_of,
     write_json,
 )
+from datasets import disable_progress_bars
+from learning.config import AUXILIARY, GPT2, ModelSpec, QualityConfig
+from learning.models import Trainer, evaluate_data, prepare_text, run_one
+from transformers import HfArgumentParser
+
+from text_diffusers.evaluation.text_metrics import generative_perplexity, load_judge
+from text_diffusers.evaluation.visualization import plot_quality
 from text_diffusers.kernels import KERNELS
-from text_diffusers.text_metrics import generative_perplexity, load_judge
-from text_diffusers.visualization import plot_quality
 
 TARGET = 1.15  # times the nats of the autoregressive model
 # Orders that D3PM (https://arxiv.org/abs/2107.03006) reports, best first, of characters and of pieces of words.

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common.comparison import read_json, write_json
 from diffusers import UniPCMultistepScheduler
-from exact_denoiser import ExactDenoiser
-from samplers_embedding_config import SamplersConfig
+from embedding_samplers.config import SamplersConfig
+from embedding_samplers.exact_denoiser import ExactDenoiser
 from transformers import HfArgumentParser
 
 from text_diffusers import (
@@ -37,10 +38,9 @@ from text_diffusers import (
     EmbeddingDDPMScheduler,
     EmbeddingDPMSolverScheduler,
 )
-from text_diffusers.comparison import read_json, write_json
-from text_diffusers.data import load_documents
-from text_diffusers.embedding_plots import plot_samplers
-from text_diffusers.text_metrics import distinct_n, generative_perplexity, load_judge, token_entropy
+from text_diffusers.data.sources import load_documents
+from text_diffusers.evaluation.embedding_plots import plot_samplers
+from text_diffusers.evaluation.text_metrics import distinct_n, generative_perplexity, load_judge, token_entropy
 
 Record = dict[str, Any]
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from measuring import Size, verdict
-from sampling_steps import step_costs
-from tokens_per_second import plain_tokenizer, tokens_per_second
+from speed.measuring import Size, verdict
+from speed.sampling_steps import step_costs
+from speed.tokens_per_second import plain_tokenizer, tokens_per_second
 from transformers.utils import ModelOutput
 
 from text_diffusers import D3PMAbsorbingScheduler, FirstHittingScheduler, TextDiffusionPipeline

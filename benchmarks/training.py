@@ -33,8 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextTransformerModel
-from text_diffusers.bounds import predicted_positions, token_bound
-from text_diffusers.noise import TIME_SAMPLINGS
+from text_diffusers.common.training_randomness import TIME_SAMPLINGS
+from text_diffusers.evaluation.bounds import predicted_positions, token_bound
 
 LENGTH, WIDTH, HEADS = 128, 512, 8
 MIN_TIMESTEP = 0.1  # of the recipe

@@ -36,11 +36,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common.comparison import check_settings, read_json, write_json
 from datasets import disable_progress_bars
-from torch import Tensor
-from training import in_own_process
-from transformers import HfArgumentParser
-from two_level_config import (
+from long_texts.config import (
     ORACLE,
     SHUFFLED,
     SYSTEMS,
@@ -55,7 +53,7 @@ from two_level_config import (
     fitting_steps,
     split_forwards,
 )
-from two_level_judges import (
+from long_texts.judges import (
     KindJudge,
     chance,
     class_shares,
@@ -66,8 +64,8 @@ from two_level_judges import (
     total_variation,
     word_pairs,
 )
-from two_level_report import FLOPS, FORWARDS, PLANS_TOLD, REAL, Row, findings, markdown, plot
-from two_level_systems import (
+from long_texts.report import FLOPS, FORWARDS, PLANS_TOLD, REAL, Row, findings, markdown, plot
+from long_texts.systems import (
     is_trained,
     load_pipeline,
     measured_cost,
@@ -77,11 +75,13 @@ from two_level_systems import (
     train,
     write_cell,
 )
+from torch import Tensor
+from training import in_own_process
+from transformers import HfArgumentParser
 
-from text_diffusers.comparison import check_settings, read_json, write_json
-from text_diffusers.data import load_documents, split_documents
-from text_diffusers.rows import tokenize
-from text_diffusers.text_metrics import distinct_n, generative_perplexity, load_judge
+from text_diffusers.data.rows import tokenize
+from text_diffusers.data.sources import load_documents, split_documents
+from text_diffusers.evaluation.text_metrics import distinct_n, generative_perplexity, load_judge
 
 Record = dict[str, Any]
 

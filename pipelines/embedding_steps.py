@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from diffusers import EulerAncestralDiscreteScheduler
 from torch import Tensor
 
-from text_diffusers.pipelines.stock_schedulers import row_seeds
-
-NORMAL_BLOCK = 16  # torch fills a CPU tensor with normal numbers in blocks, and the last one only if it is full
+from text_diffusers.common.randomness import NORMAL_BLOCK, randn, row_seeds
 
 
 class EmbeddingSteps:
@@ -87,7 +85,7 @@ class EmbeddingSteps:
 
     def add_noise(self, clean: Tensor, timestep: float, generators: list[torch.Generator]) -> Tensor:
         """(B, L, E) clean embeddings with as much noise as the latents have at `timestep`."""
-        noise = normal_rows(clean.shape, generators).to(clean)
+        noise = randn(tuple(clean.shape), generators, "cpu", torch.float32).to(clean)
         times = torch.full((len(clean),), timestep, dtype=self.timesteps.dtype, device=clean.device)
         return self.scheduler.add_noise(clean, noise, times)
 
@@ -133,11 +131,3 @@ class EmbeddingSteps:
     @property
     def _step_arguments(self) -> Any:
         return inspect.signature(self.scheduler.step).parameters
-
-
-def normal_rows(shape: torch.Size, generators: list[torch.Generator]) -> Tensor:
-    """(B, L, E) standard normal numbers, row b from generator b only; the first of a row do not depend on L."""
-    width = -(-shape[2] // NORMAL_BLOCK) * NORMAL_BLOCK
-    seeds = row_seeds(generators, shape[0])
-    rows = [torch.randn(shape[1], width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows)[..., : shape[2]]

@@ -16,7 +16,8 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError, safe_open
 
-from text_diffusers.pipelines.pipeline_loading import INDEX, read_object
+from text_diffusers.common.json_files import read_object
+from text_diffusers.pipelines.loading import INDEX
 
 WEIGHTS = "diffusion_pytorch_model"
 

@@ -16,9 +16,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from text_diffusers.schedulers.token_sampling import (
+from text_diffusers.common.clean_estimate import PREDICTION_TYPES
+from text_diffusers.common.randomness import Generators, randn
+from text_diffusers.common.validation import (
     CLOCK_LIMIT,
-    Generators,
     are_numbers,
     is_int,
     is_key,
@@ -28,8 +29,6 @@ from text_diffusers.schedulers.token_sampling import (
 )
 
 MAX_BETA = 0.999
-NORMAL_BLOCK = 16
-PREDICTION_TYPES = ("sample", "epsilon", "v_prediction")
 RoundFunction = Callable[[Tensor], Tensor] | None
 
 
@@ -114,30 +113,6 @@ def named_betas(name: str, num_train_timesteps: int, start: float | None, end: f
         return STOCK_SCHEDULES[name](num_train_timesteps, start, end)
     require(name != "sigmoid", "beta_start", "None for 'sigmoid', which is a sigmoid of alphas_cumprod", start)
     return embedding_betas(name, num_train_timesteps)
-
-
-def randn(shape: tuple[int, int, int], generator: Generators, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(B, L, E) standard normal noise.
-
-    With a list, one generator a row, row b depends on its own generator only, and its first numbers do not depend on
-    L: the same text draws the same noise alone or padded in a batch.
-    """
-    precise = torch.promote_types(dtype, torch.float32)
-    if generator is None or isinstance(generator, torch.Generator):
-        source = device if generator is None else generator.device
-        return torch.randn(shape, generator=generator, device=source, dtype=precise).to(device, dtype)
-    batch, length, width = shape
-    if len(generator) != batch:
-        raise ValueError(f"`generator` must be one generator or one a row: {batch} rows, got {len(generator)}.")
-    # torch fills in blocks of 16 and draws the end of a tensor anew if it is no whole block, so its first numbers
-    # depend on its size; in whole blocks they do not.
-    padded = width + -width % NORMAL_BLOCK
-    rows = []
-    for row_generator in generator:
-        seed = torch.randint(2**62, (1,), generator=row_generator, device=row_generator.device)
-        fresh = torch.Generator().manual_seed(int(seed))
-        rows.append(torch.randn(length, padded, generator=fresh, dtype=precise)[:, :width])
-    return torch.stack(rows).to(device, dtype)
 
 
 class EmbeddingSchedulerMixin(SchedulerMixin, ConfigMixin):

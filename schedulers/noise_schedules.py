@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_diffusers.schedulers.token_sampling import are_numbers, require
+from text_diffusers.common.validation import are_numbers, require
 
 SIGMOID_RANGE = 3.0
 GEOMETRIC_RANGE = (1e-4, 20.0)

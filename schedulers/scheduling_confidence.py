@@ -14,18 +14,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
+from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.sampling import MASS_BLOCK, in_row_blocks, sample_tokens, token_weights
+from text_diffusers.common.validation import is_key, is_number, require
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
-from text_diffusers.schedulers.token_sampling import (
-    MASS_BLOCK,
-    Generators,
-    in_row_blocks,
-    is_key,
-    is_number,
-    rand,
-    require,
-    sample_tokens,
-    token_weights,
-)
 
 
 def row_sums(values: Tensor) -> Tensor:

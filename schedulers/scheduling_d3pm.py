@@ -16,20 +16,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.sampling import MOST_IDS, in_row_blocks, sample_tokens, token_weights
+from text_diffusers.common.validation import CLOCK_LIMIT, is_int, is_number, is_number_of_steps, require
 from text_diffusers.schedulers.noise_schedules import noise_schedule
-from text_diffusers.schedulers.token_sampling import (
-    CLOCK_LIMIT,
-    MOST_IDS,
-    Generators,
-    in_row_blocks,
-    is_int,
-    is_number,
-    is_number_of_steps,
-    rand,
-    require,
-    sample_tokens,
-    token_weights,
-)
 
 REQUIRED_IDS = ("mask_token_id", "vocab_size")
 REVERSE_RULES = ("marginal", "plug_in")

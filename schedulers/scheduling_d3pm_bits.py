@@ -10,9 +10,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
+from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.validation import is_int, is_table, require
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler
 from text_diffusers.schedulers.tensor_config import TensorConfigMixin
-from text_diffusers.schedulers.token_sampling import Generators, is_int, is_table, rand, require
 
 
 class D3PMBitFlipScheduler(TensorConfigMixin, D3PMSemigroupScheduler):

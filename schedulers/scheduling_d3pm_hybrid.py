@@ -10,8 +10,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
+from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.validation import is_int, is_number, require
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler
-from text_diffusers.schedulers.token_sampling import Generators, is_int, is_number, rand, require
 
 
 class D3PMHybridScheduler(D3PMSemigroupScheduler):

@@ -13,9 +13,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from diffusers.utils import logging
 from torch import Tensor
 
-from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMTransitionScheduler
-from text_diffusers.schedulers.tensor_config import TensorConfigMixin
-from text_diffusers.schedulers.token_sampling import (
+from text_diffusers.common.validation import (
     CLOCK_LIMIT,
     are_numbers,
     is_int,
@@ -24,6 +22,8 @@ from text_diffusers.schedulers.token_sampling import (
     is_table,
     require,
 )
+from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMTransitionScheduler
+from text_diffusers.schedulers.tensor_config import TensorConfigMixin
 
 KERNELS = ("gaussian", "band", "matrix")
 LARGEST_VOCABULARY = 4_096

@@ -15,9 +15,11 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
+from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.sampling import LARGEST_UNIFORM
+from text_diffusers.common.validation import is_number, is_table, require
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler
 from text_diffusers.schedulers.tensor_config import TensorConfigMixin
-from text_diffusers.schedulers.token_sampling import LARGEST_UNIFORM, Generators, is_number, is_table, rand, require
 
 DISTANCE_ROWS = 1024
 SERIES_TAIL = 0.1  # in units of the floating-point precision

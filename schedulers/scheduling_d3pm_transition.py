@@ -13,16 +13,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.sampling import in_row_blocks, sample_tokens, token_weights
+from text_diffusers.common.validation import is_int, require
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler, check_vocabulary_and_rule
-from text_diffusers.schedulers.token_sampling import (
-    Generators,
-    in_row_blocks,
-    is_int,
-    rand,
-    require,
-    sample_tokens,
-    token_weights,
-)
 
 
 class LinearMap(torch.autograd.Function):

@@ -11,13 +11,14 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler, DDIMSchedulerOut
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
+from text_diffusers.common.randomness import Generators
+from text_diffusers.common.validation import is_number, require
 from text_diffusers.schedulers.embedding_noise import (
     EmbeddingSchedulerMixin,
     RoundFunction,
     step_noise,
     step_output,
 )
-from text_diffusers.schedulers.token_sampling import Generators, is_number, require
 
 
 class EmbeddingDDIMScheduler(EmbeddingSchedulerMixin, DDIMScheduler):

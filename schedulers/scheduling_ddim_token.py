@@ -8,8 +8,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
+from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.sampling import sample_tokens
+from text_diffusers.common.validation import is_number, require
 from text_diffusers.schedulers.scheduling_d3pm import D3PMUniformScheduler
-from text_diffusers.schedulers.token_sampling import Generators, is_number, rand, require, sample_tokens
 
 
 def draw_routes(

@@ -12,13 +12,14 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
+from text_diffusers.common.randomness import Generators
+from text_diffusers.common.validation import require
 from text_diffusers.schedulers.embedding_noise import (
     EmbeddingSchedulerMixin,
     RoundFunction,
     step_noise,
     step_output,
 )
-from text_diffusers.schedulers.token_sampling import Generators, require
 
 VARIANCE_TYPES = (None, "fixed_small", "fixed_large")
 

@@ -14,13 +14,14 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
+from text_diffusers.common.randomness import Generators
+from text_diffusers.common.validation import is_int, is_number, require
 from text_diffusers.schedulers.embedding_noise import (
     EmbeddingSchedulerMixin,
     RoundFunction,
     step_noise,
     step_output,
 )
-from text_diffusers.schedulers.token_sampling import Generators, is_int, is_number, require
 
 ALGORITHM_TYPES = ("dpmsolver++", "sde-dpmsolver++")
 SOLVER_TYPES = ("midpoint", "heun", "logrho", "bh1", "bh2")  # the last three, of other solvers, mean "midpoint"

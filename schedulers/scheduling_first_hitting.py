@@ -9,9 +9,10 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
+from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.validation import require
 from text_diffusers.schedulers.noise_schedules import time_of_noise_level
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
-from text_diffusers.schedulers.token_sampling import Generators, rand, require
 
 
 @dataclass

@@ -13,6 +13,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
+from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.validation import is_int, is_number, require
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler, D3PMUniformScheduler
 from text_diffusers.schedulers.scheduling_ddim_token import draw_routes, routes_reverse
 from text_diffusers.schedulers.scheduling_remdm import (
@@ -21,7 +23,6 @@ from text_diffusers.schedulers.scheduling_remdm import (
     largest_sigma,
     remasking_reveal_prob,
 )
-from text_diffusers.schedulers.token_sampling import Generators, is_int, is_number, rand, require
 
 
 def predictor_step_count(num_inference_steps: int, corrector_steps: int) -> int:

@@ -10,19 +10,19 @@ from typing import Any
 
 import gradio as gr
 
-from text_diffusers.hub import SHIPPED_MODEL
-from text_diffusers.pipelines.pipeline_text_diffusion import TextDiffusionPipeline
-from text_diffusers.space.compare_tab import build_compare_tab
-from text_diffusers.space.control_tab import build_control_tab
-from text_diffusers.space.corrupt_tab import build_corrupt_tab
-from text_diffusers.space.fill_tab import build_fill_tab
-from text_diffusers.space.interface import Page
+from text_diffusers.hub.export import SHIPPED_MODEL
+from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
 from text_diffusers.space.limits import Limits
-from text_diffusers.space.look import CSS, HEAD, theme
-from text_diffusers.space.plan_tab import build_plan_tab
-from text_diffusers.space.served import Served
-from text_diffusers.space.texts import LANGUAGE_NAMES, LANGUAGES, say
-from text_diffusers.space.write_tab import build_write_tab
+from text_diffusers.space.parts.interface import Page
+from text_diffusers.space.parts.look import CSS, HEAD, theme
+from text_diffusers.space.parts.served import Served
+from text_diffusers.space.parts.texts import LANGUAGE_NAMES, LANGUAGES, say
+from text_diffusers.space.tabs.compare import build_compare_tab
+from text_diffusers.space.tabs.control import build_control_tab
+from text_diffusers.space.tabs.corrupt import build_corrupt_tab
+from text_diffusers.space.tabs.fill import build_fill_tab
+from text_diffusers.space.tabs.plan import build_plan_tab
+from text_diffusers.space.tabs.write import build_write_tab
 
 TABS = {
     "write": build_write_tab,

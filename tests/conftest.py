@@ -16,12 +16,12 @@ from text_diffusers import (  # noqa: E402
     TextDiffusionPipeline,
     TextTransformerModel,
 )
-from text_diffusers.bounds import batch_bound  # noqa: E402
-from text_diffusers.data import train_tokenizer  # noqa: E402
-from text_diffusers.rows import ShuffledRows, tokenize
-from text_diffusers.runtime import make_accelerator  # noqa: E402
-from text_diffusers.training import TrainingLoop  # noqa: E402
-from text_diffusers.training_config import TrainingConfig  # noqa: E402
+from text_diffusers.data.rows import ShuffledRows, tokenize
+from text_diffusers.data.sources import train_tokenizer  # noqa: E402
+from text_diffusers.evaluation.bounds import batch_bound  # noqa: E402
+from text_diffusers.training.config import TrainingConfig  # noqa: E402
+from text_diffusers.training.loop import TrainingLoop  # noqa: E402
+from text_diffusers.training.runtime import make_accelerator  # noqa: E402
 
 SENTENCES = [
     "the cat sat on the mat and looked at the dog",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from text_diffusers.standalone import standalone_source
+from text_diffusers.hub.standalone import standalone_source
 
 ROOT = Path(__file__).parent.parent
 # The last two are what diffusers itself stands on.
@@ -83,7 +83,7 @@ def test_rooms_are_not_imported_by_their_bare_names(path):
 
 def test_rooms_are_one_package_with_one_class_a_name():
     import text_diffusers
-    from text_diffusers.pipelines.pipeline_text_diffusion import TextDiffusionPipeline
+    from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
     from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
 
     assert text_diffusers.D3PMAbsorbingScheduler is D3PMAbsorbingScheduler
@@ -113,7 +113,7 @@ def room(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("text_diffusers.standalone.PACKAGE", "text_diffusers_like")
+    monkeypatch.setattr("text_diffusers.hub.standalone.PACKAGE", "text_diffusers_like")
     yield tmp_path / "text_diffusers_like"
     for module in [name for name in sys.modules if name.startswith("text_diffusers_like")]:
         del sys.modules[module]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 from conftest import SENTENCES, make_denoiser
-from doc_blocks import (
+from support.doc_blocks import (
     COMMANDS,
     PAGES,
     ROOT,
@@ -21,11 +21,11 @@ from doc_blocks import (
     tidy,
     without_words,
 )
-from doc_refusals import refused_calls
-from hub_client import TOKEN, Client
-from loopback_hub import LoopbackHub
-from masked_lms import make_masked_lm
-from two_level_pipes import make_two_level
+from support.doc_refusals import refused_calls
+from support.hub_client import TOKEN, Client
+from support.loopback_hub import LoopbackHub
+from support.masked_lms import make_masked_lm
+from support.two_level_pipes import make_two_level
 
 from text_diffusers import (
     D3PMAbsorbingScheduler,

@@ -4,8 +4,9 @@ import diffusers
 import pytest
 import torch
 from conftest import make_denoiser
-from masked_lms import make_masked_lm
-from two_level_pipes import make_two_level
+from support.embedding_pipes import make_embedding_pipe
+from support.masked_lms import make_masked_lm
+from support.two_level_pipes import make_two_level
 
 import text_diffusers
 from text_diffusers import (
@@ -14,9 +15,6 @@ from text_diffusers import (
     D3PMAbsorbingScheduler,
     D3PMHybridScheduler,
     D3PMUniformScheduler,
-    DiffusionLMPipeline,
-    EmbeddingDDIMScheduler,
-    EmbeddingTransformerModel,
     TextBlockDiffusionPipeline,
     TextDiffusionCFGPipeline,
     TextDiffusionPipeline,
@@ -46,15 +44,6 @@ KINDS = {
 }
 CASES = [(kind, name) for kind, names in KINDS.items() for name in names]
 LENGTH = 6
-
-
-def make_embedding_pipe(tokenizer, **noise):
-    torch.manual_seed(0)
-    sizes = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "max_length": 32}
-    ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
-    steps = noise.get("num_train_timesteps", 2000)
-    model = EmbeddingTransformerModel(len(tokenizer), num_train_timesteps=steps, **sizes, **ids)
-    return DiffusionLMPipeline(tokenizer, model.eval(), EmbeddingDDIMScheduler(**noise))
 
 
 def make_pipe(kind, tokenizer):

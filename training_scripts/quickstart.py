@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline
-from text_diffusers.visualization import plot_denoising
+from text_diffusers.evaluation.visualization import plot_denoising
 
 NUM_TEXTS = 8
 TEMPERATURE = 0.7  # below 1, the model writes what it is surer of

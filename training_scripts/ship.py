@@ -10,15 +10,16 @@ import shutil
 import sys
 from pathlib import Path
 
+import corpora  # noqa: F401 - names for `--dataset`
 import torch
 from train_d3pm import D3PMConfig, report
 
 import text_diffusers
 from text_diffusers import TextDiffusionPipeline
-from text_diffusers.hub import SHIPPED_MODEL, copy_records, forget_origin
-from text_diffusers.model_card import model_card
-from text_diffusers.runtime import make_accelerator
-from text_diffusers.text_data import prepare_data
+from text_diffusers.hub.export import SHIPPED_MODEL, copy_records, forget_origin
+from text_diffusers.hub.model_card import model_card
+from text_diffusers.training.runtime import make_accelerator
+from text_diffusers.training.text_options import prepare_data
 
 LARGEST = 10_000_000  # bytes of weights
 

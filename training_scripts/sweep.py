@@ -41,9 +41,9 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 from transformers import HfArgumentParser
 
-from text_diffusers.checkpoints import CHECKPOINT_FOLDER
-from text_diffusers.training_config import TrainingConfig
-from text_diffusers.visualization import plot_trials
+from text_diffusers.evaluation.visualization import plot_trials
+from text_diffusers.training.checkpoints import CHECKPOINT_FOLDER
+from text_diffusers.training.config import TrainingConfig
 
 LEARNING_RATES = {"adamw": (1e-4, 1e-2), "sgd": (1e-2, 1.0)}  # least and most, on a logarithmic scale
 SPACE: dict[str, list] = {  # in this order: an optimizer is chosen before its learning rate

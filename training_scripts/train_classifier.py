@@ -16,12 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import corpora  # noqa: F401 - names for `--dataset`
 import torch
 from accelerate.utils import set_seed
 from transformers import HfArgumentParser
 
 from text_diffusers import D3PMAbsorbingScheduler, EmbeddingDDIMScheduler, TextClassifierModel, TextDiffusionPipeline
-from text_diffusers.classifier_training import (
+from text_diffusers.common.token_ids import end_ids, start_ids
+from text_diffusers.data.rows import ShuffledRows
+from text_diffusers.models.language_model import as_denoiser, is_masked_lm
+from text_diffusers.pipelines.diffusion_lm.pipeline_diffusion_lm import DiffusionLMPipeline
+from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
+from text_diffusers.training.classifier import (
     Corruption,
     EmbeddingCorruption,
     TokenCorruption,
@@ -32,22 +38,17 @@ from text_diffusers.classifier_training import (
     noise_levels,
     one_label_each,
 )
-from text_diffusers.embedding_training import trimmed
-from text_diffusers.pipelines.masked_lm import as_denoiser, is_masked_lm
-from text_diffusers.pipelines.pipeline_diffusion_lm import DiffusionLMPipeline
-from text_diffusers.pipelines.text_canvas import end_ids, start_ids
-from text_diffusers.rows import ShuffledRows
-from text_diffusers.runtime import end_training, make_accelerator
-from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
-from text_diffusers.tagged_text import prepare_tagged_data
-from text_diffusers.text_data import (
+from text_diffusers.training.embedding import trimmed
+from text_diffusers.training.loop import TrainingLoop
+from text_diffusers.training.runtime import end_training, make_accelerator
+from text_diffusers.training.tagged_text import prepare_tagged_data
+from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,
     prepare_data,
     refuse_parts_of_a_pipeline,
     rows_per_step,
 )
-from text_diffusers.training import TrainingLoop
 
 PARTS_OF_A_PIPELINE = ("tokenizer", "vocab_size", "noise")
 NOISES = ("none", "absorbing")

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import corpora  # noqa: F401 - names for `--dataset`
 import torch
 from accelerate.utils import set_seed
 from peft import LoraConfig, get_peft_model_state_dict
@@ -25,13 +26,16 @@ from text_diffusers import (
     TextDiffusionPipeline,
     TextTransformerModel,
 )
-from text_diffusers.bounds import at_positions, predicted_positions, token_bound
-from text_diffusers.condition_dropout import drop_conditions
-from text_diffusers.evaluation import estimate_bound
-from text_diffusers.initialization import TextStatistics
+from text_diffusers.common.training_randomness import TIME_SAMPLINGS, token_uniform
+from text_diffusers.data.rows import tensor_batches, unknown_tokens
+from text_diffusers.evaluation.bounds import at_positions, predicted_positions, token_bound
+from text_diffusers.evaluation.likelihood import estimate_bound
 from text_diffusers.kernels import BIT_CODES, KERNELS, KernelConfig, make_scheduler
-from text_diffusers.losses import reconstruction_loss
-from text_diffusers.masked_lm_training import (
+from text_diffusers.losses.discrete import reconstruction_loss
+from text_diffusers.training.condition_dropout import drop_conditions
+from text_diffusers.training.initialization import TextStatistics
+from text_diffusers.training.loop import TrainingLoop
+from text_diffusers.training.masked_lm import (
     check_masked_lm_options,
     fresh_copy,
     holds_masked_lm,
@@ -40,10 +44,8 @@ from text_diffusers.masked_lm_training import (
     saved_pipeline,
     training_denoiser,
 )
-from text_diffusers.noise import TIME_SAMPLINGS, token_uniform
-from text_diffusers.rows import tensor_batches, unknown_tokens
-from text_diffusers.runtime import end_training, make_accelerator
-from text_diffusers.text_data import (
+from text_diffusers.training.runtime import end_training, make_accelerator
+from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,
     bound_metrics,
@@ -54,7 +56,6 @@ from text_diffusers.text_data import (
     rows_per_step,
     text_lengths,
 )
-from text_diffusers.training import TrainingLoop
 
 COUNTED_ROWS = 200_000
 WRITING_STEPS = 128

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import corpora  # noqa: F401 - names for `--dataset`
 import torch
 from accelerate.utils import set_seed
 from transformers import HfArgumentParser
@@ -24,15 +25,17 @@ from text_diffusers import (
     EmbeddingTransformerModel,
     GuidedDiffusionLMPipeline,
 )
-from text_diffusers.condition_dropout import drop_conditions
-from text_diffusers.embedding_evaluation import embedding_health, estimate_embedding_bound, rounding_accuracy
-from text_diffusers.embedding_plots import plot_rounding
-from text_diffusers.embedding_training import OBJECTIVES, TIMED_ROWS, EmbeddingLoss, trimmed
-from text_diffusers.initialization import LARGEST_VOCABULARY, TextStatistics, pretrained_vectors
-from text_diffusers.rows import tensor_batches
-from text_diffusers.runtime import end_training, make_accelerator
+from text_diffusers.data.rows import tensor_batches
+from text_diffusers.evaluation.embedding import embedding_health, estimate_embedding_bound, rounding_accuracy
+from text_diffusers.evaluation.embedding_plots import plot_rounding
+from text_diffusers.losses.time_density import TIME_DENSITIES
 from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES
-from text_diffusers.text_data import (
+from text_diffusers.training.condition_dropout import drop_conditions
+from text_diffusers.training.embedding import OBJECTIVES, TIMED_ROWS, EmbeddingLoss, trimmed
+from text_diffusers.training.initialization import LARGEST_VOCABULARY, TextStatistics, pretrained_vectors
+from text_diffusers.training.loop import TrainingLoop
+from text_diffusers.training.runtime import end_training, make_accelerator
+from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,
     bound_metrics,
@@ -43,8 +46,6 @@ from text_diffusers.text_data import (
     rows_per_step,
     text_lengths,
 )
-from text_diffusers.time_density import TIME_DENSITIES
-from text_diffusers.training import TrainingLoop
 
 COUNTED_ROWS = 200_000
 WRITING_STEPS = 50

@@ -20,15 +20,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import corpora  # noqa: F401 - names for `--dataset`
 import torch
 from accelerate.utils import set_seed
 from transformers import HfArgumentParser
 
 from text_diffusers import AutoencoderVQTextModel, CodeTransformerModel, D3PMAbsorbingScheduler, PromptEncoderModel
-from text_diffusers.bounds import noisy_token_bound
-from text_diffusers.checkpoints import CHECKPOINT_FOLDER
-from text_diffusers.code_initialization import start_from_codebooks
-from text_diffusers.code_training import (
+from text_diffusers.common.training_randomness import TIME_SAMPLINGS
+from text_diffusers.evaluation.bounds import noisy_token_bound
+from text_diffusers.evaluation.likelihood import estimate_bound
+from text_diffusers.evaluation.two_level import estimate_two_level_bound, per_token
+from text_diffusers.pipelines.two_level_vq.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
+from text_diffusers.training.checkpoints import CHECKPOINT_FOLDER
+from text_diffusers.training.code_initialization import start_from_codebooks
+from text_diffusers.training.codes import (
     LEVELS,
     PromptedDenoiser,
     check_autoencoder_of,
@@ -40,11 +45,10 @@ from text_diffusers.code_training import (
     shown_prompts,
     text_rows,
 )
-from text_diffusers.evaluation import estimate_bound
-from text_diffusers.noise import TIME_SAMPLINGS
-from text_diffusers.pipelines.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
-from text_diffusers.runtime import end_training, make_accelerator, refuse_shards
-from text_diffusers.text_data import (
+from text_diffusers.training.config import note_training
+from text_diffusers.training.loop import TrainingLoop
+from text_diffusers.training.runtime import end_training, make_accelerator, refuse_shards
+from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,
     bound_metrics,
@@ -53,9 +57,6 @@ from text_diffusers.text_data import (
     row_order,
     rows_per_step,
 )
-from text_diffusers.training import TrainingLoop
-from text_diffusers.training_config import note_training
-from text_diffusers.two_level_evaluation import estimate_two_level_bound, per_token
 
 SHARES = ("condition_dropout", "plan_corruption", "plan_dropout")
 

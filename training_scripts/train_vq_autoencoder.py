@@ -12,21 +12,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import corpora  # noqa: F401 - names for `--dataset`
 from accelerate.utils import set_seed
 from transformers import HfArgumentParser
 
 from text_diffusers import AutoencoderVQTextModel
-from text_diffusers.autoencoder_training import (
+from text_diffusers.data.rows import text_ends
+from text_diffusers.evaluation.likelihood import unigram_entropy
+from text_diffusers.training.autoencoder import (
     CodeNoise,
     autoencoder_loss,
     evaluate_reconstruction,
     reconstructions,
 )
-from text_diffusers.evaluation import unigram_entropy
-from text_diffusers.rows import text_ends
-from text_diffusers.runtime import end_training, make_accelerator, refuse_shards
-from text_diffusers.text_data import TextData, TextTrainingConfig, prepare_data, row_order, rows_per_step
-from text_diffusers.training import TrainingLoop
+from text_diffusers.training.loop import TrainingLoop
+from text_diffusers.training.runtime import end_training, make_accelerator, refuse_shards
+from text_diffusers.training.text_options import TextData, TextTrainingConfig, prepare_data, row_order, rows_per_step
 
 
 @dataclass

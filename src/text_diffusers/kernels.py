@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from text_diffusers.pipelines.masked_lm import is_masked_lm
+from text_diffusers.models.language_model import is_masked_lm
 from text_diffusers.schedulers.noise_schedules import mutual_information_schedule
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
 from text_diffusers.schedulers.scheduling_d3pm_bits import (

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from text_diffusers.pipelines.pipeline_paraguide import ParaGuidePipeline
-from text_diffusers.pipelines.pipeline_paraguide_tokens import TokenParaGuidePipeline
-from text_diffusers.pipelines.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
-from text_diffusers.pipelines.stock_schedulers import STEP_SETTINGS, as_token_scheduler, stock_class
+from text_diffusers.pipelines.paraguide.pipeline_paraguide import ParaGuidePipeline
+from text_diffusers.pipelines.paraguide.pipeline_paraguide_tokens import TokenParaGuidePipeline
+from text_diffusers.pipelines.scheduler_adapters import STEP_SETTINGS, as_token_scheduler, stock_class
+from text_diffusers.pipelines.two_level_vq.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
 from text_diffusers.schedulers.scheduling_confidence import ConfidenceScheduler
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
 from text_diffusers.schedulers.scheduling_ddim_embedding import EmbeddingDDIMScheduler

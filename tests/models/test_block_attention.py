@@ -8,7 +8,7 @@ import torch
 from conftest import make_denoiser
 
 from text_diffusers import D3PMAbsorbingScheduler, TextTransformerModel
-from text_diffusers.bounds import batch_bound
+from text_diffusers.evaluation.bounds import batch_bound
 
 BLOCK, LENGTH = 4, 14  # the last block is shorter
 CONFIGS = {

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from conftest import make_denoiser
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler
-from text_diffusers.bounds import predicted_positions, token_bound
+from text_diffusers.evaluation.bounds import predicted_positions, token_bound
 
 KERNELS = ("absorbing", "uniform")
 

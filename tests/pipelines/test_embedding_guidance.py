@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from gaussian_chains import MEAN, STD, prediction_of, sample
+from support.gaussian_chains import MEAN, STD, prediction_of, sample
 
 from text_diffusers import EmbeddingDDIMScheduler, EmbeddingDDPMScheduler, EmbeddingDPMSolverScheduler
-from text_diffusers.pipelines.embedding_guidance import (
+from text_diffusers.pipelines.diffusion_lm.guidance import (
     InnerUpdates,
     drawn_noise,
     is_acting,

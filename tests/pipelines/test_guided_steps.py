@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from oracles import assert_golden, float64, golden_cases
+from support.oracles import assert_golden, float64, golden_cases
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler
-from text_diffusers.pipelines.guided_steps import as_controls, check_interval, guide, planned_lengths, scales_by_row
+from text_diffusers.pipelines.guidance import as_controls, check_interval, guide, planned_lengths, scales_by_row
 
 GOLDEN = golden_cases("cfg", "dcfg")
 

@@ -6,11 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import chi_square_passes
+from support.oracles import chi_square_passes
 
-from text_diffusers.guidance import Control
-from text_diffusers.pipelines.guided_steps import TextState
-from text_diffusers.pipelines.paraguide_steps import (
+from text_diffusers.guidance.controls import Control
+from text_diffusers.pipelines.guidance import TextState
+from text_diffusers.pipelines.paraguide.steering import (
     Steering,
     draw_tokens,
     drift,
@@ -206,7 +206,7 @@ def test_the_draw_of_a_row_depends_on_its_own_generator_and_not_on_padding():
 def test_a_large_vocabulary_is_drawn_in_blocks_with_the_same_result(monkeypatch):
     logits, positions = torch.randn(40, 30, generator=seeded(0)), torch.ones(4, 10, dtype=torch.bool)
     want = draw_tokens(logits, positions, 0.8, [seeded(i) for i in range(4)])
-    monkeypatch.setattr("text_diffusers.pipelines.paraguide_steps.LOGITS_AT_A_TIME", 70)
+    monkeypatch.setattr("text_diffusers.pipelines.paraguide.steering.LOGITS_AT_A_TIME", 70)
     assert torch.equal(draw_tokens(logits, positions, 0.8, [seeded(i) for i in range(4)]), want)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_embedding_model as make_model
-from oracles import chi_square_passes
+from support.oracles import chi_square_passes
 from torch import nn
 
 from text_diffusers import (
@@ -444,7 +444,10 @@ def test_a_denoiser_in_half_precision_writes(tokenizer):
         ({"length": 31}, r"32 tokens \(with the start token\), got 33"),
         ({"known_words": "soft"}, r"`known_words` must be one of \('renoise', 'clean'\), got 'soft'"),
         ({"num_candidates": 0}, "`num_candidates` must be an integer of at least 1, got 0"),
-        ({"num_candidates": 4}, "`choose` must be given .* `text_diffusers.text_metrics.minimum_bayes_risk`"),
+        (
+            {"num_candidates": 4},
+            "`choose` must be given .* `text_diffusers.evaluation.text_metrics.minimum_bayes_risk`",
+        ),
         ({"eta": 1.5}, "`eta` must be between 0 and 1, got 1.5"),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be .* between 1 and `num_train_timesteps`=2000"),
         ({"num_inference_steps": 2001}, "got 2001"),

@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 from conftest import make_embedding_model
-from gaussian_chains import MEAN, STD, gaussian_denoiser, prediction_of
+from support.gaussian_chains import MEAN, STD, gaussian_denoiser, prediction_of
 from torch import nn
 
 from text_diffusers import (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_denoiser, make_embedding_model
-from oracles import MarkovSource, chi_square_passes, transition_matrix
+from support.oracles import MarkovSource, chi_square_passes, transition_matrix
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -24,8 +24,13 @@ from text_diffusers import (
     TextDiffusionPipeline,
     TokenParaGuidePipeline,
 )
-from text_diffusers.classifier_guidance import ClassifierGuidance, CleanClassifierGuidance, StyleGuidance, style_vector
-from text_diffusers.guidance import Control, LengthControl, WordsControl
+from text_diffusers.guidance.classifiers import (
+    ClassifierGuidance,
+    CleanClassifierGuidance,
+    StyleGuidance,
+    style_vector,
+)
+from text_diffusers.guidance.controls import Control, LengthControl, WordsControl
 
 SOURCES = ["the cat", "a bird sang in the tree", "she", "the dog sat on"]
 WRITE = {"num_inference_steps": 6, "max_new_tokens": 8}

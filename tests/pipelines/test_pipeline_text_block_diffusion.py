@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_denoiser
-from oracles import chi_square_passes
+from support.oracles import chi_square_passes
 
 from text_diffusers import (
     ConfidenceScheduler,

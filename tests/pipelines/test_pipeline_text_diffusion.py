@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_denoiser
-from oracles import MarkovSource, TableDenoiser, chi_square_passes
+from support.oracles import MarkovSource, TableDenoiser, chi_square_passes
 
 import text_diffusers
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_denoiser
-from masked_lms import make_masked_lm
-from oracles import chi_square_passes
+from support.masked_lms import make_masked_lm
+from support.oracles import chi_square_passes
 
 from text_diffusers import (
     ConfidenceScheduler,

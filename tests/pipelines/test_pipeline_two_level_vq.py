@@ -9,15 +9,15 @@ import torch
 from accelerate import cpu_offload
 from conftest import make_denoiser
 from diffusers import BlockRefinementScheduler, DiffusionPipeline, DiscreteDDIMScheduler
-from oracles import chi_square_passes
-from transformers import T5Config, T5EncoderModel
-from two_level_pipes import (
+from support.oracles import chi_square_passes
+from support.two_level_pipes import (
     Calls,
     counts_of,
     law_of_codes,
     make_two_level,
     one_at_a_time_law,
 )
+from transformers import T5Config, T5EncoderModel
 
 from text_diffusers import (
     CodeTransformerModel,
@@ -29,8 +29,8 @@ from text_diffusers import (
     TextDiffusionPipeline,
     TwoLevelVQDiffusionPipeline,
 )
-from text_diffusers.pipelines.text_canvas import never_written
-from text_diffusers.standalone import standalone_source
+from text_diffusers.common.token_ids import never_written
+from text_diffusers.hub.standalone import standalone_source
 
 PROMPTS = ["the cat", "the bird sat", "", "the dog"]
 STEPS = {"num_coarse_steps": 3, "num_fine_steps": 3}
@@ -109,7 +109,9 @@ def test_decoding_a_few_rows_at_a_time_writes_the_same(small, monkeypatch):
     arguments = {"num_return_sequences": 5, "temperature": 1.0, "output_type": "tokens"}
     together = small(generator=seeded(0), **arguments).tokens
     calls = []
-    monkeypatch.setattr("text_diffusers.pipelines.pipeline_two_level_vq.DECODED_AT_ONCE", 2 * together.shape[1])
+    monkeypatch.setattr(
+        "text_diffusers.pipelines.two_level_vq.pipeline_two_level_vq.DECODED_AT_ONCE", 2 * together.shape[1]
+    )
     decode = small.autoencoder.decode
     monkeypatch.setattr(
         small.autoencoder, "decode", lambda fine, coarse: calls.append(len(fine)) or decode(fine, coarse)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import BlockRefinementScheduler, DiscreteDDIMScheduler, EntropyBoundScheduler
-from masked_lms import make_masked_lm
-from oracles import MarkovSource, TableDenoiser, bayes_posterior, chi_square_passes, transition_matrix
+from support.masked_lms import make_masked_lm
+from support.oracles import MarkovSource, TableDenoiser, bayes_posterior, chi_square_passes, transition_matrix
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -15,11 +15,12 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
-from gaussian_chains import embedding_cases, prediction_of, sample
-from oracles import assert_golden, chi_square_passes
+from support.gaussian_chains import embedding_cases, prediction_of, sample
+from support.oracles import assert_golden, chi_square_passes
 
 from text_diffusers import EmbeddingDDIMScheduler, EmbeddingDDPMScheduler, EmbeddingDPMSolverScheduler
-from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES, embedding_betas, randn
+from text_diffusers.common.randomness import randn
+from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES, embedding_betas
 
 OURS = [EmbeddingDDIMScheduler, EmbeddingDDPMScheduler, EmbeddingDPMSolverScheduler]
 STOCK = [

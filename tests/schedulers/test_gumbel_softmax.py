@@ -6,9 +6,10 @@ Shapes: N rows, V vocabulary size.
 import numpy as np
 import pytest
 import torch
-from oracles import chi_square_passes
+from support.oracles import chi_square_passes
 
-from text_diffusers.schedulers.token_sampling import gumbel_softmax, rand
+from text_diffusers.common.randomness import rand
+from text_diffusers.common.sampling import gumbel_softmax
 
 
 def seeded(seed):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
-from oracles import MarkovSource, chi_square_passes
+from support.oracles import MarkovSource, chi_square_passes
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from text_diffusers.schedulers.scheduling_block_ancestral import BlockAncestralScheduler

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from oracles import MarkovSource, TableDenoiser, alpha_by_definition, chi_square_passes
+from support.oracles import MarkovSource, TableDenoiser, alpha_by_definition, chi_square_passes
 
 from text_diffusers import ConfidenceScheduler, D3PMAbsorbingScheduler
 from text_diffusers.schedulers.noise_schedules import NOISE_SCHEDULES

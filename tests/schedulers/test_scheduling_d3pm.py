@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import (
+from support.oracles import (
     MarkovSource,
     TableDenoiser,
     alpha_by_definition,
@@ -21,9 +21,10 @@ from oracles import (
 )
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler
+from text_diffusers.common.randomness import rand
+from text_diffusers.common.sampling import sample_tokens, token_weights
 from text_diffusers.schedulers.noise_schedules import NOISE_SCHEDULES
 from text_diffusers.schedulers.scheduling_d3pm import absorbing_reverse, uniform_reverse
-from text_diffusers.schedulers.token_sampling import rand, sample_tokens, token_weights
 
 V = 5
 MASK = V - 1

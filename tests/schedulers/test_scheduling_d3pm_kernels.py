@@ -9,7 +9,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import (
+from scipy.linalg import expm
+from support.oracles import (
     MarkovSource,
     TableDenoiser,
     assert_golden,
@@ -19,7 +20,6 @@ from oracles import (
     golden_cases,
     transition_matrix,
 )
-from scipy.linalg import expm
 
 from text_diffusers import (
     D3PMAbsorbingScheduler,
@@ -29,8 +29,8 @@ from text_diffusers import (
     D3PMNeighborScheduler,
     D3PMUniformScheduler,
 )
-from text_diffusers.bounds import token_bound
-from text_diffusers.losses import uniform_bound_discrete
+from text_diffusers.evaluation.bounds import token_bound
+from text_diffusers.losses.discrete import uniform_bound_discrete
 from text_diffusers.schedulers import scheduling_d3pm_matrix
 from text_diffusers.schedulers.noise_schedules import mutual_information, mutual_information_schedule
 from text_diffusers.schedulers.scheduling_d3pm_bits import embedding_codes, frequency_codes

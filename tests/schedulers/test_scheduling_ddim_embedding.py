@@ -3,8 +3,8 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from gaussian_chains import MEAN, STD, embedding_cases, gaussian_flow, mixture_denoiser, sample
-from oracles import assert_golden, float64
+from support.gaussian_chains import MEAN, STD, embedding_cases, gaussian_flow, mixture_denoiser, sample
+from support.oracles import assert_golden, float64
 
 from text_diffusers import EmbeddingDDIMScheduler
 from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES

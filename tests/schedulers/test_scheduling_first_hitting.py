@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from oracles import (
+from support.oracles import (
     MarkovSource,
     alpha_by_definition,
     chi_square_passes,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_denoiser
-from oracles import MarkovSource, TableDenoiser, alpha_by_definition, chi_square_passes
-from token_chains import (
+from support.oracles import MarkovSource, TableDenoiser, alpha_by_definition, chi_square_passes
+from support.token_chains import (
     all_states,
     assert_config_travels,
     assert_inputs_are_kept_and_rows_are_their_own,

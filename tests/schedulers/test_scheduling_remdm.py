@@ -6,8 +6,8 @@ Shapes: B batch, L length, V vocabulary size.
 import numpy as np
 import pytest
 import torch
-from oracles import MarkovSource, alpha_by_definition, chi_square_passes, float64, transition_matrix
-from token_chains import (
+from support.oracles import MarkovSource, alpha_by_definition, chi_square_passes, float64, transition_matrix
+from support.token_chains import (
     assert_config_travels,
     assert_inputs_are_kept_and_rows_are_their_own,
     assert_pipeline_keeps_what_is_given,

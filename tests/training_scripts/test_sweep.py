@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from transformers import HfArgumentParser
 
 from text_diffusers import TextDiffusionPipeline
-from text_diffusers.training_config import OPTIMIZERS
+from text_diffusers.training.config import OPTIMIZERS
 
 optuna = pytest.importorskip("optuna")
 COMPLETE, FAIL = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL

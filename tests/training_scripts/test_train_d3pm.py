@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from masked_lms import make_masked_lm
-from recipes import load_script
 from safetensors.torch import load_file
+from support.masked_lms import make_masked_lm
+from support.recipes import load_script
 from transformers import AutoModelForMaskedLM
 
 from text_diffusers import TextBlockDiffusionPipeline, TextDiffusionCFGPipeline, TextDiffusionPipeline

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from masked_lms import make_masked_lm
-from recipes import load_script
 from safetensors.torch import load_file
+from support.masked_lms import make_masked_lm
+from support.recipes import load_script
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from text_diffusers import DiffusionLMPipeline, GuidedDiffusionLMPipeline, TextDiffusionPipeline
-from text_diffusers.data import load_documents
-from text_diffusers.rows import tokenize
+from text_diffusers.data.rows import tokenize
+from text_diffusers.data.sources import load_documents
 
 train_diffusion_lm = load_script("train_diffusion_lm")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES
-from recipes import load_script
 from safetensors.torch import load_file
+from support.recipes import load_script
 from transformers import BertConfig, BertModel
 
 from text_diffusers import (
@@ -19,11 +19,11 @@ from text_diffusers import (
     TextDiffusionPipeline,
     TwoLevelVQDiffusionPipeline,
 )
-from text_diffusers.bounds import batch_bound
-from text_diffusers.code_training import code_rows, shown_plans, shown_prompts
-from text_diffusers.noise import row_noise
-from text_diffusers.rows import ShuffledRows
-from text_diffusers.runtime import make_accelerator
+from text_diffusers.common.training_randomness import row_noise
+from text_diffusers.data.rows import ShuffledRows
+from text_diffusers.evaluation.bounds import batch_bound
+from text_diffusers.training.codes import code_rows, shown_plans, shown_prompts
+from text_diffusers.training.runtime import make_accelerator
 
 train_two_level = load_script("train_two_level")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recipes import load_script
 from safetensors.torch import load_file
+from support.recipes import load_script
 from transformers import AutoTokenizer, HfArgumentParser
 
 from text_diffusers import AutoencoderVQTextModel
-from text_diffusers.training import TrainingLoop
+from text_diffusers.training.loop import TrainingLoop
 
 recipe = load_script("train_vq_autoencoder")
 

@@ -1,0 +1,85 @@
+"""The yardstick of diffusion over tokens: an autoregressive GPT-2 on the same rows.
+
+Shapes: B batch, L row length, V vocabulary size, D width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from text_diffusers.data.rows import tensor_batches
+
+
+class AutoregressiveModel(nn.Module):
+    """GPT-2 that pays for each token of a row, the first one included: every row follows a start token.
+
+    Diffusion over a row of L tokens pays for all L of them, so their nats per token compare.
+
+    Args:
+        config: with `bos_token_id`, the start token, and no `eos_token_id`; `n_positions` is L.
+        never_written: ids that `write` leaves out, such as padding and the mask.
+    """
+
+    def __init__(self, config: GPT2Config, never_written: list[int] | None = None):
+        super().__init__()
+        self.gpt2: Any = GPT2LMHeadModel(config)
+        self.config = config.to_dict()
+        self.never_written = never_written or None
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, L) nats of tokens (B, L); padding, where the mask (B, L) is 0, costs nothing and is on the right."""
+        start = torch.full_like(tokens[:, :1], self.config["bos_token_id"])
+        logits = self.gpt2(torch.cat([start, tokens[:, :-1]], dim=1)).logits  # (B, L, V)
+        nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+        return nats * attention_mask
+
+    @torch.no_grad()
+    def initialize(self, vectors: Tensor | None = None, like_denoiser: bool = False):
+        """Set the first embeddings, and the weights by the rules of `TextTransformerModel` or of transformers.
+
+        The former: unit embeddings, matrices that preserve the variance, zeros where a branch or the head ends.
+
+        Args:
+            vectors: (up to V, D) of unit variance, the first embeddings; scaled to what the others have.
+            like_denoiser: draw all weights anew by the former; else they are as they were made.
+        """
+        gpt2, transformer = self.gpt2, self.gpt2.transformer
+        if like_denoiser:
+            nn.init.normal_(transformer.wte.weight)
+            nn.init.normal_(transformer.wpe.weight)
+            for block in transformer.h:
+                for layer in (block.attn.c_attn, block.mlp.c_fc):  # (inputs, outputs)
+                    nn.init.normal_(layer.weight, std=layer.weight.shape[0] ** -0.5)
+                for layer in (block.attn.c_proj, block.mlp.c_proj):
+                    nn.init.zeros_(layer.weight)
+            nn.init.zeros_(gpt2.lm_head.weight)
+        if vectors is not None:
+            scale = 1.0 if like_denoiser else gpt2.config.initializer_range
+            transformer.wte.weight[: len(vectors)] = scale * vectors
+
+    @torch.no_grad()
+    def row_nats(self, rows: Any, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+        """`(nats, tokens)` (R,) float64 of each of the R tokenized rows, in order."""
+        nats, tokens = [], []
+        for many in tensor_batches(rows, len(rows)):
+            for ids, mask in zip(
+                *(many[name].split(batch_size) for name in ("input_ids", "attention_mask")), strict=True
+            ):
+                nats.append(self(ids, mask).double().sum(dim=1))
+                tokens.append(mask.double().sum(dim=1))
+        return torch.cat(nats), torch.cat(tokens)
+
+    @torch.no_grad()
+    def write(self, num_rows: int, seed: int = 0) -> Tensor:
+        """(num_rows, L) tokens drawn one after the other, at temperature 1, from all of the vocabulary."""
+        start = torch.full((num_rows, 1), self.config["bos_token_id"])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            settings = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
+            length = self.config["n_positions"]
+            limits = {"min_new_tokens": length, "max_new_tokens": length, "suppress_tokens": self.never_written}
+            written = self.gpt2.generate(start, attention_mask=torch.ones_like(start), **settings, **limits)
+        return written[:, 1:]

@@ -1,0 +1,75 @@
+from .models.autoencoder_vq_text import AutoencoderVQTextModel
+from .models.classifier_text import TextClassifierModel
+from .models.prompt_encoder import PromptEncoderModel
+from .models.transformer_code import CodeTransformerModel
+from .models.transformer_embedding import EmbeddingTransformerModel
+from .models.transformer_text import TextTransformerModel
+from .pipelines.diffusion_lm.pipeline_diffusion_lm import DiffusionLMPipeline, DiffusionLMPipelineOutput
+from .pipelines.diffusion_lm.pipeline_diffusion_lm_guided import GuidedDiffusionLMPipeline
+from .pipelines.paraguide.pipeline_paraguide import ParaGuidePipeline
+from .pipelines.paraguide.pipeline_paraguide_tokens import TokenParaGuidePipeline
+from .pipelines.text_diffusion.pipeline_text_block_diffusion import TextBlockDiffusionPipeline
+from .pipelines.text_diffusion.pipeline_text_diffusion import (
+    TextDiffusionPipeline,
+    TextDiffusionPipelineOutput,
+)
+from .pipelines.text_diffusion.pipeline_text_diffusion_cfg import TextDiffusionCFGPipeline
+from .pipelines.two_level_vq.pipeline_two_level_vq import (
+    TwoLevelVQDiffusionPipeline,
+    TwoLevelVQDiffusionPipelineOutput,
+)
+from .schedulers.scheduling_block_ancestral import BlockAncestralScheduler
+from .schedulers.scheduling_confidence import ConfidenceScheduler
+from .schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
+from .schedulers.scheduling_d3pm_bits import D3PMBitFlipScheduler
+from .schedulers.scheduling_d3pm_hybrid import D3PMHybridScheduler
+from .schedulers.scheduling_d3pm_matrix import D3PMMatrixScheduler
+from .schedulers.scheduling_d3pm_neighbors import D3PMNeighborScheduler
+from .schedulers.scheduling_ddim_embedding import EmbeddingDDIMScheduler
+from .schedulers.scheduling_ddim_token import TokenDDIMScheduler
+from .schedulers.scheduling_ddpm_embedding import EmbeddingDDPMScheduler
+from .schedulers.scheduling_dpmsolver_embedding import EmbeddingDPMSolverScheduler
+from .schedulers.scheduling_first_hitting import FirstHittingScheduler
+from .schedulers.scheduling_predictor_corrector import (
+    PredictorCorrectorAbsorbingScheduler,
+    PredictorCorrectorUniformScheduler,
+)
+from .schedulers.scheduling_remdm import ReMDMScheduler
+
+__version__: str
+
+__all__ = [
+    "AutoencoderVQTextModel",
+    "BlockAncestralScheduler",
+    "CodeTransformerModel",
+    "ConfidenceScheduler",
+    "D3PMAbsorbingScheduler",
+    "D3PMBitFlipScheduler",
+    "D3PMHybridScheduler",
+    "D3PMMatrixScheduler",
+    "D3PMNeighborScheduler",
+    "D3PMUniformScheduler",
+    "DiffusionLMPipeline",
+    "DiffusionLMPipelineOutput",
+    "EmbeddingDDIMScheduler",
+    "EmbeddingDDPMScheduler",
+    "EmbeddingDPMSolverScheduler",
+    "EmbeddingTransformerModel",
+    "FirstHittingScheduler",
+    "GuidedDiffusionLMPipeline",
+    "ParaGuidePipeline",
+    "PredictorCorrectorAbsorbingScheduler",
+    "PredictorCorrectorUniformScheduler",
+    "PromptEncoderModel",
+    "ReMDMScheduler",
+    "TextBlockDiffusionPipeline",
+    "TextClassifierModel",
+    "TextDiffusionCFGPipeline",
+    "TextDiffusionPipeline",
+    "TextDiffusionPipelineOutput",
+    "TextTransformerModel",
+    "TokenDDIMScheduler",
+    "TokenParaGuidePipeline",
+    "TwoLevelVQDiffusionPipeline",
+    "TwoLevelVQDiffusionPipelineOutput",
+]

@@ -1,0 +1,40 @@
+"""The clean embeddings that a prediction stands for.
+
+Shapes: B batch, L sequence length, E embedding width.
+"""
+
+import math
+
+from torch import Tensor
+
+PREDICTION_TYPES = ("sample", "epsilon", "v_prediction")
+
+
+def clean_estimate(prediction_type: str, prediction: Tensor, noisy: Tensor, alpha_bar: float | Tensor) -> Tensor:
+    """(B, L, E) x_0 of a prediction at x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise.
+
+    Args:
+        prediction_type: what the network predicts, "sample" (x_0 itself), "epsilon" (the noise) or "v_prediction"
+            (https://arxiv.org/abs/2202.00512).
+        prediction: (B, L, E) output of the network.
+        noisy: (B, L, E) x_t.
+        alpha_bar: one number, or (B,), one a row.
+
+    Raises:
+        ValueError: for another `prediction_type`.
+    """
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}.")
+    if prediction_type == "sample":
+        return prediction
+
+    if isinstance(alpha_bar, Tensor):
+        signal = alpha_bar.sqrt().to(noisy).reshape(-1, 1, 1)
+        sigma = (1 - alpha_bar).sqrt().to(noisy).reshape(-1, 1, 1)
+    else:
+        signal = math.sqrt(alpha_bar)
+        sigma = math.sqrt(1 - alpha_bar)
+
+    if prediction_type == "epsilon":
+        return (noisy - sigma * prediction) / signal
+    return signal * noisy - sigma * prediction

@@ -1,0 +1,119 @@
+"""Drawing tokens from logits: shaped probabilities, inverse-CDF sampling, Gumbel-softmax.
+
+Shapes: B batch, L sequence length, V vocabulary size, N selected positions.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.validation import is_number, require
+
+MASS_BLOCK = 256
+
+# Logits shaped at a time: on a CPU their copy stays in the cache, elsewhere few large kernels are faster.
+CPU_BLOCK = 2**18
+DEVICE_BLOCK = 2**26
+
+LARGEST_UNIFORM = 1 - 1e-12
+MOST_IDS = 2**24
+
+
+def token_weights(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    mask_token_id: int | None = None,
+) -> Tensor:
+    """Unnormalised probabilities (N, V) of logits (N, V), the largest being 1; `logits` are left as they are.
+
+    Args:
+        temperature: divides the logits; 0 keeps only the largest.
+        top_k: keeps the k largest.
+        top_p: keeps the smallest set whose mass reaches `top_p`, with the token that crosses it.
+        mask_token_id: gets no mass.
+    """
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+    if mask_token_id is not None:
+        scores[:, mask_token_id] = -math.inf
+    peak = scores.amax(dim=-1, keepdim=True)
+    if not torch.isfinite(peak).all():
+        raise ValueError("`model_output` has NaN or infinite logits: check the weights and the dtype of the denoiser.")
+    if temperature == 0:
+        return torch.zeros_like(scores).scatter_(1, scores.argmax(dim=-1, keepdim=True), 1.0)
+    scores.sub_(peak).div_(temperature)
+    if top_k is not None and top_k < scores.shape[-1]:
+        scores.masked_fill_(scores < scores.topk(top_k, dim=-1).values[:, -1:], -math.inf)
+    weights = scores.exp_()
+    if top_p is not None and top_p < 1:
+        ordered, order = weights.sort(dim=-1, descending=True)
+        mass_before = ordered.cumsum(dim=-1, dtype=torch.float64) - ordered
+        dropped = mass_before >= top_p * ordered.sum(dim=-1, keepdim=True, dtype=torch.float64)
+        weights = weights.masked_fill(torch.zeros_like(dropped).scatter_(1, order, dropped), 0.0)
+    return weights
+
+
+def sample_tokens(weights: Tensor, uniform: Tensor) -> Tensor:
+    """(N,) token ids by inverse CDF from unnormalised probabilities (N, V) and uniform numbers (N,).
+
+    Two levels, masses of blocks and then one block in float64: one read of the weights, and no Gumbel noise, whose
+    float32 tail ends at 16.6 and starves large vocabularies (https://arxiv.org/abs/2409.02908).
+    """
+    num_rows, vocab_size = weights.shape
+    blocks = torch.nn.functional.pad(weights, (0, -vocab_size % MASS_BLOCK)).unflatten(-1, (-1, MASS_BLOCK))
+    mass = blocks.sum(dim=-1).double().cumsum(dim=-1)  # (N, V / block)
+    target = uniform.double().clamp(max=LARGEST_UNIFORM).unsqueeze(-1) * mass[:, -1:]
+    block = torch.searchsorted(mass, target, right=True)  # (N, 1), the first block whose mass exceeds the target
+    before = torch.where(block > 0, mass.gather(1, (block - 1).clamp(min=0)), torch.zeros_like(target))
+    inside = blocks[torch.arange(num_rows, device=weights.device), block.squeeze(-1)].double().cumsum(dim=-1)
+    share = ((target - before) / (mass.gather(1, block) - before)).clamp(0, LARGEST_UNIFORM)
+    return (block * MASS_BLOCK + torch.searchsorted(inside, share * inside[:, -1:], right=True)).squeeze(-1)
+
+
+def in_row_blocks(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """`logits` (N, V) and `others` (N,) in blocks of as many rows as are best shaped together; at least one block."""
+    size = CPU_BLOCK if logits.device.type == "cpu" else DEVICE_BLOCK
+    rows = max(1, size // logits.shape[-1])
+    return zip(*(values.split(rows) for values in (logits, *others)), strict=True)
+
+
+def gumbel_softmax(
+    logits: Tensor,
+    temperature: float,
+    generator: Generators = None,
+    hard: bool = False,
+    mask_token_id: int | None = None,
+) -> Tensor:
+    """Relaxed one-hot samples (N, V) of softmax(logits), differentiable in the logits (N, V).
+
+    The largest entry of a sample is at each token with that token's probability, whatever the temperature
+    (https://arxiv.org/abs/1611.01144). Noise and softmax are in float64: uniform numbers of float32 end Gumbel noise
+    at 16.6, which starves rare tokens.
+
+    Args:
+        temperature: above 0; towards 0 samples become one-hot and their gradients vary more.
+        generator: one generator, or one a row.
+        hard: the value is one-hot, the gradient that of the relaxed sample ("straight-through").
+        mask_token_id: gets no mass.
+
+    Returns:
+        (N, V) in the dtype of the logits; rows add up to 1.
+
+    Raises:
+        ValueError: if the temperature is not above 0.
+    """
+    positive = is_number(temperature, 0) and temperature > 0
+    require(positive, "temperature", "a number above 0", temperature)
+    scores = logits.double()
+    if mask_token_id is not None:
+        scores = scores.index_fill(-1, torch.tensor(mask_token_id, device=logits.device), -math.inf)
+    uniform = rand(tuple(logits.shape), generator, logits.device).clamp(min=torch.finfo(torch.float64).tiny)
+    relaxed = ((scores - torch.log(-torch.log(uniform))) / temperature).softmax(dim=-1)
+    if not hard:
+        return relaxed.to(logits.dtype)
+    one_hot = torch.zeros_like(relaxed).scatter_(-1, relaxed.argmax(dim=-1, keepdim=True), 1.0)
+    return (one_hot + (relaxed - relaxed.detach())).to(logits.dtype)

@@ -1,0 +1,285 @@
+"""The bounds of given rows, one number a row: the full sum over time, and Monte Carlo.
+
+All draws of a row come from its own generators, so its bound does not depend on the rows it is batched with.
+
+Shapes: B batch, R rows, L sequence length, V vocabulary size, N positions, T training timesteps.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from text_diffusers.common.randomness import rand
+from text_diffusers.common.validation import is_int, require
+from text_diffusers.data.rows import unknown_tokens
+from text_diffusers.evaluation.bounds import at_positions, block_length, noisy_token_bound, predict, row_sums
+from text_diffusers.losses.discrete import absorbing_bound
+from text_diffusers.schedulers.noise_schedules import time_of_noise_level
+
+CPU = torch.device("cpu")
+KNOWN = 2.0  # more than any uniform number: such tokens are masked last, which is never
+
+Batch = dict[str, Tensor]
+Integrand = Callable[[Batch, Tensor, list[torch.Generator]], Tensor]
+
+
+class RowBounds(NamedTuple):
+    """Bounds of R rows.
+
+    Attributes:
+        nats: (R,) float64, nats of each row, summed over its tokens.
+        variance: (R,) float64, of `nats` over repeated noise; `nan` where nothing was drawn twice.
+        num_samples: noisy rows that were predicted, over all rows.
+    """
+
+    nats: Tensor
+    variance: Tensor
+    num_samples: int
+
+
+def full_bound(
+    denoiser: Any,
+    scheduler: Any,
+    rows: Sequence[dict[str, Any]],
+    batch_size: int = 64,
+    num_noise: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> RowBounds:
+    """Bound of each row with nothing drawn at random but x_t: every time, or every number of masks, has its turn.
+
+    On a grid of T steps this is the sum over all of them. In continuous time the bound of the absorbing kernel is the
+    sum over n of the cross-entropy of n masked tokens, drawn from the row's tokens, divided by n, whatever the noise
+    schedule (the any-order bound of RADD, https://arxiv.org/abs/2406.03736). A denoiser that looks at the time is told
+    one at which so many tokens are masked, drawn from its distribution, `min_timestep` at least.
+
+    Args:
+        denoiser: as in `TextDiffusionPipeline`, in evaluation mode.
+        scheduler: a token scheduler.
+        rows: mappings with `input_ids` and `attention_mask`, of any lengths, a tokenized data set for example; also
+            `label` if the model takes labels, and `given` if some tokens are known: they stay clean, cost nothing.
+        batch_size: noisy rows in one call of the denoiser; the result does not depend on it.
+        num_noise: draws of x_t at each step or number of masks.
+        seed: of all draws.
+        progress: show a bar.
+
+    Raises:
+        ValueError: in continuous time for any other kernel, whose bound is an integral over time.
+    """
+    require(is_int(num_noise, 1), "num_noise", "an integer of at least 1", num_noise)
+    rows = list(rows)
+    steps: Any = scheduler.config.num_train_timesteps
+    if steps is None and scheduler.corruption != "absorbing":
+        raise ValueError(
+            "`scheduler` must have `num_train_timesteps` for the full bound, got None: in continuous time the bound "
+            f"of the {scheduler.corruption} kernel is an integral. Estimate it by Monte Carlo."
+        )
+
+    def one_step(batch: Batch, step: Tensor, generators: list[torch.Generator]) -> Tensor:
+        num_steps = scheduler.config.num_train_timesteps
+        times = (step + 1).double() / num_steps
+        return scheduled_bound(denoiser, scheduler, batch, times, generators) / num_steps
+
+    def one_count(batch: Batch, count: Tensor, generators: list[torch.Generator]) -> Tensor:
+        tokens = batch["input_ids"]
+        uniform = rand(tuple(tokens.shape), generators, tokens.device)
+        return any_order_bound(denoiser, scheduler, batch, count + 1, uniform)
+
+    if steps is not None:
+        strata = [steps] * len(rows)
+        return sampled_bounds(rows, strata, num_noise, one_step, device_of(denoiser), batch_size, seed, progress)
+    strata = [int(most_unknown(collate([row]), block_length(denoiser))) for row in rows]
+    return sampled_bounds(rows, strata, num_noise, one_count, device_of(denoiser), batch_size, seed, progress)
+
+
+def monte_carlo_bound(
+    denoiser: Any,
+    scheduler: Any,
+    rows: Sequence[dict[str, Any]],
+    num_times: int = 32,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> RowBounds:
+    """Unbiased estimate of each row's bound, from random times, two in each of `num_times` / 2 strata.
+
+    Arguments as in `full_bound`; works for every kernel and clock. In continuous time, under the absorbing kernel, the
+    number of masked tokens is drawn in place of the time: the expectation is that of `full_bound`.
+
+    Raises:
+        ValueError: if `num_times` is not a positive even number.
+    """
+    require(is_int(num_times, 2) and num_times % 2 == 0, "num_times", "an even integer of at least 2", num_times)
+    rows, count = list(rows), num_times // 2
+
+    def one_time(batch: Batch, stratum: Tensor, generators: list[torch.Generator]) -> Tensor:
+        length, size = batch["input_ids"].shape[1], block_length(denoiser)
+        blocks = 1 if size is None else -(-length // size)
+        uniform = (stratum.cpu().unsqueeze(1) + rand((len(stratum), blocks), generators, CPU)) / count
+        uniform = uniform.squeeze(1) if size is None else uniform.repeat_interleave(size, dim=1)[:, :length]
+        return drawn_token_bound(denoiser, scheduler, batch, uniform, generators).sum(dim=1) / count
+
+    def one_number(batch: Batch, stratum: Tensor, generators: list[torch.Generator]) -> Tensor:
+        tokens, most = batch["input_ids"], most_unknown(batch, block_length(denoiser))
+        uniform = (stratum + rand((len(stratum), 1), generators, tokens.device).squeeze(1)) / count
+        masked = ((uniform * most).long() + 1).minimum(most.clamp(min=1))
+        order = rand(tuple(tokens.shape), generators, tokens.device)
+        return any_order_bound(denoiser, scheduler, batch, masked, order) * most / count
+
+    continuous = scheduler.corruption == "absorbing" and scheduler.config.num_train_timesteps is None
+    integrand = one_number if continuous else one_time
+    device = device_of(denoiser)
+    return sampled_bounds(rows, [count] * len(rows), 2, integrand, device, batch_size, seed, progress)
+
+
+@torch.no_grad()
+def sampled_bounds(
+    rows: list[dict[str, Any]],
+    strata: list[int],
+    draws: int,
+    integrand: Integrand,
+    device: torch.device,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+) -> RowBounds:
+    """Sums over the strata of a row of the mean of `draws` values of the integrand.
+
+    Args:
+        strata: the number of them, of each row.
+        integrand: of a batch, the stratum (B,) of each of its rows, and their generators; (B,) nats.
+    """
+    order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")  # rows of one length share a batch
+    counts = np.asarray(strata)[order] * draws
+    row = np.repeat(order, counts)  # (S,) of all samples
+    sample = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
+    values = torch.zeros(len(row), dtype=torch.float64)
+    for first in tqdm(range(0, len(row), batch_size), disable=not progress):
+        now = slice(first, first + batch_size)
+        batch = {name: column.to(device) for name, column in collate([rows[i] for i in row[now]]).items()}
+        generators = [sample_generator(seed, *pair) for pair in zip(row[now], sample[now], strict=True)]
+        values[now] = integrand(batch, torch.tensor(sample[now] // draws, device=device), generators).double().cpu()
+    nats, variance = torch.zeros(2, len(rows), dtype=torch.float64)
+    for i, own in zip(order, values.split(counts.tolist()), strict=True):
+        cells = own.view(-1, draws)
+        nats[i] = cells.mean(dim=1).sum()
+        variance[i] = cells.var(dim=1).sum() / draws if draws > 1 else float("nan")
+    return RowBounds(nats, variance, len(row))
+
+
+def drawn_token_bound(
+    denoiser: Any, scheduler: Any, batch: Batch, uniform: Tensor, generators: list[torch.Generator]
+) -> Tensor:
+    """(B, L) float64 numbers whose mean over `uniform` in [0, 1), and noise, is the bound of the tokens in nats.
+
+    Args:
+        uniform: (B,), one time a row; (B, L) for a model that writes in blocks, the same throughout a block.
+    """
+    times, weights = (values.to(batch["input_ids"].device) for values in even_times(scheduler, uniform))
+    return scheduled_token_bound(denoiser, scheduler, batch, times, generators, weights)
+
+
+def scheduled_bound(
+    denoiser: Any,
+    scheduler: Any,
+    batch: Batch,
+    times: Tensor,
+    generators: list[torch.Generator],
+) -> Tensor:
+    """(B,) float64 integrands at `times` (B,) plus the prior term."""
+    weights = torch.ones_like(times)
+    return scheduled_token_bound(denoiser, scheduler, batch, times, generators, weights).sum(dim=1)
+
+
+def scheduled_token_bound(
+    denoiser: Any, scheduler: Any, batch: Batch, times: Tensor, generators: list[torch.Generator], weights: Tensor
+) -> Tensor:
+    """(B, L) float64 integrands at `times`, (B,) or (B, L), times `weights` of the same shape, plus the prior term."""
+    unknown = unknown_tokens(batch)
+    tokens = batch["input_ids"].masked_fill(~unknown, 0)  # the kernel may not know the id of padding
+    noisy = scheduler.add_noise(tokens, times, generators)
+    bound = noisy_token_bound(denoiser, scheduler, batch, noisy, times).double()
+    return weights.reshape(len(tokens), -1) * bound + scheduler.prior_bound(tokens) * unknown
+
+
+def even_times(scheduler: Any, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """`(times, weights)` float64 like `uniform`, in [0, 1): the mean of weight times integrand over it is the bound.
+
+    Under the absorbing kernel, the share of masked tokens, 1 - alpha, is drawn evenly. All noise schedules have the
+    same bound in continuous time; with these times they also have the same variance, but for `min_timestep`. For
+    other kernels the times are those of training, each of weight 1.
+    """
+    uniform, config = uniform.double(), scheduler.config
+    if scheduler.corruption != "absorbing":
+        return scheduler.training_timesteps(uniform), torch.ones_like(uniform)
+    if config.num_train_timesteps is None:
+        first = config.min_timestep
+        times = time_of_noise_level(scheduler.alpha, uniform).clamp(min=first)
+        weights = -1 / scheduler.alpha_derivative(times)
+        return times, torch.where(times > first, weights, first / (1 - scheduler.alpha(first)))
+    grid = torch.arange(config.num_train_timesteps + 1, dtype=torch.float64) / config.num_train_timesteps
+    masked = 1 - scheduler.alpha(grid)  # (T + 1,)
+    step = torch.searchsorted(masked[1:], uniform.contiguous(), right=True)
+    return grid[step + 1], 1 / (config.num_train_timesteps * masked.diff()[step])
+
+
+def any_order_bound(denoiser: Any, scheduler: Any, batch: Batch, num_masked: Tensor, uniform: Tensor) -> Tensor:
+    """(B,) float64 terms of the absorbing kernel's bound: cross-entropy of n masked tokens, divided by n.
+
+    A model that writes in blocks has n masked tokens in each block that has as many, and the sum over blocks.
+
+    Args:
+        batch: as in `noisy_token_bound`.
+        num_masked: (B,) n, from 1 to `most_unknown` of the row.
+        uniform: (B, L) in [0, 1); the n smallest of a row or block, at unknown tokens, are masked.
+    """
+    tokens, mask_token_id, size = batch["input_ids"], scheduler.config.mask_token_id, block_length(denoiser)
+    uniform = uniform.masked_fill(~unknown_tokens(batch), KNOWN)
+    blocks = in_blocks(uniform, size, KNOWN)
+    # The n-th smallest of independent uniform numbers is distributed like 1 - alpha, given that n tokens are masked.
+    order = (num_masked - 1).view(-1, 1, 1).expand(-1, blocks.shape[1], 1)
+    level = blocks.sort(dim=2).values.gather(2, order).expand(blocks.shape).flatten(1)[:, : tokens.shape[1]]
+    positions = (uniform <= level) & (level < KNOWN)
+    times = time_of_noise_level(scheduler.alpha, level[:, 0] if size is None else level)
+    times = times.clamp(min=scheduler.config.min_timestep)
+    noisy = tokens.masked_fill(positions, mask_token_id)
+    logits = predict(denoiser, batch, noisy, times, positions)  # (N, V)
+    weight = at_positions(1 / num_masked.double(), positions)
+    return row_sums(absorbing_bound(logits, tokens[positions], weight, mask_token_id).double(), positions)
+
+
+def collate(rows: list[dict[str, Any]]) -> Batch:
+    """The rows as tensors, padded on the right with zeros to the longest; labels are one number a row."""
+    length = max(len(row["input_ids"]) for row in rows)
+
+    def padded(values: Any) -> list[int]:
+        return [*values, *[0] * (length - len(values))] if np.ndim(values) else values
+
+    batch = {name: torch.tensor([padded(row[name]) for row in rows]) for name in rows[0]}
+    return batch | ({"given": batch["given"].bool()} if "given" in batch else {})
+
+
+def most_unknown(batch: Batch, block_length: int | None) -> Tensor:
+    """(B,) the tokens that a bound counts, neither padding nor `given`, in each row, or in its fullest block."""
+    return in_blocks(unknown_tokens(batch).long(), block_length, 0).sum(dim=2).amax(dim=1)
+
+
+def in_blocks(values: Tensor, block_length: int | None, fill: float) -> Tensor:
+    """(B, blocks, tokens) from (B, L), with `fill` after the end; a single block without `block_length`."""
+    size = block_length or values.shape[1]
+    return F.pad(values, (0, -values.shape[1] % size), value=fill).unflatten(1, (-1, size))
+
+
+def sample_generator(seed: int, row: int, sample: int) -> torch.Generator:
+    # torch's CPU generator looks at 32 bits of a seed only.
+    hashed = np.random.SeedSequence([seed, int(row), int(sample)]).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(hashed))
+
+
+def device_of(denoiser: Any) -> torch.device:
+    return next(denoiser.parameters()).device

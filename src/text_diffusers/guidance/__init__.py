@@ -1,0 +1,5 @@
+"""Control over what is written: words, length, patterns, classifiers."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Folders for stock diffusers, model cards, and the Hub."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

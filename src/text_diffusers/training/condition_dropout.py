@@ -1,0 +1,65 @@
+"""Rows without their condition, from which a model learns the unconditional text that classifier-free guidance needs.
+
+Classifier-Free Diffusion Guidance (https://arxiv.org/abs/2207.12598). Shapes: B batch, L row length in tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from text_diffusers.common.randomness import rand
+from text_diffusers.common.validation import is_number, require
+
+FRAME = 2  # tokens around a source, which stay
+
+
+def drop_conditions(
+    batch: dict[str, Tensor],
+    generators: list[torch.Generator],
+    probability: float,
+    num_classes: int | None = None,
+    pad_token_id: int = 0,
+) -> dict[str, Tensor]:
+    """A batch in which each row has lost its label, its source, both or neither, by one coin for each.
+
+    A label becomes `num_classes`, "no label". A source is the `given` beginning "[EOS] source [EOS]" of a row; without
+    it the row is "[EOS] [EOS] text", the text being followed by as much padding as is missing. Where only the ends of
+    a text are `given` there is no source.
+
+    Args:
+        batch: `input_ids` and `attention_mask` (B, L), and `label` (B,) or `given` (B, L) bool, or both; not changed.
+        generators: one a row, of which each gives one number if `probability` is above 0. A row's coins depend on its
+            own generator only.
+        probability: of losing each condition; 0 returns `batch`.
+        num_classes: of the labels.
+        pad_token_id: the token of padding.
+
+    Raises:
+        ValueError: if `probability` is not in [0, 1], or rows have no condition, or labels come without `num_classes`.
+    """
+    require(is_number(probability, 0, 1), "probability", "a number in [0, 1]", probability)
+    if probability == 0:
+        return batch
+    if "label" not in batch and "given" not in batch:
+        raise ValueError(f"`batch` must have a `label` or `given` column to drop, got {sorted(batch)}.")
+    device = batch["input_ids"].device
+    dropped = rand((len(batch["input_ids"]), 2), generators, device) < probability  # (B, 2)
+    changed = {}
+    if "label" in batch:
+        if num_classes is None:
+            raise ValueError("`num_classes` must be given to drop a `label`.")
+        changed["label"] = batch["label"].masked_fill(dropped[:, 0], num_classes)
+    if "given" in batch:
+        changed |= without_sources(batch, dropped[:, 1], pad_token_id)
+    return batch | changed
+
+
+def without_sources(batch: dict[str, Tensor], dropped: Tensor, pad_token_id: int) -> dict[str, Tensor]:
+    """The columns (B, L) of a batch in which the rows `dropped` (B,) bool have an empty source."""
+    given = batch["given"]
+    length = given.shape[1]
+    sources = (given.long().cumprod(dim=1).sum(dim=1) - FRAME).clamp(min=0) * dropped  # (B,) tokens to leave out
+    places = torch.arange(length, device=given.device)
+    origins = torch.where(places == 0, places, places + sources.unsqueeze(1))  # (B, L)
+    fillings = {"input_ids": pad_token_id, "attention_mask": 0, "given": False}
+    kept = origins.clamp(max=length - 1)
+    return {name: batch[name].gather(1, kept).masked_fill(origins >= length, fill) for name, fill in fillings.items()}

@@ -1,0 +1,277 @@
+"""The Space over HTTP and in a real browser: both languages, wide and narrow, hostile words, too many visitors."""
+
+import concurrent.futures
+import os
+import re
+import shutil
+import threading
+
+import httpx
+import pytest
+from support.space_pages import endpoint, make_pipe, running
+
+from text_diffusers.space.parts.running import WORKER
+from text_diffusers.space.parts.texts import TEXTS
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+TABS = ("write", "fill", "control", "compare", "corrupt")
+FIRE = "window.__fired=1"
+XSS = [
+    f"<script>{FIRE}</script>",
+    f"<img src=x onerror={FIRE}>",
+    f"<svg onload={FIRE}>",
+    f"<svg/onload={FIRE}//",
+    f'"><img src=x onerror={FIRE}>',
+    f"'><svg onload={FIRE}>",
+    f"</textarea><img src=x onerror={FIRE}>",
+    f"</span><script>{FIRE}</script>",
+    f"</title><script>{FIRE}</script>",
+    f"</style><img src=x onerror={FIRE}>",
+    f"<iframe srcdoc='<script>parent.{FIRE}</script>'>",
+    f"<iframe src=javascript:parent.{FIRE}>",
+    f"<a href=javascript:{FIRE} autofocus onfocus={FIRE}>a</a>",
+    f"[a](javascript:{FIRE})",
+    f"![a](x){{onerror={FIRE}}}",
+    f"<details open ontoggle={FIRE}>",
+    f"<input autofocus onfocus={FIRE}>",
+    f"<video><source onerror={FIRE}></video>",
+    f"<audio src=x onerror={FIRE}>",
+    f"<body onload={FIRE}>",
+    f"<marquee onstart={FIRE}>",
+    f"<object data=javascript:{FIRE}>",
+    f"<embed src=javascript:{FIRE}>",
+    f"<math><mtext><img src=x onerror={FIRE}></mtext></math>",
+    f"<style>@keyframes x{{}}</style><b style=animation-name:x onanimationstart={FIRE}>",
+    f"<form><button formaction=javascript:{FIRE} autofocus onfocus={FIRE}>",
+    f"<template><img src=x onerror={FIRE}></template><img src=y onerror={FIRE}>",
+    f"&lt;img src=x onerror={FIRE}&gt;",
+    f"\\x3cimg src=x onerror={FIRE}\\x3e",
+    f"<scr<script>ipt>{FIRE}</scr</script>ipt>",
+    f"<img src=x one\u0000rror={FIRE}>".replace("\u0000", ""),
+    f"${{{FIRE}}} {{{{{FIRE}}}}}",
+    f"<noscript><p title='</noscript><img src=x onerror={FIRE}>'>",
+]
+BROAD, NARROW = {"width": 1200, "height": 900}, {"width": 360, "height": 740}
+
+
+@pytest.fixture(scope="module")
+def address(tokenizer):
+    with running(make_pipe("labelled", tokenizer)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if not CHROMIUM:
+        pytest.skip("there is no Chromium: set CHROMIUM to its path")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page, which must at the end have reported no error and asked no other machine for anything."""
+    contexts, troubles = [], []
+
+    def open_page(url, size=BROAD, locale="en-US", tolerated=()):
+        context = browser.new_context(viewport=size, locale=locale)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+
+        def heard(message):
+            if message.type == "error" and not any(text in message.text for text in tolerated):
+                troubles.append(message.text)
+
+        page.on("console", heard)
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("dialog", lambda dialog: (troubles.append("dialog"), dialog.dismiss()))
+        page.on("request", lambda request: local(request.url) or troubles.append(request.url))
+        page.goto(url)
+        page.wait_for_selector("#tab-write-button")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert troubles == []
+
+
+def local(address):
+    return re.match(r"(http://127\.0\.0\.1[:/]|data:|blob:)", address) is not None
+
+
+def open_tab(page, name):
+    page.click(f"#tab-{name}-button")
+    page.wait_for_selector(f"#tab-{name}", state="visible")
+
+
+def run_tab(page, name):
+    """Click the tab's button and wait until its result is there."""
+    open_tab(page, name)
+    if name in ("write", "fill"):
+        page.click(f"#{name}-run")
+        page.wait_for_selector(f"#{name}-replay", state="visible")
+    if name in ("control", "compare"):
+        page.click(f"#{name}-run")
+        page.wait_for_selector("#control-texts td" if name == "control" else "#compare-texts ~ * img")
+
+
+def say_in(page, language, key):
+    return TEXTS[key][("en", "ru").index(language)]
+
+
+@pytest.mark.parametrize("size", [BROAD, NARROW], ids=["broad", "narrow"])
+def test_every_tab_works_in_both_languages_and_fits(size, address, visit):
+    page = visit(address, size)
+    for language, others in (("en", 1), ("ru", 0)):
+        if language == "ru":
+            page.click("#language label:nth-child(2)")
+            page.wait_for_function("document.body.innerText.includes('Писать')")
+        for name in TABS:
+            run_tab(page, name)
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
+            shown = page.inner_text("body")
+            foreign = [key for key, words in TEXTS.items() if words[others] in shown and len(words[others]) > 6]
+            foreign = [key for key in foreign if words_only_in(key, others)]
+            assert not foreign, (name, language)
+            assert TEXTS[f"{name}.lead"][1 - others] in " ".join(shown.split())
+
+
+def words_only_in(key, place):
+    """Whether a text is in one language only, and not part of some text of the other."""
+    return not any(TEXTS[key][place] in other[1 - place] for other in TEXTS.values())
+
+
+def test_the_page_opens_in_the_language_of_the_browser(address, visit):
+    page = visit(address, locale="ru-RU")
+    page.wait_for_function("document.querySelector('#tab-write-button').innerText === 'Писать'")
+
+
+def test_a_text_is_replayed_from_noise(address, visit):
+    page = visit(address)
+    run_tab(page, "write")
+    done = page.inner_text("#write-texts .textfield")
+    page.locator("#write-replay input[type=range]").focus()
+    page.keyboard.press("Home")
+    page.wait_for_function("document.querySelector('#write-texts .textfield').innerText.includes('·')")
+    page.keyboard.press("End")
+    page.wait_for_function("text => document.querySelector('#write-texts .textfield').innerText === text", arg=done)
+
+
+def test_stop_ends_the_run(tokenizer, visit):
+    with running(make_pipe("labelled", tokenizer), steps=20_000) as url:
+        page = visit(url)
+        page.click("#write-more")
+        page.fill("#write-more input[type=number] >> nth=1", "20000")
+        page.keyboard.press("Tab")
+        page.click("#write-run")
+        page.wait_for_function("/step \\d/.test(document.querySelector('#write-status').innerText)")
+        workers = [thread for thread in threading.enumerate() if thread.name == WORKER]
+        assert len(workers) == 1
+        page.click("#write-stop")
+        workers[0].join(20)
+        assert not workers[0].is_alive()
+        page.close()
+
+
+def test_sliding_the_time_masks_more(address, visit):
+    page = visit(address)
+    open_tab(page, "corrupt")
+    page.locator("#corrupt-time input[type=range]").focus()
+    page.keyboard.press("Home")
+    count = "document.querySelector('#corrupt-texts .textfield').innerText.split('[MASK]').length - 1"
+    page.wait_for_function(f"{count} === 0")
+    page.keyboard.press("End")
+    page.wait_for_function(f"{count} > 8")
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_errors_are_plain_words_in_the_language_chosen(language, address, visit):
+    page = visit(address, locale={"en": "en-US", "ru": "ru-RU"}[language])
+    title = TEXTS["tab.fill"][("en", "ru").index(language)]
+    page.wait_for_function("t => document.querySelector('#tab-fill-button').innerText === t", arg=title)
+    open_tab(page, "fill")
+    page.fill("#fill-text textarea", "no gap here")
+    page.click("#fill-run")
+    page.wait_for_selector(".toast-body")
+    assert say_in(page, language, "error.gap") in page.inner_text(".toast-body")
+    assert "Error" not in page.inner_text(".toast-body")
+
+
+def test_hostile_words_stay_words(tokenizer, visit):
+    """Typed in, as the title and as the names of labels: nothing runs and nothing is drawn of them."""
+    pipe = make_pipe("labelled", tokenizer)
+    pipe.register_to_config(label_names=XSS[1:3])
+    with running(pipe, title=XSS[8] + XSS[1]) as url:
+        page = visit(url)
+        page.fill("#write-prompt textarea", "the cat")
+        run_tab(page, "write")
+        run_tab(page, "control")
+        open_tab(page, "corrupt")
+        for payload in XSS:
+            page.fill("#corrupt-text textarea", payload)
+            page.wait_for_timeout(60)
+        open_tab(page, "fill")
+        for payload in XSS:  # a gap for half of them, an error message for the others
+            page.fill("#fill-text textarea", payload[:20] + " ___" if XSS.index(payload) % 2 else payload)
+            page.click("#fill-run")
+            page.wait_for_timeout(60)
+        open_tab(page, "control")
+        words = "<img src=x onerror=__fired=1>"
+        page.fill("#control-words textarea, #control-words input", words)
+        page.click("#control-run")  # too long for the text, of which the error message says so
+        page.wait_for_function("w => document.querySelector('.toast-wrap').innerText.includes(w)", arg=words)
+        assert page.evaluate("window.__fired") is None
+        injected = (
+            "script:not([src]):not([type]), iframe, object, embed, marquee, math, [onerror], [onload], [onfocus]"
+        )
+        inside = page.evaluate(f"[...document.querySelectorAll('.gradio-container :is({injected})')].length")
+        assert inside == 0
+        assert XSS[8] in page.inner_text("#title")
+        page.close()
+
+
+def join(url, number, data, session):
+    body = {"data": data, "fn_index": number, "session_hash": session, "trigger_id": None}
+    return httpx.post(f"{url}/gradio_api/queue/join", json=body, timeout=60)
+
+
+def test_visitors_beyond_the_queue_are_turned_away(tokenizer):
+    waiting = 4
+    with running(make_pipe("labelled", tokenizer), waiting=waiting) as url:
+        number = endpoint(url, "write-run")
+        data = ["the cat", -1, 20, 128, "ancestral", 1.0, 4, 0, "en"]
+        with concurrent.futures.ThreadPoolExecutor(30) as pool:
+            answers = list(pool.map(lambda visitor: join(url, number, data, f"s{visitor}"), range(30)))
+        codes = [answer.status_code for answer in answers]
+        assert set(codes) == {200, 503}
+        assert waiting <= codes.count(200) <= 30 - waiting
+        assert all("Queue is full" in answer.text for answer in answers if answer.status_code == 503)
+        assert httpx.get(url).status_code == 200
+
+
+def test_nothing_of_the_machine_is_served(address):
+    for path in ("file=/etc/passwd", "file=../../etc/passwd", "file=setup.py", "file/etc/passwd"):
+        for prefix in ("", "gradio_api/"):
+            answer = httpx.get(f"{address}/{prefix}{path}")
+            assert answer.status_code in (400, 403, 404, 405), path
+            assert "root:" not in answer.text and "setuptools" not in answer.text
+    assert httpx.get(f"{address}/gradio_api/proxy=http://169.254.169.254/").status_code >= 400
+    info = httpx.get(f"{address}/gradio_api/info").json()
+    assert info["named_endpoints"] == {} and info["unnamed_endpoints"] == {}
+
+
+def test_a_model_is_run_through_the_queue_only(address):
+    body = {"data": [], "fn_index": endpoint(address, "write-run"), "session_hash": "s"}
+    assert httpx.post(f"{address}/gradio_api/run/predict", json=body).status_code == 404
+
+
+def test_foreign_pages_get_no_answer_they_may_read(address):
+    answer = httpx.get(f"{address}/config", headers={"Origin": "https://example.org"})
+    assert "access-control-allow-origin" not in answer.headers
+    large = {"files": ("large.bin", b"0" * 200_000)}
+    assert httpx.post(f"{address}/gradio_api/upload", files=large).status_code == 413

@@ -1,0 +1,74 @@
+"""Chat messages, alone and beside sentences of novels: short texts under permissive licences."""
+
+import importlib.resources
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets import Dataset
+
+from corpora.long_texts import austen_chapters
+from corpora.parts import split_sentences
+
+STYLES = ("chat", "novel")  # the labels 0 and 1 of `chat_and_novels`
+STYLE_WORDS = (3, 16)
+TITLES = re.compile(r"\b(Mrs?|Dr|St|Messrs)\.")  # whose points end no sentence
+CONTACT = re.compile(r"\S+@\S+\.\w+|(?:\+?\d[\s().-]*){7,}")
+PROFANITY = re.compile(
+    r"\b(?:\w*fuck\w*|\w*shit\w*|bitch\w*|cunt\w*|asshole\w*|bastard\w*|dick(?:head)?s?|piss\w*|whore\w*|slut\w*"
+    r"|nigg\w+|fag(?:got)?s?|retard\w*|cock(?:sucker)?s?|puss(?:y|ies)|porn\w*|wank\w*|twat\w*)\b",
+    re.IGNORECASE,
+)
+
+
+def chitchat_documents() -> Dataset:
+    """The turns of the BYU Chit-Chat Challenge (PyPI `chitchat-dataset`, MIT), in order, one document each.
+
+    Messages that look like contact data, and messages with profanity, are left out.
+
+    Raises:
+        ModuleNotFoundError: if the package is missing.
+    """
+    return Dataset.from_dict({"text": [turn for turns in chitchat_conversations() for turn in turns]})
+
+
+def chitchat_conversations() -> Iterator[list[str]]:
+    """The turns of each conversation, a turn being what one person wrote before the other answered."""
+    try:
+        file = importlib.resources.files("chitchat_dataset") / "dataset.json"
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("`chitchat` needs `pip install chitchat-dataset==0.9.0` (extra `train`).") from error
+    for conversation in json.loads(file.read_text(encoding="utf-8")).values():
+        turns = []
+        for turn in conversation["messages"]:
+            messages = [" ".join(message["text"].split()) for message in turn]
+            kept = [m for m in messages if m and not CONTACT.search(m) and not PROFANITY.search(m)]
+            if kept:
+                turns.append(" ".join(kept))
+        yield turns
+
+
+def chat_and_novels(novels: Path | None = None, seed: int = 0) -> Dataset:
+    """Sentences of two styles with their `label`: 0 of chat messages, 1 of Jane Austen's novels.
+
+    All have 3 to 16 words and occur once. Conversations and chapters come in a random order, each in one piece, so
+    held-out sentences are of other ones.
+
+    Args:
+        novels: the folder that `austen_chapters` reads.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError: if either source is missing.
+    """
+    pieces = [(0, conversation) for conversation in chitchat_conversations()]
+    pieces += [(1, chapter.splitlines()) for chapter in austen_chapters(novels)["text"]]
+    random.Random(seed).shuffle(pieces)
+    labels = {sentence: label for label, texts in pieces for text in texts for sentence in plain_sentences(text)}
+    return Dataset.from_dict({"text": list(labels), "label": list(labels.values())})
+
+
+def plain_sentences(text: str) -> list[str]:
+    """Its sentences of few words, without quotation marks, which are seldom in pairs then."""
+    return split_sentences(TITLES.sub(r"\1", text).replace('"', ""), STYLE_WORDS)
