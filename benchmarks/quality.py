@@ -22,127 +22,93 @@ and is not trained again; processes that train different ones may share the fold
 - Texts are full rows from pure noise, or from [EOS] by GPT-2, at temperature 1. `data` is as many held-out rows.
 """
 
-import statistics
-import sys
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from common.comparison import (
-    DATA,
-    check_settings,
-    markdown_table,
-    order_of,
-    read_json,
-    read_records,
-    values_of,
-    write_json,
-)
+from common.options import run
+from common.results import check_settings, read_json, read_or_make, write_json
+from common.texts import PerplexityJudge
 from datasets import disable_progress_bars
-from learning.config import AUXILIARY, GPT2, ModelSpec, QualityConfig
-from learning.models import Trainer, evaluate_data, prepare_text, run_one
-from transformers import HfArgumentParser
+from learning.config import ModelSpec, QualityConfig
+from learning.evaluation import DATA, evaluate_data, train_and_evaluate
+from learning.report import findings, plot_quality, quality_table, read_records
+from learning.text import prepare_text
+from learning.training import Trainer
 
-from text_diffusers.evaluation.text_metrics import generative_perplexity, load_judge
-from text_diffusers.evaluation.visualization import plot_quality
-from text_diffusers.kernels import KERNELS
-
-TARGET = 1.15  # times the nats of the autoregressive model
-# Orders that D3PM (https://arxiv.org/abs/2107.03006) reports, best first, of characters and of pieces of words.
-PAPER_ORDERS = {
-    True: (["absorbing", "neighbors", "uniform"], "text8"),
-    False: (["absorbing", "uniform", "neighbors"], "LM1B"),
-}
-FREE = ("output_dir", "models", "seeds", "judge", "judge_cache", "report", "picture")
+from text_diffusers.training.config import OptionParser
 
 
-def run(options: QualityConfig):
-    """Train, evaluate and judge what is not finished, then report."""
-    check_settings(Path(options.output_dir), {k: v for k, v in asdict(options).items() if k not in FREE})
+def run_missing(options: QualityConfig):
+    """Train, evaluate and judge what is not finished."""
+    check_settings(options)
     torch.set_num_threads(1)
     disable_progress_bars()
-    judge = None if options.judge == "none" else partial(load_judge, options.judge, options.judge_cache)
-    results = Path(options.output_dir, "results")
-    specs = [ModelSpec.parse(name, options) for name in options.models]
-    runs = {results / f"{spec.file_name}-seed{seed}.json": (spec, seed) for seed in options.seeds for spec in specs}
-    missing = {path: run for path, run in runs.items() if not path.exists()}
-    if judge and missing:
-        judge()  # if it cannot be had, this is the time to say so
-    if missing or not (results / f"{DATA}.json").exists():
+
+    # 1. What is missing
+    results = options.folder / "results"
+    runs = {}
+    for seed in options.seeds:
+        for name in options.models:
+            spec = ModelSpec.parse(name, options.learning_rate)
+            runs[results / f"{spec.file_name}-seed{seed}.json"] = (spec, seed)
+    data_path = results / f"{DATA}.json"
+    missing = [path for path in runs if not path.exists()]
+    judge = options.perplexity_judge(load=bool(missing))  # an error now, and not after the training
+
+    # 2. Train and evaluate it
+    if missing or not data_path.exists():
         held_out = prepare_text(options)
-        if not (results / f"{DATA}.json").exists():
-            write_json(results / f"{DATA}.json", evaluate_data(options, held_out))
-        trainer = Trainer(options, held_out)
-        for spec, _ in missing.values():
-            trainer.step_cost(spec)
-        for path, (spec, seed) in missing.items():
+        read_or_make(data_path, lambda: evaluate_data(options, held_out))
+
+        trainer = Trainer(options, held_out.tokenizer)
+        for path in missing:
+            trainer.step_cost(runs[path][0])
+        for path in missing:
             if not path.exists():  # another process may have been faster
-                write_json(path, run_one(trainer, spec, seed))
-    if judge:
-        judge_texts([results / f"{DATA}.json", *runs], judge, options.judge)
-    report(options)
+                spec, seed = runs[path]
+                write_json(path, train_and_evaluate(trainer, spec, seed, held_out))
+
+    # 3. Judge what has not been judged
+    if judge is not None:
+        for path in (data_path, *runs):
+            record = read_json(path)
+            if "generative_perplexity" not in record:
+                write_json(path, record | judge_texts(record, judge))
 
 
-def judge_texts(paths: list[Path], judge: Callable[[], tuple[Any, Any]], name: str):
-    """Add the generative perplexity to results that have none."""
-    unjudged = [path for path in paths if "generative_perplexity" not in read_json(path)]
-    loaded = judge() if unjudged else None
-    for path in unjudged:
-        record = read_json(path)
-        print(f"{record['model']}, seed {record['seed']}: generative perplexity under {name}", flush=True)
-        scored = generative_perplexity(record["texts"], *loaded)
-        judged = {"judge": name, "generative_perplexity": scored.perplexity, "texts_skipped": scored.num_skipped}
-        write_json(path, record | judged)
+def judge_texts(record: dict[str, Any], judge: PerplexityJudge) -> dict[str, Any]:
+    """Generative perplexity of the texts of a record, and under whom."""
+    print(
+        f"{record['model']}, seed {record['seed']}: generative perplexity under {judge.name}",
+        flush=True,
+    )
+    score = judge.score(record["texts"])
+    return {
+        "judge": judge.name,
+        "generative_perplexity": score.perplexity,
+        "texts_skipped": score.num_skipped,
+    }
 
 
 def report(options: QualityConfig):
     """Print the table and what it says, and draw the picture, of all finished runs in the folder."""
-    records = read_records(Path(options.output_dir, "results"))
-    print(f"\n{markdown_table(records, GPT2)}\n")
+    records = read_records(options.folder / "results")
+    print(f"\n{quality_table(records)}\n")
     for record in records:
         if record["model"] == DATA:
             print(f"Token frequencies alone: {record['unigram_entropy']:.3f} nats per token.")
     print(*findings(records, options.characters), sep="\n")
     if any("nats_per_token" in record for record in records):
-        picture = plot_quality(records, options.picture or Path(options.output_dir, "quality.png"))
-        print(f"Picture: {picture}")
-
-
-def findings(records: list[dict[str, Any]], characters: bool) -> list[str]:
-    """The target, the order of the kernels beside the paper's, and the auxiliary loss, as far as they were run."""
-    nats = {record["model"]: values_of(records, record["model"], "nats_per_token") for record in records}
-    mean = {model: statistics.fmean(values) for model, values in nats.items() if values}
-    lines = []
-    if "absorbing" in mean and (rivals := [mean[m] for m in mean if m.partition(":")[0] == GPT2]):
-        ratio = mean["absorbing"] / min(rivals)
-        verdict = "reached" if ratio <= TARGET else "missed"
-        lines.append(f"Absorbing needs {ratio:.3f} times the nats of the best GPT-2; target {TARGET}: {verdict}.")
-    order = order_of(records, KERNELS)
-    if len(order) > 1:
-        lines.append("Kernels, best first: " + ", ".join(f"{name} {mean[name]:.3f}" for name in order) + ".")
-        paper, text = PAPER_ORDERS[characters]
-        if set(paper) <= set(order):
-            same = "the same" if [name for name in order if name in paper] == paper else "not the same"
-            lines.append(f"D3PM's order on {text} is {', '.join(paper)}: {same}.")
-    for kernel in order:
-        if (other := kernel + AUXILIARY) in mean:
-            change = mean[other] - mean[kernel]
-            lines.append(f"The auxiliary cross-entropy changes {kernel} by {change:+.3f} nats per token.")
-    return lines
+        print(
+            f"Picture: {plot_quality(records, options.picture or options.folder / 'quality.png')}"
+        )
 
 
 def main(options: QualityConfig):
-    if options.report:
-        report(options)
-    else:
-        run(options)
+    if not options.report:
+        run_missing(options)
+    report(options)
 
 
 if __name__ == "__main__":
-    try:
-        main(HfArgumentParser(QualityConfig).parse_args_into_dataclasses()[0])
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        sys.exit(f"quality.py: {error}")
+    run(main, OptionParser(QualityConfig, description=__doc__))

@@ -18,81 +18,99 @@ positions that the loss needs, on average 0.50 and 0.30 for the absorbing kernel
 Shapes: B batch, L length, V vocabulary size, N positions.
 """
 
-import argparse
 import os
 import resource
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from common.options import run
+from common.processes import in_own_process
+from common.tables import print_aligned
+from speed.measuring import Size, interleaved, random_model
 from torch import Tensor
 
-from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextTransformerModel
+from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler
 from text_diffusers.common.training_randomness import TIME_SAMPLINGS
-from text_diffusers.evaluation.bounds import predicted_positions, token_bound
+from text_diffusers.evaluation.bounds import D3PMLoss
+from text_diffusers.training.config import OptionParser, check_options, option
 
-LENGTH, WIDTH, HEADS = 128, 512, 8
+# A deep model, whose blocks cost most, and a wide batch, whose head does.
+SIZES = [Size(layers=6, batch=4), Size(layers=1, batch=32)]
+KERNELS = {"absorbing": D3PMAbsorbingScheduler, "uniform": D3PMUniformScheduler}
 MIN_TIMESTEP = 0.1  # of the recipe
 
 
-@dataclass(frozen=True)
-class Case:
-    layers: int
-    batch_size: int
-    vocab_size: int
+@dataclass
+class TrainingOptions:
+    vocab_size: int = option(50_258, "tokens", limit="at least 1")
+    threads: int = option(1, "of torch", limit="at least 1")
+    repetitions: int = option(5, "of each step", limit="at least 1")
 
-    def model(self) -> TextTransformerModel:
-        torch.manual_seed(0)
-        model = TextTransformerModel(self.vocab_size, WIDTH, self.layers, HEADS, max_length=LENGTH)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.02)
-        return model
+    def __post_init__(self):
+        check_options(self)
+
+
+class PreparedStep(NamedTuple):
+    """The loss of a model on a batch whose noise is drawn, and the share of the positions that it needs."""
+
+    loss: Callable[[Any], Tensor]
+    share: float
+
+
+def plain_cross_entropy(clean: Tensor, model: Any) -> Tensor:
+    """The loss of predicting clean tokens (B, L) from themselves: the cost of a step without diffusion."""
+    return F.cross_entropy(model(clean).logits.flatten(0, 1), clean.flatten())
 
 
 @dataclass(frozen=True)
 class Step:
-    """One line of the table: a kernel (None is plain cross-entropy), times, and where the head runs."""
+    """A line of the table.
+
+    Attributes:
+        name: of the line.
+        kernel: a key of `KERNELS`; None is plain cross-entropy.
+        times: how times are drawn.
+        head: where the head runs: "all", "positions" or "chunks".
+    """
 
     name: str
     kernel: str | None = None
     times: str = "uniform"
-    head: str = "all"  # all, positions or chunks
+    head: str = "all"
 
-    def prepare(self, case: Case) -> tuple[Callable[[Any], Tensor], float]:
-        """`(model -> loss, share of the positions that the loss needs)`, the noise drawn."""
+    def prepare(self, size: Size) -> PreparedStep:
         generator = torch.Generator().manual_seed(0)
-        mask = case.vocab_size - 1
-        clean = torch.randint(0, mask, (case.batch_size, LENGTH), generator=generator)  # (B, L)
+        mask = size.vocab_size - 1
+        clean = torch.randint(0, mask, (size.batch, size.length), generator=generator)  # (B, L)
         if self.kernel is None:
-            return lambda model: F.cross_entropy(model(clean).logits.flatten(0, 1), clean.flatten()), 1.0
-        absorbing = self.kernel == "absorbing"
-        kernel = D3PMAbsorbingScheduler if absorbing else D3PMUniformScheduler
-        scheduler = kernel(mask, min_timestep=MIN_TIMESTEP)
-        midpoints = (torch.arange(case.batch_size, dtype=torch.float64) + 0.5) / case.batch_size
-        drawn, weights = TIME_SAMPLINGS[self.times](midpoints, MIN_TIMESTEP)
-        times = scheduler.training_timesteps(drawn)  # (B,)
-        noisy = scheduler.add_noise(clean, times, generator)
-        positions = predicted_positions(scheduler, noisy, torch.ones_like(clean))  # (B, L)
-        rows = positions.nonzero()[:, 0]
-        targets, inputs, times, weights = clean[positions], noisy[positions], times[rows], weights[rows]  # (N,)
+            return PreparedStep(partial(plain_cross_entropy, clean), share=1.0)
 
-        def summed_bound(logits: Tensor, chunk: slice) -> Tensor:
-            bound = token_bound(scheduler, logits, targets[chunk], inputs[chunk], times[chunk])
-            return (bound * weights[chunk].to(bound)).sum()
+        # 1. Noise, as the recipe adds it
+        scheduler = KERNELS[self.kernel](mask, min_timestep=MIN_TIMESTEP)
+        midpoints = (torch.arange(size.batch, dtype=torch.float64) + 0.5) / size.batch
+        uniform, weights = TIME_SAMPLINGS[self.times](midpoints, MIN_TIMESTEP)
+        times = scheduler.training_timesteps(uniform)  # (B,)
+        noisy = scheduler.add_noise(clean, times, generator)  # (B, L)
 
-        def loss(model) -> Tensor:
+        # 2. The recipe's loss, with the head where it is to run
+        batch = {"input_ids": clean, "attention_mask": torch.ones_like(clean)}
+        bound = D3PMLoss(scheduler, batch, noisy, times, weights)
+
+        def loss(model: Any) -> Tensor:
             if self.head == "chunks":
-                return model(noisy, positions=positions, loss_function=summed_bound).loss / clean.numel()
-            dense = self.head == "all"
-            logits = model(noisy).logits[positions] if dense else model(noisy, positions=positions).logits  # (N, V)
-            return summed_bound(logits, slice(None)) / clean.numel()
+                total = model(noisy, positions=bound.positions, loss_function=bound).loss
+            elif self.head == "positions":
+                total = bound(model(noisy, positions=bound.positions).logits)  # (N, V)
+            else:
+                total = bound(model(noisy).logits[bound.positions])
+            return total / clean.numel()
 
-        return loss, len(targets) / clean.numel()
+        return PreparedStep(loss, len(bound.targets) / clean.numel())
 
 
 STEPS = [
@@ -106,77 +124,86 @@ STEPS = [
 ]
 
 
-def seconds_of_steps(case: Case, repetitions: int) -> list[float]:
+def seconds_of_steps(size: Size, repetitions: int) -> list[float]:
     """CPU seconds of each step: medians of interleaved repetitions."""
-    model = case.model()
-    losses = [step.prepare(case)[0] for step in STEPS]
-    seconds: list[list[float]] = [[] for _ in STEPS]
-    for repetition in range(repetitions + 1):
-        for loss, values in zip(losses, seconds, strict=True):
-            model.zero_grad()
-            started = time.process_time()
-            loss(model).backward()
-            if repetition:  # the first is warm-up
-                values.append(time.process_time() - started)
-    return [statistics.median(values) for values in seconds]
+    model = random_model(size).train()
+    runs = {}
+    for number, step in enumerate(STEPS):
+        loss = step.prepare(size).loss
+        runs[str(number)] = lambda loss=loss: loss(model).backward()
+
+    def clear_gradients(name: str):
+        model.zero_grad()
+
+    interleaved(runs, 1, clear_gradients)  # warm-up
+    return list(interleaved(runs, repetitions, clear_gradients, clock=time.process_time).values())
 
 
-def activation_memory(case: Case, step: Step) -> float:
+def activation_memory(size: Size, step: Step) -> float:
     """MiB of resident memory (on Linux) at the peak of a step, beyond the model and its gradients."""
-    model = case.model()
-    step.prepare(Case(case.layers, 1, case.vocab_size))[0](model).backward()  # libraries allocate on first use
+    model = random_model(size).train()
+    # Libraries allocate on first use.
+    step.prepare(replace(size, batch=1)).loss(model).backward()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
+
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step.prepare(case)[0](model).backward()
+    step.prepare(size).loss(model).backward()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024
 
 
-def gradient_errors(case: Case) -> list[float | None]:
+def gradient_errors(size: Size) -> list[float | None]:
     """Of each step, the largest relative difference to the gradients of its bound with the head on all positions."""
-    model, errors, dense = case.model(), [], {}
+    model = random_model(size).train()
 
     def gradients(step: Step) -> list[Tensor]:
         model.zero_grad()
-        step.prepare(case)[0](model).backward()
+        step.prepare(size).loss(model).backward()
         return [parameter.grad for parameter in model.parameters()]
 
+    errors: list[float | None] = []
     for step in STEPS:
-        bound = step.kernel, step.times
-        if bound not in dense:
-            dense = {bound: gradients(replace(step, head="all"))}
-        pairs = zip(gradients(step), dense[bound], strict=True) if step.head != "all" else ()
-        errors.append(max((float((got - all_).abs().max() / all_.abs().max()) for got, all_ in pairs), default=None))
+        if step.head == "all":
+            errors.append(None)
+            continue
+
+        dense = gradients(replace(step, head="all"))
+        pairs = zip(gradients(step), dense, strict=True)
+        errors.append(
+            max(float((sparse - full).abs().max() / full.abs().max()) for sparse, full in pairs)
+        )
     return errors
 
 
-def in_own_process(threads: int, function: Callable, *arguments) -> Any:
-    """A fork of this process, which has imported but not computed anything; on Linux its peak memory is its own."""
-    with get_context("fork").Pool(1, torch.set_num_threads, (threads,)) as pool:
-        return pool.apply(function, arguments)
+def main(options: TrainingOptions):
+    """Print a table for each size, measured in forks of this process, which computes nothing itself."""
+    width = SIZES[0].width
+    print(
+        f"torch {torch.__version__}, {options.threads} thread(s), V = {options.vocab_size}, width {width}"
+    )
+    for size in SIZES:
+        size = replace(size, vocab_size=options.vocab_size)
+        memory = [in_own_process(options.threads, activation_memory, size, step) for step in STEPS]
+        errors = in_own_process(options.threads, gradient_errors, size)
+        seconds = in_own_process(options.threads, seconds_of_steps, size, options.repetitions)
 
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vocab_size", type=int, default=50_258)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repetitions", type=int, default=5)
-    options = parser.parse_args()
-    print(f"torch {torch.__version__}, {options.threads} thread(s), V = {options.vocab_size}, width {WIDTH}")
-    for layers, batch_size in ((6, 4), (1, 32)):
-        case = Case(layers, batch_size, options.vocab_size)
-        memory = [in_own_process(options.threads, activation_memory, case, step) for step in STEPS]
-        errors = in_own_process(options.threads, gradient_errors, case)
-        seconds = in_own_process(options.threads, seconds_of_steps, case, options.repetitions)
-        print(f"\n{layers} layer(s), {batch_size} x {LENGTH} tokens; load {os.getloadavg()[0]:.1f}")
         print(
-            f"{'step':<36} {'times':<12} {'share':>5} {'CPU ms':>7} {'time':>5} {'MiB':>6} {'memory':>6} {'error':>8}"
+            f"\n{size.layers} layer(s), {size.batch} x {size.length} tokens; load {os.getloadavg()[0]:.1f}"
         )
-        for step, cpu, mib, error in zip(STEPS, seconds, memory, errors, strict=True):
-            share, times = step.prepare(case)[1], step.times if step.kernel else ""
-            figures = f"{1000 * cpu:>7.0f} {cpu / seconds[0]:>5.2f} {mib:>6.0f} {mib / memory[0]:>6.2f}"
-            print(f"{step.name:<36} {times:<12} {share:>5.2f} {figures} {'' if error is None else f'{error:.0e}':>8}")
+        for number, step in enumerate(STEPS):
+            error = errors[number]
+            line = {
+                "step": step.name,
+                "times": step.times if step.kernel else "",
+                "share": f"{step.prepare(size).share:.2f}",
+                "CPU ms": f"{1000 * seconds[number]:.0f}",
+                "time": f"{seconds[number] / seconds[0]:.2f}",
+                "MiB": f"{memory[number]:.0f}",
+                "memory": f"{memory[number] / memory[0]:.2f}",
+                "error": "" if error is None else f"{error:.0e}",
+            }
+            print_aligned(line, first=number == 0)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, OptionParser(TrainingOptions, description=__doc__))

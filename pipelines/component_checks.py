@@ -2,57 +2,149 @@
 
 from typing import Any
 
-STEPPING = ("set_timesteps", "prior", "select", "step")
+from text_diffusers.common.token_ids import end_ids, start_ids
+from text_diffusers.common.validation import is_int, is_list, require
+from text_diffusers.models.language_model import is_masked_lm, masked_lm_length
+from text_diffusers.pipelines.scheduler_adapters import as_token_scheduler
+
+# Called on a scheduler of tokens, or on the adapter of one of diffusers' own
+SCHEDULER_METHODS = ("set_timesteps", "prior", "select", "step")
+
+
+def longest_row(denoiser: Any) -> int:
+    """The longest row that a denoiser can read, in tokens."""
+    if is_masked_lm(denoiser):
+        return masked_lm_length(denoiser)
+    return getattr(denoiser.config, "max_length", None) or denoiser.config.max_position_embeddings
+
+
+def check_text_components(
+    tokenizer: Any, denoiser: Any, max_length: int, lengths: Any, label_names: Any
+):
+    """Refuse a tokenizer, a denoiser, and the settings of a pipeline that do not fit each other.
+
+    Args:
+        max_length: the longest row in tokens.
+        lengths: `lengths[n]` is the number of training texts with n tokens.
+        label_names: a name for each class label.
+    """
+    if tokenizer.mask_token_id is None:
+        raise ValueError("`tokenizer` must have a mask token.")
+    check_words(tokenizer, "denoiser", denoiser.config.vocab_size)
+    if not is_masked_lm(denoiser):
+        check_special_ids(tokenizer, denoiser.config)
+    check_label_names(label_names, getattr(denoiser.config, "num_classes", None))
+    num_ends = len(start_ids(tokenizer)) + len(end_ids(tokenizer))
+    check_lengths(lengths, max_length - num_ends)
+
+
+def check_token_components(
+    tokenizer: Any, denoiser: Any, scheduler: Any, lengths: Any, label_names: Any
+):
+    """Refuse the components of a pipeline over tokens if they do not fit each other."""
+    check_text_components(tokenizer, denoiser, longest_row(denoiser), lengths, label_names)
+    scheduled_mask = scheduler.config.get("mask_token_id")
+    if scheduled_mask is not None and scheduled_mask != tokenizer.mask_token_id:
+        raise ValueError(
+            f"`scheduler` has `mask_token_id`={scheduled_mask}, but the tokenizer's is {tokenizer.mask_token_id}."
+        )
+    vocab_size = denoiser.config.vocab_size
+    noise_size = scheduler.config.get("vocab_size") or 0
+    if noise_size > vocab_size:
+        raise ValueError(
+            f"`scheduler` has `vocab_size`={noise_size}, but the denoiser's is {vocab_size}."
+        )
+
+    token_scheduler = as_token_scheduler(scheduler, tokenizer)
+    check_token_scheduler(token_scheduler)
+    if is_masked_lm(denoiser) and getattr(token_scheduler, "corruption", None) == "uniform":
+        raise ValueError(
+            "`scheduler` must be of an absorbing kernel for a masked LM, which fills in masks only."
+        )
 
 
 def check_words(tokenizer: Any, name: str, vocab_size: int):
-    """Refuse a tokenizer with ids that the component `name`, of so many ids, does not know, or without a limit."""
+    """Refuse a tokenizer with ids that a component does not know, or without a limit.
+
+    Args:
+        name: of the component, such as "denoiser".
+        vocab_size: ids that it knows.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from text_diffusers.pipelines.component_checks import check_words
+        >>> check_words(SimpleNamespace(model_max_length=None), "denoiser", 300)
+        Traceback (most recent call last):
+        ValueError: `tokenizer` must have a number as `model_max_length`, got None.
+    """
     limit = tokenizer.model_max_length
-    if not isinstance(limit, int | float) or isinstance(limit, bool):
+    is_limit = isinstance(limit, (int, float)) and not isinstance(limit, bool)
+    if not is_limit:
         raise ValueError(f"`tokenizer` must have a number as `model_max_length`, got {limit!r}.")
-    words, last = len(tokenizer), max(tokenizer.get_vocab().values(), default=-1)
-    if max(words, last + 1) > vocab_size:
-        ids = f"{words} tokens" + f" with ids up to {last}" * (last >= words)
-        raise ValueError(f"`{name}` has `vocab_size`={vocab_size}, but the tokenizer has {ids}.")
+
+    # Ids may have gaps, so that the last one lies beyond the number of tokens.
+    num_words = len(tokenizer)
+    last_id = max(tokenizer.get_vocab().values(), default=-1)
+    if max(num_words, last_id + 1) > vocab_size:
+        found = f"{num_words} tokens"
+        if last_id >= num_words:
+            found += f" with ids up to {last_id}"
+        raise ValueError(f"`{name}` has `vocab_size`={vocab_size}, but the tokenizer has {found}.")
 
 
 def check_special_ids(tokenizer: Any, config: Any):
     """Refuse a denoiser whose configuration names other special tokens than the tokenizer."""
     for name in ("mask_token_id", "pad_token_id"):
-        told, own = getattr(config, name, None), getattr(tokenizer, name)
-        if told is not None and own is not None and told != own:
-            raise ValueError(f"`denoiser` has `{name}`={told}, but the tokenizer's is {own}.")
+        configured_id = getattr(config, name, None)
+        token_id = getattr(tokenizer, name)
+        if configured_id is not None and token_id is not None and configured_id != token_id:
+            raise ValueError(
+                f"`denoiser` has `{name}`={configured_id}, but the tokenizer's is {token_id}."
+            )
 
 
 def check_token_scheduler(scheduler: Any):
-    lacking = [name for name in STEPPING if not hasattr(scheduler, name)]
-    if lacking:
-        raise ValueError(
-            f"`scheduler` must be one for tokens, such as D3PMAbsorbingScheduler; {type(scheduler).__name__} has no "
-            f"`{lacking[0]}`."
-        )
+    """Refuse a scheduler that lacks a part of what pipelines over tokens call."""
+    for method in SCHEDULER_METHODS:
+        if not hasattr(scheduler, method):
+            raise ValueError(
+                f"`scheduler` must be one for tokens, such as D3PMAbsorbingScheduler; {type(scheduler).__name__} has "
+                f"no `{method}`."
+            )
 
 
 def check_lengths(lengths: Any, longest: int):
-    """Refuse what is no histogram of the lengths of texts, of which the longest has no more than `longest` tokens."""
+    """Refuse what is no histogram of the lengths of texts.
+
+    Args:
+        lengths: `lengths[n]` is the number of texts with n tokens; `None` is none.
+        longest: tokens of the longest text that can be written.
+    """
     if lengths is None:
         return
-    whole = isinstance(lengths, list | tuple) and all(type(count) is int and 0 <= count < 2**63 for count in lengths)
-    if not whole or not any(lengths):
-        text = repr(lengths)
-        text = text if len(text) <= 80 else f"{text[:80]}..."
+    is_histogram = is_list(lengths) and all(is_count(count) for count in lengths) and any(lengths)
+    limit = "None or a list with the number of texts of each length, not all of them 0"
+    require(is_histogram, "lengths", limit, lengths)
+
+    last_length = max(length for length, count in enumerate(lengths) if count)
+    if last_length > longest:
         raise ValueError(
-            f"`lengths` must be None or a list with the number of texts of each length, not all of them 0, got {text}."
+            f"`lengths` must not go beyond the {longest} tokens of a text of the denoiser, got {last_length}."
         )
-    found = max(length for length, count in enumerate(lengths) if count)
-    if found > longest:
-        raise ValueError(f"`lengths` must not go beyond the {longest} tokens of a text of the denoiser, got {found}.")
+
+
+def is_count(value: Any) -> bool:
+    """Whether `value` is a number of texts, which a tensor of integers can hold."""
+    return is_int(value, 0) and value < 2**63
 
 
 def check_label_names(names: Any, num_classes: int | None):
+    """Refuse names of class labels that are not one a label, each of them once."""
     if names is None:
         return
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"`label_names` must be None or a list of strings, got {names!r}.")
+    are_strings = is_list(names) and all(isinstance(name, str) for name in names)
+    require(are_strings, "label_names", "None or a list of strings", names)
     if len(names) != num_classes or len(set(names)) != len(names):
-        raise ValueError(f"`label_names` must be {num_classes}, one a label of the `denoiser`, got {names}.")
+        raise ValueError(
+            f"`label_names` must be {num_classes}, one a label of the `denoiser`, got {names}."
+        )

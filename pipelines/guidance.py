@@ -1,4 +1,8 @@
-"""What guidance in any pipeline has in common: the combination of two predictions, controls, and what these are shown.
+"""Guidance of any pipeline: classifier-free guidance, controls, and the state of the text that controls see.
+
+Classifier-free guidance (https://arxiv.org/abs/2207.12598) compares the prediction with that of the same text without
+its condition: `uncond + scale * (cond - uncond)`. Scale 1 is the conditional model and costs one forward, 0 is the
+unconditional one.
 
 Shapes: B rows, L sequence length, V vocabulary size, N tokens that are still open.
 """
@@ -10,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_diffusers.common.validation import check_strings
+from text_diffusers.common.validation import check_strings, is_list, is_number
+from text_diffusers.pipelines.text_batch import TextBatch
 
 CONDITIONS = ("label", "prompt", "both")
 
 
 @dataclass
 class TextState:
-    """What a control is shown of the texts that are being written.
+    """The state of the texts being written, as a control sees it.
 
     Attributes:
         tokens: (B, L), settled tokens, and noise or masks where `open`.
@@ -25,7 +30,7 @@ class TextState:
         settled: (B, L) bool, tokens that will not change.
         attention_mask: (B, L), 1 at real tokens.
         starts: index of the first token of each text, its prompt included.
-        timestep: what the denoiser is told.
+        timestep: time of the noise, as the denoiser is told.
         progress: share of the steps that are done, in [0, 1).
         last: whether this is the last step.
         selected: (B, L) bool, the open tokens that this step draws; `None` if it is not known.
@@ -44,77 +49,145 @@ class TextState:
     mask_token_id: int | None = None
 
 
+def text_state(
+    batch: TextBatch,
+    timestep: float,
+    *,
+    is_open: Tensor,
+    undecided: Tensor,
+    mask_token_id: int | None,
+    selected: Tensor | None = None,
+) -> TextState:
+    """The state of a batch before the step that is due.
+
+    Args:
+        is_open: (B, L) bool, the tokens that controls are asked about.
+        undecided: (B, L) bool, all tokens that may still change.
+        selected: (B, L) bool, the open tokens that this step draws.
+    """
+    return TextState(
+        tokens=batch.tokens,
+        open=is_open,
+        settled=batch.attention_mask.bool() & ~undecided,
+        attention_mask=batch.attention_mask,
+        starts=batch.starts,
+        timestep=timestep,
+        progress=batch.progress,
+        last=batch.steps_done == batch.num_steps - 1,
+        selected=selected,
+        mask_token_id=mask_token_id,
+    )
+
+
+# Classifier-free guidance
+
+
 def guide(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
-    """Classifier-free guidance, `uncond + scale * (cond - uncond)`, all of them (N, ...) but for `scale`, (N,).
+    """Classifier-free guidance: `uncond + scale * (cond - uncond)`.
 
     Scale 1 is `cond` and 0 is `uncond` to the last bit. On logits or log-probabilities -inf is a token that cannot be:
     one that `cond` excludes stays excluded, one that only `uncond` excludes keeps its value in `cond`.
+
+    Args:
+        cond, uncond: (N, ...) predictions with and without the condition: logits, noise or clean embeddings.
+        scale: (N,), one for each.
+
+    Example:
+        >>> guide(torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([3.0]))
+        tensor([[4., 1.]])
     """
+    # (N, 1, ...), to be broadcast over what is predicted
     scale = scale.view(-1, *[1] * (cond.ndim - 1)).to(cond)
     guided = torch.lerp(uncond, cond, scale)
-    if guided.sum().isfinite():  # one cheap pass instead of three where every token can be
+
+    # One cheap pass instead of three where no token is excluded.
+    if guided.sum().isfinite():
         return guided
+
+    # Infinite numbers have no differences: the tokens that only one of both excludes are set apart.
     guided = torch.lerp(torch.where(uncond == -torch.inf, cond, uncond), cond, scale)
     guided = torch.where(cond == -torch.inf, cond, guided)
     return torch.where(scale == 0, uncond, guided)
 
 
-def as_controls(controls: Any) -> list:
-    """A control, several or none as a list.
+def split_predictions(
+    logits: Tensor, cond_rows: Tensor, uncond_rows: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`(cond, uncond)`, (N, V) each, from one call in which each row was asked only for what its scale needs.
+
+    A row that was asked once has the same prediction in both.
+
+    Args:
+        logits: (M, V) of the positions of all `cond_rows`, then those of all `uncond_rows`.
+        cond_rows, uncond_rows: (B,) bool, the rows that were asked with and without the condition.
+        counts: (B,) positions of each row, N in all.
+    """
+    # From rows to their positions, (N,) bool
+    has_cond = cond_rows.repeat_interleave(counts)
+    has_uncond = uncond_rows.repeat_interleave(counts)
+    cond, uncond = logits.split([int(has_cond.sum()), int(has_uncond.sum())])
+    return (
+        fill_missing(cond, has_cond, uncond, has_uncond),
+        fill_missing(uncond, has_uncond, cond, has_cond),
+    )
+
+
+def fill_missing(values: Tensor, present: Tensor, others: Tensor, others_present: Tensor) -> Tensor:
+    """(N, V) with `values` where `present` (N,) is true, and `others` elsewhere."""
+    if present.all():
+        return values
+
+    # Where both are present, `values` are written last.
+    filled = values.new_empty(len(present), values.shape[1])
+    filled[others_present] = others
+    filled[present] = values
+    return filled
+
+
+def scales_by_row(
+    guidance_scale: float | Sequence[float],
+    num_texts: int,
+    repeats: int,
+    name: str = "guidance_scale",
+) -> list[float]:
+    """One scale a row, from one or one a text.
 
     Raises:
-        ValueError: if one of them cannot be called on logits.
+        ValueError: if there are as many as neither, or they are no finite numbers; `name` is the argument to be named.
     """
-    several = isinstance(controls, Sequence)
-    found = [] if controls is None else list(controls) if several else [controls]
-    for control in found:
-        if not callable(control):
-            raise ValueError(
-                f"`controls` must be controls, such as those of text_diffusers.guidance.controls, got {control!r}."
-            )
-    return found
+    scales: list[Any] = (
+        list(guidance_scale) if is_list(guidance_scale) else [guidance_scale] * num_texts
+    )
+    if len(scales) != num_texts:
+        raise ValueError(f"`{name}` must be one or {num_texts}, one a text, got {len(scales)}.")
+    if not all(is_number(scale) for scale in scales):
+        raise ValueError(f"`{name}` must be finite numbers, got {guidance_scale!r}.")
+    return [float(scale) for scale in scales for _ in range(repeats)]
 
 
-def tilt(logits: Tensor, state: TextState, controls: list, acts_on: str) -> Tensor:
-    """(N, V) of the open tokens after each control that acts in this step on "prediction" or "posterior", in order."""
-    for control in controls:
-        if acts(control, state.progress, acts_on):
-            logits = control(logits, state)
-    return logits
+def check_interval(guidance_interval: tuple[float, float]):
+    """Raise a `ValueError` unless these are two shares of the steps, in order."""
+    in_order = (
+        is_list(guidance_interval)
+        and len(guidance_interval) == 2
+        and all(is_number(share) for share in guidance_interval)
+        and 0 <= guidance_interval[0] <= guidance_interval[1] <= 1
+    )
+    if not in_order:
+        raise ValueError(
+            f"`guidance_interval` must be two shares of the steps, 0 <= start <= stop <= 1, got {guidance_interval!r}."
+        )
 
 
-def acts(control: Any, progress: float, on: str) -> bool:
-    """Whether a control acts on "prediction" or "posterior", and after this share of the steps."""
-    return is_due(control, progress) and getattr(control, "acts_on", "prediction") == on
-
-
-def is_due(control: Any, progress: float) -> bool:
-    """Whether this share of the steps is between a control's `start` and `stop`, if it has these."""
-    return getattr(control, "start", 0.0) <= progress < getattr(control, "stop", 1.0)
-
-
-def planned_lengths(controls: list, generators: list[torch.Generator]) -> list[int] | None:
-    """Number of tokens of each text, if a control fixes it.
-
-    Raises:
-        ValueError: if two of them do.
-    """
-    plans = [control.plan_lengths(generators) for control in controls if hasattr(control, "plan_lengths")]
-    if len(plans) > 1:
-        raise ValueError(f"`controls` must fix the length of a text once, got {len(plans)} controls that do.")
-    return plans[0] if plans else None
-
-
-def refuse_two_lengths(controls: list, **others: Any):
-    """Raise a ValueError if a control fixes the length of a text, and so does one of the arguments `others`."""
-    planned = any(hasattr(control, "plan_lengths") for control in controls)
-    if planned and any(value is not None for value in others.values()):
-        *first, last = (f"`{name}`" for name in others)
-        raise ValueError(f"`controls` that fix the length exclude {', '.join(first)} and {last}, which also do.")
-
-
-def guided_condition(prompt, text, source, class_labels, negative_prompt, guide_by: str | None) -> str | None:
-    """The condition that guidance strengthens, "label", "prompt" (also a source) or "both", or `None` without one.
+def guided_condition(
+    prompt: Any,
+    text: Any,
+    source: Any,
+    class_labels: Any,
+    negative_prompt: Any,
+    guide_by: str | None,
+) -> str | None:
+    """The condition that guidance strengthens: "label", "prompt" (also a source) or "both"; `None` without one.
 
     Raises:
         ValueError: if these arguments of a pipeline do not fit each other.
@@ -123,47 +196,113 @@ def guided_condition(prompt, text, source, class_labels, negative_prompt, guide_
         if value is not None:
             check_strings(name, value)
     if source is not None and (prompt is not None or text is not None):
-        raise ValueError("`source` excludes `prompt` and `text`: what is written from it begins by itself.")
+        raise ValueError(
+            "`source` excludes `prompt` and `text`: what is written from it begins by itself."
+        )
     if text is not None and negative_prompt is not None:
-        raise ValueError("`negative_prompt` goes with `prompt` or `source`; `text` has no beginning to replace.")
+        raise ValueError(
+            "`negative_prompt` goes with `prompt` or `source`; `text` has no beginning to replace."
+        )
     if guide_by is not None and guide_by not in CONDITIONS:
         raise ValueError(f"`guide_by` must be one of {CONDITIONS}, got {guide_by!r}.")
-    prompted = prompt is not None or source is not None or negative_prompt is not None
-    by_label = class_labels is not None
-    if (guide_by in ("label", "both") and not by_label) or (guide_by in ("prompt", "both") and not prompted):
-        raise ValueError(f"`guide_by`={guide_by!r} needs `class_labels` or a `prompt` or `source` to that effect.")
-    if guide_by is None and by_label:
-        return "label" if negative_prompt is None else "both"
-    return guide_by or ("prompt" if prompted else None)
 
-
-def scales_by_row(
-    guidance_scale: float | Sequence[float], num_texts: int, repeats: int, name: str = "guidance_scale"
-) -> list[float]:
-    """One scale a row, from one or one a text, of the argument `name`."""
-    several = isinstance(guidance_scale, Sequence)
-    scales = list(guidance_scale) if several else [guidance_scale] * num_texts
-    if len(scales) != num_texts:
-        raise ValueError(f"`{name}` must be one or {num_texts}, one a text, got {len(scales)}.")
-    for scale in scales:
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) < float("inf"):
-            raise ValueError(f"`{name}` must be finite numbers, got {guidance_scale!r}.")
-    return [float(scale) for scale in scales for _ in range(repeats)]
-
-
-def check_interval(guidance_start: float, guidance_stop: float):
-    if not 0 <= guidance_start <= guidance_stop <= 1:
+    # A condition can be strengthened only if it is there.
+    has_label = class_labels is not None
+    has_prompt = prompt is not None or source is not None or negative_prompt is not None
+    lacks_label = guide_by in ("label", "both") and not has_label
+    lacks_prompt = guide_by in ("prompt", "both") and not has_prompt
+    if lacks_label or lacks_prompt:
         raise ValueError(
-            "`guidance_start` and `guidance_stop` must be shares of the steps, 0 <= start <= stop <= 1, "
-            f"got {guidance_start!r} and {guidance_stop!r}."
+            f"`guide_by`={guide_by!r} needs `class_labels` or a `prompt` or `source` to that effect."
         )
 
+    # By default the label, and the prompt where nothing else is or where it is led away from another.
+    if guide_by is not None:
+        return guide_by
+    if has_label:
+        return "label" if negative_prompt is None else "both"
+    return "prompt" if has_prompt else None
 
-def spread(values: Tensor, at: Tensor, others: Tensor, others_at: Tensor) -> Tensor:
-    """(N, V) with `values` where `at` (N,) is true, and `others` elsewhere, which are there where `others_at` is."""
-    if at.all():
-        return values
-    joined = values.new_empty(len(at), values.shape[1])
-    joined[others_at] = others
-    joined[at] = values
-    return joined
+
+def negative_texts(negative_prompt: str | Sequence[str] | None, num_texts: int) -> list[str]:
+    """What each text is led away from; an empty text without a negative prompt.
+
+    Raises:
+        ValueError: if there are neither one nor one a text.
+    """
+    if negative_prompt is None or isinstance(negative_prompt, str):
+        return [negative_prompt or ""] * num_texts
+    if len(negative_prompt) != num_texts:
+        raise ValueError(
+            f"`negative_prompt` must be one or {num_texts}, one a text, got {len(negative_prompt)}."
+        )
+    return list(negative_prompt)
+
+
+# Controls
+
+
+def as_controls(controls: Any) -> list:
+    """A control, several or none as a list.
+
+    Raises:
+        ValueError: if one of them cannot be called on logits.
+    """
+    if controls is None:
+        return []
+    several = list(controls) if isinstance(controls, Sequence) else [controls]
+    for control in several:
+        if not callable(control):
+            raise ValueError(
+                f"`controls` must be controls, such as those of text_diffusers.guidance, got {control!r}."
+            )
+    return several
+
+
+def is_due(control: Any, progress: float) -> bool:
+    """Whether this share of the steps is between a control's `start` and `stop`, if it has these."""
+    return getattr(control, "start", 0.0) <= progress < getattr(control, "stop", 1.0)
+
+
+def acts_on(control: Any) -> str:
+    """What a control changes: "prediction", logits of clean tokens, or "posterior", log p(x_s | x_t)."""
+    return getattr(control, "acts_on", "prediction")
+
+
+def any_due(controls: list, progress: float, target: str) -> bool:
+    """Whether a control that acts on "prediction" or "posterior" is due after this share of the steps."""
+    return any(acts_on(control) == target and is_due(control, progress) for control in controls)
+
+
+def apply_controls(logits: Tensor, state: TextState, controls: list, target: str) -> Tensor:
+    """(N, V) of the open tokens after each control that is due on "prediction" or "posterior", in order."""
+    for control in controls:
+        if acts_on(control) == target and is_due(control, state.progress):
+            logits = control(logits, state)
+    return logits
+
+
+def planned_lengths(controls: list, generators: list[torch.Generator]) -> list[int] | None:
+    """Number of tokens of each text, if a control fixes it.
+
+    Raises:
+        ValueError: if two of them do.
+    """
+    plans = [
+        control.plan_lengths(generators) for control in controls if hasattr(control, "plan_lengths")
+    ]
+    if len(plans) > 1:
+        raise ValueError(
+            f"`controls` must fix the length of a text once, got {len(plans)} controls that do."
+        )
+    return plans[0] if plans else None
+
+
+def refuse_two_lengths(controls: list, **others: Any):
+    """Raise a `ValueError` if a control fixes the length of a text, and so does one of the arguments `others`."""
+    is_planned = any(hasattr(control, "plan_lengths") for control in controls)
+    if is_planned and any(value is not None for value in others.values()):
+        *first, last = (f"`{name}`" for name in others)
+        raise ValueError(
+            f"`controls` that fix the length exclude {', '.join(first)} and {last}, which also do."
+        )

@@ -1,28 +1,52 @@
-"""Loading of pipelines from folders and the Hub by the classes that are installed, never by a repository's own code.
+"""Loading of pipelines from folders and the Hub by installed classes, and checks of what a folder holds.
 
-A repository may bring its own classes as files for stock diffusers. Here a name in its index that the installed
-package has means the package's class; the files are not even downloaded, unless `trust_remote_code=True`.
+A repository may bring its own classes as files for stock diffusers. A name in its index that the installed package
+has means the package's class; the files are not even downloaded, unless `trust_remote_code=True`.
+
+The stock loaders take as much memory as a configuration asks for, leave out weights that are missing, follow links out
+of the folder, and do not say which component they failed at. The checks here come before them.
 """
 
+import inspect
 import sys
+import traceback
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
 
 from text_diffusers.common.json_files import read_object
 
 INDEX = "model_index.json"
+WEIGHTS = "diffusion_pytorch_model"
 DATA_FILES = ("json", "safetensors", "txt", "model")
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 SHIPPED = "shipped"
 
+# Pipelines of the first edition, and the ones that took them in.
+RENAMED_PIPELINES = {
+    "GuidedDiffusionLMPipeline": "DiffusionLMPipeline",
+    "TextBlockDiffusionPipeline": "TextDiffusionPipeline",
+    "TextDiffusionCFGPipeline": "TextDiffusionPipeline",
+    "TokenParaGuidePipeline": "ParaGuidePipeline",
+}
+
+
+# Installed classes
+
 
 def installed_class(name: Any) -> type | None:
     """The public class of that name in the package this file belongs to; none where the file stands alone."""
-    found = getattr(installed_package(), name, None) if isinstance(name, str) else None
-    return found if isinstance(found, type) else None
+    if not isinstance(name, str):
+        return None
+    member = getattr(installed_package(), RENAMED_PIPELINES.get(name, name), None)
+    return member if isinstance(member, type) else None
 
 
 def installed_package() -> Any:
@@ -32,21 +56,30 @@ def installed_package() -> Any:
 def with_installed_classes(index: dict[str, Any]) -> dict[str, Any]:
     """An index in which every `[file or module, class]` names the module of the installed class, if there is one."""
     result = {}
-    for key, value in index.items():
-        if isinstance(value, (list, tuple)) and len(value) == 2:
-            found = installed_class(value[1])
-            if found is not None:
-                value = found.__name__ if key == "_class_name" else [found.__module__, found.__name__]
-        result[key] = value
+    for key, entry in index.items():
+        if isinstance(entry, (list, tuple)) and len(entry) == 2:
+            installed = installed_class(entry[1])
+            if installed is not None and key == "_class_name":
+                entry = installed.__name__
+            elif installed is not None:
+                entry = [installed.__module__, installed.__name__]
+        result[key] = entry
+
+    class_name = result.get("_class_name")
+    if isinstance(class_name, str):
+        result["_class_name"] = RENAMED_PIPELINES.get(class_name, class_name)
     return result
 
 
-def pipeline_folder(name: Any, trust_remote_code: bool, **where) -> Path:
+# Folders
+
+
+def pipeline_folder(name: Any, trust_remote_code: bool, **hub_arguments: Any) -> Path:
     """The folder `name`, or else the shipped model of that name, or else a snapshot of that Hub repository.
 
     Args:
         trust_remote_code: also download the repository's code.
-        where: `revision`, `cache_dir`, `token`, `local_files_only` and `force_download` of the Hub.
+        hub_arguments: `revision`, `cache_dir`, `token`, `local_files_only` and `force_download` of the Hub.
 
     Raises:
         OSError: if there is neither, or its files cannot be had.
@@ -57,32 +90,242 @@ def pipeline_folder(name: Any, trust_remote_code: bool, **where) -> Path:
     shipped = shipped_folder(str(name))
     if shipped is not None:
         return shipped
+
     try:
-        folder = Path(snapshot_download(str(name), allow_patterns=[INDEX], **where))
-        files = files_of(folder / INDEX, (*DATA_FILES, "py") if trust_remote_code else DATA_FILES)
-        where["revision"] = folder.name  # the commit of the index, whatever is pushed meanwhile
-        return Path(snapshot_download(str(name), allow_patterns=files, **where))
+        folder = Path(snapshot_download(str(name), allow_patterns=[INDEX], **hub_arguments))
+        kinds = (*DATA_FILES, "py") if trust_remote_code else DATA_FILES
+        files = files_of(folder / INDEX, kinds)
+        # The commit of the index, whatever is pushed meanwhile.
+        hub_arguments["revision"] = folder.name
+        return Path(snapshot_download(str(name), allow_patterns=files, **hub_arguments))
     except HFValidationError as error:
-        raise ValueError(f"`{name}` is no folder here, and cannot be the name of a repository: {error}") from error
+        raise ValueError(
+            f"`{name}` is no folder here, and cannot be the name of a repository: {error}"
+        ) from error
     except OSError as error:
-        raise OSError(f"`{name}` is no folder here and cannot be had from the Hub: {error}") from error
+        raise OSError(
+            f"`{name}` is no folder here and cannot be had from the Hub: {error}"
+        ) from error
 
 
 def shipped_folder(name: str) -> Path | None:
     """The folder of a model that comes with the installed package."""
-    file = getattr(installed_package(), "__file__", None)
-    folder = Path(file).parent / SHIPPED / name if file else None
-    return folder if folder and folder.parent.name == SHIPPED and (folder / INDEX).is_file() else None
+    package_file = getattr(installed_package(), "__file__", None)
+    if package_file is None:
+        return None
+    folder = Path(package_file).parent / SHIPPED / name
+    is_inside = folder.parent.name == SHIPPED
+    return folder if is_inside and (folder / INDEX).is_file() else None
 
 
 def files_of(index: Path, kinds: tuple[str, ...]) -> list[str]:
     """Patterns of the files that the components of an index consist of."""
     if not index.is_file():
         raise OSError(f"it holds no {INDEX}, so it is no pipeline.")
-    content = read_object(index)
-    components = [name for name, value in content.items() if isinstance(value, list) and name != "_class_name"]
-    return [
-        INDEX,
-        *(f"{name}/*.{kind}" for name in components for kind in kinds),
-        *(["*.py"] if "py" in kinds else []),
+
+    patterns = [INDEX]
+    for name, entry in read_object(index).items():
+        if isinstance(entry, list) and name != "_class_name":
+            patterns += [f"{name}/*.{kind}" for kind in kinds]
+    if "py" in kinds:
+        patterns.append("*.py")
+    return patterns
+
+
+# What a folder must hold
+
+
+def check_saved_pipeline(
+    folder: Path,
+    index: dict[str, Any],
+    pipeline: Any,
+    given: Collection[str] = (),
+    variant: str | None = None,
+):
+    """Refuse a folder that cannot be the one of a pipeline.
+
+    Args:
+        index: that of the folder, in which installed classes have their modules.
+        pipeline: the class to be loaded.
+        given: names of components that are not to be loaded from there.
+        variant: of the weights.
+
+    Raises:
+        OSError: if a file is missing.
+        ValueError: if anything else is wrong, with the name of the file, and what is wrong with it.
+    """
+    required, _ = pipeline._get_signature_keys(pipeline)
+    optional = set(pipeline._optional_components)
+    for name in sorted({*required, *optional} - {*given}):
+        entry = index.get(name)
+        if name in optional and entry in (None, [None, None], (None, None)):
+            continue
+
+        is_pair = isinstance(entry, list | tuple) and len(entry) == 2
+        if not is_pair or not all(isinstance(part, str) for part in entry):
+            raise ValueError(
+                f"`{folder / INDEX}` must name module and class of `{name}`, which a {pipeline.__name__} "
+                f"expected, got {entry!r}."
+            )
+        check_links(folder, folder / name)
+        check_component(folder / name, *entry, variant=variant)
+
+
+def check_links(folder: Path, part: Path):
+    """Refuse links out of the folder, but those of the Hub's cache: who made it could show files of the reader."""
+    homes = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        homes.append(folder.parent.parent.resolve() / "blobs")
+
+    for path in (part, *part.rglob("*")):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(home) for home in homes):
+            raise ValueError(
+                f"`{path}` is a link out of the folder: put the file itself there if you trust it."
+            )
+
+
+def check_component(part: Path, module: str, class_name: str, variant: str | None):
+    """Refuse the folder of a component whose configuration is not one of its class."""
+    if not part.is_dir():
+        raise OSError(f"`{part}` must be the folder of a component, but there is none.")
+    component = getattr(sys.modules.get(module), class_name, None)
+    if (
+        not isinstance(component, type)
+        or not issubclass(component, ConfigMixin)
+        or not component.config_name
+    ):
+        return
+
+    file = part / component.config_name
+    config = read_object(file)
+    if config.get("_class_name", class_name) != class_name:
+        raise ValueError(
+            f"`{file}` must be of a {class_name}, as in the index, got {config['_class_name']!r}."
+        )
+
+    # Tensors of a scheduler lie in a file of their own.
+    tensors = getattr(component, "_tensor_arguments", ())
+    signature = inspect.signature(component).parameters
+    parameters = {name: value for name, value in signature.items() if name not in tensors}
+    takes_any = any(value.kind is value.VAR_KEYWORD for value in parameters.values())
+    missing = [
+        name
+        for name, value in parameters.items()
+        if value.default is value.empty and name not in config
     ]
+    if missing and not takes_any:
+        raise ValueError(
+            f"`{file}` must hold the arguments of a {class_name}, but lacks {missing}."
+        )
+
+    is_ours = component.__module__.partition(".")[0] == __name__.partition(".")[0]
+    if is_ours and issubclass(component, ModelMixin) and "quantization_config" not in config:
+        arguments = {name: config[name] for name in parameters if name in config}
+        check_weights(part, component, arguments, variant)
+
+
+def check_weights(part: Path, model: Any, config: dict[str, Any], variant: str | None):
+    """Refuse weights that are not those of the configuration, from their names, shapes and types alone."""
+    stored = {}
+    for file in weight_files(part, variant):
+        stored.update(tensors_of(file))
+    if not stored:
+        return  # the loader says which file it misses
+
+    depths = [
+        size for name, size in config.items() if name.endswith("_layers") and type(size) is int
+    ]
+    if depths and max(depths) > len(stored):
+        raise ValueError(
+            f"`{part / model.config_name}` asks for {max(depths)} layers, but there are {len(stored)} weights."
+        )
+    try:
+        with torch.device("meta"):
+            expected = model(**config).state_dict()
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"`{part / model.config_name}` describes no {model.__name__}: {error}"
+        ) from error
+
+    missing = [name for name in expected if name not in stored]
+    if missing:
+        raise ValueError(
+            f"`{part}` lacks {len(missing)} of the weights that its configuration asks for: {missing[:3]}."
+        )
+    kinds = {True: "numbers", False: "integers"}
+    for name, tensor in expected.items():
+        shape, is_float = stored[name]
+        if shape != tuple(tensor.shape) or is_float != tensor.is_floating_point():
+            raise ValueError(
+                f"`{part}` must hold {kinds[tensor.is_floating_point()]} {tuple(tensor.shape)} in `{name}`, as its "
+                f"configuration asks for, got {kinds[is_float]} {shape}."
+            )
+
+
+def weight_files(part: Path, variant: str | None) -> list[Path]:
+    """The safetensors files that are loaded for a component; none if there are none."""
+    endings = (f".{variant}", "") if variant else ("",)
+    for ending in endings:
+        index = part / f"{WEIGHTS}.safetensors.index{ending}.json"
+        if index.exists():
+            shards = read_object(index).get("weight_map")
+            names = list(shards.values()) if isinstance(shards, dict) else []
+            if not names or not all(
+                isinstance(name, str) and Path(name).name == name for name in names
+            ):
+                raise ValueError(
+                    f"`{index}` must have a `weight_map` from weights to names of files beside it."
+                )
+            return [part / name for name in sorted(set(names))]
+
+        single_file = part / f"{WEIGHTS}{ending}.safetensors"
+        if single_file.exists():
+            return [single_file]
+    return []
+
+
+def tensors_of(file: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], bool]]]:
+    """Each tensor of a safetensors file: its name, its shape, and whether it holds floating-point numbers."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - it is no dict
+                tensor = opened.get_slice(name)
+                yield name, (tuple(tensor.get_shape()), "F" in tensor.get_dtype())
+    except SafetensorError as error:
+        raise ValueError(f"`{file}` is damaged: {error}") from error
+    except OSError as error:
+        raise OSError(f"`{file}` cannot be read: {error}") from error
+
+
+def check_finite(folder: Path, components: dict[str, Any]):
+    """Refuse weights that are no numbers: attention may turn them into zeros, and so into text.
+
+    Raises:
+        ValueError: that names the component and the weights.
+    """
+    for part, model in components.items():
+        if not isinstance(model, torch.nn.Module):
+            continue
+        for name, tensor in model.state_dict().items():
+            is_checked = (
+                not tensor.is_meta and tensor.is_floating_point() and tensor.element_size() > 1
+            )
+            if is_checked and not torch.isfinite(tensor).all():
+                raise ValueError(f"`{folder / part}` holds NaN or infinite numbers in `{name}`.")
+
+
+def loading_error(folder: Path, error: Exception) -> Exception:
+    """An error of a stock loader as one that names the folder and the component."""
+    frames = [
+        frame
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "load_sub_model"
+    ]
+    is_clear = isinstance(error, ValueError | OSError)
+    if is_clear and not frames:
+        return error
+
+    component = str(frames[0].f_locals.get("name", "")) if frames else ""
+    message = str(error) if is_clear else f"{type(error).__name__}: {error}"
+    kind = OSError if isinstance(error, OSError) else ValueError
+    return kind(f"`{folder / component}` cannot be loaded: {message}")

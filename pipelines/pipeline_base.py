@@ -1,45 +1,143 @@
-"""What every pipeline of texts has in common: how it is loaded, its generators, and what it may be asked for."""
+"""The base of every text pipeline: loading, saving, adapters, generators, streaming, and what it can be asked for."""
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import torch
 from diffusers import DiffusionPipeline
+from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.utils import logging
+from torch import Tensor
+from typing_extensions import Self
 
 from text_diffusers.common.json_files import read_object
-from text_diffusers.common.randomness import row_seeds
-from text_diffusers.common.validation import is_list
 from text_diffusers.pipelines.loading import (
     HUB_ARGUMENTS,
     INDEX,
+    check_finite,
+    check_links,
+    check_saved_pipeline,
     installed_class,
+    loading_error,
     pipeline_folder,
     with_installed_classes,
 )
-from text_diffusers.pipelines.saved_files import check_finite, check_links, check_saved_pipeline, loading_error
+from text_diffusers.pipelines.lora import LORA_FILE, check_adaptable, check_lora_weights, has_lora
+from text_diffusers.pipelines.text_batch import TextBatch, partial_text
 
 logger = logging.get_logger(__name__)
 
+CallArguments = ParamSpec("CallArguments")
+Pipeline = TypeVar("Pipeline")
+Output = TypeVar("Output")
 
-class TextPipeline:
-    """What a `DiffusionPipeline` that writes texts, each from a generator of its own, inherits beside it.
+# A call that stops after every step to show the rows as they are then, and returns its output at the end.
+Steps = Generator[TextBatch, None, Output]
 
-    It is none itself: in a file for the Hub, diffusers looks for the one class that is.
+
+def runs_to_its_end(
+    call: Callable[Concatenate[Pipeline, CallArguments], Generator[Any, None, Output]],
+) -> Callable[Concatenate[Pipeline, CallArguments], Output]:
+    """Make a `__call__` that yields after each step an ordinary one, which returns its output."""
+
+    @functools.wraps(call)
+    def run(self: Pipeline, *args: CallArguments.args, **kwargs: CallArguments.kwargs) -> Output:
+        steps = call(self, *args, **kwargs)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+    return run
+
+
+def texts_of_each_step(
+    call: Callable[Concatenate[Pipeline, CallArguments], Any],
+) -> Callable[Concatenate[Pipeline, CallArguments], Iterator[list[str]]]:
+    """Make `stream` of a `__call__` under `runs_to_its_end`: the same arguments, and the texts after every step."""
+    steps_of: Any = inspect.unwrap(call, stop=inspect.isgeneratorfunction)
+
+    @functools.wraps(call)
+    def stream(
+        self: Any, *args: CallArguments.args, **kwargs: CallArguments.kwargs
+    ) -> Iterator[list[str]]:
+        for batch in steps_of(self, *args, **kwargs):
+            yield self.texts_so_far(batch)
+
+    stream.__name__ = "stream"
+    stream.__doc__ = "Yield the texts after every step, the last of them finished; arguments and errors of `__call__`."
+    return stream
+
+
+class TextPipeline(CogVideoXLoraLoaderMixin):
+    """Mixin of a `DiffusionPipeline` that writes texts, each from a generator of its own.
+
+    It is no `DiffusionPipeline` itself: in a file for the Hub, diffusers looks for the one class that is. LoRA is that
+    of diffusers for pipelines with one transformer, which here is the `denoiser`.
+
+    What command line, Space, model card and evaluation ask of a pipeline, whatever its class:
+
+    Attributes:
+        kind: what it denoises, "tokens", "embeddings" or "codes".
+        accepted_inputs: the arguments of its call that say what to write, such as "prompt", "text" and "source".
+        scheduler_names: the components that hold a scheduler.
+        draws_from_scheduler: whether its steps are those of the scheduler, so that another sampler can take its place.
+        max_length: the longest row in tokens, with the start token.
+        block_length: tokens of a block, for a denoiser that writes block by block.
+        label_names: the name of each class label, `None` for one without a name; empty without labels.
+        predicts_end: whether the model says where a text ends; else `max_new_tokens` must.
     """
+
+    kind: str = "tokens"
+    accepted_inputs: tuple[str, ...] = ()
+    scheduler_names: tuple[str, ...] = ("scheduler",)
+    draws_from_scheduler: bool = True
+    block_length: int | None = None
+    predicts_end: bool = True
 
     _callback_tensor_inputs: list[str] = []
     _output_types: tuple[str, ...] = ("text", "tokens")
+    _lora_loadable_modules = ["denoiser"]
+    _interrupt = False
+    _num_timesteps = 0
+    transformer_name = "denoiser"
     tokenizer: Any
+    denoiser: Any
     config: Any
-    _get_signature_keys: Any
     progress_bar: Any
+    _get_signature_keys: Any
+
+    @property
+    def max_length(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def label_names(self) -> list[str | None]:
+        num_labels = getattr(self.denoiser.config, "num_classes", None) or 0
+        names = list(self.config.get("label_names") or [])
+        return [*names[:num_labels], *[None] * (num_labels - len(names))]
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the call under way or the last one."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback ended the call, which then returns what is written, by `pipe._interrupt = True`."""
+        return self._interrupt
+
+    # Loading and saving
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers, but the class that was saved if it is one that this one loads, and with installed classes.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+        """Load a pipeline by installed classes.
 
-        Code in a folder or repository is run only for a class that is not installed, and only if it is trusted.
+        As in diffusers, but the class is the one that was saved if it is one that this one loads. Code in a folder or
+        repository is run only for a class that is not installed, and only if it is trusted.
 
         Args:
             pretrained_model_name_or_path: a folder, the name of a shipped model, or that of a Hub repository.
@@ -51,10 +149,13 @@ class TextPipeline:
         """
         trusted = bool(kwargs.get("trust_remote_code"))
         if kwargs.get("custom_pipeline") is not None and not trusted:
-            raise ValueError("`custom_pipeline` is code of others: it needs `trust_remote_code=True`.")
-        where = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        folder = pipeline_folder(pretrained_model_name_or_path, trusted, **where)
+            raise ValueError(
+                "`custom_pipeline` is code of others: it needs `trust_remote_code=True`."
+            )
+        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        folder = pipeline_folder(pretrained_model_name_or_path, trusted, **hub_arguments)
         kwargs.setdefault("use_safetensors", True)
+
         try:
             if not trusted:
                 check_links(folder, folder / INDEX)
@@ -63,11 +164,14 @@ class TextPipeline:
             if not trusted:
                 check_saved_pipeline(folder, index, loader.__self__, kwargs, kwargs.get("variant"))
             pipe = loader(folder, **kwargs)
-            check_finite(folder, {name: part for name, part in pipe.components.items() if name not in kwargs})
+            check_finite(
+                folder, {name: part for name, part in pipe.components.items() if name not in kwargs}
+            )
         except ImportError:
             raise
         except Exception as error:
             raise loading_error(folder, error) from error
+
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
 
@@ -75,30 +179,39 @@ class TextPipeline:
     def _loader_of(cls, index: dict[str, Any], trusted: bool) -> Any:
         """The stock `from_pretrained` of the class that an index names."""
         name = index.get("_class_name")
-        if isinstance(name, str):
-            installed_class(name)  # imports it
-            if name not in {child.__name__ for child in loaded_subclasses(TextPipeline)}:
-                raise ValueError(f"`_class_name` must be a pipeline of texts that is imported, got {name!r}.")
-            loadable = {child.__name__: child for child in cls._loadable_classes()}
-            chosen: Any = loadable.get(name, cls)
-            stock: Any = super(TextPipeline, chosen)
-            return stock.from_pretrained
-        if trusted:
-            return DiffusionPipeline.from_pretrained
-        raise ValueError(
-            f"`_class_name` must be an installed class, got {name!r}: its code needs `trust_remote_code=True`."
-        )
+        if not isinstance(name, str):
+            if trusted:
+                return DiffusionPipeline.from_pretrained
+            raise ValueError(
+                f"`_class_name` must be an installed class, got {name!r}: its code needs `trust_remote_code=True`."
+            )
+
+        saved = installed_class(name) or {
+            child.__name__: child for child in loaded_subclasses(TextPipeline)
+        }.get(name)
+        if saved is None or not issubclass(saved, TextPipeline):
+            raise ValueError(
+                f"`_class_name` must be a pipeline of texts that is imported, got {name!r}."
+            )
+        chosen: Any = saved if cls._loads(saved) else cls
+        stock: Any = super(TextPipeline, chosen)
+        return stock.from_pretrained
 
     @classmethod
-    def from_pipe(cls, pipeline: Any, **kwargs: Any):
+    def _loads(cls, saved: type) -> bool:
+        """Whether folders of the class `saved` are loaded as what they are, and not as this class."""
+        return issubclass(saved, cls)
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Self:
         """As in diffusers, which leaves models out whose class is in no type hint."""
-        taken, _ = cls._get_signature_keys(cls)
-        shared = {name: part for name, part in pipeline.components.items() if name in taken}
-        maker: Any = super()
-        return maker.from_pipe(pipeline, **shared | kwargs)
+        accepted, _ = cls._get_signature_keys(cls)
+        shared = {name: part for name, part in pipeline.components.items() if name in accepted}
+        stock: Any = super()
+        return stock.from_pipe(pipeline, **shared | kwargs)
 
     @classmethod
-    def load_config(cls, pretrained_model_name_or_path, **kwargs) -> Any:
+    def load_config(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in diffusers, with the names of installed classes in the place of a repository's files."""
         stock: Any = super()
         loaded = stock.load_config(pretrained_model_name_or_path, **kwargs)
@@ -106,23 +219,115 @@ class TextPipeline:
             return with_installed_classes(loaded[0]), *loaded[1:]
         return with_installed_classes(loaded)
 
-    def save_pretrained(self, save_directory, safe_serialization: bool = True, **kwargs):
-        """As in diffusers; weights are always written as safetensors."""
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, **kwargs: Any
+    ):
+        """As in diffusers; weights are always written as safetensors.
+
+        Raises:
+            ValueError: if the denoiser has LoRA layers, whose weights would be saved under other names.
+        """
+        denoiser = getattr(self, "denoiser", None)
+        if denoiser is not None and has_lora(denoiser):
+            raise ValueError(
+                "`denoiser` has LoRA layers: call `fuse_lora()`, if wanted, and `unload_lora_weights()`."
+            )
         if not safe_serialization:
-            logger.warning("Weights are written as safetensors: `from_pretrained` reads no pickles.")
+            logger.warning(
+                "Weights are written as safetensors: `from_pretrained` reads no pickles."
+            )
         stock: Any = super()
         stock.save_pretrained(save_directory, safe_serialization=True, **kwargs)
 
-    @classmethod
-    def _loadable_classes(cls) -> list[type]:
-        """The classes whose folders this one loads as what they are."""
-        return loaded_subclasses(cls)
+    # Adapters
 
-    def _row_generators(self, generator, num_rows: int) -> list[torch.Generator]:
-        """One generator a row, seeded by the next number of the row's own generator or of the shared one."""
-        if is_list(generator) and len(generator) != num_rows:
-            raise ValueError(f"`generator` must be one or {num_rows}, one a returned text, got {len(generator)}.")
-        return [torch.Generator().manual_seed(seed) for seed in row_seeds(generator, num_rows)]
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | Path,
+        denoiser_lora_layers: dict,
+        denoiser_lora_adapter_metadata: dict,
+    ):
+        """Write `get_peft_model_state_dict(denoiser)` and `denoiser.peft_config["default"].to_dict()` to a folder."""
+        metadata: Any = {"transformer_lora_adapter_metadata": denoiser_lora_adapter_metadata}
+        super().save_lora_weights(save_directory, denoiser_lora_layers, **metadata)
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: Any,
+        adapter_name: str | None = None,
+        **kwargs: Any,
+    ):
+        """Load an adapter from a folder, a Hub repo or a dict, whose alpha is taken to be the rank, and activate it.
+
+        Args:
+            kwargs: those of diffusers: `weight_name`, `subfolder`, `revision`, `hotswap` and so on.
+
+        Raises:
+            ValueError: for pickled files, weights that do not fit, or while an adapter is fused.
+        """
+        check_adaptable(self)
+        source = pretrained_model_name_or_path_or_dict
+        file = kwargs.setdefault("weight_name", LORA_FILE)
+        if not file.endswith(".safetensors"):
+            raise ValueError(
+                f"`weight_name` must be a .safetensors file, never a pickled one, got {file!r}."
+            )
+
+        try:
+            super().load_lora_weights(source, adapter_name, **kwargs | {"use_safetensors": True})
+        except OSError as error:
+            raise ValueError(
+                f"`load_lora_weights` found no {file} in {str(source)!r}: {error}"
+            ) from error
+        # New layers come with their dropout switched on.
+        self.denoiser.train(self.denoiser.training)
+
+    @classmethod
+    def load_lora_into_transformer(
+        cls, state_dict: dict[str, Tensor], transformer: Any, **kwargs: Any
+    ):
+        check_lora_weights(state_dict, transformer)
+        transformer.load_lora_adapter(state_dict, prefix="denoiser", **kwargs)
+
+    def set_adapters(self, *args: Any, **kwargs: Any):
+        check_adaptable(self)
+        super().set_adapters(*args, **kwargs)
+
+    def fuse_lora(self, components: Sequence[str] = ("denoiser",), **kwargs: Any):
+        check_adaptable(self)
+        super().fuse_lora(list(components), **kwargs)
+
+    def unfuse_lora(self, components: Sequence[str] = ("denoiser",), **kwargs: Any):
+        super().unfuse_lora(list(components), **kwargs)
+
+    # Calls
+
+    def texts_so_far(self, batch: TextBatch) -> list[str]:
+        """The texts of a batch between two steps; tokens to come are shown as the mask token."""
+        return [partial_text(self.tokenizer, row) for row in self.finished_tokens(batch).tolist()]
+
+    def finished_tokens(self, batch: TextBatch) -> Tensor:
+        """(B, L) tokens of a batch as they are returned, each text cut at its end."""
+        raise NotImplementedError
+
+    def call_back(
+        self,
+        callback: Callable | None,
+        names: Sequence[str],
+        batch: TextBatch,
+        step: int,
+        timestep: float,
+    ):
+        """Call `callback(pipe, step, timestep, tensors)`, and take the tensors that it returns."""
+        if callback is None:
+            return
+        tensors = {name: getattr(batch, name) for name in names}
+        changed = callback(self, step, timestep, tensors) or {}
+        self._accept_tensors(batch, changed)
+
+    def _accept_tensors(self, batch: TextBatch, changed: dict[str, Tensor]):
+        batch.tokens = changed.get("tokens", batch.tokens)
 
     def _check_output(self, output_type: str, callback_tensors: Sequence[str]):
         if output_type not in self._output_types:
@@ -135,5 +340,9 @@ class TextPipeline:
             )
 
 
-def loaded_subclasses(cls: type) -> list[type]:
-    return [found for child in cls.__subclasses__() for found in (child, *loaded_subclasses(child))]
+def loaded_subclasses(parent: type) -> list[type]:
+    """All classes that inherit from `parent`, as far as they are imported."""
+    subclasses = []
+    for child in parent.__subclasses__():
+        subclasses += [child, *loaded_subclasses(child)]
+    return subclasses

@@ -1,29 +1,48 @@
-"""diffusers' own discrete schedulers as token schedulers, so that a pipeline can swap them for those of this package.
+"""diffusers' own schedulers as the schedulers of these pipelines, so that they can be swapped for ours.
 
-They count steps upwards, sample one block of text with one generator, and know neither prompts nor padding. Here each
-row is stepped by itself, its block being the tokens that may change. `BlockRefinementScheduler` gets masks to fill
-in, as for absorbing noise; `DiscreteDDIMScheduler` and `EntropyBoundScheduler` are of uniform noise.
+Discrete ones count steps upwards, sample one block of text with one generator, and know neither prompts nor padding.
+Here each row is stepped by itself, its block being the tokens that may change. `BlockRefinementScheduler` gets masks
+to fill in, as for absorbing noise; `DiscreteDDIMScheduler` and `EntropyBoundScheduler` are of uniform noise.
 
-Shapes: B batch, L sequence length, V vocabulary size, N selected positions, n those of one row.
+Continuous ones differ in the scale of what they step (Euler's grows with the noise, the others' stays), in the
+arguments of `step`, and in how they draw noise for a batch. Here a row's noise depends on its own generator only.
+
+Shapes: B batch, L sequence length, V vocabulary size, E embedding width, N selected positions, n those of one row.
 """
 
-from collections.abc import Sequence
+import inspect
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import BlockRefinementScheduler, DiscreteDDIMScheduler, EntropyBoundScheduler
+import torch.nn.functional as F
+from diffusers import (
+    BlockRefinementScheduler,
+    DiscreteDDIMScheduler,
+    EntropyBoundScheduler,
+    EulerAncestralDiscreteScheduler,
+)
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from text_diffusers.common.randomness import row_seeds
+from text_diffusers.common.clean_estimate import clean_estimate
+from text_diffusers.common.randomness import (
+    NORMAL_BLOCK,
+    Generators,
+    randn,
+    row_generators,
+    row_seeds,
+)
 
+# Settings that the `step` of diffusers' discrete schedulers takes at each call.
 STEP_SETTINGS = {
     BlockRefinementScheduler: ("temperature", "top_k", "top_p"),
     DiscreteDDIMScheduler: ("temperature",),
     EntropyBoundScheduler: (),
 }
-RowGenerators = torch.Generator | Sequence[torch.Generator] | None
+SHAPING = ("temperature", "top_k", "top_p")
 
 
 @dataclass
@@ -54,13 +73,20 @@ class StockTokenScheduler:
     """
 
     def __init__(self, scheduler: Any, mask_token_id: int, vocab_size: int):
-        self.scheduler, self.mask_token_id, self.vocab_size = scheduler, mask_token_id, vocab_size
-        self.corruption = "absorbing" if isinstance(scheduler, BlockRefinementScheduler) else "uniform"
+        self.scheduler = scheduler
+        self.mask_token_id = mask_token_id
+        self.vocab_size = vocab_size
+        self.corruption = (
+            "absorbing" if isinstance(scheduler, BlockRefinementScheduler) else "uniform"
+        )
         edits = (scheduler.config.get("editing_threshold") or 0) > 0
         self.revises_tokens = edits or self.corruption == "uniform"
-        steps = scheduler.config.get("corrector_steps")
-        if steps:
-            raise ValueError(f"`corrector_steps` must be 0 in this pipeline, which calls the model once, got {steps}.")
+
+        corrector_steps = scheduler.config.get("corrector_steps")
+        if corrector_steps:
+            raise ValueError(
+                f"`corrector_steps` must be 0 in this pipeline, which calls the model once, got {corrector_steps}."
+            )
         if self.corruption == "uniform" and vocab_size < 2:
             raise ValueError(
                 f"`tokenizer` must have the ids of its mask and padding above those of text for uniform noise, which "
@@ -81,16 +107,24 @@ class StockTokenScheduler:
         return torch.full((len(sample),), float(timestep), device=sample.device)
 
     def prior(
-        self, shape: tuple[int, int], generator: RowGenerators = None, device: str | torch.device | None = None
+        self,
+        shape: tuple[int, int],
+        generator: Generators = None,
+        device: str | torch.device | None = None,
     ) -> Tensor:
         """(B, L) pure noise: all masked, or uniformly random tokens."""
         if self.corruption == "absorbing":
             return torch.full(shape, self.mask_token_id, device=device)
-        seeds = row_seeds(generator, shape[0])
-        rows = [torch.randint(self.vocab_size, shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds]
+        num_rows, length = shape
+        rows = [
+            torch.randint(self.vocab_size, (length,), generator=row_generator)
+            for row_generator in row_generators(generator, num_rows)
+        ]
         return torch.stack(rows).to(device)
 
-    def select(self, timestep: float | Tensor, sample: Tensor, generator: RowGenerators = None) -> Tensor:
+    def select(
+        self, timestep: float | Tensor, sample: Tensor, generator: Generators = None
+    ) -> Tensor:
         """(B, L) bool: every position, since these schedulers compare the predictions of a block with each other."""
         return torch.ones_like(sample, dtype=torch.bool)
 
@@ -101,7 +135,7 @@ class StockTokenScheduler:
         sample: Tensor,
         *,
         positions: Tensor | None = None,
-        generator: RowGenerators = None,
+        generator: Generators = None,
         return_dict: bool = True,
     ) -> StockSchedulerOutput | tuple[Tensor]:
         """From x_t to x_s, row by row.
@@ -117,48 +151,75 @@ class StockTokenScheduler:
             ValueError: if the logits are not finite.
         """
         if positions is None:
-            positions, model_output = self.select(timestep, sample), model_output.flatten(0, 1)
-        logits = self._shaped(model_output)
-        steps = self.scheduler.num_inference_steps
-        index = round((1 - float(timestep)) * steps)
-        sizes = positions.sum(dim=1).tolist()
+            positions = self.select(timestep, sample)
+            model_output = model_output.flatten(0, 1)
+        logits = self._text_logits(model_output)  # (N, V)
+        index = round((1 - float(timestep)) * self.scheduler.num_inference_steps)
+
+        # Each row is a block of its own, which draws by its own generator.
         prev_sample = sample.clone()
-        for row, (seed, block) in enumerate(zip(row_seeds(generator, len(sample)), logits.split(sizes), strict=True)):
+        blocks = logits.split(positions.sum(dim=1).tolist())
+        seeds = row_seeds(generator, len(sample))
+        for row, (seed, block) in enumerate(zip(seeds, blocks, strict=True)):
             if len(block):
                 fresh = torch.Generator(block.device).manual_seed(seed)
-                there = positions[row]
-                prev_sample[row, there] = self._step_block(block, index, sample[row, there], fresh)
+                selected = positions[row]
+                prev_sample[row, selected] = self._step_block(
+                    block, index, sample[row, selected], fresh
+                )
         return StockSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
-    def _step_block(self, logits: Tensor, index: int, tokens: Tensor, generator: torch.Generator) -> Tensor:
+    def _step_block(
+        self, logits: Tensor, index: int, tokens: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """(n,) tokens after step `index` from logits (n, V) and tokens (n,)."""
-        scheduler, config = self.scheduler, self.scheduler.config
-        settings = {name: config[name] for name in STEP_SETTINGS[stock_class(scheduler)] if name in config}
-        if STEP_SETTINGS[stock_class(scheduler)]:
-            settings = {"temperature": 1.0} | settings
+        scheduler = self.scheduler
+        setting_names = step_settings(scheduler)
+        settings: dict[str, Any] = {"temperature": 1.0} if setting_names else {}
+        settings |= {
+            name: scheduler.config[name] for name in setting_names if name in scheduler.config
+        }
         if self.corruption == "absorbing":
-            scheduler.set_timesteps(scheduler.num_inference_steps, device=logits.device, block_length=len(tokens))
-            settings |= {"mask_token_id": self.mask_token_id}
-        inputs = logits.unsqueeze(0), index, tokens.unsqueeze(0)
-        output = scheduler.step(*inputs, generator=generator, **settings)
-        last = index == scheduler.num_inference_steps - 1 and self.corruption == "uniform"
-        return (output.sampled_tokens if last else output.prev_sample)[0]
+            scheduler.set_timesteps(
+                scheduler.num_inference_steps, device=logits.device, block_length=len(tokens)
+            )
+            settings["mask_token_id"] = self.mask_token_id
 
-    def _shaped(self, model_output: Tensor) -> Tensor:
+        output = scheduler.step(
+            logits.unsqueeze(0), index, tokens.unsqueeze(0), generator=generator, **settings
+        )
+        # Tokens that the last step would leave as noise take their predicted value.
+        is_last = index == scheduler.num_inference_steps - 1
+        if is_last and self.corruption == "uniform":
+            return output.sampled_tokens[0]
+        return output.prev_sample[0]
+
+    def _text_logits(self, model_output: Tensor) -> Tensor:
         """The logits of the ids that a text may hold: without the mask, and no wider than uniform noise."""
         if self.corruption == "absorbing":
             mask = torch.tensor(self.mask_token_id, device=model_output.device)
             model_output = model_output.index_fill(-1, mask, -torch.inf)
         else:
             model_output = model_output[:, : self.vocab_size]
+
         if not torch.isfinite(model_output.amax(dim=-1)).all():
-            raise ValueError("`model_output` has NaN or infinite logits: check the weights and the denoiser's dtype.")
+            raise ValueError(
+                "`model_output` has NaN or infinite logits: check the weights and the denoiser's dtype."
+            )
         return model_output
 
 
 def stock_class(scheduler: Any) -> type | None:
     """The class of diffusers' discrete schedulers that `scheduler` is of, if any."""
-    return next((cls for cls in STEP_SETTINGS if isinstance(scheduler, cls)), None)
+    return next((stock for stock in STEP_SETTINGS if isinstance(scheduler, stock)), None)
+
+
+def step_settings(scheduler: Any) -> tuple[str, ...]:
+    """Names of the settings that shape the logits of a token scheduler: temperature, top_k, top_p."""
+    stock = stock_class(scheduler)
+    if stock is not None:
+        return STEP_SETTINGS[stock]
+    return tuple(name for name in SHAPING if name in scheduler.config)
 
 
 def as_token_scheduler(scheduler: Any, tokenizer: Any) -> Any:
@@ -168,5 +229,177 @@ def as_token_scheduler(scheduler: Any, tokenizer: Any) -> Any:
     """
     if stock_class(scheduler) is None:
         return scheduler
-    special = [id for id in (tokenizer.pad_token_id, tokenizer.mask_token_id) if id is not None]
-    return StockTokenScheduler(scheduler, tokenizer.mask_token_id, min(special))
+    special_ids = [
+        token for token in (tokenizer.pad_token_id, tokenizer.mask_token_id) if token is not None
+    ]
+    return StockTokenScheduler(scheduler, tokenizer.mask_token_id, min(special_ids))
+
+
+def with_shaping(scheduler: Any, **shaping: Any) -> Any:
+    """A token scheduler of the same noise with another temperature, top_k or top_p; `None` keeps the scheduler's own.
+
+    Raises:
+        ValueError: if the scheduler has no such setting, or a value is out of its range.
+    """
+    changes = {name: value for name, value in shaping.items() if value is not None}
+    if not changes:
+        return scheduler
+    names = step_settings(scheduler)
+    for name, value in changes.items():
+        if name not in names:
+            raise ValueError(
+                f"`{name}` must be left out: {type(scheduler).__name__} has no such setting, got {value!r}."
+            )
+
+    shaped = type(scheduler).from_config(dict(scheduler.config), **changes)
+    if stock_class(shaped) is not None:  # it takes them at each step, from its configuration
+        shaped.register_to_config(**changes)
+    return shaped
+
+
+class EmbeddingScheduler:
+    """A scheduler of continuous noise as pipelines over word embeddings call it; its state stays in the scheduler.
+
+    Args:
+        scheduler: with `alphas_cumprod`, `add_noise` and `step`: ours for embeddings, or stock DDIM, DDPM,
+            DPM-Solver, UniPC or Euler made by `from_config` of one of ours.
+        prediction_type: of the denoiser.
+        num_train_timesteps: of the denoiser.
+
+    Raises:
+        ValueError: if the scheduler is of tokens, disagrees with the denoiser, or would clip the clean estimate.
+    """
+
+    def __init__(self, scheduler: Any, prediction_type: str, num_train_timesteps: int):
+        self.scheduler = scheduler
+        self.prediction_type = prediction_type
+        self.num_train_timesteps = num_train_timesteps
+        self._check()
+
+    def _check(self):
+        config = self.scheduler.config
+        name = type(self.scheduler).__name__
+        if not hasattr(self.scheduler, "alphas_cumprod"):
+            raise ValueError(
+                f"`scheduler` must be one for embeddings, such as EmbeddingDDIMScheduler, got {name}."
+            )
+        if config.num_train_timesteps != self.num_train_timesteps:
+            raise ValueError(
+                f"`scheduler` has `num_train_timesteps`={config.num_train_timesteps}, "
+                f"but the denoiser was trained with {self.num_train_timesteps}."
+            )
+        if config.prediction_type != self.stepped_type:
+            raise ValueError(
+                f"`scheduler` has `prediction_type`={config.prediction_type!r}, but the denoiser predicts "
+                f"{self.prediction_type!r}: make it by "
+                f"`{name}.from_config(config, prediction_type={self.stepped_type!r})`."
+            )
+        for setting in ("clip_sample", "thresholding"):
+            if (
+                config.get(setting)
+                and setting in inspect.signature(type(self.scheduler).__init__).parameters
+            ):
+                raise ValueError(
+                    f"`scheduler` must have `{setting}=False`, since embeddings go beyond [-1, 1]: make it by "
+                    f"`{name}.from_config` of one of this package's embedding schedulers, or set it there."
+                )
+
+    @property
+    def stepped_type(self) -> str:
+        """The prediction type of the scheduler; stock ancestral Euler cannot be told a clean estimate."""
+        is_ancestral = isinstance(self.scheduler, EulerAncestralDiscreteScheduler)
+        return (
+            "epsilon" if is_ancestral and self.prediction_type == "sample" else self.prediction_type
+        )
+
+    @property
+    def timesteps(self) -> Tensor:
+        """(n,) of the clock, descending."""
+        return self.scheduler.timesteps
+
+    def alpha_bar(self, timestep: float) -> float:
+        """The share of signal, squared, at a timestep."""
+        return float(self.scheduler.alphas_cumprod[round(timestep)])
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
+        if (
+            not isinstance(num_inference_steps, int)
+            or not 1 <= num_inference_steps <= self.num_train_timesteps
+        ):
+            raise ValueError(
+                "`num_inference_steps` must be an integer between 1 and `num_train_timesteps`="
+                f"{self.num_train_timesteps}, got {num_inference_steps!r}."
+            )
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+
+    def scale_noise(self, noise: Tensor) -> Tensor:
+        """(B, L, E) latents of the first step, given standard normal `noise` (B, L, E)."""
+        return noise * float(self.scheduler.init_noise_sigma)
+
+    def add_noise(
+        self, clean: Tensor, timestep: float, generators: list[torch.Generator]
+    ) -> Tensor:
+        """(B, L, E) clean embeddings with as much noise as the latents have at `timestep`."""
+        noise = normal_noise(clean, generators).to(clean)
+        times = torch.full((len(clean),), timestep, dtype=self.timesteps.dtype, device=clean.device)
+        return self.scheduler.add_noise(clean, noise, times)
+
+    def scale_model_input(self, latents: Tensor, timestep: float) -> Tensor:
+        """(B, L, E) `sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise`, as the denoiser was trained."""
+        return self.scheduler.scale_model_input(latents, timestep)
+
+    def clean_estimate(self, prediction: Tensor, noisy: Tensor, timestep: float) -> Tensor:
+        """(B, L, E) the clean embeddings that a prediction at `noisy`, the model's input, stands for."""
+        if self.prediction_type == "sample":
+            return prediction
+        return clean_estimate(self.prediction_type, prediction, noisy, self.alpha_bar(timestep))
+
+    def step(
+        self,
+        prediction: Tensor,
+        timestep: float,
+        latents: Tensor,
+        *,
+        eta: float,
+        generators: list[torch.Generator],
+        round_function: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """(B, L, E) latents at the next, less noisy time."""
+        # Stock ancestral Euler takes the noise that a clean estimate implies.
+        if self.stepped_type != self.prediction_type:
+            prediction = (latents - prediction) / self.scheduler.sigmas[self.scheduler.step_index]
+
+        # Schedulers differ in what their steps take.
+        offered = {
+            "eta": eta,
+            "generator": row_generators(generators, len(latents)),
+            "round_function": round_function,
+        }
+        accepted = {name: value for name, value in offered.items() if name in self._step_arguments}
+
+        # A row's normal numbers do not depend on its length if it is padded to whole blocks of them.
+        _, length, width = latents.shape
+        padding = -length % (NORMAL_BLOCK // math.gcd(NORMAL_BLOCK, width))
+        padded_prediction = F.pad(prediction, (0, 0, 0, padding))
+        padded_latents = F.pad(latents, (0, 0, 0, padding))
+        output = self.scheduler.step(padded_prediction, timestep, padded_latents, **accepted)
+        return output.prev_sample[:, :length]
+
+    def check_eta(self, eta: float):
+        """Raise a `ValueError` unless `eta` is in [0, 1], and 0 for a scheduler without it."""
+        if eta != 0 and "eta" not in self._step_arguments:
+            raise ValueError(
+                f"`eta` must be 0 with {type(self.scheduler).__name__}, which has no `eta`, got {eta!r}."
+            )
+        if not 0 <= eta <= 1:
+            raise ValueError(f"`eta` must be between 0 and 1, got {eta!r}.")
+
+    @property
+    def _step_arguments(self) -> Any:
+        return inspect.signature(self.scheduler.step).parameters
+
+
+def normal_noise(like: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """(B, L, E) standard normal numbers, drawn on the CPU, one generator a row."""
+    batch_size, length, width = like.shape
+    return randn((batch_size, length, width), generators, "cpu", torch.float32)

@@ -1,8 +1,9 @@
-"""What a pipeline writes on: rows of tokens, which of them are to be written, and text to and from these rows.
+"""The rows that a pipeline writes: laid out from prompts and gaps, cut at the end of each text, shown on the way.
 
 Shapes: B rows, L sequence length, E embedding width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,145 +14,238 @@ from torch.nn.utils.rnn import pad_sequence
 from text_diffusers.common.token_ids import end_ids, start_ids
 from text_diffusers.common.validation import is_list
 
+# Token ids of one text; `None` is a token to be written.
+Row = list[int | None]
+
 
 @dataclass
-class Canvas:
-    """The rows being denoised: `tokens` (B, L), which of them may change, which are real, and how a text may end."""
+class TextBatch:
+    """Rows being denoised, and all that a step needs to know of them.
+
+    Attributes:
+        tokens: (B, L) ids; where noise is continuous, the words that the latest estimate is rounded to.
+        editable: (B, L) bool, the tokens to be written; all others stay as they are.
+        attention_mask: (B, L), 1 at real tokens, 0 at padding on the right.
+        class_labels: (B,) ids, if the denoiser is told any.
+        ends_at_eos: whether a text ends at the first end token that is written, rather than with its row.
+        starts: index of the first token of each text, its prompt included and a source before it not.
+        drops_source: whether what stands before `starts` is left out of the output.
+        generators: one a row.
+        controls: in the order in which they act.
+        scales: (B,) float64 of classifier-free guidance.
+        guidance_interval: shares of the steps between which these scales apply.
+        unconditional: the same tokens to write, in the same order, in rows without the condition.
+        num_steps, steps_done: of this call.
+        condition: what the denoiser is told beside the tokens, by the names of its arguments; one row of each tensor
+            for each of the batch.
+        latents: (B, L, E) noisy embeddings, on the scale of the scheduler.
+        clean: (B, L, E) embeddings of the known words.
+        shows_clean: whether the denoiser is shown known words clean, and not as noisy as the rest.
+        noisy: (B, L, E) the latents that the denoiser was last shown, on the scale of its training.
+        estimate: (B, L, E) latest clean estimate, which the scheduler steps towards.
+        own_estimate: (B, L, E) that of the denoiser alone, before guidance, which self-conditioning shows it; `None`
+            before the first step.
+
+    Example:
+        >>> batch = lay_out([[1, 7, None], [1, None]], pad_token_id=0)
+        >>> batch.tokens.tolist(), batch.editable.tolist()
+        ([[1, 7, 0], [1, 0, 0]], [[False, False, True], [False, True, False]])
+    """
 
     tokens: Tensor
     editable: Tensor
     attention_mask: Tensor
-    class_labels: Tensor | None
-    ends_at_eos: bool
-
-
-@dataclass
-class EmbeddingCanvas(Canvas):
-    """A canvas whose `tokens` are read off `latents` (B, L, E), which have the scale of the scheduler.
-
-    `clean` (B, L, E) are the embeddings of known words, `estimate` (B, L, E) is the last clean estimate, and the texts
-    begin at `starts`, by default with the row.
-    """
-
-    latents: Tensor
-    clean: Tensor
-    estimate: Tensor | None = None
-    starts: list[int] | None = None
-    eta: float = 0.0
-    known_words: str = "renoise"
-
-
-@dataclass
-class GuidedCanvas(Canvas):
-    """A canvas with what guides it.
-
-    `unconditional` has the same tokens to write, in the same order, in rows without the condition, and `scales` (B,)
-    are those of guidance by it, within the `interval` of shares of the steps. The texts begin at `starts`, and `cut`
-    says whether what is before them is left out of the output.
-    """
-
-    unconditional: Canvas | None = None
-    scales: Tensor | None = None
-    interval: tuple[float, float] = (0.0, 1.0)
-    controls: list = field(default_factory=list)
+    class_labels: Tensor | None = None
+    ends_at_eos: bool = False
     starts: list[int] = field(default_factory=list)
-    cut: bool = False
+    drops_source: bool = False
+    generators: list[torch.Generator] = field(default_factory=list)
+    controls: list = field(default_factory=list)
+    scales: Tensor = field(default_factory=lambda: torch.ones(0))
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    unconditional: "TextBatch | None" = None
+    num_steps: int = 1
     steps_done: int = 0
+    condition: dict[str, Tensor] = field(default_factory=dict)
+
+    # Of continuous noise only; empty over tokens.
+    latents: Tensor = field(default_factory=lambda: torch.ones(0))
+    clean: Tensor = field(default_factory=lambda: torch.ones(0))
+    shows_clean: bool = False
+    noisy: Tensor = field(default_factory=lambda: torch.ones(0))
+    estimate: Tensor = field(default_factory=lambda: torch.ones(0))
+    own_estimate: Tensor | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps that are done, in [0, 1)."""
+        return self.steps_done / self.num_steps
+
+    @property
+    def step_scales(self) -> Tensor:
+        """(B,) scales of guidance in the step that is due: 1 outside of the interval."""
+        start, stop = self.guidance_interval
+        return self.scales if start <= self.progress < stop else torch.ones_like(self.scales)
+
+    @property
+    def text_ends(self) -> list[int]:
+        """Index behind the last real token of each row."""
+        return self.attention_mask.sum(dim=1).tolist()
 
 
-def lay_out(rows: list[list[int | None]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """`(tokens, editable, attention_mask)`, each (B, L), of rows padded on the right; a `None` is to be written."""
+def lay_out(
+    rows: list[Row], pad_token_id: int, device: torch.device | str | None = None
+) -> TextBatch:
+    """A batch of rows padded on the right; a `None` is to be written, and holds the padding until then."""
     length = max(len(row) for row in rows)
-    tokens = [[pad_token_id if t is None else t for t in row] + [pad_token_id] * (length - len(row)) for row in rows]
-    editable = torch.tensor([[t is None for t in row] + [False] * (length - len(row)) for row in rows])
-    real = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
-    return torch.tensor(tokens).to(device), editable.to(device), real.to(device)
+    tokens = torch.full((len(rows), length), pad_token_id)  # (B, L)
+    editable = torch.zeros(len(rows), length, dtype=torch.bool)
+    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
+
+    for index, row in enumerate(rows):
+        tokens[index, : len(row)] = torch.tensor(
+            [pad_token_id if token is None else token for token in row]
+        )
+        editable[index, : len(row)] = torch.tensor(
+            [token is None for token in row], dtype=torch.bool
+        )
+        attention_mask[index, : len(row)] = 1
+    return TextBatch(tokens.to(device), editable.to(device), attention_mask.to(device))
 
 
-def append_exactly(known: list, starts: list[int], lengths: list[int], end: list[int]) -> list:
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], name: str = "prompt") -> list[Row]:
+    """Token ids of each text, after the start token.
+
+    Raises:
+        ValueError: if one holds the mask; `name` is the argument to be named.
+    """
+    rows = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    if any(tokenizer.mask_token_id in row for row in rows):
+        raise ValueError(
+            f"`{name}` must not hold {tokenizer.mask_token}; give it as `text` to fill it in."
+        )
+    return [start_ids(tokenizer) + row for row in rows]
+
+
+def encode_sources(tokenizer: Any, source: str | Sequence[str], name: str = "source") -> list[Row]:
+    """Token ids that stand before the texts written from `source`: start, source, end."""
+    sources = [source] if isinstance(source, str) else source
+    return [row + end_ids(tokenizer) for row in encode_prompts(tokenizer, sources, name)]
+
+
+def encode_gaps(tokenizer: Any, text: str | Sequence[str], mask: Any) -> list[Row]:
+    """Token ids of each text after the start token, with `None` wherever a token is to be filled in.
+
+    Args:
+        mask: one bool a token of each text, true where to write; by default the mask tokens of the texts.
+
+    Raises:
+        ValueError: if `mask` has another shape than the texts, or a text has nothing to fill in.
+    """
+    texts = [text] if isinstance(text, str) else list(text)
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    # The gaps are where the text has masks, unless they are given.
+    if mask is None:
+        masks = [[token == tokenizer.mask_token_id for token in row] for row in rows]
+    else:
+        masks = mask_rows(mask, rows)
+
+    gaps = []
+    for text, row, row_mask in zip(texts, rows, masks, strict=True):
+        if not any(row_mask):
+            raise ValueError(
+                f"`text` must hold {tokenizer.mask_token} where to write, got {text!r}."
+            )
+        blanked = [None if masked else token for token, masked in zip(row, row_mask, strict=True)]
+        gaps.append(start_ids(tokenizer) + blanked)
+    return gaps
+
+
+def mask_rows(mask: Any, rows: list[list[int]]) -> list[list[bool]]:
+    """`mask` as one list a text, which must be as long as its row of tokens."""
+    # A tensor, an array, a list of rows, or the one row of the only text
+    masks = mask.tolist() if hasattr(mask, "tolist") else list(mask)
+    if not masks or not is_list(masks[0]):
+        masks = [masks]
+
+    expected = [len(row) for row in rows]
+    lengths = [len(row) for row in masks]
+    if lengths != expected:
+        raise ValueError(
+            f"`mask` must have one value a token of `text`, {expected} tokens, got {lengths}."
+        )
+    return masks
+
+
+def append_exactly(
+    rows: list[Row], starts: list[int], lengths: list[int], end: list[int]
+) -> list[Row]:
     """The rows, each followed by `None` up to its length in tokens from its start on, and by the `end` tokens.
 
     Raises:
         ValueError: if a length leaves nothing to be written.
     """
-    rows = []
-    for row, start, length in zip(known, starts, lengths, strict=True):
-        extra = length - (len(row) - start)
-        if extra < 1:
+    extended = []
+    for row, start, length in zip(rows, starts, lengths, strict=True):
+        # A source before the start does not count.
+        num_new = length - (len(row) - start)
+        if num_new < 1:
             raise ValueError(
                 f"`length` must be more than the tokens of its `prompt`, {len(row) - start}, got {length}."
             )
-        rows.append(row + [None] * extra + end)
-    return rows
+        extended.append(row + [None] * num_new + end)
+    return extended
 
 
-def without_beginnings(rows: list, begins: list[int], others: list[list[int]]) -> list:
-    """The rows from `begins` on, each behind another beginning."""
-    return [other + row[begin:] for row, begin, other in zip(rows, begins, others, strict=True)]
+def repeat_rows(rows: Sequence[Any], count: int) -> list:
+    """Each of the rows `count` times, copies of one next to each other."""
+    return [row for row in rows for _ in range(count)]
 
 
-def cut_rows(values: Tensor, canvas: Any, filling: int = 0) -> Tensor:
-    """(B, longest text, ...) of `values` (B, L, ...): each row from the start of its text, filled up at its end."""
-    if canvas.starts is None:
+def cut_at_end(tokens: Tensor, ends: Tensor, editable: Tensor, pad_token_id: int) -> Tensor:
+    """(B, L) tokens where everything that was written after the first end of a text is padding.
+
+    Args:
+        tokens: (B, L).
+        ends: (B, L) bool, the tokens that end a text.
+        editable: (B, L) bool, what may become padding.
+    """
+    # The end token itself stays.
+    behind_an_end = (ends.cumsum(dim=1) - ends.long()) > 0
+    return tokens.masked_fill(behind_an_end & editable, pad_token_id)
+
+
+def cut_rows(values: Tensor, batch: TextBatch, filling: int = 0) -> Tensor:
+    """(B, longest text, ...) of `values` (B, L, ...): each row from the start of its text, filled up at its end.
+
+    Values of a batch that keeps what stands before its texts are returned as they are.
+    """
+    if not batch.drops_source:
         return values
-    ends = canvas.attention_mask.sum(dim=1).tolist()
-    rows = [row[start:end] for row, start, end in zip(values, canvas.starts, ends, strict=True)]
+    # Texts that were written from sources of unequal length begin at unequal places.
+    rows = [
+        row[start:end]
+        for row, start, end in zip(values, batch.starts, batch.text_ends, strict=True)
+    ]
     return pad_sequence(rows, batch_first=True, padding_value=filling)
 
 
-def encode_prompts(tokenizer: Any, prompts: list[str], name: str = "prompt") -> list[list[int]]:
-    """Token ids of each text, after the start token.
-
-    Raises:
-        ValueError: if one holds the mask.
-    """
-    rows = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    if any(tokenizer.mask_token_id in ids for ids in rows):
-        raise ValueError(f"`{name}` must not hold {tokenizer.mask_token}; give it as `text` to fill it in.")
-    return [start_ids(tokenizer) + ids for ids in rows]
-
-
-def encode_sources(tokenizer: Any, source: str | list[str]) -> list[list[int]]:
-    """What stands before the texts that are written from `source`."""
-    sources = [source] if isinstance(source, str) else source
-    return [row + end_ids(tokenizer) for row in encode_prompts(tokenizer, sources, "source")]
-
-
-def encode_infill(tokenizer: Any, texts: list[str], mask: Any) -> list[list[int | None]]:
-    """Token ids, after the start token, with `None` wherever a token is to be filled in."""
-    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    if mask is None:
-        masks = [[token == tokenizer.mask_token_id for token in row] for row in rows]
-    else:
-        masks = mask.tolist() if hasattr(mask, "tolist") else list(mask)
-        masks = masks if masks and is_list(masks[0]) else [masks]
-        if [len(row) for row in masks] != [len(row) for row in rows]:
-            raise ValueError(
-                f"`mask` must have one value a token of `text`, {[len(row) for row in rows]} tokens, "
-                f"got {[len(row) for row in masks]}."
-            )
-    for text, row in zip(texts, masks, strict=True):
-        if not any(row):
-            raise ValueError(f"`text` must hold {tokenizer.mask_token} where to write, got {text!r}.")
-    blanked = zip(rows, masks, strict=True)
-    start = start_ids(tokenizer)
-    return [start + [None if m else t for t, m in zip(row, row_mask, strict=True)] for row, row_mask in blanked]
-
-
-def written_ends(canvas: Canvas) -> Tensor:
-    """(B, L) bool: the tokens at which a text may end."""
-    return canvas.editable & canvas.ends_at_eos
-
-
 def partial_text(tokenizer: Any, row: list[int]) -> str:
-    """Text of a row that still has masks, which keep the space that their word will bring."""
-    mask, hidden = tokenizer.mask_token_id, set(tokenizer.all_special_ids)
-    pieces, run = [], []
-    for token in [*row, None]:
-        if token is not None and token != mask:
+    """Text of a row that still has masks, each of which keeps the space that its word will bring."""
+    special_ids = set(tokenizer.all_special_ids)
+    pieces = []
+    run = []  # tokens since the last mask, which are decoded together: a word may be several
+    for token in row:
+        if token != tokenizer.mask_token_id:
             run.append(token)
             continue
-        pieces.append(tokenizer.decode([t for t in run if t not in hidden]))
-        pieces.append("" if token is None else f" {tokenizer.mask_token}")
+        pieces.append(decode_run(tokenizer, run, special_ids))
+        pieces.append(f" {tokenizer.mask_token}")
         run = []
+
+    pieces.append(decode_run(tokenizer, run, special_ids))
     return "".join(pieces).strip()
+
+
+def decode_run(tokenizer: Any, run: list[int], special_ids: set[int]) -> str:
+    return tokenizer.decode([token for token in run if token not in special_ids])

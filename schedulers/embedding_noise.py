@@ -1,4 +1,4 @@
-"""What the schedulers for word embeddings share: noise schedules, seeded normal noise, and the departures from stock.
+"""Base of the schedulers for word embeddings: noise schedules, seeded normal noise, and the departures from stock.
 
 Diffusion-LM (https://arxiv.org/abs/2205.14217). Time is diffusers' integer clock: timestep T - 1 is the noisiest,
 `alphas_cumprod[t]` the product of 1 - beta up to t.
@@ -16,19 +16,21 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from text_diffusers.common.clean_estimate import PREDICTION_TYPES
+from text_diffusers.common.clean_estimate import PREDICTION_TYPES, clean_estimate
+from text_diffusers.common.precision import at_least_float32
 from text_diffusers.common.randomness import Generators, randn
 from text_diffusers.common.validation import (
-    CLOCK_LIMIT,
+    LONGEST_CLOCK,
     are_numbers,
     is_int,
-    is_key,
-    is_number,
-    is_number_of_steps,
     require,
+    require_int,
+    require_key,
+    require_number,
 )
 
 MAX_BETA = 0.999
+
 RoundFunction = Callable[[Tensor], Tensor] | None
 
 
@@ -47,7 +49,9 @@ def sigmoid_alpha_bar(u: Tensor) -> Tensor:
 
 
 def betas_of(alpha_bar: Callable[[Tensor], Tensor], num_train_timesteps: int) -> Tensor:
-    levels = alpha_bar(torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps)
+    """(T,) betas whose product of 1 - beta falls as `alpha_bar` does from 0 to 1."""
+    times = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+    levels = alpha_bar(times)  # (T + 1,)
     return (1 - levels[1:] / levels[:-1]).clamp(max=MAX_BETA)
 
 
@@ -62,8 +66,9 @@ EMBEDDING_SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     # Made for T = 1000; few steps must not need betas above 1.
     "linear": lambda steps: (linear_betas(steps) * 1000 / steps).clamp(max=MAX_BETA),
 }
+
 # What diffusers means by its names where `beta_start` and `beta_end` are given.
-STOCK_SCHEDULES: dict[str, Callable[[int, float, float], Tensor]] = {
+STOCK_SCHEDULES = {
     "linear": linear_betas,
     "scaled_linear": lambda steps, start, end: linear_betas(steps, start**0.5, end**0.5) ** 2,
 }
@@ -74,49 +79,70 @@ def embedding_betas(name: str, num_train_timesteps: int) -> Tensor:
 
     Raises:
         ValueError: if there is no such name.
+
+    Example:
+        >>> from text_diffusers.schedulers.embedding_noise import embedding_betas
+        >>> embedding_betas("sqrt", 2000).shape
+        torch.Size([2000])
     """
-    require(is_key(name, EMBEDDING_SCHEDULES), "beta_schedule", f"one of {sorted(EMBEDDING_SCHEDULES)}", name)
+    require_key("beta_schedule", name, EMBEDDING_SCHEDULES)
     return EMBEDDING_SCHEDULES[name](num_train_timesteps)
 
 
 def configured_betas(config: Any) -> Tensor:
     """(T,) float64 betas of a configuration of ours or of stock diffusers; errors as in `EmbeddingSchedulerMixin`."""
-    name, steps, given = config.beta_schedule, config.num_train_timesteps, config.trained_betas
-    if given is not None:
-        require(are_numbers(given), "trained_betas", "a list of numbers", given)
-        given = torch.as_tensor(given, dtype=torch.float64)
-        require(len(given) == steps, "trained_betas", f"`num_train_timesteps`={steps} long", len(given))
-        between = bool(((given > 0) & (given < 1)).all())
-        require(between, "trained_betas", "between 0 and 1", [given.min().item(), given.max().item()])
+    name = config.beta_schedule
+    steps = config.num_train_timesteps
+    trained = config.trained_betas
+    if trained is not None:
+        require(are_numbers(trained), "trained_betas", "a list of numbers", trained)
+        trained = torch.as_tensor(trained, dtype=torch.float64)
+        limit = f"`num_train_timesteps`={steps} long"
+        require(len(trained) == steps, "trained_betas", limit, len(trained))
+        ends = [trained.min().item(), trained.max().item()]
+        require(0 < ends[0] and ends[1] < 1, "trained_betas", "between 0 and 1", ends)
+
     if name == "custom":
-        if given is None:
-            raise ValueError("`trained_betas` must be given if `beta_schedule` is 'custom', got None.")
-        return given
+        if trained is None:
+            raise ValueError(
+                "`trained_betas` must be given if `beta_schedule` is 'custom', got None."
+            )
+        return trained
+
+    # Saved configurations hold both the name and the betas, of which one may have been changed.
     betas = named_betas(name, steps, config.beta_start, config.beta_end)
-    if given is not None and not torch.allclose(given, betas, rtol=1e-4, atol=1e-7):
+    if trained is None:
+        return betas
+    if not torch.allclose(trained, betas, rtol=1e-4, atol=1e-7):
         raise ValueError(
-            f"`trained_betas` must be those of `beta_schedule`={name!r}, got {given[0]:.3g} to {given[-1]:.3g}. Pass"
-            " `trained_betas=None` to change the schedule, or `beta_schedule='custom'` to keep these betas."
+            f"`trained_betas` must be those of `beta_schedule`={name!r}, got {trained[0]:.3g} to {trained[-1]:.3g}."
+            " Pass `trained_betas=None` to change the schedule, or `beta_schedule='custom'` to keep these betas."
         )
-    return betas if given is None else given
+    return trained
 
 
-def named_betas(name: str, num_train_timesteps: int, start: float | None, end: float | None) -> Tensor:
-    require((start is None) == (end is None), "beta_end", f"given if and only if `beta_start`={start} is", end)
-    for argument, value in (("beta_start", start), ("beta_end", end)):
-        require(value is None or is_number(value, 0, 1), argument, "None or a number in [0, 1]", value)
-    if name == "squaredcos_cap_v2":
-        return embedding_betas("cosine", num_train_timesteps)
-    if start is None or end is None:
-        return embedding_betas(name, num_train_timesteps)
-    if name in STOCK_SCHEDULES:
-        return STOCK_SCHEDULES[name](num_train_timesteps, start, end)
-    require(name != "sigmoid", "beta_start", "None for 'sigmoid', which is a sigmoid of alphas_cumprod", start)
-    return embedding_betas(name, num_train_timesteps)
+def named_betas(
+    name: str,
+    num_train_timesteps: int,
+    start: float | None,
+    end: float | None,
+) -> Tensor:
+    """(T,) float64 betas of a schedule by our name or by that of diffusers, which may come with both ends."""
+    limit = f"given if and only if `beta_start`={start} is"
+    require((start is None) == (end is None), "beta_end", limit, end)
+    require_number("beta_start", start, 0, 1, optional=True)
+    require_number("beta_end", end, 0, 1, optional=True)
+
+    if start is not None and end is not None:
+        limit = "None for 'sigmoid', which is a sigmoid of alphas_cumprod"
+        require(name != "sigmoid", "beta_start", limit, start)
+        if name in STOCK_SCHEDULES:
+            return STOCK_SCHEDULES[name](num_train_timesteps, start, end)
+    return embedding_betas("cosine" if name == "squaredcos_cap_v2" else name, num_train_timesteps)
 
 
 class EmbeddingSchedulerMixin(SchedulerMixin, ConfigMixin):
-    """Stands before a stock scheduler and changes what is wrong for word embeddings.
+    """Mixin before a stock scheduler that changes what is wrong for word embeddings.
 
     - Noise: the schedules of text. The betas in use are always in `config["trained_betas"]`, so stock schedulers made
       by `from_config` take the same noise; coefficients are float64.
@@ -151,37 +177,42 @@ class EmbeddingSchedulerMixin(SchedulerMixin, ConfigMixin):
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
         # diffusers leaves out what another scheduler took by default, and so would give it our prediction type and
         # noise instead of its own.
-        explicit = {name: value for name, value in config_dict.items() if name != "_use_default_values"}
+        explicit = dict(config_dict)
+        explicit.pop("_use_default_values", None)
         return super().extract_init_dict(explicit, **kwargs)
 
     def register_to_config(self, **kwargs: Any):
         # `from_config` also registers what is not in our signature, stock's clip_sample=True for one, and leaves out
         # in turn what was taken by default.
         rescaled = kwargs.get("rescale_betas_zero_snr", False)
-        require(not rescaled, "rescale_betas_zero_snr", "False; pass the betas as `trained_betas`", rescaled)
+        limit = "False; pass the betas as `trained_betas`"
+        require(not rescaled, "rescale_betas_zero_snr", limit, rescaled)
         forced = {"clip_sample": False, "thresholding": False, "_use_default_values": []}
         super().register_to_config(**kwargs | forced)
 
     def _set_up(self, **stock: Any):
         """Ends each `__init__`; `stock` are the arguments of the stock scheduler beyond those common to all."""
         config = self.config
-        steps, prediction = config.num_train_timesteps, config.prediction_type
-        require(is_number_of_steps(steps), "num_train_timesteps", CLOCK_LIMIT, steps)
-        require(prediction in PREDICTION_TYPES, "prediction_type", f"one of {PREDICTION_TYPES}", prediction)
-        require(is_int(config.clamp_steps, 0), "clamp_steps", "an integer of at least 0", config.clamp_steps)
+        require_int("num_train_timesteps", config.num_train_timesteps, 1, LONGEST_CLOCK)
+        require_key("prediction_type", config.prediction_type, PREDICTION_TYPES)
+        require_int("clamp_steps", config.clamp_steps, 0)
+
         betas = configured_betas(config)
         parent: Any = super()
         parent.__init__(
-            num_train_timesteps=steps,
+            num_train_timesteps=config.num_train_timesteps,
             beta_start=config.beta_start,
             beta_end=config.beta_end,
             beta_schedule=config.beta_schedule,
             trained_betas=betas.tolist(),
-            prediction_type=prediction,
+            prediction_type=config.prediction_type,
             timestep_spacing=config.timestep_spacing,
             **stock,
         )
-        self.betas, self.alphas = betas, 1 - betas
+
+        # Stock made these in float32.
+        self.betas = betas
+        self.alphas = 1 - betas
         self.alphas_cumprod = self.alphas.cumprod(dim=0)
         self.set_timesteps(self._num_usable_timesteps())
 
@@ -201,81 +232,125 @@ class EmbeddingSchedulerMixin(SchedulerMixin, ConfigMixin):
                 or `timesteps` do not descend within 0, ..., T - 1.
         """
         if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError("Either `num_inference_steps` or `timesteps` must be given, and not both.")
-        grid = self._spaced(num_inference_steps) if timesteps is None else [int(timestep) for timestep in timesteps]
-        inside = bool(grid) and 0 <= grid[-1] and grid[0] < self.config.num_train_timesteps
+            raise ValueError(
+                "Either `num_inference_steps` or `timesteps` must be given, and not both."
+            )
+        if timesteps is None:
+            grid = self._spaced(num_inference_steps)
+        else:
+            grid = [int(timestep) for timestep in timesteps]
+
+        last = self.config.num_train_timesteps - 1
+        inside = bool(grid) and 0 <= grid[-1] and grid[0] <= last
         descends = all(later < earlier for earlier, later in zip(grid, grid[1:], strict=False))
-        limit = f"descending within 0 and `num_train_timesteps` - 1={self.config.num_train_timesteps - 1}"
+        limit = f"descending within 0 and `num_train_timesteps` - 1={last}"
         require(inside and descends, "timesteps", limit, timesteps)
+
         self.num_inference_steps = len(grid)
         self.timesteps = torch.tensor(grid, device=device)
         self._index_of = {timestep: index for index, timestep in enumerate(grid)}
+        # One more than there are steps: the last one ends at the clean estimate.
         self._alphas_on_grid = [*self.alphas_cumprod[grid].tolist(), 1.0]
 
     def _spaced(self, num_inference_steps: Any) -> list[int]:
-        usable, spacing = self._num_usable_timesteps(), self.config.timestep_spacing
-        if not (is_int(num_inference_steps, 1) and num_inference_steps <= usable):
-            limit = "`num_train_timesteps`" if usable == self.config.num_train_timesteps else "the timesteps in use,"
-            raise ValueError(f"`num_inference_steps` must be in 1 to {limit} {usable}, got {num_inference_steps!r}.")
+        """Descending timesteps, by `timestep_spacing`."""
+        spacing = self.config.timestep_spacing
+        usable = self._num_usable_timesteps()
+        if not is_int(num_inference_steps, 1) or num_inference_steps > usable:
+            all_in_use = usable == self.config.num_train_timesteps
+            limit = "`num_train_timesteps`" if all_in_use else "the timesteps in use,"
+            raise ValueError(
+                f"`num_inference_steps` must be in 1 to {limit} {usable}, got {num_inference_steps!r}."
+            )
+
         counter = torch.arange(num_inference_steps, dtype=torch.float64)
         if spacing == "trailing":
             grid = (usable - counter * (usable / num_inference_steps)).round() - 1
         elif spacing == "linspace":
             grid = (counter * ((usable - 1) / max(num_inference_steps - 1, 1))).round().flip(0)
         else:
-            require(spacing == "leading", "timestep_spacing", "'trailing', 'leading' or 'linspace'", spacing)
+            limit = "'trailing', 'leading' or 'linspace'"
+            require(spacing == "leading", "timestep_spacing", limit, spacing)
             grid = counter.flip(0) * (usable // num_inference_steps)
         return grid.long().tolist()
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """(B, L, E) from q(x_t given x_0), `timesteps` (B,) or () in 0, ..., T - 1."""
-        signal, sigma = self._signal_and_sigma(timesteps, original_samples)
-        return (signal * original_samples + sigma * noise).to(original_samples.dtype)
+        clean = at_least_float32(original_samples)
+        table = torch.stack([self.alphas_cumprod, 1 - self.alphas_cumprod]).sqrt().to(clean)
+        chosen = table[:, timesteps.to(clean.device)]  # (2, B) or (2,)
+        signal, sigma = chosen.reshape(2, -1, *[1] * (clean.dim() - 1))  # (B or 1, 1, 1)
+        return (signal * clean + sigma * noise).to(original_samples.dtype)
 
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """(B, L, E) what a network with `prediction_type="v_prediction"` learns, from clean samples (B, L, E)."""
-        signal, sigma = self._signal_and_sigma(timesteps, sample)
-        return (signal * noise - sigma * sample).to(sample.dtype)
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        round_function: RoundFunction = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[Tensor, ...]:
+        """From `timestep` to the next of `timesteps`, or from the last to the clean estimate.
 
-    def _signal_and_sigma(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        table = torch.stack([self.alphas_cumprod, 1 - self.alphas_cumprod]).sqrt()
-        table = table.to(like.device, torch.promote_types(like.dtype, torch.float32))
-        return table[:, timesteps.to(like.device)].reshape(2, -1, *[1] * (like.dim() - 1))
+        Args:
+            model_output: (B, L, E) prediction of the network.
+            sample: (B, L, E) at `timestep`.
+            generator: one generator or one a row.
+            variance_noise: (B, L, E) standard normal noise to use instead of drawing it.
+            round_function: maps a clean estimate (B, L, E) to the rounded one, for the last `clamp_steps` steps.
 
-    def _grid_index(self, timestep: int | Tensor) -> int:
-        index = self._index_of.get(int(timestep))
-        if index is None:
-            raise ValueError(f"`timestep` must be one of the {len(self._index_of)} `timesteps`, got {timestep}.")
-        return index
+        Returns:
+            `prev_sample` and `pred_original_sample`, the clean estimate, both (B, L, E).
 
-    def _clamps(self, index: int) -> bool:
-        return index >= len(self._index_of) - self.config.clamp_steps
+        Raises:
+            ValueError: if `timestep` is not in `timesteps`, `round_function` is missing, or `generator` and
+                `variance_noise` come together.
+        """
+        index, clean, noisy = self._read(model_output, timestep, sample, round_function)
+        prev_sample = self._next(index, clean, noisy, generator, variance_noise)
+        return step_output(prev_sample, clean, sample, return_dict)
+
+    def _next(
+        self,
+        index: int,
+        clean: Tensor,
+        noisy: Tensor,
+        generator: Generators,
+        variance_noise: Tensor | None,
+    ) -> Tensor:
+        """(B, L, E) x_s of the step number `index`, from the clean estimate and x_t, both (B, L, E)."""
+        raise NotImplementedError
 
     def _read(
-        self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, round_function: RoundFunction
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        round_function: RoundFunction,
     ) -> tuple[int, Tensor, Tensor]:
-        """What every step begins with: its index, x_0 as predicted, and x_t, (B, L, E) in float32 at least."""
-        index = self._grid_index(timestep)
-        predicted, noisy = at_least_float32(model_output, sample)
-        return index, self._clean_estimate(predicted, index, noisy, round_function), noisy
+        """The number of a step, its clean estimate, rounded where it clamps, and x_t; float32 at least."""
+        index = self._index_of.get(int(timestep))
+        if index is None:
+            raise ValueError(
+                f"`timestep` must be one of the {len(self._index_of)} `timesteps`, got {timestep}."
+            )
+        clamp_steps = self.config.clamp_steps
+        rounds = round_function is not None or clamp_steps == 0
+        require(rounds, "round_function", f"given for `clamp_steps`={clamp_steps}", round_function)
 
-    def _clean_estimate(self, model_output: Tensor, index: int, sample: Tensor, round_function: RoundFunction):
-        """(B, L, E) the x_0 that the network predicts at `timesteps[index]`, rounded where the step clamps."""
+        noisy = at_least_float32(sample)
+        predicted = at_least_float32(model_output)
         alpha_bar = self._alphas_on_grid[index]
-        signal, sigma = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
-        if self.config.prediction_type == "sample":
-            clean = model_output
-        elif self.config.prediction_type == "epsilon":
-            clean = (sample - sigma * model_output) / signal
-        else:
-            clean = signal * sample - sigma * model_output
-        if self.config.clamp_steps and round_function is None:
-            raise ValueError(f"`round_function` must be given for `clamp_steps`={self.config.clamp_steps}, got None.")
-        return round_function(clean) if round_function is not None and self._clamps(index) else clean
+        clean = clean_estimate(self.config.prediction_type, predicted, noisy, alpha_bar)
+        if round_function is not None and self._clamps(index):
+            clean = round_function(clean)
+        return index, clean, noisy
 
-
-def at_least_float32(*tensors: Tensor) -> list[Tensor]:
-    return [tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
+    def _clamps(self, index: int) -> bool:
+        """Whether the step rounds its clean estimate."""
+        return index >= len(self._index_of) - self.config.clamp_steps
 
 
 def step_noise(sample: Tensor, generator: Generators, variance_noise: Tensor | None) -> Tensor:
@@ -288,5 +363,9 @@ def step_noise(sample: Tensor, generator: Generators, variance_noise: Tensor | N
 
 
 def step_output(prev_sample: Tensor, clean: Tensor, like: Tensor, return_dict: bool):
-    output = DDIMSchedulerOutput(prev_sample=prev_sample.to(like.dtype), pred_original_sample=clean.to(like.dtype))
+    """The results of `step` in the type of the sample."""
+    output = DDIMSchedulerOutput(
+        prev_sample=prev_sample.to(like.dtype),
+        pred_original_sample=clean.to(like.dtype),
+    )
     return output if return_dict else output.to_tuple()

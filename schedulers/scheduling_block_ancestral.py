@@ -24,6 +24,18 @@ class BlockAncestralScheduler(BlockRefinementScheduler):
     from 0 in each block, as diffusers does; step i of n starts at time 1 - i / n, and the last one reveals whatever
     is still masked. Tokens once revealed stay, so there is no editing. Arguments and everything but `step` are those
     of `BlockRefinementScheduler`; of the former only `block_length` and `num_inference_steps` matter.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import BlockAncestralScheduler
+        >>> scheduler = BlockAncestralScheduler()
+        >>> scheduler.set_timesteps(4)
+        >>> block = torch.full((2, 6), 9)
+        >>> for step in range(4):
+        ...     logits = torch.randn(2, 6, 10)  # of a denoiser
+        ...     block = scheduler.step(logits, step, block, mask_token_id=9, temperature=1.0).prev_sample
+        >>> block.shape, bool((block == 9).any())
+        (torch.Size([2, 6]), False)
     """
 
     @classmethod
@@ -64,20 +76,33 @@ class BlockAncestralScheduler(BlockRefinementScheduler):
             As in diffusers: `transfer_index` are the revealed positions, `sampled_probs` the shaped probabilities of
             their tokens, 0 elsewhere.
         """
-        temperature = 0.0 if sampling_method == "greedy" else temperature
-        ancestral = D3PMAbsorbingScheduler(mask_token_id, temperature=temperature, top_k=top_k, top_p=top_p)
+        if sampling_method == "greedy":
+            temperature = 0.0
+        # The settings come with the call, and a scheduler is cheap to make.
+        ancestral = D3PMAbsorbingScheduler(
+            mask_token_id, temperature=temperature, top_k=top_k, top_p=top_p
+        )
         ancestral.set_timesteps(self.num_inference_steps)
-        prev_sample, positions = sample, torch.zeros_like(sample, dtype=torch.bool)
+
+        prev_sample = sample
+        positions = torch.zeros_like(sample, dtype=torch.bool)
         if int(timestep) < self.num_inference_steps:
             time = float(ancestral.timesteps[int(timestep)])
             positions = ancestral.select(time, sample, generator)
             logits = model_output[positions]  # (N, V)
-            stepped: Any = ancestral.step(logits, time, sample, positions=positions, generator=generator)
+            stepped: Any = ancestral.step(
+                logits, time, sample, positions=positions, generator=generator
+            )
             prev_sample = stepped.prev_sample
+
+        # How probable the revealed tokens were.
         weights = ancestral._weights(model_output[positions])
-        probs = weights.gather(1, prev_sample[positions].unsqueeze(1)).squeeze(1) / weights.sum(dim=1)
+        probs = weights.gather(1, prev_sample[positions].unsqueeze(1)).squeeze(1) / weights.sum(
+            dim=1
+        )
         sampled_probs = torch.zeros(sample.shape, dtype=probs.dtype, device=probs.device)
         sampled_probs[positions] = probs
+
         fields: dict[str, Any] = {
             "prev_sample": prev_sample,
             "transfer_index": positions,

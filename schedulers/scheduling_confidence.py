@@ -7,17 +7,15 @@ https://arxiv.org/abs/2505.22618) or a bound on the entropy (EB-Sampler, https:/
 Shapes: B batch, L sequence length, V vocabulary size, N selected positions.
 """
 
-from collections.abc import Callable, Iterable
-
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
-from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.randomness import Generators, rand_like
 from text_diffusers.common.sampling import MASS_BLOCK, in_row_blocks, sample_tokens, token_weights
-from text_diffusers.common.validation import is_key, is_number, require
-from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
+from text_diffusers.common.validation import require, require_key, require_number
+from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, Time
 
 
 def row_sums(values: Tensor) -> Tensor:
@@ -44,13 +42,14 @@ def token_margin(weights: Tensor, tokens: Tensor, total: Tensor) -> Tensor:
     return (first - second) / total
 
 
-MEASURES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+MEASURES = {
     "confidence": token_confidence,
     "entropy": token_entropy,
     "margin": token_margin,
 }
+
 # On the scale of a logarithm, larger first, and so fit for Gumbel noise.
-LOG_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+LOG_SCORES = {
     "confidence": torch.log,
     "entropy": torch.neg,
     "margin": torch.log,
@@ -97,6 +96,21 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
 
     Raises:
         ValueError: if an argument is out of its range, or both `threshold` and `entropy_bound` are given.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import ConfidenceScheduler
+        >>> scheduler = ConfidenceScheduler(mask_token_id=9, order="entropy")
+        >>> scheduler.set_timesteps(3)
+        >>> sample = scheduler.prior((2, 6))
+        >>> for timestep in scheduler.timesteps:
+        ...     positions = scheduler.select(timestep, sample)
+        ...     logits = torch.randn(int(positions.sum()), 10)  # of a denoiser, at these positions
+        ...     sample = scheduler.step(logits, timestep, sample, positions=positions).prev_sample
+        ...     print((sample == 9).sum(dim=1).tolist())  # masks left in each row
+        [4, 4]
+        [2, 2]
+        [0, 0]
     """
 
     draws_reverse = False
@@ -117,96 +131,129 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         order_temperature: float = 0.0,
     ):
         self._set_up()
-        require(order is None or is_key(order, ORDERS), "order", f"None or one of {list(ORDERS)}", order)
-        require(threshold is None or is_number(threshold, 0, 1), "threshold", "None or a number in [0, 1]", threshold)
-        limit = "None or a number of at least 0"
-        require(entropy_bound is None or is_number(entropy_bound, 0), "entropy_bound", limit, entropy_bound)
-        require(is_number(order_temperature, 0), "order_temperature", "a number of at least 0", order_temperature)
-        limit = "None if `threshold` is given"
-        require(threshold is None or entropy_bound is None, "entropy_bound", limit, entropy_bound)
+        require_key("order", order, ORDERS, optional=True)
+        require_number("threshold", threshold, 0, 1, optional=True)
+        require_number("entropy_bound", entropy_bound, 0, optional=True)
+        require_number("order_temperature", order_temperature, 0)
+        one_rule = threshold is None or entropy_bound is None
+        require(one_rule, "entropy_bound", "None if `threshold` is given", entropy_bound)
         self._order = order or ("confidence" if entropy_bound is None else "entropy")
 
-    def select(self, timestep: float | Tensor, sample: Tensor, generator: Generators = None) -> Tensor:
+    def select(self, timestep: Time, sample: Tensor, generator: Generators = None) -> Tensor:
         """(B, L) bool: the masked positions of the rows in which the step from `timestep` commits a token."""
         masked = sample == self.config.mask_token_id
-        quota = self._quota(masked.sum(dim=1), timestep)
-        return masked if self._adaptive else masked & (quota > 0).unsqueeze(1)
+        quota = self._quota(masked.sum(dim=1), timestep)  # (B,)
+        # A threshold and a bound commit at least one token of each row, whatever the quota.
+        if self.config.threshold is not None or self.config.entropy_bound is not None:
+            return masked
+        return masked & (quota > 0).unsqueeze(1)
 
-    def _next(
-        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
-    ) -> Tensor:
-        uniform = rand(tuple(sample.shape), generator, sample.device)[positions]  # (N,)
-        tokens, measures = self._candidates(model_output, uniform)
-        committed = self._committed(measures, positions, timestep, generator)  # (B, L)
-        prev_sample = sample.masked_scatter(positions, tokens.to(sample.dtype))
-        prev_sample = torch.where(committed, prev_sample, sample)
-        return prev_sample
-
-    @property
-    def _adaptive(self) -> bool:
-        return self.config.threshold is not None or self.config.entropy_bound is not None
-
-    @property
-    def _measured(self) -> list[str]:
-        """The keys of `MEASURES` that this configuration needs."""
-        needed = {self._order}
-        needed |= {"confidence"} if self.config.threshold is not None else set()
-        needed |= {"entropy"} if self.config.entropy_bound is not None else set()
-        return [name for name in MEASURES if name in needed]
-
-    def _quota(self, masks: Tensor, timestep: float | Tensor) -> Tensor:
+    def _quota(self, masks: Tensor, timestep: Time) -> Tensor:
         """(B,) tokens to commit at the step from `timestep` in rows with `masks` (B,) masked tokens."""
         alpha_t, alpha_s = self._alphas(timestep)
-        kept = masks.double() * (1 - alpha_s) / (1 - alpha_t)
-        return masks - kept.round(decimals=9).round().long()  # first to 9 digits: halves are halves in any arithmetic
+        left = masks.double() * (1 - alpha_s) / (1 - alpha_t)
+        # First to 9 digits, so that halves are halves in any arithmetic.
+        return masks - left.round(decimals=9).round().long()
+
+    def _next(
+        self,
+        logits: Tensor,
+        timestep: Time,
+        sample: Tensor,
+        positions: Tensor,
+        generator: Generators,
+    ) -> Tensor:
+        uniform = rand_like(sample, generator)[positions]  # (N,)
+        candidates, measures = self._candidates(logits, uniform)
+        committed = self._committed(measures, positions, timestep, generator)  # (B, L)
+        prev_sample = sample.masked_scatter(positions, candidates.to(sample.dtype))
+        return torch.where(committed, prev_sample, sample)
+
+    # Candidates and how sure the model is of them
 
     def _candidates(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Tokens (N,) and what `_measured` names, each (N,) float64, from logits (N, V) and uniform numbers (N,)."""
-        drawn = [self._block_candidates(*block) for block in in_row_blocks(logits, uniform)]
-        tokens, *measures = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-        return tokens, dict(zip(self._measured, measures, strict=True))
+        """Tokens (N,), and by name the needed `MEASURES` (N,), float64.
 
-    def _block_candidates(self, logits: Tensor, uniform: Tensor) -> Iterable[Tensor]:
-        """As `_candidates`, for rows that fit into the cache together."""
-        if self.config.temperature > 0:
-            weights = self._weights(logits)
-            tokens = sample_tokens(weights, uniform)
-        else:
-            weights = token_weights(logits, mask_token_id=self.config.mask_token_id)
-            tokens = most_probable_tokens(logits, self.config.mask_token_id)
-        total = row_sums(weights)
-        return tokens, *(MEASURES[name](weights, tokens, total).double() for name in self._measured)
+        Args:
+            logits: (N, V).
+            uniform: (N,) random numbers.
+        """
+        needed = {self._order}
+        if self.config.threshold is not None:
+            needed.add("confidence")
+        if self.config.entropy_bound is not None:
+            needed.add("entropy")
+
+        candidates = []
+        measures: dict[str, list[Tensor]] = {name: [] for name in MEASURES if name in needed}
+        for block, drawn in in_row_blocks(logits, uniform):
+            if self.config.temperature > 0:
+                weights = self._weights(block)
+                tokens = sample_tokens(weights, drawn)
+            else:
+                # Greedy candidates are judged by the distribution of the model itself.
+                weights = token_weights(block, mask_token_id=self.config.mask_token_id)
+                tokens = most_probable_tokens(block, self.config.mask_token_id)
+
+            candidates.append(tokens)
+            total = row_sums(weights)  # (n,)
+            for name, values in measures.items():
+                values.append(MEASURES[name](weights, tokens, total).double())
+        joined = {name: torch.cat(values) for name, values in measures.items()}
+        return torch.cat(candidates), joined
+
+    # Order and number of those that are committed
 
     def _committed(
-        self, measures: dict[str, Tensor], positions: Tensor, timestep: float | Tensor, generator: Generators
+        self,
+        measures: dict[str, Tensor],
+        positions: Tensor,
+        timestep: Time,
+        generator: Generators,
     ) -> Tensor:
         """(B, L) bool: the selected positions whose candidates are kept."""
-        if self._alphas(timestep)[1] == 1:  # the last step
-            return positions
-        rank = self._ranks(measures, positions, generator)
-        threshold, bound = self.config.threshold, self.config.entropy_bound
+        _, alpha_s = self._alphas(timestep)
+        if alpha_s == 1:
+            return positions  # the last step leaves no mask
+
+        rank = self._ranks(measures, positions, generator)  # (B, L)
+        threshold = self.config.threshold
+        entropy_bound = self.config.entropy_bound
         if threshold is not None:
             confident = positions.masked_scatter(positions, measures["confidence"] > threshold)
+            # The best candidate of a row is kept in any case.
             return confident | (positions & (rank == 0))
-        if bound is not None:
-            entropies = on_grid(measures["entropy"], positions)
-            entropies = torch.zeros_like(entropies).scatter(1, rank, entropies)  # (B, L) in the order of the row
+
+        if entropy_bound is not None:
+            entropies = on_grid(measures["entropy"], positions)  # (B, L)
+            # In the order of the row, all but the largest of the candidates so far.
+            entropies = torch.zeros_like(entropies).scatter(1, rank, entropies)
             spent = entropies.cumsum(dim=1) - entropies.cummax(dim=1).values
-            return positions & (spent <= bound).gather(1, rank)
+            return positions & (spent <= entropy_bound).gather(1, rank)
+
         return rank < self._quota(positions.sum(dim=1), timestep).unsqueeze(1)
 
-    def _ranks(self, measures: dict[str, Tensor], positions: Tensor, generator: Generators) -> Tensor:
+    def _ranks(
+        self,
+        measures: dict[str, Tensor],
+        positions: Tensor,
+        generator: Generators,
+    ) -> Tensor:
         """(B, L) places in the order of a row, 0 the first; selected positions come before all others."""
         if self._order == "random":
-            scores, scale = torch.zeros(positions.shape, dtype=torch.float64, device=positions.device), 1.0
+            scores = torch.zeros(positions.shape, dtype=torch.float64, device=positions.device)
+            scale = 1.0
         else:
             scores = on_grid(LOG_SCORES[self._order](measures[self._order]), positions)
             scale = self.config.order_temperature
         if scale > 0:
-            uniform = rand(tuple(positions.shape), generator, positions.device)
-            scores = scores - scale * torch.log(-torch.log(uniform))
-        lowest = torch.finfo(scores.dtype).min  # a margin of 0, score -inf, still comes before what is not selected
+            gumbel = -torch.log(-torch.log(rand_like(positions, generator)))
+            scores = scores + scale * gumbel
+
+        # A margin of 0, score -inf, still comes before what is not selected.
+        lowest = torch.finfo(scores.dtype).min
         scores = scores.clamp(min=lowest).masked_fill(~positions, -torch.inf)
+        # The places of an order are the order of its order.
         return scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
@@ -220,6 +267,7 @@ def most_probable_tokens(logits: Tensor, mask_token_id: int) -> Tensor:
     tokens = logits.argmax(dim=-1)
     masks = tokens == mask_token_id
     if masks.any():
-        ids = torch.full((1,), mask_token_id, device=logits.device)
-        tokens[masks] = logits[masks].index_fill(1, ids, -torch.inf).argmax(dim=-1)
+        others = logits[masks]  # a copy
+        others[:, mask_token_id] = -torch.inf
+        tokens[masks] = others.argmax(dim=-1)
     return tokens

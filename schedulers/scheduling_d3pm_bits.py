@@ -2,7 +2,7 @@
 
 D3PM (https://arxiv.org/abs/2107.03006).
 
-Shapes: B batch, L sequence length, V vocabulary size, N positions.
+Shapes: B batch, L sequence length, V vocabulary size, N positions, D embedding width.
 """
 
 import torch
@@ -11,9 +11,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from torch import Tensor
 
 from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.tensor_config import TensorConfigMixin
 from text_diffusers.common.validation import is_int, is_table, require
-from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler
-from text_diffusers.schedulers.tensor_config import TensorConfigMixin
+from text_diffusers.schedulers.scheduling_d3pm import Time
+from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler, per_token
 
 
 class D3PMBitFlipScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
@@ -31,6 +32,19 @@ class D3PMBitFlipScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import D3PMBitFlipScheduler
+        >>> scheduler = D3PMBitFlipScheduler(vocab_size=16, num_tokens=10)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = scheduler.prior((2, 6))
+        >>> for timestep in scheduler.timesteps:
+        ...     positions = scheduler.select(timestep, sample)
+        ...     logits = torch.randn(int(positions.sum()), 10)  # of a denoiser, at these positions
+        ...     sample = scheduler.step(logits, timestep, sample, positions=positions).prev_sample
+        >>> sample.shape, bool((sample < 10).all())
+        (torch.Size([2, 6]), True)
     """
 
     corruption = "bit_flip"
@@ -54,31 +68,43 @@ class D3PMBitFlipScheduler(TensorConfigMixin, D3PMSemigroupScheduler):
         require(vocab_size & (vocab_size - 1) == 0, "vocab_size", "a power of two", vocab_size)
         if num_tokens is not None:
             limit = f"None or an integer from 2 to `vocab_size`={vocab_size}"
-            require(is_int(num_tokens, 2) and num_tokens <= vocab_size, "num_tokens", limit, num_tokens)
-        require(codes is None or is_table(codes, 1), "codes", f"None or a tensor ({vocab_size},) of ids", codes)
-        self._codes = torch.arange(vocab_size) if codes is None else codes.long()
-        complete = torch.equal(self._codes.sort().values, torch.arange(vocab_size))
+            in_range = is_int(num_tokens, 2) and num_tokens <= vocab_size
+            require(in_range, "num_tokens", limit, num_tokens)
+        limit = f"None or a tensor ({vocab_size},) of ids"
+        require(codes is None or is_table(codes, 1), "codes", limit, codes)
+
+        ids = torch.arange(vocab_size)
+        self._codes = ids if codes is None else codes.long()
+        complete = torch.equal(self._codes.sort().values, ids)
         require(complete, "codes", f"a permutation of 0 to {vocab_size - 1}", self._codes)
-        self._ids = self._codes.argsort()
+        self._ids = self._codes.argsort()  # of each code
         self.num_bits = vocab_size.bit_length() - 1
 
     @property
     def num_tokens(self) -> int:
         return self.config.num_tokens or self.config.vocab_size
 
-    def _corrupt(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators) -> Tensor:
+    def _corrupt(self, tokens: Tensor, timesteps: Time, generator: Generators) -> Tensor:
         rows, length = tokens.shape
-        uniform = rand((rows, length * self.num_bits), generator, tokens.device).view(rows, length, self.num_bits)
-        flip_prob = (1 - self.alpha(self._per_token(timesteps, tokens))) / 2
+        uniform = rand((rows, length * self.num_bits), generator, tokens.device)
+        uniform = uniform.view(rows, length, self.num_bits)
+
+        # A bit that is redrawn flips every other time.
+        flip_prob = (1 - self.alpha(per_token(timesteps, tokens))) / 2
         flips = (uniform < flip_prob.view(rows, length, 1)).long()
+
+        # The flipped bits of a token as one number.
         pattern = (flips << torch.arange(self.num_bits, device=tokens.device)).sum(dim=-1)
-        return self._ids.to(tokens.device)[self._codes.to(tokens.device)[tokens] ^ pattern]
+        codes = self._codes.to(tokens.device)[tokens]  # (B, L)
+        return self._ids.to(tokens.device)[codes ^ pattern]
 
     def _diffuse(self, probs: Tensor, start: Tensor, end: Tensor) -> Tensor:
         flip = (1 - self._survival(start, end, probs)) / 2  # (N, 1)
         x = probs[:, self._ids.to(probs.device)]
+
+        # Bits are independent: one after the other, each code mixes with the code that differs in that bit.
         for bit in range(self.num_bits):
-            pairs = x.view(len(x), -1, 2, 2**bit)
+            pairs = x.view(len(x), -1, 2, 2**bit)  # the third axis is the bit
             x = torch.lerp(pairs, pairs.flip(2), flip.view(-1, 1, 1, 1)).view(len(x), -1)
         return x[:, self._codes.to(probs.device)]
 
@@ -100,11 +126,15 @@ def embedding_codes(embeddings: Tensor) -> Tensor:
     while len(groups[0]) > 1:
         halves = []
         for group in groups:
-            centred = embeddings[group].double() - embeddings[group].double().mean(dim=0)
+            vectors = embeddings[group].double()
+            centred = vectors - vectors.mean(dim=0)
             direction = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
-            order = (centred @ (direction * direction[direction.abs().argmax()].sign())).argsort(stable=True)
-            low, high = group[order].chunk(2)
-            codes[low], codes[high] = 2 * codes[low], 2 * codes[high] + 1
+
+            # An eigenvector has no sign of its own, so its largest entry is made positive.
+            direction = direction * direction[direction.abs().argmax()].sign()
+            low, high = group[(centred @ direction).argsort(stable=True)].chunk(2)
+            codes[low] = 2 * codes[low]
+            codes[high] = 2 * codes[high] + 1
             halves += [low, high]
         groups = halves
     return codes

@@ -10,8 +10,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
-from text_diffusers.common.randomness import Generators, rand
-from text_diffusers.common.validation import is_int, is_number, require
+from text_diffusers.common.validation import is_int, require, require_fraction
+from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler
 
 
@@ -30,6 +30,19 @@ class D3PMHybridScheduler(D3PMSemigroupScheduler):
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import D3PMHybridScheduler
+        >>> scheduler = D3PMHybridScheduler(mask_token_id=9, vocab_size=9)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = scheduler.prior((2, 6))
+        >>> for timestep in scheduler.timesteps:
+        ...     positions = scheduler.select(timestep, sample)
+        ...     logits = torch.randn(int(positions.sum()), 10)  # of a denoiser, at these positions
+        ...     sample = scheduler.step(logits, timestep, sample, positions=positions).prev_sample
+        >>> sample.shape, bool((sample == 9).any())
+        (torch.Size([2, 6]), False)
     """
 
     corruption = "hybrid"
@@ -51,41 +64,40 @@ class D3PMHybridScheduler(D3PMSemigroupScheduler):
         self._set_up()
         limit = f"an id of at least `vocab_size`={vocab_size}"
         require(is_int(mask_token_id, vocab_size), "mask_token_id", limit, mask_token_id)
-        inside = is_number(mask_fraction, 0, 1) and 0 < mask_fraction < 1
-        require(inside, "mask_fraction", "a number between 0 and 1, exclusive", mask_fraction)
+        require_fraction("mask_fraction", mask_fraction)
 
     @property
     def num_states(self) -> int:
+        """The mask is the last state."""
         return self.config.mask_token_id + 1
 
-    def prior(
-        self, shape: tuple[int, ...], generator: Generators = None, device: str | torch.device | None = None
-    ) -> Tensor:
-        """(B, L) tokens at time 1: masks and random tokens."""
-        return self._noise_tokens(shape, generator, torch.device(device or "cpu"))
+    # One token at a time the kernel keeps or loses what was there, which needs no (N, S) table.
+    _corrupt = D3PMScheduler._corrupt
 
-    def _corrupt(self, tokens: Tensor, timesteps: float | Tensor, generator: Generators) -> Tensor:
-        keep = self._keep(tokens, timesteps, generator)
-        return torch.where(keep, tokens, self._noise_tokens(tuple(tokens.shape), generator, tokens.device))
-
-    def _noise_tokens(self, shape: tuple[int, ...], generator: Generators, device: torch.device) -> Tensor:
+    def _noise_tokens(self, uniform: Tensor) -> Tensor:
+        """(B, L) masks and random tokens; the number that decides between them also chooses the token."""
         masked = self.config.mask_fraction
-        uniform = rand(shape, generator, device)
-        words = ((uniform - masked).clamp(min=0) / (1 - masked) * self.config.vocab_size).long()
-        return torch.where(uniform < masked, self.config.mask_token_id, words.clamp(max=self.config.vocab_size - 1))
+        vocab_size = self.config.vocab_size
+
+        # What lies above the share of the masks is uniform once more; rounding may take it to 1.
+        words = ((uniform - masked).clamp(min=0) / (1 - masked) * vocab_size).long()
+        words = words.clamp(max=vocab_size - 1)
+        return torch.where(uniform < masked, self.config.mask_token_id, words)
 
     def _noise(self, like: Tensor) -> Tensor:
         """(S,) the distribution of a lost token."""
-        words, fraction = self.config.vocab_size, self.config.mask_fraction
+        num_words = self.config.vocab_size
         noise = torch.zeros(self.num_states, dtype=like.dtype, device=like.device)
-        noise[:words] = (1 - fraction) / words
-        noise[self.config.mask_token_id] = fraction
+        noise[:num_words] = (1 - self.config.mask_fraction) / num_words
+        noise[self.config.mask_token_id] = self.config.mask_fraction
         return noise
 
     def _diffuse(self, probs: Tensor, start: Tensor, end: Tensor) -> Tensor:
-        alpha = self._survival(start, end, probs)
-        return alpha * probs + (1 - alpha) * probs.sum(dim=-1, keepdim=True) * self._noise(probs)
+        alpha = self._survival(start, end, probs)  # (N, 1)
+        lost = (1 - alpha) * probs.sum(dim=-1, keepdim=True)
+        return alpha * probs + lost * self._noise(probs)
 
     def _diffuse_back(self, values: Tensor, start: Tensor, end: Tensor) -> Tensor:
-        alpha = self._survival(start, end, values)
-        return alpha * values + (1 - alpha) * (values @ self._noise(values)).unsqueeze(-1)
+        alpha = self._survival(start, end, values)  # (N, 1)
+        from_noise = (values @ self._noise(values)).unsqueeze(-1)
+        return alpha * values + (1 - alpha) * from_noise

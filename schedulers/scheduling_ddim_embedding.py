@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from torch import Tensor
 
 from text_diffusers.common.randomness import Generators
-from text_diffusers.common.validation import is_number, require
+from text_diffusers.common.validation import require_number
 from text_diffusers.schedulers.embedding_noise import (
     EmbeddingSchedulerMixin,
     RoundFunction,
@@ -25,6 +25,18 @@ class EmbeddingDDIMScheduler(EmbeddingSchedulerMixin, DDIMScheduler):
     """Stock DDIM with what `EmbeddingSchedulerMixin` changes, where its arguments and errors are described.
 
     Stock steps from t to t - T // n, which is not the next of n timesteps if n does not divide T.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import EmbeddingDDIMScheduler
+        >>> scheduler = EmbeddingDDIMScheduler(2000, beta_schedule="sqrt")
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.randn(2, 6, 8)
+        >>> for timestep in scheduler.timesteps:
+        ...     clean = torch.randn(2, 6, 8)  # of a denoiser with prediction_type="sample"
+        ...     sample = scheduler.step(clean, timestep, sample).prev_sample
+        >>> sample.shape, torch.equal(sample, clean)
+        (torch.Size([2, 6, 8]), True)
     """
 
     @register_to_config
@@ -54,27 +66,23 @@ class EmbeddingDDIMScheduler(EmbeddingSchedulerMixin, DDIMScheduler):
     ) -> DDIMSchedulerOutput | tuple[Tensor, ...]:
         """From `timestep` to the next of `timesteps`, or from the last to the clean estimate.
 
+        Arguments, results and errors are those of `EmbeddingSchedulerMixin.step`, and
+
         Args:
-            model_output: (B, L, E) what the network predicts.
-            sample: (B, L, E) at `timestep`.
             eta: in [0, 1], the share of the standard deviation of DDPM's fresh noise; 0 is deterministic.
-            generator: one generator or one a row.
-            variance_noise: (B, L, E) standard normal noise to use instead of drawing it.
-            round_function: maps a clean estimate (B, L, E) to the rounded one, for the last `clamp_steps` steps.
-
-        Returns:
-            `prev_sample` and `pred_original_sample`, the clean estimate, both (B, L, E).
-
-        Raises:
-            ValueError: if `eta` is out of its range, `timestep` is not in `timesteps`, `round_function` is missing, or
-                `generator` and `variance_noise` come together.
         """
-        require(is_number(eta, 0, 1), "eta", "a number in [0, 1]", eta)
+        require_number("eta", eta, 0, 1)
         index, clean, noisy = self._read(model_output, timestep, sample, round_function)
         alpha_t, alpha_s = self._alphas_on_grid[index : index + 2]
+
+        # Of the fresh noise; the direction to x_t keeps the rest of the noise at s.
         variance = eta**2 * (1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s)
-        direction = math.sqrt((1 - alpha_s - variance) / (1 - alpha_t)) * (noisy - math.sqrt(alpha_t) * clean)
-        prev_sample = math.sqrt(alpha_s) * clean + direction
+        direction = math.sqrt((1 - alpha_s - variance) / (1 - alpha_t)) * (
+            noisy - math.sqrt(alpha_t) * clean
+        )
+        prev_sample = math.sqrt(alpha_s) * clean + direction  # (B, L, E)
         if variance > 0:
-            prev_sample = prev_sample + math.sqrt(variance) * step_noise(noisy, generator, variance_noise)
+            prev_sample = prev_sample + math.sqrt(variance) * step_noise(
+                noisy, generator, variance_noise
+            )
         return step_output(prev_sample, clean, sample, return_dict)

@@ -3,29 +3,40 @@
 Shapes: B batch, L sequence length, V vocabulary size, N selected positions.
 """
 
+import math
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
-from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.precision import at_least_float32
+from text_diffusers.common.randomness import Generators, rand_like
 from text_diffusers.common.sampling import sample_tokens
-from text_diffusers.common.validation import is_number, require
-from text_diffusers.schedulers.scheduling_d3pm import D3PMUniformScheduler
+from text_diffusers.common.validation import require_number
+from text_diffusers.schedulers.scheduling_d3pm import D3PMUniformScheduler, Time
 
 
 def draw_routes(
-    clean_weights: Tensor, sample: Tensor, noise: Tensor, positions: Tensor, jump: float, resample: float, generator
+    clean_weights: Tensor,
+    sample: Tensor,
+    positions: Tensor,
+    jump: float,
+    resample: float,
+    generator: Generators,
 ) -> Tensor:
     """(B, L) tokens of a step that jumps to x_0 with one probability, resamples with another, and stays with the rest.
 
     Args:
         clean_weights: (N, V) unnormalised probabilities of x_0 at `positions`, which jump.
-        sample, noise: (B, L) current and uniformly random tokens.
+        sample: (B, L) current tokens, not changed.
         positions: (B, L) bool, drawn with probability `jump`.
     """
-    shape = tuple(sample.shape)
-    route, uniform = rand(shape, generator, sample.device), rand(shape, generator, sample.device)
+    noise = (rand_like(sample, generator) * clean_weights.shape[-1]).long()  # (B, L)
+    route = rand_like(sample, generator)
+    uniform = rand_like(sample, generator)
+
+    # Positions that do not jump resample or stay. Those that jump are written over.
     prev_sample = torch.where(route * (1 - jump) < resample, noise, sample)
     prev_sample[positions] = sample_tokens(clean_weights, uniform[positions])
     return prev_sample
@@ -36,6 +47,31 @@ def routes_reverse(probs: Tensor, sample: Tensor, jump: float, resample: float) 
     vocab_size = probs.shape[-1]
     stays = (1 - jump - resample) * torch.nn.functional.one_hot(sample, vocab_size)
     return jump * probs + resample / vocab_size + stays
+
+
+def clean_logits(
+    scheduler: D3PMUniformScheduler,
+    model_output: Tensor,
+    timestep: Time,
+    current: Tensor,
+    leave_one_out: bool,
+) -> Tensor:
+    """Logits (..., V) of p(x_0 | x_t), or of p(x_0 | x_t) / q(x_t | x_0) if `leave_one_out`.
+
+    The latter is given all tokens but the `current` one (...), x_t at the position. It is what a model predicts
+    under the plug-in rule.
+    """
+    logits = scheduler._own_ids(model_output)
+    is_leave_one_out = scheduler.config.reverse_rule == "plug_in"
+    if leave_one_out == is_leave_one_out:
+        return logits
+
+    # The log of q(x_t | x_0 = x_t) / q(x_t | another x_0).
+    alpha_t, _ = scheduler._alphas(timestep)
+    gain = math.log1p(scheduler.config.vocab_size * alpha_t / (1 - alpha_t))
+    logits = at_least_float32(logits)
+    gains = torch.full_like(logits[..., :1], -gain if leave_one_out else gain)
+    return logits.scatter_add(-1, current.unsqueeze(-1), gains)
 
 
 class TokenDDIMScheduler(D3PMUniformScheduler):
@@ -59,6 +95,19 @@ class TokenDDIMScheduler(D3PMUniformScheduler):
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import TokenDDIMScheduler
+        >>> scheduler = TokenDDIMScheduler(vocab_size=10, eta=0.5)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = scheduler.prior((2, 6))
+        >>> for timestep in scheduler.timesteps:
+        ...     positions = scheduler.select(timestep, sample)
+        ...     logits = torch.randn(int(positions.sum()), 10)  # of a denoiser, at these positions
+        ...     sample = scheduler.step(logits, timestep, sample, positions=positions).prev_sample
+        >>> sample.shape
+        torch.Size([2, 6])
     """
 
     @register_to_config
@@ -74,30 +123,36 @@ class TokenDDIMScheduler(D3PMUniformScheduler):
         top_p: float | None = None,
         eta: float = 0.0,
     ):
-        require(is_number(eta, 0, 1), "eta", "a number in [0, 1]", eta)
+        require_number("eta", eta, 0, 1)
         self._set_up()
 
-    def select(self, timestep: float | Tensor, sample: Tensor, generator: Generators = None) -> Tensor:
-        """(B, L) bool: the positions that the step from `timestep` sets to x_0."""
-        jump, _ = self._jump_and_resample(timestep)
-        return rand(tuple(sample.shape), generator, sample.device) < jump
+    def _routes(self, timestep: Time) -> tuple[float, float]:
+        """Probabilities of taking x_0 and of taking noise."""
+        alpha_t, alpha_s = self._alphas(timestep)
+        eta = self.config.eta
+        sigma = (1 - eta) * (1 - alpha_s) / (1 - alpha_t)
+        # (1 - alpha_s) - sigma (1 - alpha_t), free of cancellation.
+        fresh = eta * (1 - alpha_s)
+        return alpha_s - sigma * alpha_t, fresh
+
+    def _selected_share(self, timestep: Time) -> float:
+        """Probability that the step from `timestep` sets a position to x_0."""
+        return self._routes(timestep)[0]
 
     def _next(
-        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+        self,
+        logits: Tensor,
+        timestep: Time,
+        sample: Tensor,
+        positions: Tensor,
+        generator: Generators,
     ) -> Tensor:
-        noise = self._random_tokens(tuple(sample.shape), generator, sample.device)
-        weights = self._weights(self._clean_logits(model_output, timestep, sample[positions]))
-        routes = self._jump_and_resample(timestep)
-        prev_sample = draw_routes(weights, sample, noise, positions, *routes, generator=generator)
-        return prev_sample
+        current = sample[positions]
+        logits = clean_logits(self, logits, timestep, current, leave_one_out=False)
+        weights = self._weights(logits)  # (N, V)
+        return draw_routes(weights, sample, positions, *self._routes(timestep), generator=generator)
 
-    def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
+    def reverse_probs(self, model_output: Tensor, timestep: Time, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V or more)."""
-        probs = self._probs(self._clean_logits(model_output, timestep, sample))
-        return routes_reverse(probs, sample, *self._jump_and_resample(timestep))
-
-    def _jump_and_resample(self, timestep: float | Tensor) -> tuple[float, float]:
-        alpha_t, alpha_s = self._alphas(timestep)
-        fresh = self.config.eta * (1 - alpha_s)  # (1 - alpha_s) - sigma (1 - alpha_t), free of cancellation
-        sigma = (1 - self.config.eta) * (1 - alpha_s) / (1 - alpha_t)
-        return alpha_s - sigma * alpha_t, fresh
+        logits = clean_logits(self, model_output, timestep, sample, leave_one_out=False)
+        return routes_reverse(self._probs(logits), sample, *self._routes(timestep))

@@ -7,21 +7,15 @@ import math
 from collections.abc import Sequence
 
 from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
 from text_diffusers.common.randomness import Generators
-from text_diffusers.common.validation import require
-from text_diffusers.schedulers.embedding_noise import (
-    EmbeddingSchedulerMixin,
-    RoundFunction,
-    step_noise,
-    step_output,
-)
+from text_diffusers.common.validation import require_key
+from text_diffusers.schedulers.embedding_noise import EmbeddingSchedulerMixin, step_noise
 
-VARIANCE_TYPES = (None, "fixed_small", "fixed_large")
+VARIANCE_TYPES = ("fixed_small", "fixed_large")
 
 
 class EmbeddingDDPMScheduler(EmbeddingSchedulerMixin, DDPMScheduler):
@@ -31,6 +25,18 @@ class EmbeddingDDPMScheduler(EmbeddingSchedulerMixin, DDPMScheduler):
         variance_type: "fixed_small", the variance of q(x_s | x_t, x_0), which is DDIM with eta 1, or "fixed_large",
             that of q(x_t | x_s). None, which schedulers without a choice have in their configuration, is
             "fixed_small".
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import EmbeddingDDPMScheduler
+        >>> scheduler = EmbeddingDDPMScheduler(2000, beta_schedule="sqrt")
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.randn(2, 6, 8)
+        >>> for timestep in scheduler.timesteps:
+        ...     clean = torch.randn(2, 6, 8)  # of a denoiser with prediction_type="sample"
+        ...     sample = scheduler.step(clean, timestep, sample).prev_sample
+        >>> sample.shape, torch.equal(sample, clean)
+        (torch.Size([2, 6, 8]), True)
     """
 
     @register_to_config
@@ -46,30 +52,30 @@ class EmbeddingDDPMScheduler(EmbeddingSchedulerMixin, DDPMScheduler):
         clamp_steps: int = 0,
         variance_type: str | None = "fixed_small",
     ):
-        require(variance_type in VARIANCE_TYPES, "variance_type", f"one of {VARIANCE_TYPES}", variance_type)
+        require_key("variance_type", variance_type, VARIANCE_TYPES, optional=True)
         self._set_up(variance_type=variance_type or "fixed_small")
 
-    def step(
+    def _next(
         self,
-        model_output: Tensor,
-        timestep: int | Tensor,
-        sample: Tensor,
-        generator: Generators = None,
-        variance_noise: Tensor | None = None,
-        round_function: RoundFunction = None,
-        return_dict: bool = True,
-    ) -> DDIMSchedulerOutput | tuple[Tensor, ...]:
-        """From `timestep` to the next of `timesteps`; the last step adds no noise and ends at the clean estimate.
-
-        Arguments, results and errors are those of `EmbeddingDDIMScheduler.step`, without `eta`.
-        """
-        index, clean, noisy = self._read(model_output, timestep, sample, round_function)
+        index: int,
+        clean: Tensor,
+        noisy: Tensor,
+        generator: Generators,
+        variance_noise: Tensor | None,
+    ) -> Tensor:
         alpha_t, alpha_s = self._alphas_on_grid[index : index + 2]
         alpha_t_given_s = alpha_t / alpha_s
+
+        # The mean of q(x_s | x_t, x_0); the last step ends there, at the clean estimate.
         keep = math.sqrt(alpha_t_given_s) * (1 - alpha_s) / (1 - alpha_t)
-        prev_sample = math.sqrt(alpha_s) * (1 - alpha_t_given_s) / (1 - alpha_t) * clean + keep * noisy
-        if alpha_s < 1:
-            shrink = 1.0 if self.config.variance_type == "fixed_large" else (1 - alpha_s) / (1 - alpha_t)
-            std = math.sqrt(shrink * (1 - alpha_t_given_s))
-            prev_sample = prev_sample + std * step_noise(noisy, generator, variance_noise)
-        return step_output(prev_sample, clean, sample, return_dict)
+        pull = math.sqrt(alpha_s) * (1 - alpha_t_given_s) / (1 - alpha_t)
+        prev_sample = pull * clean + keep * noisy
+        if alpha_s == 1:
+            return prev_sample
+
+        # The fresh noise: all that q(x_t | x_s) adds, or the share that x_t and x_0 leave open.
+        shrink = 1.0
+        if self.config.variance_type != "fixed_large":
+            shrink = (1 - alpha_s) / (1 - alpha_t)
+        std = math.sqrt(shrink * (1 - alpha_t_given_s))
+        return prev_sample + std * step_noise(noisy, generator, variance_noise)

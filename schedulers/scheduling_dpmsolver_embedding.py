@@ -9,23 +9,24 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
 from text_diffusers.common.randomness import Generators
-from text_diffusers.common.validation import is_int, is_number, require
-from text_diffusers.schedulers.embedding_noise import (
-    EmbeddingSchedulerMixin,
-    RoundFunction,
-    step_noise,
-    step_output,
-)
+from text_diffusers.common.validation import is_int, is_number, require, require_key
+from text_diffusers.schedulers.embedding_noise import EmbeddingSchedulerMixin, step_noise
 
 ALGORITHM_TYPES = ("dpmsolver++", "sde-dpmsolver++")
-SOLVER_TYPES = ("midpoint", "heun", "logrho", "bh1", "bh2")  # the last three, of other solvers, mean "midpoint"
+SOLVER_TYPES = (
+    "midpoint",
+    "heun",
+    "logrho",
+    "bh1",
+    "bh2",
+)  # the last three, of other solvers, mean "midpoint"
 FINAL_SIGMAS = ("zero", "sigma_min")
+
 # With fewer steps than this the last ones are of lower order, as in stock.
 FEW_STEPS = 15
 
@@ -47,6 +48,18 @@ class EmbeddingDPMSolverScheduler(EmbeddingSchedulerMixin, DPMSolverMultistepSch
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import EmbeddingDPMSolverScheduler
+        >>> scheduler = EmbeddingDPMSolverScheduler(2000, beta_schedule="sqrt")
+        >>> scheduler.set_timesteps(4)
+        >>> sample = torch.randn(2, 6, 8)
+        >>> for timestep in scheduler.timesteps:
+        ...     clean = torch.randn(2, 6, 8)  # of a denoiser with prediction_type="sample"
+        ...     sample = scheduler.step(clean, timestep, sample).prev_sample
+        >>> sample.shape, torch.equal(sample, clean)
+        (torch.Size([2, 6, 8]), True)
     """
 
     @register_to_config
@@ -68,15 +81,16 @@ class EmbeddingDPMSolverScheduler(EmbeddingSchedulerMixin, DPMSolverMultistepSch
         final_sigmas_type: str = "zero",
         lambda_min_clipped: float = -5.1,
     ):
-        require(algorithm_type in ALGORITHM_TYPES, "algorithm_type", f"one of {ALGORITHM_TYPES}", algorithm_type)
+        require_key("algorithm_type", algorithm_type, ALGORITHM_TYPES)
+        require_key("final_sigmas_type", final_sigmas_type, FINAL_SIGMAS)
+        require_key("solver_type", solver_type, SOLVER_TYPES)
         highest = 2 if algorithm_type == "sde-dpmsolver++" else 3
         in_range = is_int(solver_order, 1) and solver_order <= highest
         require(in_range, "solver_order", f"in 1 to {highest} for {algorithm_type}", solver_order)
-        require(final_sigmas_type in FINAL_SIGMAS, "final_sigmas_type", f"one of {FINAL_SIGMAS}", final_sigmas_type)
-        require(solver_type in SOLVER_TYPES, "solver_type", f"one of {SOLVER_TYPES}", solver_type)
-        for name, value in (("lower_order_final", lower_order_final), ("euler_at_final", euler_at_final)):
+        for name in ("lower_order_final", "euler_at_final"):
+            value = self.config[name]
             require(isinstance(value, bool), name, "true or false", value)
-        is_limit = lambda_min_clipped == -math.inf or is_number(lambda_min_clipped, -math.inf)
+        is_limit = lambda_min_clipped == -math.inf or is_number(lambda_min_clipped)
         require(is_limit, "lambda_min_clipped", "a number or -inf", lambda_min_clipped)
         self._set_up(
             solver_order=solver_order,
@@ -89,6 +103,7 @@ class EmbeddingDPMSolverScheduler(EmbeddingSchedulerMixin, DPMSolverMultistepSch
         )
 
     def _num_usable_timesteps(self) -> int:
+        # The logit is log(signal^2 / noise^2), twice the lambda of the paper.
         log_snr = torch.logit(self.alphas_cumprod)
         return int((log_snr / 2 >= self.config.lambda_min_clipped).sum())
 
@@ -98,50 +113,60 @@ class EmbeddingDPMSolverScheduler(EmbeddingSchedulerMixin, DPMSolverMultistepSch
         device: str | torch.device | None = None,
         timesteps: Sequence[int] | None = None,
     ):
+        """As in `EmbeddingSchedulerMixin`; also forgets the clean estimates of earlier steps."""
         super().set_timesteps(num_inference_steps, device, timesteps)
         if self.config.final_sigmas_type == "sigma_min":
             self._alphas_on_grid[-1] = self.alphas_cumprod[0].item()
+        # These are names of stock, whose updates read them.
         alphas = torch.tensor(self._alphas_on_grid, dtype=torch.float64)
         self.sigmas = ((1 - alphas) / alphas).sqrt()  # (n + 1,), noise relative to signal
+
+        # The last clean estimates, the newest at the end.
         self.model_outputs: list[Any] = [None] * self.config.solver_order
         self.lower_order_nums = 0
         self._step_index: Any = None
 
-    def step(
+    def _next(
         self,
-        model_output: Tensor,
-        timestep: int | Tensor,
-        sample: Tensor,
-        generator: Generators = None,
-        variance_noise: Tensor | None = None,
-        round_function: RoundFunction = None,
-        return_dict: bool = True,
-    ) -> DDIMSchedulerOutput | tuple[Tensor, ...]:
-        """From `timestep` to the next of `timesteps`, or from the last to the clean estimate.
-
-        Arguments, results and errors are those of `EmbeddingDDIMScheduler.step`, without `eta`.
-        """
-        index, clean, noisy = self._read(model_output, timestep, sample, round_function)
-        if index != self._step_index:  # a new start: earlier estimates are not those before this step
-            self._step_index, self.lower_order_nums = index, 0
+        index: int,
+        clean: Tensor,
+        noisy: Tensor,
+        generator: Generators,
+        variance_noise: Tensor | None,
+    ) -> Tensor:
+        if index != self._step_index:
+            # A new start: the estimates kept are not those before this step.
+            self._step_index = index
+            self.lower_order_nums = 0
         self.model_outputs = [*self.model_outputs[1:], clean]
-        stochastic = self.config.algorithm_type == "sde-dpmsolver++"
-        noise = step_noise(noisy, generator, variance_noise) if stochastic else None
+
+        noise = None
+        if self.config.algorithm_type == "sde-dpmsolver++":
+            noise = step_noise(noisy, generator, variance_noise)
+
         order = self._order(index)
         if order == 1:
             prev_sample = self.dpm_solver_first_order_update(clean, sample=noisy, noise=noise)
         elif order == 2:
-            prev_sample = self.multistep_dpm_solver_second_order_update(self.model_outputs, sample=noisy, noise=noise)
+            prev_sample = self.multistep_dpm_solver_second_order_update(
+                self.model_outputs, sample=noisy, noise=noise
+            )
         else:
-            prev_sample = self.multistep_dpm_solver_third_order_update(self.model_outputs, sample=noisy, noise=noise)
+            prev_sample = self.multistep_dpm_solver_third_order_update(
+                self.model_outputs, sample=noisy, noise=noise
+            )
+
         self.lower_order_nums = min(self.lower_order_nums + 1, self.config.solver_order)
         self._step_index += 1
-        return step_output(prev_sample, clean, sample, return_dict)
+        return prev_sample
 
     def _order(self, index: int) -> int:
         """The order of a step: what history, the end of the grid and clamping allow."""
-        config, steps_left = self.config, len(self._index_of) - index
+        config = self.config
+        steps_left = len(self._index_of) - index
+        # Each order needs one more estimate of the steps before.
         order = min(config.solver_order, self.lower_order_nums + 1)
+
         lowers = config.lower_order_final and len(self._index_of) < FEW_STEPS
         first_at_end = lowers or config.euler_at_final or config.final_sigmas_type == "zero"
         if self._clamps(index) or steps_left == 1 and first_at_end:
@@ -149,18 +174,29 @@ class EmbeddingDPMSolverScheduler(EmbeddingSchedulerMixin, DPMSolverMultistepSch
         return min(order, 2) if steps_left == 2 and lowers else order
 
     def multistep_dpm_solver_third_order_update(
-        self, model_output_list: list[Tensor], *args: Any, sample: Tensor, noise: Tensor | None = None, **kwargs: Any
+        self,
+        model_output_list: list[Tensor],
+        *args: Any,
+        sample: Tensor,
+        noise: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         """Stock's update with its second-order term doubled.
 
         The term stands for the second derivative, and the divided difference is half of that. Stock takes it as it
         is, which converges with order 2 only.
         """
-        prev_sample = super().multistep_dpm_solver_third_order_update(model_output_list, sample=sample, noise=noise)
+        prev_sample = super().multistep_dpm_solver_third_order_update(
+            model_output_list, sample=sample, noise=noise
+        )
         index = self._step_index
+
+        # h is this step in log(signal / noise), `last` and `before` the two before it.
         before, last, h = (-self.sigmas[index - 2 : index + 2].log()).diff()
         newer = (model_output_list[-1] - model_output_list[-2]) * (h / last)
         older = (model_output_list[-2] - model_output_list[-3]) * (h / before)
         half_second_derivative = (newer - older) * (h / (last + before))
+
         alpha_t = (1 + self.sigmas[index + 1] ** 2).rsqrt()
-        return prev_sample - alpha_t * ((torch.exp(-h) - 1 + h) / h**2 - 0.5) * half_second_derivative
+        weight = (torch.exp(-h) - 1 + h) / h**2 - 0.5  # of half the second derivative
+        return prev_sample - alpha_t * weight * half_second_derivative

@@ -1,9 +1,9 @@
 """First-hitting sampling of absorbing diffusion (https://arxiv.org/abs/2409.02908), a batch at a time.
 
-Shapes: B batch, L sequence length.
+Shapes: B batch, L sequence length, N selected positions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
@@ -12,7 +12,7 @@ from torch import Tensor
 from text_diffusers.common.randomness import Generators, rand
 from text_diffusers.common.validation import require
 from text_diffusers.schedulers.noise_schedules import time_of_noise_level
-from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
+from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, Device, Time
 
 
 @dataclass
@@ -45,18 +45,31 @@ class FirstHittingScheduler(D3PMAbsorbingScheduler):
 
     The clocks of the rows are state: `set_timesteps` and the first of `timesteps` start them anew, and one scheduler
     serves one batch at a time. Arguments are those of `D3PMAbsorbingScheduler`.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import FirstHittingScheduler
+        >>> scheduler = FirstHittingScheduler(mask_token_id=9)
+        >>> scheduler.set_timesteps(6)  # one for each token of a row
+        >>> sample = scheduler.prior((2, 6))
+        >>> for timestep in scheduler.timesteps:
+        ...     positions = scheduler.select(timestep, sample)
+        ...     logits = torch.randn(int(positions.sum()), 10)  # of a denoiser, at these positions
+        ...     sample = scheduler.step(logits, timestep, sample, positions=positions).prev_sample
+        >>> sample.shape, bool((sample == 9).any())
+        (torch.Size([2, 6]), False)
     """
 
     draws_reverse = False
 
     _clocks: RowClocks | None
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
+    def set_timesteps(self, num_inference_steps: int, device: Device = None):
         """As in `D3PMAbsorbingScheduler`; needs as many steps as the longest row has tokens to write."""
         super().set_timesteps(num_inference_steps, device)
         self._clocks = None
 
-    def select(self, timestep: float | Tensor, sample: Tensor, generator: Generators = None) -> Tensor:
+    def select(self, timestep: Time, sample: Tensor, generator: Generators = None) -> Tensor:
         """(B, L) bool: in each row that has masks, the one that is revealed next.
 
         Raises:
@@ -64,46 +77,61 @@ class FirstHittingScheduler(D3PMAbsorbingScheduler):
         """
         alpha_t, _ = self._alphas(timestep)
         steps_left = int((self._grid[:-1] < float(timestep) + 0.1 / len(self._grid)).sum())
+
         clocks = self._clocks
+        # The first step starts the clocks at its own time.
         if clocks is None or steps_left == len(self.timesteps):
-            level = torch.full((len(sample),), 1 - alpha_t, dtype=torch.float64, device=sample.device)
+            level = torch.full(
+                (len(sample),), 1 - alpha_t, dtype=torch.float64, device=sample.device
+            )
             nowhere = torch.zeros_like(sample, dtype=torch.bool)
-            clocks = RowClocks(level, offered=nowhere, declined=nowhere)
+            clocks = RowClocks(noise_level=level, offered=nowhere, declined=nowhere)
         shape = tuple(clocks.declined.shape)
-        require(sample.shape == shape, "sample", f"{shape} as in the steps before", tuple(sample.shape))
+        require(
+            sample.shape == shape, "sample", f"{shape} as in the steps before", tuple(sample.shape)
+        )
+
+        # The masks that may still be revealed.
         masked = (sample == self.config.mask_token_id) & ~clocks.declined
         count = masked.sum(dim=1)  # (B,)
-        self._check_steps(int(count.max()), steps_left)
+        missing = int(count.max()) - steps_left
+        if missing > 0:
+            steps = len(self.timesteps)
+            raise ValueError(
+                f"`num_inference_steps` must be at least {steps + missing}, one for each token that the longest row"
+                f" has to write, got {steps}."
+            )
+
+        # When the next mask of each row is revealed, and which of them, counted from the left.
         time_draw, place_draw = rand((len(sample), 2), generator, sample.device).unbind(dim=1)
         factor = torch.where(count > 0, time_draw ** (1 / count.clamp(min=1)), 1.0)
         place = (place_draw * count).long() + 1
         offered = masked & (masked.cumsum(dim=1) == place.unsqueeze(1))
-        self._clocks = RowClocks(clocks.noise_level * factor, offered, clocks.declined)
+        self._clocks = replace(clocks, noise_level=clocks.noise_level * factor, offered=offered)
         return offered.clone()
 
-    def model_timesteps(self, timestep: float | Tensor, sample: Tensor) -> Tensor:
+    def model_timesteps(self, timestep: Time, sample: Tensor) -> Tensor:
         """(B,) times, float32, of the events that the last `select` drew; before any, `timestep`."""
         if self._clocks is None:
             return super().model_timesteps(timestep, sample)
+
+        # The time at which the schedule reaches the row's noise level.
         times = time_of_noise_level(self.alpha, self._clocks.noise_level)
         steps = self.config.num_train_timesteps
         if steps is not None:
             times = (times * steps).ceil().clamp(min=1) / steps
         return times.float()
 
-    def _selected(self, model_output, timestep, sample: Tensor, positions, generator) -> tuple[Tensor, Tensor]:
-        model_output, positions = super()._selected(model_output, timestep, sample, positions, generator)
+    def _next(
+        self,
+        logits: Tensor,
+        timestep: Time,
+        sample: Tensor,
+        positions: Tensor,
+        generator: Generators,
+    ) -> Tensor:
+        # What was offered and is not among the positions, the caller keeps.
         clocks = self._clocks
         if clocks is not None and clocks.offered.shape == positions.shape:
-            self._clocks = RowClocks(
-                clocks.noise_level, clocks.offered, clocks.declined | (clocks.offered & ~positions)
-            )
-        return model_output, positions
-
-    def _check_steps(self, needed: int, steps_left: int):
-        steps = len(self.timesteps)
-        if needed > steps_left:
-            raise ValueError(
-                f"`num_inference_steps` must be at least {steps + needed - steps_left}, one for each token that the "
-                f"longest row has to write, got {steps}."
-            )
+            self._clocks = replace(clocks, declined=clocks.declined | (clocks.offered & ~positions))
+        return super()._next(logits, timestep, sample, positions, generator)

@@ -13,25 +13,29 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
-from text_diffusers.common.randomness import Generators, rand
-from text_diffusers.common.validation import is_int, is_number, require
-from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler, D3PMUniformScheduler
-from text_diffusers.schedulers.scheduling_ddim_token import draw_routes, routes_reverse
+from text_diffusers.common.randomness import Generators
+from text_diffusers.common.validation import is_int, is_number, require, require_int
+from text_diffusers.schedulers.scheduling_d3pm import (
+    D3PMScheduler,
+    D3PMUniformScheduler,
+    Device,
+    Time,
+    reveal_prob,
+)
+from text_diffusers.schedulers.scheduling_ddim_token import (
+    clean_logits,
+    draw_routes,
+    routes_reverse,
+)
 from text_diffusers.schedulers.scheduling_remdm import (
     CLOCK_TOLERANCE,
     RemaskingScheduler,
     largest_sigma,
-    remasking_reveal_prob,
 )
 
 
-def predictor_step_count(num_inference_steps: int, corrector_steps: int) -> int:
-    """How many of the model calls are predictor steps: no corrector follows the last, which ends at clean text."""
-    return -(-(num_inference_steps + corrector_steps) // (1 + corrector_steps))
-
-
 class PredictorCorrectorScheduler(D3PMScheduler):
-    """What the two kernels share: the order of predictor and corrector steps.
+    """Base for both kernels: the order of predictor and corrector steps.
 
     A corrector runs at the time its predictor step has reached, so `timesteps` repeats that time: 1, s, s, r, r, ...
     Steps are told apart by their number, which `step` advances and `set_timesteps` resets: one run at a time, each
@@ -40,13 +44,13 @@ class PredictorCorrectorScheduler(D3PMScheduler):
 
     draws_reverse = False
 
-    def _check_corrector(self):
-        config = self.config
-        count, length = config.corrector_steps, config.corrector_length
-        require(is_int(count, 0), "corrector_steps", "an integer of at least 0", count)
-        require(is_number(length, 0) and length > 0, "corrector_length", "a number above 0", length)
+    def _set_up(self):
+        length = self.config.corrector_length
+        require_int("corrector_steps", self.config.corrector_steps, 0)
+        require(is_number(length) and length > 0, "corrector_length", "a number above 0", length)
+        super()._set_up()
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
+    def set_timesteps(self, num_inference_steps: int, device: Device = None):
         """Set `timesteps`, (num_inference_steps,): every call of the model counts, whether it predicts or corrects.
 
         Each predictor step but the last is followed by `corrector_steps` correctors; if the number does not come
@@ -55,30 +59,41 @@ class PredictorCorrectorScheduler(D3PMScheduler):
         Raises:
             ValueError: if it is less than 1, or more than `num_train_timesteps` predictor steps can take.
         """
-        correctors, limit = self.config.corrector_steps, self.config.num_train_timesteps
-        most = math.inf if limit is None else limit * (1 + correctors) - correctors
-        require(
-            is_int(num_inference_steps, 1) and num_inference_steps <= most,
-            "num_inference_steps",
-            "at least 1" if limit is None else f"between 1 and {most}, for `num_train_timesteps`={limit}",
-            num_inference_steps,
-        )
-        predictors = predictor_step_count(num_inference_steps, correctors)
+        correctors = self.config.corrector_steps
+        limit = self.config.num_train_timesteps
+        most = math.inf
+        bounds = "at least 1"
+        if limit is not None:
+            most = limit * (1 + correctors) - correctors
+            bounds = f"between 1 and {most}, for `num_train_timesteps`={limit}"
+        in_range = is_int(num_inference_steps, 1) and num_inference_steps <= most
+        require(in_range, "num_inference_steps", bounds, num_inference_steps)
+
+        # No corrector follows the last predictor step, which ends at clean text.
+        predictors = -(-(num_inference_steps + correctors) // (1 + correctors))
         super().set_timesteps(predictors)
         self.num_inference_steps = num_inference_steps
-        first = num_inference_steps - predictors - correctors * (predictors - 2)
-        self._plan: list[tuple[int, bool]] = []  # the grid index of each step, and whether it is a corrector
+        # What is left over for the first predictor step, all later ones having their number.
+        first_correctors = num_inference_steps - predictors - correctors * (predictors - 2)
+
+        # The grid index of each step, and whether it is a corrector.
+        self._plan: list[tuple[int, bool]] = []
         for index in range(predictors):
             self._plan.append((index, False))
             if index + 1 < predictors:
-                self._plan += [(index + 1, True)] * (first if index == 0 else correctors)
-        self.timesteps = self._grid[[index for index, _ in self._plan]].to(device, torch.float32)
+                self._plan += [(index + 1, True)] * (first_correctors if index == 0 else correctors)
+
+        indices = [index for index, _ in self._plan]
+        self.timesteps = self._grid[indices].to(device, torch.float32)
         self._next_step = 0
 
-    def _current(self, timestep: float | Tensor) -> tuple[int, bool]:
+    def _current(self, timestep: Time) -> tuple[int, bool]:
         """Grid index of the next step, and whether it is a corrector, checked against `timestep`."""
         if self._next_step == len(self._plan):
-            raise ValueError(f"`timestep` must follow a new `set_timesteps`: all steps were taken, got {timestep}.")
+            raise ValueError(
+                f"`timestep` must follow a new `set_timesteps`: all steps were taken, got {timestep}."
+            )
+
         index, corrects = self._plan[self._next_step]
         expected = float(self._grid[index])
         if not abs(expected - float(timestep)) < CLOCK_TOLERANCE:
@@ -87,13 +102,17 @@ class PredictorCorrectorScheduler(D3PMScheduler):
             )
         return index, corrects
 
-    def _alphas(self, timestep: float | Tensor) -> tuple[float, float]:
+    def _corrects(self, timestep: Time) -> bool:
+        """Whether the next step is a corrector."""
+        return self._current(timestep)[1]
+
+    def _alphas(self, timestep: Time) -> tuple[float, float]:
         """`alpha` at both ends of the next step; a corrector ends where it starts."""
         index, corrects = self._current(timestep)
         alpha_t, alpha_s = self.alpha(self._grid[index : index + 2]).tolist()
         return alpha_t, alpha_t if corrects else alpha_s
 
-    def _refreshed(self, timestep: float | Tensor) -> float:
+    def _refreshed(self, timestep: Time) -> float:
         """The share of a corrector: `corrector_length` times what forward noise destroys in the predictor's interval.
 
         0 for a predictor step, at most 1.
@@ -101,8 +120,21 @@ class PredictorCorrectorScheduler(D3PMScheduler):
         index, corrects = self._current(timestep)
         if not corrects:
             return 0.0
+        # The predictor's interval ends where the corrector stands.
         alpha_before, alpha = self.alpha(self._grid[index - 1 : index + 1]).tolist()
         return min(1.0, self.config.corrector_length * (1 - alpha_before / alpha))
+
+    def _next(
+        self,
+        logits: Tensor,
+        timestep: Time,
+        sample: Tensor,
+        positions: Tensor,
+        generator: Generators,
+    ) -> Tensor:
+        prev_sample = super()._next(logits, timestep, sample, positions, generator)
+        self._next_step += 1
+        return prev_sample
 
 
 class PredictorCorrectorAbsorbingScheduler(PredictorCorrectorScheduler, RemaskingScheduler):
@@ -122,6 +154,19 @@ class PredictorCorrectorAbsorbingScheduler(PredictorCorrectorScheduler, Remaskin
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import PredictorCorrectorAbsorbingScheduler
+        >>> scheduler = PredictorCorrectorAbsorbingScheduler(mask_token_id=9, corrector_steps=1)
+        >>> scheduler.set_timesteps(5)
+        >>> sample = scheduler.prior((2, 6))
+        >>> for timestep in scheduler.timesteps:
+        ...     positions = scheduler.select(timestep, sample)
+        ...     logits = torch.randn(int(positions.sum()), 10)  # of a denoiser, at these positions
+        ...     sample = scheduler.step(logits, timestep, sample, positions=positions).prev_sample
+        >>> sample.shape, bool((sample == 9).any())
+        (torch.Size([2, 6]), False)
     """
 
     @register_to_config
@@ -137,20 +182,14 @@ class PredictorCorrectorAbsorbingScheduler(PredictorCorrectorScheduler, Remaskin
         corrector_steps: int = 1,
         corrector_length: float = 1.0,
     ):
-        self._check_corrector()
         self._set_up()
 
-    def _rates(self, timestep: float | Tensor, sample: Tensor) -> tuple[float, float | Tensor]:
+    def _rates(self, timestep: Time, sample: Tensor) -> tuple[float, float | Tensor]:
+        """Probability of revealing a masked token, and of masking a revealed one."""
         alpha_t, alpha_s = self._alphas(timestep)
+        # Under a predictor step 0: nothing is masked again.
         sigma = min(self._refreshed(timestep), largest_sigma(alpha_t, alpha_s))
-        return remasking_reveal_prob(alpha_t, alpha_s, sigma), sigma
-
-    def _next(
-        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
-    ) -> Tensor:
-        prev_sample = super()._next(model_output, timestep, sample, positions, generator)
-        self._next_step += 1
-        return prev_sample
+        return reveal_prob(alpha_t, alpha_s, sigma), sigma
 
 
 class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUniformScheduler):
@@ -172,6 +211,19 @@ class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUnifor
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import PredictorCorrectorUniformScheduler
+        >>> scheduler = PredictorCorrectorUniformScheduler(vocab_size=10, corrector_steps=1)
+        >>> scheduler.set_timesteps(5)
+        >>> sample = scheduler.prior((2, 6))
+        >>> for timestep in scheduler.timesteps:
+        ...     positions = scheduler.select(timestep, sample)
+        ...     logits = torch.randn(int(positions.sum()), 10)  # of a denoiser, at these positions
+        ...     sample = scheduler.step(logits, timestep, sample, positions=positions).prev_sample
+        >>> sample.shape
+        torch.Size([2, 6])
     """
 
     @register_to_config
@@ -188,37 +240,41 @@ class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUnifor
         corrector_steps: int = 1,
         corrector_length: float = 1.0,
     ):
-        self._check_corrector()
         self._set_up()
 
-    def select(self, timestep: float | Tensor, sample: Tensor, generator: Generators = None) -> Tensor:
-        """(B, L) bool: the positions for which the next step needs a prediction."""
-        if not self._current(timestep)[1]:
-            return super().select(timestep, sample, generator)
-        jump, _ = self._corrector_routes(timestep)
-        return rand(tuple(sample.shape), generator, sample.device) < jump
+    def _corrector_routes(self, timestep: Time) -> tuple[float, float]:
+        """Probabilities of taking a leave-one-out x_0 and of taking noise."""
+        redrawn = self._refreshed(timestep)
+        alpha, _ = self._alphas(timestep)
+        return redrawn * alpha, redrawn * (1 - alpha)
+
+    def _selected_share(self, timestep: Time) -> float:
+        """Probability that the next step needs the prediction of a position."""
+        if self._corrects(timestep):
+            return self._corrector_routes(timestep)[0]
+        return super()._selected_share(timestep)
 
     def _next(
-        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+        self,
+        logits: Tensor,
+        timestep: Time,
+        sample: Tensor,
+        positions: Tensor,
+        generator: Generators,
     ) -> Tensor:
-        if self._current(timestep)[1]:
-            noise = self._random_tokens(tuple(sample.shape), generator, sample.device)
-            weights = self._weights(self._leave_one_out_logits(model_output, timestep, sample[positions]))
-            routes = self._corrector_routes(timestep)
-            prev_sample = draw_routes(weights, sample, noise, positions, *routes, generator=generator)
-        else:
-            prev_sample = super()._next(model_output, timestep, sample, positions, generator)
+        if not self._corrects(timestep):
+            return super()._next(logits, timestep, sample, positions, generator)
+
+        current = sample[positions]
+        logits = clean_logits(self, logits, timestep, current, leave_one_out=True)
+        weights = self._weights(logits)  # (N, V)
+        routes = self._corrector_routes(timestep)
         self._next_step += 1
-        return prev_sample
+        return draw_routes(weights, sample, positions, *routes, generator=generator)
 
-    def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
+    def reverse_probs(self, model_output: Tensor, timestep: Time, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V or more)."""
-        if not self._current(timestep)[1]:
+        if not self._corrects(timestep):
             return super().reverse_probs(model_output, timestep, sample)
-        probs = self._probs(self._leave_one_out_logits(model_output, timestep, sample))
-        return routes_reverse(probs, sample, *self._corrector_routes(timestep))
-
-    def _corrector_routes(self, timestep: float | Tensor) -> tuple[float, float]:
-        """Probabilities of taking a leave-one-out x_0 and of taking noise."""
-        redrawn, alpha = self._refreshed(timestep), self._alphas(timestep)[0]
-        return redrawn * alpha, redrawn * (1 - alpha)
+        logits = clean_logits(self, model_output, timestep, sample, leave_one_out=True)
+        return routes_reverse(self._probs(logits), sample, *self._corrector_routes(timestep))

@@ -10,12 +10,19 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
-from text_diffusers.common.randomness import Generators, rand
+from text_diffusers.common.randomness import Generators, rand_like
 from text_diffusers.common.sampling import token_weights
-from text_diffusers.common.validation import is_number, require
-from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
+from text_diffusers.common.validation import is_number, require, require_key, require_number
+from text_diffusers.schedulers.scheduling_d3pm import (
+    D3PMAbsorbingScheduler,
+    Device,
+    Time,
+    reveal_prob,
+)
 
 REMASKING_STRATEGIES = ("cap", "rescale", "confidence")
+
+# Timesteps are float32.
 CLOCK_TOLERANCE = 1e-6
 
 
@@ -24,13 +31,8 @@ def largest_sigma(alpha_t: float, alpha_s: float) -> float:
     return min(1.0, (1 - alpha_s) / alpha_t) if alpha_t > 0 else 1.0
 
 
-def remasking_reveal_prob(alpha_t: float, alpha_s: float, sigma: float) -> float:
-    """Probability of revealing a mask that leaves q(x_s | x_0) as it is when revealed tokens are masked with sigma."""
-    return (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t)
-
-
 class RemaskingScheduler(D3PMAbsorbingScheduler):
-    """What samplers that mask revealed tokens again share; by itself it masks none and is `D3PMAbsorbingScheduler`.
+    """Base of the samplers that mask revealed tokens again; by itself it masks none and is `D3PMAbsorbingScheduler`.
 
     A subclass says in `_rates` how often. Which positions are revealed and which are masked again does not depend on
     the prediction, so `select` still comes first; a position that is masked again needs no prediction. Any revealed
@@ -40,38 +42,23 @@ class RemaskingScheduler(D3PMAbsorbingScheduler):
     revises_tokens = True
     draws_reverse = False
 
-    def _rates(self, timestep: float | Tensor, sample: Tensor) -> tuple[float, float | Tensor]:
-        """Probability of revealing a masked token, and of masking a revealed one: a number or (B, L)."""
-        return remasking_reveal_prob(*self._alphas(timestep), sigma=0.0), 0.0
-
-    def select(self, timestep: float | Tensor, sample: Tensor, generator: Generators = None) -> Tensor:
-        """(B, L) bool: the masked positions that the step from `timestep` reveals."""
-        reveal, _ = self._rates(timestep, sample)
-        masked = sample == self.config.mask_token_id
-        return masked & (rand(tuple(sample.shape), generator, sample.device) < reveal)
-
     def _next(
-        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
+        self,
+        logits: Tensor,
+        timestep: Time,
+        sample: Tensor,
+        positions: Tensor,
+        generator: Generators,
     ) -> Tensor:
+        # The tokens that are revealed now were masks before, so they are not masked in the same step.
         _, remask = self._rates(timestep, sample)
-        prev_sample = super()._next(model_output, timestep, sample, positions, generator)
-        if isinstance(remask, Tensor) or remask > 0:
-            revealed = sample != self.config.mask_token_id
-            remasked = revealed & (rand(tuple(sample.shape), generator, sample.device) < remask)
-            prev_sample = prev_sample.masked_fill(remasked, self.config.mask_token_id)
-        return prev_sample
+        prev_sample = super()._next(logits, timestep, sample, positions, generator)
+        if not isinstance(remask, Tensor) and remask == 0:
+            return prev_sample
 
-    def reverse_probs(self, model_output: Tensor, timestep: float | Tensor, sample: Tensor) -> Tensor:
-        """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V)."""
-        reveal, remask = self._rates(timestep, sample)
-        mask_token_id = self.config.mask_token_id
-        probs = self._probs(model_output)
-        masked = reveal * probs
-        masked[..., mask_token_id] += 1 - reveal
-        remask = torch.as_tensor(remask, dtype=probs.dtype, device=probs.device).expand(sample.shape).unsqueeze(-1)
-        revealed = (1 - remask) * torch.nn.functional.one_hot(sample, probs.shape[-1])
-        revealed[..., mask_token_id] += remask[..., 0]
-        return torch.where((sample == mask_token_id).unsqueeze(-1), masked, revealed)
+        revealed = sample != self.config.mask_token_id
+        remasked = revealed & (rand_like(sample, generator) < remask)
+        return prev_sample.masked_fill(remasked, self.config.mask_token_id)
 
 
 class ReMDMScheduler(RemaskingScheduler):
@@ -101,6 +88,19 @@ class ReMDMScheduler(RemaskingScheduler):
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import ReMDMScheduler
+        >>> scheduler = ReMDMScheduler(mask_token_id=9, remasking="rescale", eta=0.5)
+        >>> scheduler.set_timesteps(4)
+        >>> sample = scheduler.prior((2, 6))
+        >>> for timestep in scheduler.timesteps:
+        ...     positions = scheduler.select(timestep, sample)
+        ...     logits = torch.randn(int(positions.sum()), 10)  # of a denoiser, at these positions
+        ...     sample = scheduler.step(logits, timestep, sample, positions=positions).prev_sample
+        >>> sample.shape, bool((sample == 9).any())
+        (torch.Size([2, 6]), False)
     """
 
     @register_to_config
@@ -118,45 +118,67 @@ class ReMDMScheduler(RemaskingScheduler):
         start: float = 1.0,
         stop: float = 0.0,
     ):
-        require(remasking in REMASKING_STRATEGIES, "remasking", f"one of {REMASKING_STRATEGIES}", remasking)
-        require(is_number(eta, 0, 1), "eta", "a number in [0, 1]", eta)
-        require(is_number(start, 0, 1), "start", "a number in [0, 1]", start)
-        require(is_number(stop, 0, 1) and stop <= start, "stop", f"a number in [0, `start`={start}]", stop)
+        require_key("remasking", remasking, REMASKING_STRATEGIES)
+        require_number("eta", eta, 0, 1)
+        require_number("start", start, 0, 1)
+        require(is_number(stop, 0, start), "stop", f"a number in [0, `start`={start}]", stop)
         self._set_up()
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
+    def set_timesteps(self, num_inference_steps: int, device: Device = None):
         """As in `D3PMAbsorbingScheduler`; also forgets the confidences."""
         super().set_timesteps(num_inference_steps, device)
         self._confidence = None
 
-    def _next(
-        self, model_output: Tensor, timestep: float | Tensor, sample: Tensor, positions: Tensor, generator: Generators
-    ) -> Tensor:
-        prev_sample = super()._next(model_output, timestep, sample, positions, generator)
-        if self.config.remasking == "confidence":
-            weights = token_weights(model_output, mask_token_id=self.config.mask_token_id)
-            drawn = weights.gather(1, prev_sample[positions].unsqueeze(-1)).squeeze(-1)  # (N,)
-            confidence = self._confidences(sample).clone()
-            confidence[positions] = (drawn / weights.sum(dim=-1)).double()
-            self._confidence = confidence.masked_fill(prev_sample == self.config.mask_token_id, math.inf)
-        return prev_sample
-
-    def _rates(self, timestep: float | Tensor, sample: Tensor) -> tuple[float, float | Tensor]:
+    def _rates(self, timestep: Time, sample: Tensor) -> tuple[float, float | Tensor]:
+        """Probability of revealing a masked token, and of masking a revealed one: a number or (B, L)."""
+        config = self.config
         alpha_t, alpha_s = self._alphas(timestep)
-        config, limit = self.config, largest_sigma(alpha_t, alpha_s)
         if not config.stop <= float(timestep) - CLOCK_TOLERANCE < config.start:
-            limit = 0.0
-        sigma = min(config.eta, limit) if config.remasking == "cap" else config.eta * limit
+            # Outside of the window no token is masked again.
+            return reveal_prob(alpha_t, alpha_s), 0.0
+
+        # Probability of masking a revealed token.
+        sigma_max = largest_sigma(alpha_t, alpha_s)
+        sigma = min(config.eta, sigma_max) if config.remasking == "cap" else config.eta * sigma_max
         if config.remasking != "confidence":
-            return remasking_reveal_prob(alpha_t, alpha_s, sigma), sigma
-        share = torch.softmax(-self._confidences(sample), dim=1).nan_to_num(0.0)  # a row without any is all NaN
-        return remasking_reveal_prob(alpha_t, alpha_s, sigma=0.0), sigma * share if sigma > 0 else 0.0
+            return reveal_prob(alpha_t, alpha_s, sigma), sigma
+        if sigma == 0:
+            return reveal_prob(alpha_t, alpha_s), 0.0
+
+        # A row without any confidence is all NaN, and masks nothing.
+        share = torch.softmax(-self._confidences(sample), dim=1).nan_to_num(0.0)  # (B, L)
+        return reveal_prob(alpha_t, alpha_s), sigma * share
+
+    def _next(
+        self,
+        logits: Tensor,
+        timestep: Time,
+        sample: Tensor,
+        positions: Tensor,
+        generator: Generators,
+    ) -> Tensor:
+        prev_sample = super()._next(logits, timestep, sample, positions, generator)
+        if self.config.remasking != "confidence":
+            return prev_sample
+
+        # Remember how probable the model itself found the tokens that it has just revealed.
+        weights = token_weights(logits, mask_token_id=self.config.mask_token_id)
+        tokens = prev_sample[positions].unsqueeze(-1)  # (N, 1)
+        drawn = weights.gather(1, tokens).squeeze(-1)
+        confidence = self._confidences(sample).clone()
+        confidence[positions] = (drawn / weights.sum(dim=-1)).double()
+        masked = prev_sample == self.config.mask_token_id
+        self._confidence = confidence.masked_fill(masked, math.inf)
+        return prev_sample
 
     def _confidences(self, sample: Tensor) -> Tensor:
         """(B, L) float64, infinite where there is no token or it was not written by this scheduler."""
         if self._confidence is None:
             return torch.full(sample.shape, math.inf, dtype=torch.float64, device=sample.device)
         if self._confidence.shape != sample.shape:
-            want, got = tuple(self._confidence.shape), tuple(sample.shape)
-            raise ValueError(f"`sample` must keep its shape {want} until the next `set_timesteps`, got {got}.")
+            wanted = tuple(self._confidence.shape)
+            got = tuple(sample.shape)
+            raise ValueError(
+                f"`sample` must keep its shape {wanted} until the next `set_timesteps`, got {got}."
+            )
         return self._confidence

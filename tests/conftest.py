@@ -17,7 +17,7 @@ from text_diffusers import (  # noqa: E402
     TextTransformerModel,
 )
 from text_diffusers.data.rows import ShuffledRows, tokenize
-from text_diffusers.data.sources import train_tokenizer  # noqa: E402
+from text_diffusers.data.tokenizers import train_tokenizer  # noqa: E402
 from text_diffusers.evaluation.bounds import batch_bound  # noqa: E402
 from text_diffusers.training.config import TrainingConfig  # noqa: E402
 from text_diffusers.training.loop import TrainingLoop  # noqa: E402

@@ -1,4 +1,4 @@
-"""The house: who may import whom, and one class for one name."""
+"""The house: which room may import which, one class for one name, and single files for stock diffusers."""
 
 import ast
 import subprocess
@@ -7,78 +7,101 @@ from pathlib import Path
 
 import pytest
 
-from text_diffusers.hub.standalone import standalone_source
+from text_diffusers.hub.standalone import LOWER_ROOMS, room_of, standalone_source
 
 ROOT = Path(__file__).parent.parent
-# The last two are what diffusers itself stands on.
-STANDALONE = {"torch", "diffusers", "transformers", "safetensors", "huggingface_hub"} | set(sys.stdlib_module_names)
-ROOMS = {
-    "text_diffusers.schedulers": ROOT / "schedulers",
-    "text_diffusers.pipelines": ROOT / "pipelines",
-    "text_diffusers.models": ROOT / "src/text_diffusers/models",
+PACKAGE = ROOT / "src/text_diffusers"
+FOLDERS = {room: ROOT / room for room in ("schedulers", "pipelines", "space")} | {
+    room: PACKAGE / room
+    for room in (
+        "common",
+        "models",
+        "losses",
+        "guidance",
+        "data",
+        "evaluation",
+        "training",
+        "hub",
+        "cli",
+    )
 }
-LEAVES = [path for folder in ROOMS.values() for path in sorted(folder.glob("*.py"))]
-MODULES = [f"{room}.{path.stem}" for room, folder in ROOMS.items() for path in sorted(folder.glob("[!_]*.py"))]
-TENSOR_LEAVES = [
-    ROOT / "src/text_diffusers" / f"{name}.py"
-    for name in ("losses", "embedding_losses", "noise", "checkpoints", "corpus_parts", "rows", "initialization")
-]
-CORPUS_FILES = {  # what the files that read texts import of the package
-    "corpus_parts": set(),
-    "long_texts": {"corpus_parts"},
-    "chat": {"corpus_parts", "long_texts"},
-    "corpora": {"chat", "corpus_parts", "long_texts"},
-    "data": {"corpora"},
+
+# What each room may import of the package, beside itself. "" stands for the modules at the top: kernels and samplers by
+# their names.
+LEAVES = {*LOWER_ROOMS}
+ARROWS = {room: {*rooms} for room, rooms in LOWER_ROOMS.items()} | {
+    "losses": {"common"},
+    "guidance": {"common"},
+    "data": {"common"},
+    "evaluation": {*LEAVES, "losses", "data", "training", ""},
+    "training": {*LEAVES, "losses", "data", "evaluation", ""},
+    "hub": {*LEAVES, "training", ""},
+    "cli": {*FOLDERS, ""},
+    "space": {*FOLDERS, ""} - {"cli"},
 }
-GUIDANCE_LEAVES = ("guidance", "classifier_guidance", "pattern_control", "soft_text", "word_automaton")
-SOURCES = [*LEAVES, *sorted((ROOT / "src").rglob("*.py"))]
+# Libraries that a leaf may import; the last two are what diffusers itself stands on.
+STANDALONE = {"torch", "diffusers", "transformers", "typing_extensions", "numpy", "safetensors", "huggingface_hub"}
+STANDALONE |= set(sys.stdlib_module_names)
+BARE_NAMES = {"schedulers", "pipelines", "space", "training_scripts", "benchmarks", "tests"}
+MOST_FILES = 18
+LONGEST_FILE = 600
 
 
-def imported_modules(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def modules_of(room):
+    """`{dotted name: file}` of a room, without the files that only mark a package."""
+    folder = FOLDERS[room]
+    files = [file for file in sorted(folder.rglob("*.py")) if file.name != "__init__.py"]
+    names = [".".join(file.relative_to(folder).with_suffix("").parts) for file in files]
+    return {f"text_diffusers.{room}.{name}": file for name, file in zip(names, files, strict=True)}
+
+
+def imported_modules(file):
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.add(node.module)
-    return found
+            assert node.level == 0, f"{file}: relative import"
+            modules.add(node.module)
+    return modules
 
 
-def test_there_are_leaves_to_check():
-    assert len(MODULES) >= 3
+MODULES = {room: modules_of(room) for room in FOLDERS}
+LEAF_MODULES = [name for room in LEAVES for name in MODULES[room]]
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_schedulers_pipelines_and_models_import_their_own_room_only(path):
-    allowed = STANDALONE | ({"vector_quantize_pytorch"} if "autoencoder_vq" in path.name else set())
-    room = next(room for room, folder in ROOMS.items() if path.parent == folder)
-    others = {module for module in imported_modules(path) if module.rpartition(".")[0] != room}
-    assert {module.split(".")[0] for module in others} <= allowed
+@pytest.mark.parametrize("room", FOLDERS)
+def test_arrows_point_downwards(room):
+    assert MODULES[room]
+    for name, file in MODULES[room].items():
+        imports = {module for module in imported_modules(file) if module.partition(".")[0] == "text_diffusers"}
+        rooms = {module.split(".")[1] for module in imports if room_of(module) or module.split(".")[-1] in FOLDERS}
+        rooms |= {""} if {module for module in imports if not room_of(module)} - {"text_diffusers"} else set()
+        forbidden = rooms - ARROWS[room] - {room}
+        assert not forbidden, f"{name} imports {sorted(forbidden)}"
 
 
-@pytest.mark.parametrize("path", TENSOR_LEAVES, ids=lambda path: path.name)
-def test_losses_and_rows_import_nothing_of_the_package(path):
-    assert not {module for module in imported_modules(path) if module.startswith("text_diffusers")}
+@pytest.mark.parametrize("name", LEAF_MODULES)
+def test_leaves_stand_on_the_libraries_of_stock_diffusers(name):
+    file = MODULES[room_of(name)][name]
+    allowed = STANDALONE | {"text_diffusers"} | ({"vector_quantize_pytorch"} if "autoencoder_vq" in name else set())
+    assert {module.partition(".")[0] for module in imported_modules(file)} <= allowed
 
 
-@pytest.mark.parametrize("name", CORPUS_FILES)
-def test_data_and_corpora_import_each_other_only(name):
-    modules = imported_modules(ROOT / f"src/text_diffusers/{name}.py")
-    own = {module.rpartition(".")[2] for module in modules if module.startswith("text_diffusers")}
-    assert own == CORPUS_FILES[name]
+def test_rooms_are_not_imported_by_their_bare_names():
+    for room in FOLDERS:
+        for name, file in MODULES[room].items():
+            assert not {module.partition(".")[0] for module in imported_modules(file)} & BARE_NAMES, name
 
 
-@pytest.mark.parametrize("name", GUIDANCE_LEAVES)
-def test_controls_import_no_pipeline_and_no_model(name):
-    own = {module for module in imported_modules(ROOT / f"src/text_diffusers/{name}.py") if "text_diffusers" in module}
-    assert own <= {f"text_diffusers.{leaf}" for leaf in GUIDANCE_LEAVES}
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_rooms_are_not_imported_by_their_bare_names(path):
-    roots = {module.split(".")[0] for module in imported_modules(path)}
-    assert not roots & {"schedulers", "pipelines", "training_scripts", "benchmarks", "space", "tests"}
+def test_no_folder_is_crowded_and_no_file_is_long():
+    for top in ("src", "schedulers", "pipelines", "space", "training_scripts", "benchmarks"):
+        for folder in {file.parent for file in (ROOT / top).rglob("*.py")}:
+            files = list(folder.glob("*.py"))
+            assert len(files) <= MOST_FILES, f"{folder} has {len(files)} files"
+            for file in files:
+                length = len(file.read_text(encoding="utf-8").splitlines())
+                assert length <= LONGEST_FILE, f"{file} has {length} lines"
 
 
 def test_rooms_are_one_package_with_one_class_a_name():
@@ -92,10 +115,33 @@ def test_rooms_are_one_package_with_one_class_a_name():
     assert all(hasattr(text_diffusers, name) for name in text_diffusers.__all__)
 
 
+def test_a_pipeline_inherits_from_diffusers_and_one_mixin():
+    import text_diffusers
+    from text_diffusers.pipelines.pipeline_base import loaded_subclasses
+
+    names = [name for name in text_diffusers.__all__ if name.endswith("Pipeline")]
+    pipelines = [getattr(text_diffusers, name) for name in names]
+    assert len(set(pipelines)) == len(names) >= 4
+    for pipeline in pipelines:
+        own = [parent for parent in pipeline.__mro__ if parent.__module__.startswith("text_diffusers.")]
+        assert len(own) <= 2, own
+        assert not loaded_subclasses(pipeline)
+
+
+def test_earlier_names_of_pipelines_are_those_that_took_them_in():
+    import text_diffusers
+    from text_diffusers.pipelines.loading import RENAMED_PIPELINES
+
+    for earlier, later in RENAMED_PIPELINES.items():
+        assert getattr(text_diffusers, earlier) is getattr(text_diffusers, later)
+    with pytest.raises(AttributeError, match="NoSuchPipeline"):
+        text_diffusers.NoSuchPipeline  # noqa: B018
+
+
 def test_leaves_load_by_path_where_the_package_is_not_imported(tmp_path):
     """As stock diffusers loads a file beside the weights: in a process that cannot import text_diffusers."""
-    for module in MODULES:
-        file = tmp_path / f"alone_{module.rpartition('.')[2]}.py"
+    for module in LEAF_MODULES:
+        file = tmp_path / f"alone_{module.replace('.', '_')}.py"
         file.write_text(standalone_source(module), encoding="utf-8")
     code = (
         "import sys, pathlib, importlib; sys.modules['text_diffusers'] = None; sys.path.insert(0, '.');"
@@ -103,46 +149,46 @@ def test_leaves_load_by_path_where_the_package_is_not_imported(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("alone_*.py"))) == len(MODULES)
+    assert len(list(tmp_path.glob("alone_*.py"))) == len(LEAF_MODULES) > 30
 
 
 @pytest.fixture
-def room(tmp_path, monkeypatch):
-    """A package with two rooms, into which a test writes modules."""
-    for folder in ("text_diffusers_like", "text_diffusers_like/here", "text_diffusers_like/there"):
+def house(tmp_path, monkeypatch):
+    """A package with two rooms, "here" above "common" and "there", into which a test writes modules."""
+    for folder in ("like", "like/here", "like/there", "like/common"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("text_diffusers.hub.standalone.PACKAGE", "text_diffusers_like")
-    yield tmp_path / "text_diffusers_like"
-    for module in [name for name in sys.modules if name.startswith("text_diffusers_like")]:
+    monkeypatch.setattr("text_diffusers.hub.standalone.PACKAGE", "like")
+    monkeypatch.setattr("text_diffusers.hub.standalone.LOWER_ROOMS", {"here": ("common",)})
+    yield tmp_path / "like"
+    for module in [name for name in sys.modules if name.partition(".")[0] == "like"]:
         del sys.modules[module]
 
 
-def test_one_file_holds_each_room_mate_once_before_its_users(room):
-    start = "from text_diffusers_like.here."
-    (room / "here/a.py").write_text('"""A."""\nimport math\n\n# why\nBASE = math.e\n')
-    (room / "here/b.py").write_text(f'"""B."""\n{start}a import BASE\n\nDOUBLE = 2 * BASE\n')
-    (room / "here/c.py").write_text(f'"""C."""\n{start}a import BASE\n{start}b import DOUBLE\n\nSUM = BASE + DOUBLE\n')
-    source = standalone_source("text_diffusers_like.here.c")
+def test_one_file_holds_each_module_once_before_its_users(house):
+    (house / "common/a.py").write_text('"""A."""\nimport math\n\n# why\nBASE = math.e\n')
+    (house / "here/b.py").write_text('"""B."""\nfrom like.common.a import BASE\n\nDOUBLE = 2 * BASE\n')
+    (house / "here/c.py").write_text(
+        '"""C."""\nfrom like.common.a import BASE\nfrom like.here.b import DOUBLE\n\nSUM = BASE + DOUBLE\n'
+    )
+    source = standalone_source("like.here.c")
     values = {}
     exec(source, values)
     assert values["SUM"] == 3 * values["math"].e
     assert values["__doc__"] == "C." and source.count("BASE =") == 1 and "# why\nBASE" in source
 
 
-@pytest.mark.parametrize(
-    "line", ["from text_diffusers_like.there.b import B", "from text_diffusers_like.here.b import B as C"]
-)
-def test_what_cannot_stand_in_one_file_is_refused(room, line):
-    (room / "here/a.py").write_text(f"{line}\n\nA = 1\n")
-    (room / "here/b.py").write_text("B = 1\n")
-    with pytest.raises(ValueError, match="own room, without renaming, got: from text_diffusers_like"):
-        standalone_source("text_diffusers_like.here.a")
+@pytest.mark.parametrize("line", ["from like.there.b import B", "from like.here.b import B as C"])
+def test_what_cannot_stand_in_one_file_is_refused(house, line):
+    (house / "here/a.py").write_text(f"{line}\n\nA = 1\n")
+    (house / "here/b.py").write_text("B = 1\n")
+    with pytest.raises(ValueError, match="must import from here and common, without renaming, got: from like"):
+        standalone_source("like.here.a")
 
 
-def test_one_name_for_two_things_is_refused(room):
-    (room / "here/a.py").write_text("from text_diffusers_like.here.b import B\n\nlimit = B\n")
-    (room / "here/b.py").write_text("limit = 2\nB = 1\n")
+def test_one_name_for_two_things_is_refused(house):
+    (house / "here/a.py").write_text("from like.here.b import B\n\nlimit = B\n")
+    (house / "here/b.py").write_text("limit = 2\nB = 1\n")
     with pytest.raises(ValueError, match="`limit` must be defined once"):
-        standalone_source("text_diffusers_like.here.a")
+        standalone_source("like.here.a")

@@ -64,15 +64,16 @@ def make_pipe(kind, tokenizer):
             "hybrid": lambda: D3PMHybridScheduler(mask, words, num_train_timesteps=20),
         }
         scheduler = schedulers.get(kind, lambda: D3PMAbsorbingScheduler(mask))()
-        pipe = CLASSES.get(kind, TextDiffusionPipeline)(tokenizer, make_denoiser(tokenizer), scheduler)
+        pipe = CLASSES.get(kind, TextDiffusionPipeline)(
+            tokenizer, make_denoiser(tokenizer), scheduler
+        )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def write(pipe, steps, seed=0):
-    names = ("num_coarse_steps", "num_fine_steps") if hasattr(pipe, "autoencoder") else ("num_inference_steps",)
     generator = torch.Generator().manual_seed(seed)
-    return pipe(max_new_tokens=LENGTH, generator=generator, **dict.fromkeys(names, steps))
+    return pipe(max_new_tokens=LENGTH, generator=generator, num_inference_steps=steps)
 
 
 @pytest.mark.parametrize("kind, name", CASES)
@@ -89,18 +90,29 @@ def test_every_sampler_that_is_offered_writes_whole_texts(kind, name, tokenizer)
     assert current_sampler(changed) == name and changed.components.keys() == pipe.components.keys()
     for component, scheduler in own.items():  # the pipeline that was given writes as before
         assert getattr(pipe, component, None) is scheduler
-        assert scheduler is None or type(getattr(changed, component)) is samplers_for(pipe)[name].scheduler
+        assert (
+            scheduler is None
+            or type(getattr(changed, component)) is samplers_for(pipe)[name].scheduler
+        )
 
 
 def test_every_public_scheduler_of_a_noise_with_several_has_a_name():
-    public = [getattr(text_diffusers, name) for name in text_diffusers.__all__ if name.endswith("Scheduler")]
+    public = [
+        getattr(text_diffusers, name)
+        for name in text_diffusers.__all__
+        if name.endswith("Scheduler")
+    ]
     offered = {corruption: {sampler.scheduler for sampler in table.values()} for corruption, table in
                {"absorbing": ABSORBING, "uniform": UNIFORM}.items()}  # fmt: skip
     for corruption, classes in offered.items():
-        assert classes == {found for found in public if getattr(found, "corruption", None) == corruption}
+        assert classes == {
+            found for found in public if getattr(found, "corruption", None) == corruption
+        }
     embeddings = {found for found in public if found.__name__.startswith("Embedding")}
     assert {sampler.scheduler for sampler in EMBEDDINGS.values()} == embeddings
-    assert BlockAncestralScheduler in public  # which is one of diffusers' LLaDA2Pipeline, and not offered
+    assert (
+        BlockAncestralScheduler in public
+    )  # which is one of diffusers' LLaDA2Pipeline, and not offered
 
 
 @pytest.mark.parametrize("name", ABSORBING)
@@ -111,7 +123,11 @@ def test_samplers_of_tokens_keep_noise_and_settings(name, tokenizer):
     made = with_sampler(pipe, name, temperature=0.5).scheduler
     times = torch.linspace(0, 1, 41)
     assert torch.equal(made.alpha(times), scheduler.alpha(times))
-    assert (made.config.top_k, made.config.temperature, made.config.num_train_timesteps) == (7, 0.5, 40)
+    assert (made.config.top_k, made.config.temperature, made.config.num_train_timesteps) == (
+        7,
+        0.5,
+        40,
+    )
     assert most_steps(pipe) == 32 and scheduler.config.temperature == 1.0
 
 
@@ -119,14 +135,18 @@ def test_samplers_of_tokens_keep_noise_and_settings(name, tokenizer):
 def test_samplers_of_embeddings_keep_the_noise(name, tokenizer):
     pipe = make_embedding_pipe(tokenizer, num_train_timesteps=100, beta_schedule="cosine")
     made = with_sampler(pipe, name).scheduler
-    torch.testing.assert_close(made.alphas_cumprod, pipe.scheduler.alphas_cumprod, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        made.alphas_cumprod, pipe.scheduler.alphas_cumprod, atol=1e-12, rtol=0
+    )
 
 
 def test_a_swap_writes_what_from_config_by_hand_writes(tokenizer):
     pipe = make_pipe("plain", tokenizer)
     changed = with_sampler(pipe, "entropy", top_p=0.8)
     by_hand = TextDiffusionPipeline(
-        tokenizer, pipe.denoiser, ConfidenceScheduler.from_config(pipe.scheduler.config, order="entropy", top_p=0.8)
+        tokenizer,
+        pipe.denoiser,
+        ConfidenceScheduler.from_config(pipe.scheduler.config, order="entropy", top_p=0.8),
     )
     assert torch.equal(write(changed, 4).tokens, write(by_hand, 4).tokens)
     back = with_sampler(changed, "ancestral", top_p=None)
@@ -144,21 +164,34 @@ def test_presets_of_one_class_do_not_leak_into_each_other(tokenizer):
 def test_levels_keep_their_own_masks(tokenizer):
     pipe = make_two_level(tokenizer)
     changed = with_sampler(pipe, "confidence")
-    masks = [getattr(changed, name).config.mask_token_id for name in ("coarse_scheduler", "fine_scheduler")]
+    masks = [
+        getattr(changed, name).config.mask_token_id
+        for name in ("coarse_scheduler", "fine_scheduler")
+    ]
     assert masks == [5, 7]
     assert with_sampler(make_two_level(tokenizer, two=False), "remdm").coarse_scheduler is None
 
 
 def test_stock_schedulers_are_replaced_with_the_right_ids_and_take_a_temperature(tokenizer):
-    for stock, name in (("BlockRefinementScheduler", "confidence"), ("DiscreteDDIMScheduler", "ddim")):
-        pipe = TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), getattr(diffusers, stock)())
+    for stock, name in (
+        ("BlockRefinementScheduler", "confidence"),
+        ("DiscreteDDIMScheduler", "ddim"),
+    ):
+        pipe = TextDiffusionPipeline(
+            tokenizer, make_denoiser(tokenizer), getattr(diffusers, stock)()
+        )
         pipe.set_progress_bar_config(disable=True)
         warm, cold = write(pipe, 4), with_sampler(pipe, temperature=0.0)
         assert not torch.equal(write(cold, 4).tokens, warm.tokens)
         assert torch.equal(write(cold, 4).tokens, write(with_sampler(cold), 4).tokens)
         made = with_sampler(pipe, name).scheduler
-        ids = made.config.get("mask_token_id", tokenizer.mask_token_id), made.config.get("vocab_size")
-        assert ids[0] == tokenizer.mask_token_id and (name == "confidence" or ids[1] == tokenizer.pad_token_id)
+        ids = (
+            made.config.get("mask_token_id", tokenizer.mask_token_id),
+            made.config.get("vocab_size"),
+        )
+        assert ids[0] == tokenizer.mask_token_id and (
+            name == "confidence" or ids[1] == tokenizer.pad_token_id
+        )
     two = make_two_level(tokenizer, two=False)
     two.fine_scheduler = diffusers.BlockRefinementScheduler()
     assert with_sampler(two, "ancestral").fine_scheduler.config.mask_token_id == 7
@@ -170,10 +203,14 @@ def test_what_does_not_fit_is_refused(tokenizer):
         with_sampler(pipe, "ddim")
     with pytest.raises(ValueError, match="`temperature` must be .*got -1"):
         with_sampler(pipe, "remdm", temperature=-1.0)
-    with pytest.raises(ValueError, match="`eta` must be left out: ReMDMScheduler takes temperature"):
+    with pytest.raises(
+        ValueError, match="`eta` must be left out: ReMDMScheduler takes temperature"
+    ):
         with_sampler(pipe, "remdm", eta=0.5)
     for name in ("ddpm", None):
-        with pytest.raises(ValueError, match="`temperature` must be left out: .* takes no settings, got 0.5"):
+        with pytest.raises(
+            ValueError, match="`temperature` must be left out: .* takes no settings, got 0.5"
+        ):
             with_sampler(embeddings, name, temperature=0.5)
     parts = tokenizer, make_denoiser(tokenizer), D3PMAbsorbingScheduler(tokenizer.mask_token_id)
     paraphraser = TokenParaGuidePipeline(*parts)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline
-from text_diffusers.evaluation.visualization import plot_denoising
+from text_diffusers.evaluation.plots import plot_denoising
 
 NUM_TEXTS = 8
 TEMPERATURE = 0.7  # below 1, the model writes what it is surer of
@@ -21,7 +21,9 @@ def main(folder: str):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
 
-    pipe.scheduler = D3PMAbsorbingScheduler.from_config(pipe.scheduler.config, temperature=TEMPERATURE)
+    pipe.scheduler = D3PMAbsorbingScheduler.from_config(
+        pipe.scheduler.config, temperature=TEMPERATURE
+    )
     print(f"\n{NUM_TEXTS} texts, at temperature {TEMPERATURE}:")
     written = pipe(num_return_sequences=NUM_TEXTS, generator=generator, return_history=True)
     for text in written.texts:
@@ -33,9 +35,11 @@ def main(folder: str):
     print("\nA text filled in:")
     print(f"  {INFILL}\n  {pipe(text=INFILL, generator=generator).texts[0]}")
 
-    lengths = [len(text) for text in written.texts]
-    row = min(range(NUM_TEXTS), key=lambda index: abs(lengths[index] - 80))
-    picture = plot_denoising(written.history, pipe.tokenizer, Path(folder, "denoising.png"), row=row)
+    # A text of about a line shows best.
+    row = min(range(NUM_TEXTS), key=lambda index: abs(len(written.texts[index]) - 80))
+    picture = plot_denoising(
+        written.history, pipe.tokenizer, Path(folder, "denoising.png"), row=row
+    )
     print(f"\nHow one of them was written, token by token: {picture}")
 
 

@@ -5,7 +5,6 @@
 It is then loaded by its name alone: `TextDiffusionPipeline.from_pretrained("chat-and-novels")`.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,8 +15,10 @@ from train_d3pm import D3PMConfig, report
 
 import text_diffusers
 from text_diffusers import TextDiffusionPipeline
+from text_diffusers.common.json_files import read_object
 from text_diffusers.hub.export import SHIPPED_MODEL, copy_records, forget_origin
 from text_diffusers.hub.model_card import model_card
+from text_diffusers.training.config import NOTE_FILE
 from text_diffusers.training.runtime import make_accelerator
 from text_diffusers.training.text_options import prepare_data
 
@@ -35,16 +36,25 @@ def main(run: Path, folder: Path):
     shutil.rmtree(folder, ignore_errors=True)
     pipe.save_pretrained(folder)
     forget_origin(folder)
+
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     if size > LARGEST:
-        raise ValueError(f"`run` must hold at most {LARGEST:,} bytes of weights in half precision, got {size:,}.")
-    options = json.loads((run / "training_config.json").read_text(encoding="utf-8"))["options"]
-    config = D3PMConfig(
-        **options | {"output_dir": str(folder), "tokenizer": str(run / "tokenizer"), "overwrite_output_dir": True}
-    )
+        raise ValueError(
+            f"`run` must hold at most {LARGEST:,} bytes of weights in half precision, got {size:,}."
+        )
+
+    # The figures are those of the rounded weights, on the texts that the run held out.
+    options = read_object(run / NOTE_FILE)["options"]
+    options |= {
+        "output_dir": str(folder),
+        "tokenizer": str(run / "tokenizer"),
+        "overwrite_output_dir": True,
+    }
+    config = D3PMConfig(**options)
     copy_records(run, folder)
     pipe = TextDiffusionPipeline.from_pretrained(folder)
     report(config, pipe, prepare_data(config, make_accelerator(config)))
+
     pipe.to(torch.float32)
     card = model_card(pipe, folder, name=SHIPPED_MODEL, license="apache-2.0")
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -18,19 +18,18 @@ tracker unless asked to. The table, trials.csv and sweep.png are made after each
 
 import csv
 import gc
-import importlib.util
+import importlib
 import math
 import os
 import shlex
 import shutil
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
-from dataclasses import asdict, dataclass, field, fields, replace
+from argparse import ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
-import numpy as np
 import optuna
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -39,63 +38,90 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from filelock import FileLock, Timeout
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
-from transformers import HfArgumentParser
 
-from text_diffusers.evaluation.visualization import plot_trials
+from text_diffusers.evaluation.plots import plot_trials
 from text_diffusers.training.checkpoints import CHECKPOINT_FOLDER
-from text_diffusers.training.config import TrainingConfig
+from text_diffusers.training.config import (
+    OptionParser,
+    TrainingConfig,
+    check_options,
+    marked_options,
+    option,
+)
 
-LEARNING_RATES = {"adamw": (1e-4, 1e-2), "sgd": (1e-2, 1.0)}  # least and most, on a logarithmic scale
-SPACE: dict[str, list] = {  # in this order: an optimizer is chosen before its learning rate
+# Least and most, on a logarithmic scale.
+LEARNING_RATES = {"adamw": (1e-4, 1e-2), "sgd": (1e-2, 1.0)}
+# What may be searched, in this order: an optimizer is chosen before its learning rate. Choices that are left open here
+# are those of the command line. Estimates under the schedule sqrt are several times as noisy as under the others.
+SPACE: dict[str, list] = {
     "optimizer": list(LEARNING_RATES),
     "learning_rate": [],
-    "hidden_size": [],  # `widths`
-    "num_layers": [],  # `depths`
-    "schedule": ["linear", "cosine", "sigmoid", "geometric"],  # estimates under sqrt are several times as noisy
+    "hidden_size": [],
+    "num_layers": [],
+    "schedule": ["linear", "cosine", "sigmoid", "geometric"],
     "beta_schedule": ["sqrt", "cosine", "sigmoid"],
     "self_conditioning": [0.0, 0.5],
 }
-TRIAL_DEFAULTS = {"checkpointing_steps": 0, "num_samples": 0, "num_length_samples": 0, "report_to": ["none"]}
-OF_SINGLE_RUNS = ("overwrite_output_dir", "resume_from_checkpoint")
+
+# A trial leaves out what only a reader of a single run looks at.
+TRIAL_DEFAULTS = {
+    "checkpointing_steps": 0,
+    "num_samples": 0,
+    "num_length_samples": 0,
+    "report_to": ["none"],
+}
 BUDGET = ("max_train_steps", "max_train_minutes")
-MAY_CHANGE = {*TRIAL_DEFAULTS, "output_dir", "checkpoints_total_limit", "project", "num_cpu_threads"}
-PRUNING_POINTS = 10  # trials are compared by share of the budget: equal steps are unequal progress for unlike models
+# Bounds do not depend on these, so a study goes on with others.
+MAY_CHANGE = {
+    *TRIAL_DEFAULTS,
+    "output_dir",
+    "checkpoints_total_limit",
+    "project",
+    "num_cpu_threads",
+}
+# Trials are compared by share of the budget: equal steps are unequal progress for unlike models.
+PRUNING_POINTS = 10
+
+# Trials that `num_trials` counts; a failed one says nothing of its options.
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-OUTCOMES = {  # how a training ends, and whether that is due to the trial's options
+# How a training ends, and whether that is due to the trial's options.
+OUTCOMES = {
     optuna.TrialPruned: ("pruned", True),
     FloatingPointError: ("diverged", True),
     (SystemExit, KeyboardInterrupt): ("interrupted", False),
     BaseException: ("error", False),
 }
 COLUMNS = ("trial", "outcome", "bound", "standard_error", "steps", "minutes")
-SQLITE_SECONDS = 60
+SQLITE_SECONDS = 60  # that a process waits for the others
 
 
 @dataclass
 class SweepConfig:
     """Options of the search; those of the trials are the recipe's."""
 
-    _argument_group_name = "search"
-
-    num_trials: int = field(default=20, metadata={"help": "complete or pruned trials that are wanted; 0: only report"})
-    recipe: str = field(default="train_d3pm", metadata={"help": "training script beside this one"})
-    search: list[str] | None = field(
-        default=None, metadata={"help": f"among {', '.join(SPACE)}; default: all that the recipe has"}
+    num_trials: int = option(
+        20, "complete or pruned trials that are wanted; 0: only report", limit="at least 0"
     )
-    widths: list[int] = field(default_factory=lambda: [128, 256, 384], metadata={"help": "choices of hidden_size"})
-    depths: list[int] = field(default_factory=lambda: [2, 4, 6, 8], metadata={"help": "choices of num_layers"})
-    prune_after_trials: int = field(
-        default=5, metadata={"help": "complete trials that reached a share of the budget before any is pruned there"}
+    recipe: str = option("train_d3pm", "training script beside this one")
+    search: list[str] | None = option(
+        None, f"among {', '.join(SPACE)}; default: all that the recipe has"
     )
-    prune_warmup: float = field(default=0.3, metadata={"help": "share of the budget before which none is pruned"})
+    widths: list[int] = option([128, 256, 384], "choices of hidden_size")
+    depths: list[int] = option([2, 4, 6, 8], "choices of num_layers")
+    prune_after_trials: int = option(
+        5,
+        "complete trials that reached a share of the budget before any is pruned there",
+        limit="at least 1",
+    )
+    prune_warmup: float = option(
+        0.3, "share of the budget before which none is pruned", limit="between 0 and 1"
+    )
 
     def __post_init__(self):
-        leasts = {"num_trials": 0, "prune_after_trials": 1, "widths": 1, "depths": 1}
-        for name, least in leasts.items():
-            if np.min(getattr(self, name)) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if not 0 <= self.prune_warmup <= 1:
-            raise ValueError(f"`prune_warmup` must be in [0, 1], got {self.prune_warmup}.")
+        check_options(self)
+        for name in ("widths", "depths"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
 
 class Manual(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -104,13 +130,21 @@ class Manual(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
 
 @dataclass
 class Sweep:
-    """What the command line asks for."""
+    """The search that a command line asks for.
+
+    Attributes:
+        config: options of the search.
+        recipe: module of the training script.
+        base: options of every trial, apart from its folder and what is searched.
+        given: the recipe's options on the command line.
+        space: the searched options with their choices.
+    """
 
     config: SweepConfig
     recipe: ModuleType
-    base: TrainingConfig  # of every trial, apart from its folder and what is searched
-    given: dict[str, Any]  # the recipe's options on the command line
-    space: dict[str, list]  # searched options with their choices
+    base: TrainingConfig
+    given: dict[str, Any]
+    space: dict[str, list]
 
     @property
     def folder(self) -> Path:
@@ -119,70 +153,117 @@ class Sweep:
     @property
     def options(self) -> dict[str, Any]:
         """Everything on which the bounds of a study depend."""
-        fixed = {name: value for name, value in asdict(self.base).items() if name not in {*MAY_CHANGE, *self.space}}
+        varying = {*MAY_CHANGE, *self.space}
+        fixed = {name: value for name, value in asdict(self.base).items() if name not in varying}
         return {"recipe": self.config.recipe, "search": self.space} | fixed
 
 
+# The command line
+
+
 def load_recipe(name: str) -> tuple[ModuleType, type]:
-    """The training script of this name, imported from its file, and its class of options."""
-    path = Path(__file__).parent / f"{name}.py"
+    """The training script of this name, a module beside this one, and its class of options."""
+    path = Path(__file__).with_name(f"{name}.py")
     known = ", ".join(sorted(script.stem for script in path.parent.glob("train_*.py")))
     if not path.is_file():
-        raise ValueError(f"`recipe` must be a script beside sweep.py, such as {known}; got {name!r}.")
-    spec: Any = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+        raise ValueError(
+            f"`recipe` must be a script beside sweep.py, such as {known}; got {name!r}."
+        )
+
+    module = importlib.import_module(name)
     hints = get_type_hints(module.main) if hasattr(module, "main") else {}
     if not {"config", "on_validation"} <= hints.keys():
-        raise ValueError(f"`recipe` must have a `main(config, on_validation)`, such as {known}; got {name!r}.")
+        raise ValueError(
+            f"`recipe` must have a `main(config, on_validation)`, such as {known}; got {name!r}."
+        )
     return module, hints["config"]
 
 
 def parse(arguments: list[str] | None) -> Sweep:
     """Read and check the whole command line, before anything is written."""
-    first, _ = HfArgumentParser(SweepConfig, add_help=False, allow_abbrev=False).parse_known_args(arguments)
+    # The recipe says which other options there are, so it is read first.
+    first, _ = OptionParser(SweepConfig, add_help=False, allow_abbrev=False).parse_known_args(
+        arguments
+    )
     recipe, recipe_config = load_recipe(first.recipe)
-    own, others = ([option.name for option in fields(kind)] for kind in (SweepConfig, recipe_config))
-    manual = {"usage": "%(prog)s --output_dir FOLDER [--option VALUE ...]", "description": __doc__}
-    parser = HfArgumentParser((SweepConfig, recipe_config), formatter_class=Manual, allow_abbrev=False, **manual)
-    parser.parse_args(arguments)  # --help ends here, while the defaults are known
-    parser.set_defaults(**dict.fromkeys([*own, *others]))
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    parser = OptionParser(
+        (SweepConfig, recipe_config),
+        usage="%(prog)s --output_dir FOLDER [--option VALUE ...]",
+        description=__doc__,
+        formatter_class=Manual,
+        allow_abbrev=False,
+    )
+
+    # Options that are not given stay None: they are searched, or take the default of a trial instead of the recipe's.
+    search_names = [option.name for option in fields(SweepConfig)]
+    recipe_names = [option.name for option in fields(recipe_config)]
+    nothing_given = Namespace(**dict.fromkeys([*search_names, *recipe_names]))
+    parsed = parser.parse_args(arguments, nothing_given)
+    given = {name: value for name, value in vars(parsed).items() if value is not None}
+
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
-        raise ValueError(f"A sweep is 1 process, got {processes}: start it in several terminals instead.")
-    if wrong := [name for name in OF_SINGLE_RUNS if name in given]:
-        raise ValueError(f"`{wrong[0]}` is for single runs: the same command goes on with a sweep.")
-    config = SweepConfig(**{name: given[name] for name in own if name in given})
-    base = recipe_config(**{name: value for name, value in (TRIAL_DEFAULTS | given).items() if name in others})
-    space = search_space(config, base, given)
-    return Sweep(config, recipe, base, {name: given[name] for name in others if name in given}, space)
+        raise ValueError(
+            f"A sweep is 1 process, got {processes}: start it in several terminals instead."
+        )
+    for name in marked_options(recipe_config, "of_one_start"):
+        if name in given:
+            raise ValueError(f"`{name}` is for single runs: the same command goes on with a sweep.")
+
+    config = SweepConfig(**{name: given[name] for name in search_names if name in given})
+    recipe_given = {name: given[name] for name in recipe_names if name in given}
+    base = recipe_config(**TRIAL_DEFAULTS | recipe_given)
+    return Sweep(config, recipe, base, given=recipe_given, space=search_space(config, base, given))
 
 
-def search_space(config: SweepConfig, base: TrainingConfig, given: dict[str, Any]) -> dict[str, list]:
+def search_space(
+    config: SweepConfig, base: TrainingConfig, given: dict[str, Any]
+) -> dict[str, list]:
     """The searched options with their choices, each of which every trial can begin with."""
     existing = [name for name in SPACE if hasattr(base, name)]
     for name in config.search or []:
         if name not in existing:
-            raise ValueError(f"`search` must name options among {', '.join(existing)}; got {name!r}.")
+            raise ValueError(
+                f"`search` must name options among {', '.join(existing)}; got {name!r}."
+            )
         if name in given:
-            raise ValueError(f"`{name}` is in `search` and given as {given[name]!r}: search it or fix it.")
-    searched = [name for name in existing if name in (config.search or existing) and name not in given]
+            raise ValueError(
+                f"`{name}` is in `search` and given as {given[name]!r}: search it or fix it."
+            )
+
+    searched = [
+        name for name in existing if name in (config.search or existing) and name not in given
+    ]
     if not searched:
         raise ValueError("`search` has nothing left: all that could be searched is given.")
-    choices = SPACE | {"hidden_size": config.widths, "num_layers": config.depths}
+
+    # The least and the most of every optimizer stand for its range of learning rates.
     optimizers = LEARNING_RATES if "optimizer" in searched else [base.optimizer]
-    choices["learning_rate"] = [rate for optimizer in optimizers for rate in LEARNING_RATES[optimizer]]
-    for option, name in (("widths", "hidden_size"), ("depths", "num_layers")):
-        if option in given and name not in searched:
-            raise ValueError(f"`{option}`={given[option]} are choices of `{name}`, which is not searched.")
+    choices = SPACE | {
+        "hidden_size": config.widths,
+        "num_layers": config.depths,
+        "learning_rate": [rate for optimizer in optimizers for rate in LEARNING_RATES[optimizer]],
+    }
+    for choice_list, name in (("widths", "hidden_size"), ("depths", "num_layers")):
+        if choice_list in given and name not in searched:
+            raise ValueError(
+                f"`{choice_list}`={given[choice_list]} are choices of `{name}`, which is not searched."
+            )
+
+    # Rotary positions turn the features of a head in pairs.
     multiple = 2 * getattr(base, "num_attention_heads", 1)
     if "hidden_size" in searched and any(width % multiple for width in config.widths):
-        raise ValueError(f"`widths` must be multiples of 2 `num_attention_heads`={multiple}, got {config.widths}.")
+        raise ValueError(
+            f"`widths` must be multiples of 2 `num_attention_heads`={multiple}, got {config.widths}."
+        )
+
+    # Better refused here, by the recipe's own checks, than in the middle of the night.
     for name in searched:
         for choice in choices[name]:
-            replace(base, **{name: choice})  # the recipe's own checks
+            replace(base, **{name: choice})
     return {name: choices[name] for name in searched}
+
+
+# The study, which several processes share
 
 
 def lock_of(folder: Path, name: str) -> FileLock:
@@ -197,28 +278,49 @@ def trial_name(number: int) -> str:
 
 def open_study(sweep: Sweep) -> optuna.Study:
     """The study of the output folder, new or with the same options as before."""
-    folder, database, enough = sweep.folder, sweep.folder / "study.db", sweep.config.prune_after_trials
+    folder = sweep.folder
+    database = folder / "study.db"
     if not database.exists() and (sweep.config.num_trials == 0 or any(folder.glob("trial-*"))):
-        raise ValueError(f"`output_dir`={str(folder)!r} has no study.db to report on or to go with its trials.")
+        raise ValueError(
+            f"`output_dir`={str(folder)!r} has no study.db to report on or to go with its trials."
+        )
+
+    # A trial is compared with the median of others at the same point, once there are enough of them.
+    enough = sweep.config.prune_after_trials
     warmup = math.ceil(sweep.config.prune_warmup * PRUNING_POINTS)
     pruner = optuna.pruners.MedianPruner(enough, warmup, n_min_trials=enough)
+
     with lock_of(folder, "study"):
-        storage = optuna.storages.RDBStorage(f"sqlite:///{database}", {"connect_args": {"timeout": SQLITE_SECONDS}})
-        study = optuna.create_study(storage=storage, study_name="sweep", pruner=pruner, load_if_exists=True)
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{database}", {"connect_args": {"timeout": SQLITE_SECONDS}}
+        )
+        study = optuna.create_study(
+            storage=storage, study_name="sweep", pruner=pruner, load_if_exists=True
+        )
         fail_dead_trials(study, folder)
-        if sweep.config.num_trials == 0 and not study.get_trials(deepcopy=False):
-            raise ValueError(f"`output_dir`={str(folder)!r} has a study without trials: `num_trials` must be above 0.")
+
         if sweep.config.num_trials:
-            kept = study.user_attrs["options"] if study.get_trials(deepcopy=False, states=COUNTED) else sweep.options
-            for name, now in sweep.options.items():
-                if kept.get(name) != now:
-                    raise ValueError(
-                        f"`{name}` must stay {kept.get(name)!r} in the study of `output_dir`={str(folder)!r}, got "
-                        f"{now!r}: bounds compare under the same options only. Choose another folder."
-                    )
-            study.set_user_attr("options", sweep.options)
-            study.set_user_attr("given", sweep.given)
+            keep_options(study, sweep)
+        elif not study.get_trials(deepcopy=False):
+            raise ValueError(
+                f"`output_dir`={str(folder)!r} has a study without trials: `num_trials` must be above 0."
+            )
     return study
+
+
+def keep_options(study: optuna.Study, sweep: Sweep):
+    """Note the options of the sweep in its study, which must be the same as those of its trials."""
+    if study.get_trials(deepcopy=False, states=COUNTED):
+        before = study.user_attrs["options"]
+        for name, value in sweep.options.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"`{name}` must stay {before.get(name)!r} in the study of `output_dir`={str(sweep.folder)!r}, got "
+                    f"{value!r}: bounds compare under the same options only. Choose another folder."
+                )
+
+    study.set_user_attr("options", sweep.options)
+    study.set_user_attr("given", sweep.given)
 
 
 def fail_dead_trials(study: optuna.Study, folder: Path):
@@ -233,43 +335,66 @@ def fail_dead_trials(study: optuna.Study, folder: Path):
             continue  # its process lives
 
 
-def claim_trial(sweep: Sweep, study: optuna.Study) -> tuple[optuna.Trial, TrainingConfig, Any] | None:
+def claim_trial(
+    sweep: Sweep, study: optuna.Study
+) -> tuple[optuna.Trial, TrainingConfig, Any] | None:
     """The next trial, its configuration and its lock, held; `None` if enough trials are finished or running."""
     with lock_of(sweep.folder, "study"):
         fail_dead_trials(study, sweep.folder)
         if len(study.get_trials(deepcopy=False, states=COUNTED)) >= sweep.config.num_trials:
             return None
+
         # A seed for each trial: with one for each session, all sessions would begin with the same draws.
-        study.sampler = optuna.samplers.TPESampler(seed=sweep.base.seed + len(study.get_trials(deepcopy=False)))
-        trial, chosen = study.ask(), {}
-        name_of_trial = trial_name(trial.number)
-        held = lock_of(sweep.folder, name_of_trial).acquire(blocking=False)
-        for name, choices in sweep.space.items():
-            if name == "learning_rate":
+        study.sampler = optuna.samplers.TPESampler(
+            seed=sweep.base.seed + len(study.get_trials(deepcopy=False))
+        )
+        trial = study.ask()
+        name = trial_name(trial.number)
+        lock = lock_of(sweep.folder, name).acquire(blocking=False)
+
+        chosen = {}
+        for option, choices in sweep.space.items():
+            if option == "learning_rate":
+                # Each optimizer has its own range, so to Optuna these are different options.
                 optimizer = chosen.get("optimizer", sweep.base.optimizer)
-                chosen[name] = trial.suggest_float(f"{name} ({optimizer})", *LEARNING_RATES[optimizer], log=True)
+                low, high = LEARNING_RATES[optimizer]
+                chosen[option] = trial.suggest_float(f"{option} ({optimizer})", low, high, log=True)
             else:
-                chosen[name] = trial.suggest_categorical(name, choices)
-    print(f"\n{name_of_trial}: " + ", ".join(f"{name} {cell(value)}" for name, value in chosen.items()))
-    return trial, replace(sweep.base, output_dir=str(sweep.folder / name_of_trial), **chosen), held
+                chosen[option] = trial.suggest_categorical(option, choices)
+
+    print(f"\n{name}: " + ", ".join(f"{option} {cell(value)}" for option, value in chosen.items()))
+    return trial, replace(sweep.base, output_dir=str(sweep.folder / name), **chosen), lock
+
+
+# A trial
 
 
 def run_trial(recipe: ModuleType, study: optuna.Study, trial: optuna.Trial, config: TrainingConfig):
     """Train, and tell the study how it ended; an end that says nothing about the trial's options is raised again."""
-    latest, threads = {}, torch.get_num_threads()
+    threads = torch.get_num_threads()
+    latest = {}
 
     def on_validation(step: int, metrics: dict[str, float]):
-        bound, share = metrics["bound"], metrics["progress"]
+        bound = metrics["bound"]
         trial.set_user_attr("steps", step)
         trial.set_user_attr("standard_error", metrics.get("standard_error"))
         if not math.isfinite(bound):
             raise FloatingPointError(f"Step {step}: the validation bound is {bound}.")
-        point, before = int(share * PRUNING_POINTS), latest.get("point")
+
+        share = metrics["progress"]
+        point = int(share * PRUNING_POINTS)
+        # Validations may be many more than points; the first of each is reported.
+        reported = point == latest.get("point")
         latest.update(bound=bound, point=point)
-        if point != before:
-            trial.report(bound, point)
-            if share < 1 and trial.should_prune():
-                raise optuna.TrialPruned(f"{bound:.4f} at {share:.0%} of the budget is worse than the median.")
+        if reported:
+            return
+
+        # At the end there is nothing left to save.
+        trial.report(bound, point)
+        if share < 1 and trial.should_prune():
+            raise optuna.TrialPruned(
+                f"{bound:.4f} at {share:.0%} of the budget is worse than the median."
+            )
 
     try:
         recipe.main(config, on_validation)
@@ -279,8 +404,8 @@ def run_trial(recipe: ModuleType, study: optuna.Study, trial: optuna.Trial, conf
         trial.set_user_attr("outcome", outcome)
         trial.set_user_attr("reason", " ".join(str(error).split()) or type(error).__name__)
         study.tell(trial, state=TrialState.PRUNED if counts else TrialState.FAIL)
-        for tracker in [thing for thing in gc.get_objects() if issubclass(type(thing), GeneralTracker)]:
-            tracker.finish()  # nobody else can reach those of a broken run
+        finish_trackers()
+
         print(f"{trial_name(trial.number)}: {outcome}. {error}")
         if not counts:
             print("This trial will not be continued; the same command goes on with the sweep.")
@@ -290,10 +415,18 @@ def run_trial(recipe: ModuleType, study: optuna.Study, trial: optuna.Trial, conf
 
 
 def judge(error: BaseException) -> tuple[str, bool]:
-    """What the end of a training by this exception is called, and whether it is due to the trial's options."""
-    if any(isinstance(link, MemoryError) or should_reduce_batch_size(link) for link in (error, error.__cause__)):
-        return "out of memory", True
+    """The name of a training's end by this exception, and whether it is due to the trial's options."""
+    for link in (error, error.__cause__):
+        if isinstance(link, MemoryError) or should_reduce_batch_size(link):
+            return "out of memory", True
     return next(outcome for kind, outcome in OUTCOMES.items() if isinstance(error, kind))
+
+
+def finish_trackers():
+    """Close the trackers of a broken run, which nobody else can reach."""
+    for candidate in gc.get_objects():
+        if issubclass(type(candidate), GeneralTracker):
+            candidate.finish()
 
 
 def clean_up(config: TrainingConfig, threads: int):
@@ -305,6 +438,9 @@ def clean_up(config: TrainingConfig, threads: int):
     shutil.rmtree(Path(config.output_dir, CHECKPOINT_FOLDER), ignore_errors=True)
 
 
+# The report
+
+
 def settings_of(trial: FrozenTrial) -> dict[str, Any]:
     """The searched options of a trial: "learning_rate (sgd)" is a `learning_rate`."""
     return {name.split()[0]: value for name, value in trial.params.items()}
@@ -312,25 +448,36 @@ def settings_of(trial: FrozenTrial) -> dict[str, Any]:
 
 def outcome_of(trial: FrozenTrial) -> str:
     """How a trial ended; of one that was killed, nobody could take a note."""
-    known = {TrialState.COMPLETE: "complete", TrialState.RUNNING: "running", TrialState.WAITING: "waiting"}
-    return known.get(trial.state) or trial.user_attrs.get("outcome", "killed")
+    if trial.state in (TrialState.PRUNED, TrialState.FAIL):
+        return trial.user_attrs.get("outcome", "killed")
+    return trial.state.name.lower()
 
 
 def table(study: optuna.Study) -> list[dict[str, Any]]:
     """A row a trial: first the complete ones, then the pruned ones, each by their bound, then the rest."""
+    columns = (*COLUMNS, *study.user_attrs["options"]["search"], "reason")
     rows = []
     for trial in study.get_trials(deepcopy=False):
-        row = dict.fromkeys((*COLUMNS, *study.user_attrs["options"]["search"], "reason")) | trial.user_attrs
-        row |= {"trial": trial.number, "outcome": outcome_of(trial)} | settings_of(trial)
+        row = dict.fromkeys(columns) | trial.user_attrs | settings_of(trial)
+        row |= {"trial": trial.number, "outcome": outcome_of(trial)}
         if trial.state.is_finished():
-            row |= {"bound": trial.value, "minutes": trial.duration.total_seconds() / 60}
-        rows.append(row if row["bound"] is not None else row | {"standard_error": None})
-    rank = {"complete": 0, "pruned": 1}
-    return sorted(rows, key=lambda r: (rank.get(r["outcome"], 2), math.inf if r["bound"] is None else r["bound"]))
+            row["bound"] = trial.value
+            row["minutes"] = trial.duration.total_seconds() / 60
+        if row["bound"] is None:
+            row["standard_error"] = None
+        rows.append(row)
+
+    def rank(row: dict[str, Any]) -> tuple[int, float]:
+        order = {"complete": 0, "pruned": 1}.get(row["outcome"], 2)
+        return order, math.inf if row["bound"] is None else row["bound"]
+
+    return sorted(rows, key=rank)
 
 
 def cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def report(study: optuna.Study, folder: Path):
@@ -343,41 +490,65 @@ def report(study: optuna.Study, folder: Path):
             writer.writeheader()
             writer.writerows(rows)
         draw(study, folder / "sweep.png")
-    lines = [names[:-1], *([cell(row[name]) for name in names[:-1]] for row in rows)]
+
+    # The reasons, which come last, are too long for the screen.
+    shown = names[:-1]
+    lines = [shown, *([cell(row[name]) for name in shown] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print("\n" + "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines))
-    print(f"Bounds in nats per token. With reasons: {folder / 'trials.csv'}. Drawn: {folder / 'sweep.png'}.")
+    print()
+    for line in lines:
+        print("  ".join(map(str.rjust, line, widths)))
+    print(
+        f"Bounds in nats per token. With reasons: {folder / 'trials.csv'}. Drawn: {folder / 'sweep.png'}."
+    )
+
     complete = [row for row in rows if row["outcome"] == "complete"]
-    if complete:
-        errors = [row["standard_error"] or 0 for row in complete]
-        gaps = [row["bound"] - complete[0]["bound"] for row in complete[1:]]
-        close = sum(gap < 2 * math.hypot(errors[0], error) for gap, error in zip(gaps, errors[1:], strict=True))
-        print(f"Of {len(gaps)} other complete trials, {close} are within two standard errors of the best.")
-        print(f"The best, at the recipe's length unless you add {' or '.join(f'--{name}' for name in BUDGET)}:")
-        print(f"  {best_command(study, folder)}")
+    if not complete:
+        return
+
+    # Differences of noisy estimates that may be chance.
+    best, *others = complete
+    close = 0
+    for row in others:
+        deviation = math.hypot(best["standard_error"] or 0, row["standard_error"] or 0)
+        close += row["bound"] - best["bound"] < 2 * deviation
+    print(
+        f"Of {len(others)} other complete trials, {close} are within two standard errors of the best."
+    )
+    print(f"The best, at the recipe's length unless you add --{' or --'.join(BUDGET)}:")
+    print(f"  {best_command(study, folder)}")
 
 
 def draw(study: optuna.Study, path: Path):
     """Draw the finished trials against every option that was searched."""
-    trials = study.get_trials(deepcopy=False, states=COUNTED[:2])
-    spaces = {name: space for trial in trials for name, space in trial.distributions.items()}
-    names = sorted(spaces, key=lambda name: (list(SPACE).index(name.split()[0]), name))
-    space: dict[str, Any] = {
-        name: list(s.choices) if isinstance(s, CategoricalDistribution) else (s.low, s.high)
-        for name, s in ((name, spaces[name]) for name in names)
-    }
-    rows = [{"trial": t.number, "outcome": outcome_of(t), "bound": t.value} | t.params for t in trials]
+    rows = []
+    distributions = {}
+    for trial in study.get_trials(deepcopy=False, states=COUNTED[:2]):
+        row = {"trial": trial.number, "outcome": outcome_of(trial), "bound": trial.value}
+        rows.append(row | trial.params)
+        distributions |= trial.distributions
+
+    space = {}
+    order = list(SPACE)
+    for name in sorted(distributions, key=lambda name: (order.index(name.split()[0]), name)):
+        choices = distributions[name]
+        categorical = isinstance(choices, CategoricalDistribution)
+        space[name] = list(choices.choices) if categorical else (choices.low, choices.high)
     plot_trials(rows, space, path)
 
 
 def best_command(study: optuna.Study, folder: Path) -> str:
     """The command that trains the best configuration with the recipe's own budget, not that of a trial."""
+    options = study.user_attrs["given"] | settings_of(study.best_trial)
+    options["output_dir"] = str(folder / "best")
+    for name in BUDGET:
+        options.pop(name, None)
+
     script = Path(__file__).with_name(f"{study.user_attrs['options']['recipe']}.py")
-    options = {name: value for name, value in study.user_attrs["given"].items() if name not in BUDGET}
-    options |= {"output_dir": str(folder / "best")} | settings_of(study.best_trial)
     words = ["accelerate", "launch", os.path.relpath(script)]
     for name, value in options.items():
-        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}", *map(str, values)]
     return shlex.join(words)
 
 
@@ -386,12 +557,13 @@ def main(arguments: list[str] | None = None) -> optuna.Study:
     sweep = parse(arguments)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = open_study(sweep)
+
     claim = claim_trial(sweep, study)
     if claim is None:
         report(study, sweep.folder)
     while claim:
-        trial, config, held = claim
-        with held:
+        trial, config, lock = claim
+        with lock:
             run_trial(sweep.recipe, study, trial, config)
         report(study, sweep.folder)
         claim = claim_trial(sweep, study)

@@ -6,10 +6,7 @@ With `--source_column` it learns to write one text from another by partial noisi
 bottom: options, model, loss, training, report. Shapes: B batch, L sequence length, E embedding width.
 """
 
-import json
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,23 +14,27 @@ from typing import Any
 import corpora  # noqa: F401 - names for `--dataset`
 import torch
 from accelerate.utils import set_seed
-from transformers import HfArgumentParser
 
-from text_diffusers import (
-    DiffusionLMPipeline,
-    EmbeddingDDIMScheduler,
-    EmbeddingTransformerModel,
-    GuidedDiffusionLMPipeline,
+from text_diffusers import DiffusionLMPipeline, EmbeddingDDIMScheduler, EmbeddingTransformerModel
+from text_diffusers.data.rows import tensor_batches, trimmed
+from text_diffusers.evaluation.embedding import (
+    embedding_health,
+    estimate_embedding_bound,
+    rounding_accuracy,
 )
-from text_diffusers.data.rows import tensor_batches
-from text_diffusers.evaluation.embedding import embedding_health, estimate_embedding_bound, rounding_accuracy
-from text_diffusers.evaluation.embedding_plots import plot_rounding
+from text_diffusers.evaluation.plots import plot_rounding
 from text_diffusers.losses.time_density import TIME_DENSITIES
 from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES
 from text_diffusers.training.condition_dropout import drop_conditions
-from text_diffusers.training.embedding import OBJECTIVES, TIMED_ROWS, EmbeddingLoss, trimmed
-from text_diffusers.training.initialization import LARGEST_VOCABULARY, TextStatistics, pretrained_vectors
+from text_diffusers.training.config import marked_options, option, refuse_parts_of_a_pipeline
+from text_diffusers.training.embedding import OBJECTIVES, TIMED_ROWS, EmbeddingLoss
+from text_diffusers.training.initialization import (
+    LARGEST_VOCABULARY,
+    TextStatistics,
+    pretrained_vectors,
+)
 from text_diffusers.training.loop import TrainingLoop
+from text_diffusers.training.recipes import ValidationCallback, run, save_metrics, write_texts
 from text_diffusers.training.runtime import end_training, make_accelerator
 from text_diffusers.training.text_options import (
     TextData,
@@ -41,119 +42,135 @@ from text_diffusers.training.text_options import (
     bound_metrics,
     length_metrics,
     prepare_data,
-    refuse_parts_of_a_pipeline,
     row_order,
     rows_per_step,
     text_lengths,
 )
 
-COUNTED_ROWS = 200_000
+COUNTED_ROWS = 200_000  # for the neighbours of tokens
 WRITING_STEPS = 50
-PLOTTED_TIMES = 20
-TIME_BINS = 20
-LOSS_OPTIONS = ("objective", "rounding_weight", "anchor_weight", "self_conditioning", "given_words", "time_sampling")
-PARTS_OF_A_PIPELINE = (
-    *("tokenizer", "vocab_size", "beta_schedule", "num_train_timesteps", "prediction_type", "categorical_output"),
-    *("embedding_dim", "embedding_model", "init_embeddings", "train_embeddings", "normalize_embeddings", "rounding"),
-    *("embedding_scale", "own_evidence"),
-    *("hidden_size", "num_layers", "num_attention_heads", "dropout", "self_conditioning", "time_sampling"),
-)
+PLOTTED_TIMES = 20  # at which rounding is drawn
+TIME_BINS = 20  # of the density from which times are drawn by loss
 
 
 @dataclass
 class DiffusionLMConfig(TextTrainingConfig):
     """Options of this recipe; those of every recipe are in `TextTrainingConfig` and `TrainingConfig`."""
 
-    source_column: str | None = field(
-        default=None, metadata={"help": "column of the texts from which `text_column` is to be written"}
+    source_column: str | None = option(
+        None, "column of the texts from which `text_column` is to be written"
     )
-    condition_dropout: float = field(
-        default=0.0, metadata={"help": "share of rows without their label or source, for classifier-free guidance"}
+    condition_dropout: float = option(
+        0.0, "share of rows without their label or source, for classifier-free guidance"
     )
-    model_name_or_path: str | None = field(default=None, metadata={"help": "saved pipeline to train further"})
-    vocab_size: int = field(default=2_048, metadata={"help": "tokens of a trained byte-level BPE"})
-    length: int = field(default=64, metadata={"help": "tokens in a row"})
-    beta_schedule: str = field(default="sqrt", metadata={"help": f"{', '.join(EMBEDDING_SCHEDULES)}"})
-    num_train_timesteps: int = field(default=2_000, metadata={"help": "steps from words to noise"})
-    objective: str = field(default="diffusion_lm", metadata={"help": "diffusion_lm, bound or simple"})
-    prediction_type: str = field(default="sample", metadata={"help": "sample, epsilon or v_prediction"})
-    categorical_output: bool = field(
-        default=True, metadata={"help": "predict probabilities of words and take their mean embedding; needs sample"}
+    model_name_or_path: str | None = option(None, "saved pipeline to train further")
+    vocab_size: int = option(2_048, "tokens of a trained byte-level BPE", part_of="pipeline")
+    length: int = option(64, "tokens in a row")
+    beta_schedule: str = option(
+        "sqrt", f"{', '.join(EMBEDDING_SCHEDULES)}", part_of="pipeline", one_of=EMBEDDING_SCHEDULES
     )
-    own_evidence: bool = field(
-        default=True, metadata={"help": "tell the model by Bayes' rule what a noisy embedding says of its own word"}
+    num_train_timesteps: int = option(2_000, "steps from words to noise", part_of="pipeline")
+    objective: str = option(
+        "diffusion_lm", "diffusion_lm, bound or simple", part_of="loss", one_of=OBJECTIVES
     )
-    rounding_weight: float = field(default=1.0, metadata={"help": "of the words read off noisy embeddings"})
-    anchor_weight: float = field(default=1.0, metadata={"help": "of the words read off the clean estimate"})
-    self_conditioning: float = field(default=0.5, metadata={"help": "share of rows shown a first estimate; 0: off"})
-    given_words: float | None = field(
-        default=None,
-        metadata={
-            "help": "share of rows with some clean words, to learn prompts and gaps; default: 0.25, with sources 0"
-        },
+    prediction_type: str = option("sample", "sample, epsilon or v_prediction", part_of="pipeline")
+    categorical_output: bool = option(
+        True,
+        "predict probabilities of words and take their mean embedding; needs sample",
+        part_of="pipeline",
     )
-    time_sampling: str = field(
-        default="uniform", metadata={"help": f"uniform, by_signal, {', '.join(TIME_DENSITIES)}"}
+    own_evidence: bool = option(
+        True,
+        "tell the model by Bayes' rule what a noisy embedding says of its own word",
+        part_of="pipeline",
     )
-    timing_steps: int = field(default=500, metadata={"help": "optimizer steps between looks at the losses by time"})
-    embedding_dim: int = field(default=16, metadata={"help": "width of the embeddings, in which diffusion happens"})
-    embedding_model: str | None = field(
-        default=None, metadata={"help": "transformers model whose embeddings, projected, and tokenizer are taken"}
+    rounding_weight: float = option(
+        1.0, "of the words read off noisy embeddings", part_of="loss", limit="at least 0"
     )
-    init_embeddings: str = field(default="random", metadata={"help": "random, or cooccurrence of tokens"})
-    train_embeddings: bool = field(default=True, metadata={"help": "off: they stay as they are at first"})
-    normalize_embeddings: bool = field(default=True, metadata={"help": "scale each to the same length"})
-    embedding_scale: float = field(default=1.0, metadata={"help": "of embeddings where the noise has 1"})
-    rounding: str = field(default="head", metadata={"help": "how words are found: head, nearest or codebook"})
-    hidden_size: int = field(default=256, metadata={"help": "width of the transformer"})
-    num_layers: int = field(default=6, metadata={"help": "blocks"})
-    num_attention_heads: int = field(default=4, metadata={"help": "heads"})
-    dropout: float = field(default=0.0, metadata={"help": "in training"})
+    anchor_weight: float = option(
+        1.0, "of the words read off the clean estimate", part_of="loss", limit="at least 0"
+    )
+    self_conditioning: float = option(
+        0.5,
+        "share of rows shown a first estimate; 0: off",
+        part_of=("pipeline", "loss"),
+        limit="between 0 and 1",
+    )
+    given_words: float | None = option(
+        None,
+        "share of rows with some clean words, to learn prompts and gaps; default: 0.25, with sources 0",
+        part_of="loss",
+        limit="between 0 and 1",
+    )
+    time_sampling: str = option(
+        "uniform",
+        f"uniform, by_signal, {', '.join(TIME_DENSITIES)}",
+        part_of=("pipeline", "loss"),
+        one_of=("uniform", "by_signal", *TIME_DENSITIES),
+    )
+    timing_steps: int = option(
+        500, "optimizer steps between looks at the losses by time", limit="at least 1"
+    )
+    embedding_dim: int = option(
+        16, "width of the embeddings, in which diffusion happens", part_of="pipeline"
+    )
+    embedding_model: str | None = option(
+        None,
+        "transformers model whose embeddings, projected, and tokenizer are taken",
+        part_of="pipeline",
+    )
+    init_embeddings: str = option(
+        "random",
+        "random, or cooccurrence of tokens",
+        part_of="pipeline",
+        one_of=("cooccurrence", "random"),
+    )
+    train_embeddings: bool = option(True, "off: they stay as they are at first", part_of="pipeline")
+    normalize_embeddings: bool = option(True, "scale each to the same length", part_of="pipeline")
+    embedding_scale: float = option(1.0, "of embeddings where the noise has 1", part_of="pipeline")
+    rounding: str = option(
+        "head", "how words are found: head, nearest or codebook", part_of="pipeline"
+    )
+    hidden_size: int = option(256, "width of the transformer", part_of="pipeline")
+    num_layers: int = option(6, "blocks", part_of="pipeline")
+    num_attention_heads: int = option(4, "heads", part_of="pipeline")
+    dropout: float = option(0.0, "in training", part_of="pipeline")
 
     def __post_init__(self):
         super().__post_init__()
-        choices = {
-            "objective": OBJECTIVES,
-            "beta_schedule": EMBEDDING_SCHEDULES,
-            "time_sampling": ("uniform", "by_signal", *TIME_DENSITIES),
-            "init_embeddings": ("cooccurrence", "random"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"`{name}` must be one of {sorted(known)}, got {getattr(self, name)!r}.")
-        for name in ("rounding_weight", "anchor_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)!r}.")
+        refuse_parts_of_a_pipeline(self)
+
         if self.given_words is None:
             self.given_words = 0.0 if self.source_column else 0.25
-        for name in ("self_conditioning", "given_words"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)!r}.")
         if self.source_column and self.given_words:
-            raise ValueError("`source_column` needs `--given_words 0`: of a pair, the source is given.")
-        conditional = bool(self.label_column or self.source_column)
+            raise ValueError(
+                "`source_column` needs `--given_words 0`: of a pair, the source is given."
+            )
+        if self.source_column and self.packing:
+            raise ValueError("`source_column` needs `--packing false`: a row holds one pair.")
+        conditional = self.label_column or self.source_column
         if not 0 <= self.condition_dropout < 1 or (self.condition_dropout and not conditional):
             raise ValueError(
                 "`condition_dropout` must be in [0, 1) and needs a `label_column` or `source_column`, got "
                 f"{self.condition_dropout!r}."
             )
-        if self.timing_steps < 1:
-            raise ValueError(f"`timing_steps` must be at least 1, got {self.timing_steps!r}.")
+
         if self.prediction_type != "sample" and (self.anchor_weight or self.objective == "bound"):
             raise ValueError(
                 '`anchor_weight` and `--objective bound` read words off a predicted "sample"; with `prediction_type`='
                 f"{self.prediction_type!r} pass `--anchor_weight 0` and another objective."
             )
         if self.objective == "bound" and self.time_sampling in TIME_DENSITIES:
-            raise ValueError(f'`time_sampling` of `--objective bound` is "by_signal", got {self.time_sampling!r}.')
-        if self.objective == "simple" and (self.prediction_type != "epsilon" or self.train_embeddings):
+            raise ValueError(
+                f'`time_sampling` of `--objective bound` is "by_signal", got {self.time_sampling!r}.'
+            )
+        if self.objective == "simple" and (
+            self.prediction_type != "epsilon" or self.train_embeddings
+        ):
             raise ValueError(
                 "`--objective simple` predicts noise between embeddings that stay: pass `--prediction_type epsilon "
                 f"--train_embeddings false`, got {self.prediction_type!r} and {self.train_embeddings}."
             )
-        if self.source_column and self.packing:
-            raise ValueError("`source_column` needs `--packing false`: a row holds one pair.")
-        refuse_parts_of_a_pipeline(self, PARTS_OF_A_PIPELINE)
 
 
 def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
@@ -161,9 +178,9 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
     set_seed(config.seed)
     if config.model_name_or_path:
         return load_model(config)
-    tokenizer = data.tokenizer
+
     denoiser = EmbeddingTransformerModel(
-        vocab_size=len(tokenizer),
+        vocab_size=len(data.tokenizer),
         embedding_dim=config.embedding_dim,
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
@@ -181,16 +198,19 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
         rounding=config.rounding,
         time_bins=TIME_BINS if config.time_sampling in TIME_DENSITIES else 0,
         dropout=config.dropout,
-        mask_token_id=tokenizer.mask_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        mask_token_id=data.tokenizer.mask_token_id,
+        pad_token_id=data.tokenizer.pad_token_id,
     )
+    # A checkpoint brings its own.
     if not config.resume_from_checkpoint:
         set_first_vectors(config, data, denoiser)
+
     scheduler = EmbeddingDDIMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_schedule=config.beta_schedule,
         prediction_type=config.prediction_type,
     )
+    # From the noise at each time the model knows how likely a word is by its noisy embedding alone.
     if config.categorical_output and config.own_evidence:
         denoiser.set_noise(scheduler.alphas_cumprod)
     return denoiser, scheduler
@@ -201,18 +221,25 @@ def set_first_vectors(config: DiffusionLMConfig, data: TextData, denoiser: Any):
 
     Embeddings are random by default: noise then confuses words that have nothing in common, which context tells apart.
     """
-    counted = partial(tensor_batches, data.train_rows, COUNTED_ROWS)
+    counted_batches = partial(tensor_batches, data.train_rows, COUNTED_ROWS)
     vocab_size = len(data.tokenizer)
     if denoiser.words_in is not None and vocab_size <= LARGEST_VOCABULARY:
-        denoiser.words_in.weight.data.copy_(TextStatistics(counted, vocab_size, config.hidden_size).vectors())
+        statistics = TextStatistics(counted_batches, vocab_size, config.hidden_size)
+        denoiser.words_in.weight.data.copy_(statistics.vectors())
+
+    embeddings = denoiser.token_embedding.weight.data  # (V, E)
     if config.embedding_model:
+        # The model may lack padding and mask, or have more rows than its tokenizer has tokens.
         vectors = pretrained_vectors(config.embedding_model, config.embedding_dim)[:vocab_size]
-        denoiser.token_embedding.weight.data[: len(vectors)] = vectors  # the model may lack padding and mask
+        embeddings[: len(vectors)] = vectors
     elif config.init_embeddings == "cooccurrence":
-        denoiser.token_embedding.weight.data.copy_(TextStatistics(counted, vocab_size, config.embedding_dim).vectors())
+        embeddings.copy_(
+            TextStatistics(counted_batches, vocab_size, config.embedding_dim).vectors()
+        )
 
 
 def load_model(config: DiffusionLMConfig) -> tuple[Any, Any]:
+    """`(denoiser, scheduler)` of the saved pipeline, which must take the rows of this configuration."""
     pipe: Any = DiffusionLMPipeline.from_pretrained(config.model_name_or_path)
     limit = pipe.denoiser.config.max_length
     if config.length > limit:
@@ -225,82 +252,103 @@ def load_model(config: DiffusionLMConfig) -> tuple[Any, Any]:
     return pipe.denoiser, EmbeddingDDIMScheduler.from_config(pipe.scheduler.config)
 
 
-def main(
-    config: DiffusionLMConfig, on_validation: Callable[[int, dict[str, float]], None] | None = None
-) -> list[float]:
+def main(config: DiffusionLMConfig, on_validation: ValidationCallback | None = None) -> list[float]:
     """Train, save the pipeline and its figures; returns the loss of each step."""
+    # 1. Data, model and noise
     accelerator = make_accelerator(config)
-    pretrained = config.model_name_or_path or config.embedding_model
-    data = prepare_data(config, accelerator, pretrained, source_column=config.source_column)
+    data = prepare_data(
+        config,
+        accelerator,
+        pretrained=config.model_name_or_path or config.embedding_model,
+        source_column=config.source_column,
+    )
     denoiser, scheduler = build_model(config, data)
-    accelerator.print(f"{denoiser.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary")
-    settings = {name: getattr(config, name) for name in LOSS_OPTIONS}
-    token_losses = EmbeddingLoss(scheduler, denoiser, **settings)
+    accelerator.print(
+        f"{denoiser.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary"
+    )
+
+    # 2. The loss of a batch, and what is watched on the way
+    loss_options = {
+        name: getattr(config, name) for name in marked_options(config, "part_of", "loss")
+    }
+    token_losses = EmbeddingLoss(scheduler, denoiser, **loss_options)
+    num_bins = denoiser.config.time_bins
+    timed_step = None
 
     def loss_function(model, batch, uniform, generators):
-        if denoiser.config.time_bins and loop.step % config.timing_steps == 0 and timed.get("step") != loop.step:
-            losses = token_losses.by_time(model, data.validation_rows, denoiser.config.time_bins)
-            denoiser.time_density.copy_(TIME_DENSITIES[config.time_sampling](losses))
-            timed["step"] = loop.step
-        dropout = (config.condition_dropout, denoiser.config.num_classes, data.tokenizer.pad_token_id)
-        batch = drop_conditions(batch, generators, *dropout)
-        density = denoiser.time_density.cpu() if denoiser.config.time_bins else None
+        # Times at which the loss is high are drawn more often; a step of several micro-batches looks once.
+        nonlocal timed_step
+        if num_bins and loop.step % config.timing_steps == 0 and timed_step != loop.step:
+            losses_by_time = token_losses.by_time(model, data.validation_rows, num_bins)
+            denoiser.time_density.copy_(TIME_DENSITIES[config.time_sampling](losses_by_time))
+            timed_step = loop.step
+
+        # Rows without their condition teach the model the text that guidance leads away from.
+        batch = drop_conditions(
+            batch,
+            generators,
+            probability=config.condition_dropout,
+            num_classes=denoiser.config.num_classes,
+            pad_token_id=data.tokenizer.pad_token_id,
+        )
+
+        # Each row has a time of its own; `weights` undo what a density of times favours.
+        density = denoiser.time_density.cpu() if num_bins else None
         times, weights = token_losses.draw_times(uniform.cpu(), density)  # (B,)
-        batch = trimmed(batch)
-        losses = token_losses(model, batch, times, generators)  # (B, L)
-        return (losses * weights.to(losses).unsqueeze(1)).sum()
+        losses = token_losses(model, trimmed(batch), times, generators)  # (B, L)
+        loss = (losses * weights.to(losses).unsqueeze(1)).sum()
+        return loss
 
     def evaluate(model) -> dict[str, float]:
         rows = data.spread_validation_rows(config.validation_rows)
-        estimate = estimate_embedding_bound(model, scheduler, rows, seed=config.seed, accelerator=accelerator)
+        estimate = estimate_embedding_bound(
+            model, scheduler, rows, seed=config.seed, accelerator=accelerator
+        )
         return estimate.metrics() | word_distances(model, scheduler)
 
-    def write(model) -> list[str]:
-        set_codes(model)
-        pipe = make_pipeline(data.tokenizer, model, scheduler, data.lengths)
-        return written(config, pipe, data, config.num_samples).texts
+    def make_pipeline(model) -> DiffusionLMPipeline:
+        # A codebook begins with the embeddings as they are now; several codes of a word are for users to set.
+        if model.config.rounding == "codebook":
+            model.set_codebook(
+                model.embedding_table().detach(), torch.arange(model.config.vocab_size)
+            )
+        return DiffusionLMPipeline(data.tokenizer, model, scheduler, data.lengths)
 
-    make_pipeline = GuidedDiffusionLMPipeline if config.condition_dropout else DiffusionLMPipeline
-    timed: dict[str, int] = {}
-    order = row_order(config, data.train_rows, rows_per_step(config, accelerator))
-    writer = write if config.num_samples else None
-    loop = TrainingLoop(config, accelerator, denoiser, loss_function, order, evaluate, writer, on_validation)
+    def write(model) -> list[str]:
+        return write_texts(
+            config, make_pipeline(model), data, config.num_samples, WRITING_STEPS
+        ).texts
+
+    # 3. Train
+    loop = TrainingLoop(
+        config,
+        accelerator,
+        denoiser,
+        loss_function,
+        row_order(config, data.train_rows, rows_per_step(config, accelerator)),
+        evaluate=evaluate,
+        write=write if config.num_samples else None,
+        on_validation=on_validation,
+    )
     losses = loop.run()
-    weights = loop.state.averages() | dict(loop.unwrapped.named_buffers())  # of all processes
+
+    # 4. Save the averaged weights and report. All processes take part in the averages; buffers have none.
+    weights = loop.state.averages() | dict(loop.unwrapped.named_buffers())
     if accelerator.is_main_process:
         model = EmbeddingTransformerModel.from_config(denoiser.config)
         model.load_state_dict(weights)
-        set_codes(model)
-        pipe: Any = make_pipeline(data.tokenizer, model.eval(), scheduler, data.lengths)
+        pipe: Any = make_pipeline(model.eval())
         pipe.save_pretrained(config.output_dir)
         loop.log_pipeline(report(config, pipe.to(accelerator.device), data))
     end_training(accelerator)
     return losses
 
 
-def set_codes(model: Any):
-    """Begin a codebook with the embeddings as they are now; several codes of a word are for users to set."""
-    if model.config.rounding == "codebook":
-        model.set_codebook(model.embedding_table().detach(), torch.arange(model.config.vocab_size))
-
-
 def word_distances(model: Any, scheduler: Any) -> dict[str, float]:
     """`embedding_health`, and the distance of words in units of the noise at t = 0: near 1 they have collapsed."""
     health = embedding_health(model.embedding_table())
-    return health | {"nearest_in_noise": health["nearest_distance"] / float((1 - scheduler.alphas_cumprod[0]).sqrt())}
-
-
-def written(config: DiffusionLMConfig, pipe: Any, data: TextData, count: int) -> Any:
-    """Seeded texts of the pipeline: for the first validation sources, or of the first label, if there are such."""
-    inputs: dict[str, Any] = {"num_return_sequences": count}
-    if config.source_column:
-        some = data.validation_documents.select(range(min(count, len(data.validation_rows))))
-        inputs = {"source": list(some["source"])}
-    if data.num_classes is not None:
-        inputs["class_labels"] = 0
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(config.seed)
-    return pipe(**inputs, num_inference_steps=min(WRITING_STEPS, config.num_train_timesteps), generator=generator)
+    least_noise = float((1 - scheduler.alphas_cumprod[0]).sqrt())
+    return health | {"nearest_in_noise": health["nearest_distance"] / least_noise}
 
 
 def report(config: DiffusionLMConfig, pipe: Any, data: TextData) -> dict[str, float]:
@@ -308,29 +356,39 @@ def report(config: DiffusionLMConfig, pipe: Any, data: TextData) -> dict[str, fl
     rows = data.validation_rows
     estimate = estimate_embedding_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
     data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, rows, config)
-    metrics = bound_metrics(estimate, rows, None if config.packing else pipe.config.lengths, data_lengths)
+    metrics = bound_metrics(
+        estimate, rows, None if config.packing else pipe.config.lengths, data_lengths
+    )
+
     metrics |= word_distances(pipe.denoiser, pipe.scheduler)
     print(
         f"embeddings         norm {metrics['norm']:.2f}, nearest other {metrics['nearest_distance']:.2f} or "
         f"{metrics['nearest_in_noise']:.0f} times the least noise, effective rank {metrics['effective_rank']:.1f} of "
         f"{pipe.denoiser.config.embedding_dim}"
     )
+
+    # How often the model reads the right word off a noisy embedding, from no noise to all of it.
     last = len(pipe.scheduler.alphas_cumprod) - 1
     times = sorted({round(last * i / PLOTTED_TIMES) for i in range(PLOTTED_TIMES + 1)})
-    some = data.spread_validation_rows(TIMED_ROWS)
-    accuracies = rounding_accuracy(pipe.denoiser, pipe.scheduler, some, times, seed=config.seed)
-    metrics |= {f"rounding_accuracy/{found.timestep}": found.model_accuracy for found in accuracies}
-    print(f"rounding by noise  {plot_rounding(accuracies, Path(config.output_dir, 'rounding.png'))}")
+    timed_rows = data.spread_validation_rows(TIMED_ROWS)
+    accuracies = rounding_accuracy(
+        pipe.denoiser, pipe.scheduler, timed_rows, times, seed=config.seed
+    )
+    for accuracy in accuracies:
+        metrics[f"rounding_accuracy/{accuracy.timestep}"] = accuracy.model_accuracy
+    print(
+        f"rounding by noise  {plot_rounding(accuracies, Path(config.output_dir, 'rounding.png'))}"
+    )
+
     if config.num_length_samples:
-        tokens = written(config, pipe, data, config.num_length_samples).tokens
-        metrics |= length_metrics(tokens, pipe.tokenizer, data_lengths, pipe.config.lengths is not None)
-    Path(config.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(f"saved in           {config.output_dir}")
+        written = write_texts(config, pipe, data, config.num_length_samples, WRITING_STEPS)
+        metrics |= length_metrics(
+            written.tokens, pipe.tokenizer, data_lengths, bool(pipe.config.lengths)
+        )
+
+    save_metrics(config, metrics)
     return metrics
 
 
 if __name__ == "__main__":
-    try:
-        main(HfArgumentParser(DiffusionLMConfig).parse_args_into_dataclasses()[0])
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"train_diffusion_lm.py: {error}")
+    run(main, DiffusionLMConfig)

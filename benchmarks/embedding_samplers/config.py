@@ -1,33 +1,29 @@
 """Options of benchmarks/samplers_embedding.py."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from text_diffusers.evaluation.text_metrics import JUDGES
+from common.options import BenchmarkOptions
+
+from text_diffusers.common.validation import require
+from text_diffusers.training.config import option
 
 
 @dataclass
-class SamplersConfig:
-    model: str = field(default="runs/diffusion_lm", metadata={"help": "folder of a trained DiffusionLMPipeline"})
-    output_dir: str = field(default="runs/samplers_embedding", metadata={"help": "folder of finished runs"})
-    dataset: str | None = field(default="chitchat", metadata={"help": "whose last texts are the yardstick, or none"})
-    steps: list[int] = field(
-        default_factory=lambda: [1000, 200, 50, 20, 10, 5], metadata={"help": "the first is the reference"}
-    )
-    most_fast_steps: int = field(default=50, metadata={"help": "of the samplers that are made for few steps"})
-    num_texts: int = field(default=48, metadata={"help": "texts of each sampler and number of steps"})
-    num_words: int = field(default=256, metadata={"help": "words of the source whose denoiser is exact"})
-    seed: int = field(default=0, metadata={"help": "of the noise"})
-    self_conditioning: bool = field(default=True, metadata={"help": "off: the model never sees its last estimate"})
-    num_cpu_threads: int | None = field(default=None, metadata={"help": "torch threads; default: all"})
-    judge: str = field(default="smollm2", metadata={"help": f"of generative perplexity: {', '.join(JUDGES)} or none"})
-    judge_cache: str | None = field(default=None, metadata={"help": "folder of the converted judge"})
-    picture: str | None = field(default=None, metadata={"help": "default: samplers.png in `output_dir`"})
+class SamplersConfig(BenchmarkOptions):
+    output_dir: str = option("runs/samplers_embedding", "folder of finished runs")
+    model: str = option("runs/diffusion_lm", "folder of a trained DiffusionLMPipeline")
+    dataset: str | None = option("chitchat", "whose last texts are the yardstick, or none")
+    steps: list[int] = option([1000, 200, 50, 20, 10, 5], "the first is the reference")
+    most_fast_steps: int = option(50, "of the samplers that are made for few steps")
+    num_texts: int = option(48, "texts of each sampler and number of steps")
+    num_words: int = option(256, "words of the source whose denoiser is exact")
+    seed: int = option(0, "of the noise")
+    self_conditioning: bool = option(True, "off: the model never sees its last estimate")
+    num_cpu_threads: int | None = option(None, "torch threads; default: all", limit="at least 0")
 
     def __post_init__(self):
-        if not self.steps or min(self.steps) < 1:
-            raise ValueError(f"`steps` must be at least 1 each, got {self.steps!r}.")
+        super().__post_init__()
+        require(bool(self.steps) and min(self.steps) >= 1, "steps", "at least 1 each", self.steps)
         for name in ("num_texts", "num_words"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"`{name}` must be at least 2, got {getattr(self, name)!r}.")
-        if self.judge not in (*JUDGES, "none"):
-            raise ValueError(f"`judge` must be one of {[*JUDGES, 'none']}, got {self.judge!r}.")
+            value = getattr(self, name)
+            require(value >= 2, name, "at least 2", value)

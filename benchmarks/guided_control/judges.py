@@ -8,15 +8,18 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
+from common.judges import WordJudge
 from sklearn.feature_extraction import FeatureHasher
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.linear_model import SGDClassifier
 
 LENGTH_TOLERANCE = 2  # tokens
 NORMAL_QUANTILE = 1.959963984540054  # of a two-sided 95% interval
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+(?:[.,]\d+)*|\S")
 HASHED_FEATURES = 2**17
+
+Sentences = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -36,43 +39,50 @@ class Wish:
     pattern: tuple[str, ...] = ()
 
 
-class LabelJudge:
-    """TF-IDF of words and pairs of words, and logistic regression."""
-
-    def __init__(self, texts: Sequence[str], labels: Sequence[int]):
-        self.vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-        self.regression = LogisticRegression(C=2.0, max_iter=300)
-        self.regression.fit(self.vectorizer.fit_transform(texts), labels)
-
-    def labels(self, texts: Sequence[str]) -> list[int]:
-        return [int(label) for label in self.regression.predict(self.vectorizer.transform(texts))]
-
-    def accuracy(self, texts: Sequence[str], labels: Sequence[int]) -> float:
-        """Share of texts with their own label: what a judge makes of texts that are all as asked for."""
-        return sum(own == label for own, label in zip(self.labels(texts), labels, strict=True)) / len(texts)
+def label_judge(texts: Sequence[str], labels: Sequence[int]) -> WordJudge:
+    """A judge of labels by words and pairs of words."""
+    return WordJudge(texts, labels, inverse_penalty=2.0, ngram_range=(1, 2), min_df=2)
 
 
 class TagJudge:
-    """A tagger of words, each by itself: the word, its beginning, end and shape, and its neighbours."""
+    """A tagger of words, each by itself: the word, its beginning, end and shape, and its neighbours.
 
-    def __init__(self, sentences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]], seed: int = 0):
+    Args:
+        sentences: words to learn from, each with one of the `tags`.
+        seed: of the order in which it learns.
+    """
+
+    def __init__(self, sentences: Sentences, tags: Sentences, seed: int = 0):
         self.hasher = FeatureHasher(HASHED_FEATURES, input_type="string", alternate_sign=False)
-        self.regression = SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=5, tol=None, random_state=seed)
-        features = (found for words in sentences for found in word_features(words))
-        self.regression.fit(self.hasher.transform(features), [tag for row in tags for tag in row])
+        self.classifier = SGDClassifier(
+            loss="log_loss", alpha=1e-6, max_iter=5, tol=None, random_state=seed
+        )
+        features = chain.from_iterable(map(word_features, sentences))
+        self.classifier.fit(self.hasher.transform(features), list(chain.from_iterable(tags)))
 
-    def tags(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+    def tags(self, sentences: Sentences) -> list[list[str]]:
         """One tag a word."""
-        features = [found for words in sentences for found in word_features(words)]
-        tags = iter(self.regression.predict(self.hasher.transform(features)).tolist() if features else [])
+        features = list(chain.from_iterable(map(word_features, sentences)))
+        predicted = (
+            self.classifier.predict(self.hasher.transform(features)).tolist() if features else []
+        )
+        tags = iter(predicted)
         return [[next(tags) for _ in words] for words in sentences]
+
+    def accuracy(self, sentences: Sentences, tags: Sentences) -> float:
+        """Share of words that get their own tag."""
+        judged = chain.from_iterable(self.tags(sentences))
+        right = [
+            tag == true_tag for tag, true_tag in zip(judged, chain.from_iterable(tags), strict=True)
+        ]
+        return sum(right) / len(right)
 
 
 @dataclass
 class Judges:
     """Those that are there; a judge is needed for what is wished only."""
 
-    label: LabelJudge | None = None
+    label: WordJudge | None = None
     tag: TagJudge | None = None
 
 
@@ -80,7 +90,9 @@ def word_features(words: Sequence[str]) -> Iterator[list[str]]:
     """The features of each word of a sentence."""
     lower = ["<s>", *(word.lower() for word in words), "</s>"]
     for place, word in enumerate(words, start=1):
-        own, before, after = lower[place], lower[place - 1], lower[place + 1]
+        own = lower[place]
+        before = lower[place - 1]
+        after = lower[place + 1]
         yield [
             f"word={own}",
             f"shape={shape(word)}",
@@ -97,13 +109,25 @@ def word_features(words: Sequence[str]) -> Iterator[list[str]]:
 
 
 def shape(word: str) -> str:
-    """Letters as A and a, digits as 0, runs of one kind once: "Mid-1990s" is "Aa-0a"."""
-    kinds = re.sub(r"\d", "0", re.sub(r"[^\W\d_A-Z]", "a", re.sub("[A-Z]", "A", word)))
+    """Letters as A and a, digits as 0, runs of one kind once.
+
+    Example:
+        >>> shape("Mid-1990s")
+        'Aa-0a'
+    """
+    upper = re.sub("[A-Z]", "A", word)
+    lower = re.sub(r"[^\W\d_A-Z]", "a", upper)
+    kinds = re.sub(r"\d", "0", lower)
     return re.sub(r"(.)\1+", r"\1", kinds)
 
 
 def split_words(text: str) -> list[str]:
-    """Words, numbers and single marks: "It's 1,000 well-made films." has five and the mark."""
+    """Words, numbers and single marks.
+
+    Example:
+        >>> split_words("It's 1,000 well-made films.")
+        ["It's", '1,000', 'well-made', 'films', '.']
+    """
     return WORD.findall(text)
 
 
@@ -112,8 +136,10 @@ def holds_word(text: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
 
 
-def met(wishes: Sequence[Wish], texts: Sequence[str], lengths: Sequence[int], judges: Judges) -> list[list[bool]]:
-    """What each text has of the parts of its wish: its label, each word, the length, and each tag of the pattern.
+def met(
+    wishes: Sequence[Wish], texts: Sequence[str], lengths: Sequence[int], judges: Judges
+) -> list[list[bool]]:
+    """Whether each text meets the parts of its wish: its label, each word, the length, and each tag of the pattern.
 
     A text with more or fewer words than its pattern misses a part for each of them.
 
@@ -128,24 +154,45 @@ def met(wishes: Sequence[Wish], texts: Sequence[str], lengths: Sequence[int], ju
     if any(wish.pattern for wish in wishes) and judges.tag is None:
         raise ValueError("`judges` must have one of tags.")
     labels = judges.label.labels(texts) if judges.label else [None] * len(texts)
-    tags = judges.tag.tags([split_words(text) for text in texts]) if judges.tag else [[] for _ in texts]
-    found = []
-    for wish, text, length, label, row in zip(wishes, texts, lengths, labels, tags, strict=True):
-        parts = [] if wish.label is None else [label == wish.label]
-        parts += [holds_word(text, word) for word in wish.words]
-        parts += [] if wish.length is None else [abs(length - wish.length) <= LENGTH_TOLERANCE]
+    tags = (
+        judges.tag.tags([split_words(text) for text in texts])
+        if judges.tag
+        else [[] for _ in texts]
+    )
+
+    parts_of_texts = []
+    for place, wish in enumerate(wishes):
+        parts = []
+        if wish.label is not None:
+            parts.append(labels[place] == wish.label)
+        for word in wish.words:
+            parts.append(holds_word(texts[place], word))
+        if wish.length is not None:
+            parts.append(abs(lengths[place] - wish.length) <= LENGTH_TOLERANCE)
         if wish.pattern:
-            parts += [tag == wanted for tag, wanted in zip(row, wish.pattern, strict=False)]
-            parts += [False] * abs(len(row) - len(wish.pattern))
-        found.append(parts)
-    return found
+            parts += [tag == wanted for tag, wanted in zip(tags[place], wish.pattern, strict=False)]
+            parts += [False] * abs(len(tags[place]) - len(wish.pattern))
+        parts_of_texts.append(parts)
+    return parts_of_texts
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95% interval of a probability: where the normal approximation of its own variance does not refute it."""
+    """95% interval of a probability: where the normal approximation of its own variance does not refute it.
+
+    Raises:
+        ValueError: if there are more successes than trials, or no trial.
+
+    Example:
+        >>> low, high = wilson_interval(8, 10)
+        >>> round(low, 3), round(high, 3)
+        (0.49, 0.943)
+    """
     if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"`successes` must be between 0 and `trials`={trials}, which is at least 1, got {successes}.")
-    share, square = successes / trials, NORMAL_QUANTILE**2
+        raise ValueError(
+            f"`successes` must be between 0 and `trials`={trials}, which is at least 1, got {successes}."
+        )
+    share = successes / trials
+    square = NORMAL_QUANTILE**2
     center = (share + square / (2 * trials)) / (1 + square / trials)
     spread = math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
     half = NORMAL_QUANTILE / (1 + square / trials) * spread

@@ -21,6 +21,12 @@ class AutoregressiveModel(nn.Module):
     Args:
         config: with `bos_token_id`, the start token, and no `eos_token_id`; `n_positions` is L.
         never_written: ids that `write` leaves out, such as padding and the mask.
+
+    Example:
+        >>> config = GPT2Config(vocab_size=8, n_positions=4, n_embd=8, n_layer=1, n_head=1, bos_token_id=0,
+        ...                     eos_token_id=None)
+        >>> AutoregressiveModel(config, never_written=[7]).eval().write(num_rows=2).shape
+        torch.Size([2, 4])
     """
 
     def __init__(self, config: GPT2Config, never_written: list[int] | None = None):
@@ -33,7 +39,9 @@ class AutoregressiveModel(nn.Module):
         """(B, L) nats of tokens (B, L); padding, where the mask (B, L) is 0, costs nothing and is on the right."""
         start = torch.full_like(tokens[:, :1], self.config["bos_token_id"])
         logits = self.gpt2(torch.cat([start, tokens[:, :-1]], dim=1)).logits  # (B, L, V)
-        nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+        nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(
+            tokens.shape
+        )
         return nats * attention_mask
 
     @torch.no_grad()
@@ -46,7 +54,7 @@ class AutoregressiveModel(nn.Module):
             vectors: (up to V, D) of unit variance, the first embeddings; scaled to what the others have.
             like_denoiser: draw all weights anew by the former; else they are as they were made.
         """
-        gpt2, transformer = self.gpt2, self.gpt2.transformer
+        transformer = self.gpt2.transformer
         if like_denoiser:
             nn.init.normal_(transformer.wte.weight)
             nn.init.normal_(transformer.wpe.weight)
@@ -55,31 +63,40 @@ class AutoregressiveModel(nn.Module):
                     nn.init.normal_(layer.weight, std=layer.weight.shape[0] ** -0.5)
                 for layer in (block.attn.c_proj, block.mlp.c_proj):
                     nn.init.zeros_(layer.weight)
-            nn.init.zeros_(gpt2.lm_head.weight)
+            nn.init.zeros_(self.gpt2.lm_head.weight)
+
         if vectors is not None:
-            scale = 1.0 if like_denoiser else gpt2.config.initializer_range
+            scale = 1.0 if like_denoiser else self.gpt2.config.initializer_range
             transformer.wte.weight[: len(vectors)] = scale * vectors
 
     @torch.no_grad()
     def row_nats(self, rows: Any, batch_size: int = 64) -> tuple[Tensor, Tensor]:
         """`(nats, tokens)` (R,) float64 of each of the R tokenized rows, in order."""
-        nats, tokens = [], []
-        for many in tensor_batches(rows, len(rows)):
-            for ids, mask in zip(
-                *(many[name].split(batch_size) for name in ("input_ids", "attention_mask")), strict=True
-            ):
-                nats.append(self(ids, mask).double().sum(dim=1))
-                tokens.append(mask.double().sum(dim=1))
-        return torch.cat(nats), torch.cat(tokens)
+        nats = []
+        num_tokens = []
+        for batch in tensor_batches(rows, len(rows)):
+            masks = batch["attention_mask"].split(batch_size)
+            for tokens, mask in zip(batch["input_ids"].split(batch_size), masks, strict=True):
+                nats.append(self(tokens, mask).double().sum(dim=1))
+                num_tokens.append(mask.double().sum(dim=1))
+        return torch.cat(nats), torch.cat(num_tokens)
 
     @torch.no_grad()
     def write(self, num_rows: int, seed: int = 0) -> Tensor:
         """(num_rows, L) tokens drawn one after the other, at temperature 1, from all of the vocabulary."""
         start = torch.full((num_rows, 1), self.config["bos_token_id"])
+        length = self.config["n_positions"]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            settings = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0}
-            length = self.config["n_positions"]
-            limits = {"min_new_tokens": length, "max_new_tokens": length, "suppress_tokens": self.never_written}
-            written = self.gpt2.generate(start, attention_mask=torch.ones_like(start), **settings, **limits)
-        return written[:, 1:]
+            tokens = self.gpt2.generate(
+                start,
+                attention_mask=torch.ones_like(start),
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                temperature=1.0,
+                min_new_tokens=length,
+                max_new_tokens=length,
+                suppress_tokens=self.never_written,
+            )
+        return tokens[:, 1:]

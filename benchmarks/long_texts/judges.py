@@ -7,19 +7,20 @@ Shapes: W windows of a text, K classes.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
-from corpora.registry import CORPORA
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from common.judges import WordJudge
+from common.recipes import CORPORA
 
 from text_diffusers.data.sources import load_documents
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+(?:[.,]\d+)*")
-ERAS = (1861, 1932)  # of speeches: before the first, between, from the second on
 CHECKED_SHARE = 5  # one document in so many shows the accuracy of the judge of the others
+
+
+# --- documents and their kinds
 
 
 def classed_documents(dataset: str, judge_dataset: str | None) -> list[tuple[str, str]]:
@@ -30,18 +31,22 @@ def classed_documents(dataset: str, judge_dataset: str | None) -> list[tuple[str
     """
     if judge_dataset is not None:
         rows = load_documents(judge_dataset, label_column="label")
-        return of_several_kinds([(row["text"], str(row["label"])) for row in rows], judge_dataset)
-    corpus: Any = getattr(CORPORA.get(dataset), "func", None)
-    documents = None if corpus is None else corpus(part="judge")
-    if documents is None or "year" not in documents.column_names:
-        raise ValueError(f"`judge_dataset` must name a file of labelled texts for `dataset`={dataset!r}.")
-    return of_several_kinds([(row["text"], kind_of(row["author"], row["year"])) for row in documents], dataset)
+        documents = [(row["text"], str(row["label"])) for row in rows]
+    else:
+        corpus = CORPORA.get(dataset)
+        rows = corpus(part="judge") if corpus is not None and "part" in corpus.keywords else None
+        if rows is None or "year" not in rows.column_names:
+            raise ValueError(
+                f"`judge_dataset` must name a file of labelled texts for `dataset`={dataset!r}."
+            )
+        documents = [(row["text"], kind_of(row["author"], row["year"])) for row in rows]
 
-
-def of_several_kinds(documents: list[tuple[str, str]], source: str) -> list[tuple[str, str]]:
     kinds = {kind for _, kind in documents}
     if len(kinds) < 2:
-        raise ValueError(f"`judge_dataset` must have texts of several kinds, got {sorted(kinds)} in {source!r}.")
+        source = judge_dataset or dataset
+        raise ValueError(
+            f"`judge_dataset` must have texts of several kinds, got {sorted(kinds)} in {source!r}."
+        )
     return documents
 
 
@@ -49,22 +54,26 @@ def kind_of(author: str, year: int) -> str:
     """The class of a text: its novelist, or the era of a speech."""
     if author == "Jane Austen":
         return author
-    number = sum(year >= era for era in ERAS)
-    return ("speeches before {}", "speeches {} to {}", "speeches from {}")[number].format(
-        *((ERAS[0],), (ERAS[0], ERAS[1] - 1), (ERAS[1],))[number]
-    )
+    if year < 1861:
+        return "speeches before 1861"
+    return "speeches 1861 to 1931" if year < 1932 else "speeches from 1932"
 
 
 def windows(text: str, window_words: int) -> list[str]:
-    """A text in equal parts of about so many words, at white space."""
+    """A text in equal parts of about so many words, at white space.
+
+    Example:
+        >>> windows("one two three four five", 2)
+        ['one two', 'three four five']
+    """
     words = text.split()
     count = max(1, round(len(words) / window_words))
     edges = [round(part * len(words) / count) for part in range(count + 1)]
-    return [" ".join(words[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+    return [" ".join(words[start:end]) for start, end in pairwise(edges)]
 
 
 class KindJudge:
-    """TF-IDF of words and logistic regression over windows of documents.
+    """A judge of the kind of each window of a text, by its words.
 
     Args:
         documents: `(text, class)`.
@@ -77,30 +86,39 @@ class KindJudge:
 
     def __init__(self, documents: Sequence[tuple[str, str]], window_words: int):
         self.window_words = window_words
-        checked = list(documents[::CHECKED_SHARE])
+        checked = documents[::CHECKED_SHARE]
         others = [document for number, document in enumerate(documents) if number % CHECKED_SHARE]
-        self._fit(others)
-        texts, kinds = self._windows_of(checked)
-        predicted = self.regression.predict(self.vectorizer.transform(texts))
-        self.accuracy = float(np.mean(predicted == np.array(kinds)))
-        self._fit(documents)
-        self.classes: list[str] = self.regression.classes_.tolist()
+        self.accuracy = self._judge_of(others).accuracy(*self._windows_of(checked))
+        self.judge = self._judge_of(documents)
+        self.classes: list[str] = self.judge.classes
+
+    def _judge_of(self, documents: Iterable[tuple[str, str]]) -> WordJudge:
+        texts, kinds = self._windows_of(documents)
+        return WordJudge(texts, kinds, inverse_penalty=10.0, min_df=min(3, len(texts)))
 
     def _windows_of(self, documents: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
-        pairs = [(window, kind) for text, kind in documents for window in windows(text, self.window_words)]
-        return [window for window, _ in pairs], [kind for _, kind in pairs]
-
-    def _fit(self, documents: Iterable[tuple[str, str]]):
-        texts, kinds = self._windows_of(documents)
-        self.vectorizer = TfidfVectorizer(sublinear_tf=True, min_df=min(3, len(texts)))
-        self.regression = LogisticRegression(C=10.0, max_iter=300)
-        self.regression.fit(self.vectorizer.fit_transform(texts), kinds)
+        texts: list[str] = []
+        kinds: list[str] = []
+        for text, kind in documents:
+            parts = windows(text, self.window_words)
+            texts += parts
+            kinds += [kind] * len(parts)
+        return texts, kinds
 
     def probabilities(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Of each text (W, K), a row a window."""
         parts = [windows(text, self.window_words) for text in texts]
-        found = self.regression.predict_proba(self.vectorizer.transform([part for own in parts for part in own]))
-        return np.split(found, np.cumsum([len(own) for own in parts])[:-1])
+        probabilities = self.judge.probabilities(sum(parts, []))
+        return np.split(probabilities, np.cumsum([len(text_parts) for text_parts in parts])[:-1])
+
+
+# --- figures of the probabilities of windows
+
+
+def mean_over_pairs(rows: np.ndarray) -> float:
+    """The mean of sum_c p_i(c) p_j(c) over all pairs of different rows of (N, K)."""
+    total = rows.sum(axis=0)
+    return float((total @ total - (rows * rows).sum()) / (len(rows) * (len(rows) - 1)))
 
 
 def consistency(probabilities: Sequence[np.ndarray]) -> float | None:
@@ -108,28 +126,27 @@ def consistency(probabilities: Sequence[np.ndarray]) -> float | None:
 
     It is the probability that two windows of a text are given one class, if the judge draws a class for each. Texts of
     one window are left out; None if there is no other.
+
+    Example:
+        >>> sure = np.array([[1.0, 0.0], [1.0, 0.0]])
+        >>> consistency([sure, np.array([[0.5, 0.5], [0.5, 0.5]])])
+        0.75
     """
-    values = []
-    for rows in probabilities:
-        if len(rows) > 1:
-            total = rows.sum(axis=0)
-            values.append((total @ total - (rows * rows).sum()) / (len(rows) * (len(rows) - 1)))
+    values = [mean_over_pairs(rows) for rows in probabilities if len(rows) > 1]
     return float(np.mean(values)) if values else None
 
 
 def chance(probabilities: Sequence[np.ndarray]) -> float | None:
     """The consistency of windows of two texts: mean of sum_c p(c) q(c) over pairs of different texts; None of one."""
     means = np.stack([rows.mean(axis=0) for rows in probabilities])  # (texts, K)
-    if len(means) < 2:
-        return None
-    total = means.sum(axis=0)
-    return float((total @ total - (means * means).sum()) / (len(means) * (len(means) - 1)))
+    return mean_over_pairs(means) if len(means) > 1 else None
 
 
 def shuffled_windows(probabilities: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
     """The same windows, in texts of as many, but drawn from all of them: what texts without a kind would be."""
-    order = np.random.default_rng(seed).permutation(sum(map(len, probabilities)))
-    return np.split(np.concatenate(probabilities)[order], np.cumsum([len(rows) for rows in probabilities])[:-1])
+    windows_of_all = np.concatenate(probabilities)
+    order = np.random.default_rng(seed).permutation(len(windows_of_all))
+    return np.split(windows_of_all[order], np.cumsum([len(rows) for rows in probabilities])[:-1])
 
 
 def class_shares(probabilities: Sequence[np.ndarray]) -> np.ndarray:
@@ -142,14 +159,21 @@ def total_variation(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first - second).sum() / 2)
 
 
-def word_pairs(texts: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Neighbouring words of each text, in lower case; marks are left out."""
+# --- neighbouring words
+
+
+def word_pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Neighbouring words of each text, in lower case; marks are left out.
+
+    Example:
+        >>> list(word_pairs(["The cat, asleep.", "It's"]))
+        [('the', 'cat'), ('cat', 'asleep')]
+    """
     for text in texts:
-        words = WORD.findall(text.lower())
-        yield from zip(words, words[1:], strict=False)
+        yield from pairwise(WORD.findall(text.lower()))
 
 
 def fluency(texts: Iterable[str], known: set[tuple[str, str]]) -> float | None:
     """Share of neighbouring words that stand together somewhere in real texts; None if there are no two words."""
-    found = [pair in known for pair in word_pairs(texts)]
-    return sum(found) / len(found) if found else None
+    stand_together = [pair in known for pair in word_pairs(texts)]
+    return sum(stand_together) / len(stand_together) if stand_together else None

@@ -5,43 +5,54 @@ A record is a finished cell with its figures; a row of the table is a kind of ce
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from long_texts.config import ONE_LEVEL, TOKENS, TWO_LEVEL
+from common.pictures import use_logarithmic_x
+from common.results import Record, write_json
+from common.tables import Column, TableRow, markdown_table, standard_error, values_of
 
-Record = dict[str, Any]
+from long_texts.config import ONE_LEVEL, SYSTEMS, TOKENS, TWO_LEVEL, TwoLevelConfig
+from text_diffusers.evaluation.plots import pyplot, save
 
-COLUMNS = {  # name in a record: title, format
-    "flops": ("GFLOPs a text", ".2f"),
-    "consistency": ("consistency", ".3f"),
-    "excess": ("above chance", ".3f"),
-    "class_distance": ("classes, distance", ".3f"),
-    "fluency": ("fluency", ".3f"),
-    "generative_perplexity": ("generative perplexity", ".1f"),
-    "distinct_1": ("distinct-1", ".3f"),
-    "distinct_2": ("distinct-2", ".3f"),
-    "tokens_per_second": ("tokens a second", ",.0f"),
-    "peak_memory": ("peak MiB", ",.0f"),
+COLUMNS = {
+    "flops": Column("GFLOPs a text", ".2f", scale=1e-9),
+    "consistency": Column("consistency", ".3f"),
+    "excess": Column("above chance", ".3f"),
+    "class_distance": Column("classes, distance", ".3f"),
+    "fluency": Column("fluency", ".3f"),
+    "generative_perplexity": Column("generative perplexity", ".1f"),
+    "distinct_1": Column("distinct-1", ".3f"),
+    "distinct_2": Column("distinct-2", ".3f"),
+    "tokens_per_second": Column("tokens a second", ",.0f"),
+    "peak_memory": Column("peak MiB", ",.0f"),
 }
-SCALES = {"flops": 1e-9}
-BETTER = {
-    "consistency": 1,
-    "excess": 1,
-    "class_distance": -1,
-    "fluency": 1,
-    "generative_perplexity": -1,
-    "distinct_2": 1,
+MORE_IS_BETTER = {
+    "consistency": True,
+    "excess": True,
+    "class_distance": False,
+    "fluency": True,
+    "generative_perplexity": False,
+    "distinct_2": True,
 }
-FLOPS, FORWARDS, PLANS_TOLD, REAL = "equal FLOPs", "equal forwards", "plans", "real texts"
-SMALL_BUDGET, FLOPS_RATIO = 8, 4
+DRAWN = ("consistency", "excess")
+
+# How rows are compared, and those that are not.
+FLOPS = "equal FLOPs"
+FORWARDS = "equal forwards"
+PLANS_TOLD = "plans"
+REAL = "real texts"
+
+# The claims hold for budgets up to the former; the latter is the least ratio of FLOPs.
+SMALL_BUDGET = 8
+FLOPS_RATIO = 4
 
 
 @dataclass
 class Row:
-    """Cells of one kind: of a `system`, or the real texts, at a `length`; compared by `mode` at a `budget`."""
+    """Cells of one kind: of a system, or the real texts, at a `length`; compared by `mode` at a `budget`."""
 
     mode: str
     length: int
@@ -51,8 +62,9 @@ class Row:
     records: list[Record] = field(default_factory=list)
 
     def values(self, figure: str) -> list[float]:
-        scale = SCALES.get(figure, 1)
-        return [scale * record[figure] for record in self.records if record.get(figure) is not None]
+        """A figure of each seed, in the unit of the table."""
+        scale = COLUMNS[figure].scale
+        return [scale * value for value in values_of(self.records, figure)]
 
     def mean(self, figure: str) -> float | None:
         values = self.values(figure)
@@ -60,141 +72,166 @@ class Row:
 
     def error(self, figure: str) -> float:
         """Standard error of the mean over seeds; 0 of one."""
-        values = self.values(figure)
-        return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-
-    def shown(self, figure: str, style: str) -> str:
-        mean = self.mean(figure)
-        if mean is None:
-            return ""
-        spread = f" ± {self.error(figure):{style}}" if len(self.values(figure)) > 1 and self.error(figure) else ""
-        return f"{mean:{style}}{spread}"
+        return standard_error(self.values(figure))
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """A line a row; mean ± standard error over seeds."""
-    shown = {name: column for name, column in COLUMNS.items() if any(row.mean(name) is not None for row in rows)}
-    lines = [["tokens", "compared at", "budget", "texts of", "steps", *(title for title, _ in shown.values())]]
-    lines.append(["---:", "---", "---:", "---", "---:", *["---:"] * len(shown)])
+    lines = []
     for row in rows:
-        cells = [row.shown(name, style) for name, (_, style) in shown.items()]
-        steps = row.steps if row.records else "not written" if row.steps else "does not fit"
-        lines.append([f"{row.length:,}", row.mode, str(row.budget or ""), row.name, steps, *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        steps = row.steps
+        if not row.records:
+            steps = "not written" if row.steps else "does not fit"
+        names = [f"{row.length:,}", row.mode, str(row.budget or ""), row.name, steps]
+        lines.append(TableRow(names, row.records))
+    titles = ["tokens", "compared at", "budget", "texts of", "steps"]
+    return markdown_table(titles, lines, COLUMNS, spread=standard_error, left=(1, 3))
 
 
-def compared(rows: Sequence[Row], mode: str) -> list[tuple[int, int, dict[str, Row]]]:
-    """`(length, budget, {system: row})` of all comparisons of this kind whose two-level texts are there."""
-    found: dict[tuple[int, int], dict[str, Row]] = {}
+# --- findings
+
+
+def compared(rows: Sequence[Row], mode: str) -> list[dict[str, Row]]:
+    """`{system: row}` of all comparisons of this kind whose two-level texts are there."""
+    systems: dict[tuple[int, int], dict[str, Row]] = {}
     for row in rows:
         if row.mode == mode and row.records:
-            found.setdefault((row.length, row.budget), {})[row.name] = row
-    return [(length, budget, systems) for (length, budget), systems in found.items() if TWO_LEVEL in systems]
+            systems.setdefault((row.length, row.budget), {})[row.name] = row
+    return [by_name for by_name in systems.values() if TWO_LEVEL in by_name]
+
+
+def beside_baselines(rows: Sequence[Row], figure: str) -> Iterator[tuple[Row, Row]]:
+    """Two levels and a baseline at equal FLOPs, wherever both have a figure."""
+    for systems in compared(rows, FLOPS):
+        two_level = systems[TWO_LEVEL]
+        for name in (ONE_LEVEL, TOKENS):
+            if name in systems and two_level.values(figure) and systems[name].values(figure):
+                yield two_level, systems[name]
+
+
+def place(row: Row) -> str:
+    """Where a row stands in the table."""
+    return f"{row.length:,} tokens, {row.budget} forwards"
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
     """What the table says of the claims, and where two levels are worse than a baseline."""
-    lines = [line for figure in ("consistency", "excess") for line in consistency_findings(rows, figure)]
+    lines = []
+    for figure in DRAWN:
+        lines += consistency_findings(rows, figure)
     lines += flops_findings(rows)
-    for figure, sign in BETTER.items():
+    for figure, more_is_better in MORE_IS_BETTER.items():
         worse = []
-        for length, budget, systems in compared(rows, FLOPS):
-            own = systems[TWO_LEVEL].mean(figure)
-            for name in (ONE_LEVEL, TOKENS):
-                other = systems[name].mean(figure) if name in systems else None
-                if own is not None and other is not None and sign * (own - other) < 0:
-                    worse.append(f"{length:,} tokens, {budget} forwards: {own:.3f} against {other:.3f} of {name}")
+        for two_level, other in beside_baselines(rows, figure):
+            mean: Any = two_level.mean(figure)
+            other_mean: Any = other.mean(figure)
+            if mean < other_mean if more_is_better else mean > other_mean:
+                worse.append(
+                    f"{place(two_level)}: {mean:.3f} against {other_mean:.3f} of {other.name}"
+                )
         if worse:
-            lines.append(f"worse in {COLUMNS[figure][0]} at equal FLOPs: {'; '.join(worse)}.")
+            lines.append(f"worse in {COLUMNS[figure].title} at equal FLOPs: {'; '.join(worse)}.")
     return lines
 
 
 def consistency_findings(rows: Sequence[Row], figure: str) -> list[str]:
     """Whether two levels are more consistent, in that figure, at equal FLOPs, where a budget is small."""
-    held, failed, sure = [], [], 0
-    for length, budget, systems in compared(rows, FLOPS):
-        if budget > SMALL_BUDGET:
+    gains = []
+    losses = []
+    num_sure = 0
+    for two_level, other in beside_baselines(rows, figure):
+        if two_level.budget > SMALL_BUDGET:
             continue
-        own = systems[TWO_LEVEL]
-        for name in (ONE_LEVEL, TOKENS):
-            other = systems.get(name)
-            if other is None or other.mean(figure) is None or own.mean(figure) is None:
-                continue
-            gain: Any = own.mean(figure) - other.mean(figure)
-            error = math.hypot(own.error(figure), other.error(figure))
-            text = f"{length:,} tokens, {budget} forwards, {name}: {gain:+.3f} ± {error:.3f}"
-            (held if gain > 0 else failed).append(text)
-            sure += 0 < 2 * error < gain
-    if not held and not failed:
+        gain: Any = two_level.mean(figure) - other.mean(figure)  # pyright: ignore[reportOperatorIssue]
+        error = math.hypot(two_level.error(figure), other.error(figure))
+        line = f"{place(two_level)}, {other.name}: {gain:+.3f} ± {error:.3f}"
+        (gains if gain > 0 else losses).append(line)
+        num_sure += 0 < 2 * error < gain
+
+    if not gains and not losses:
         return []
-    what = COLUMNS[figure][0]
+    title = COLUMNS[figure].title
+    verdict = "missed" if losses else "met"
     claim = (
-        f"{what}: two levels are more consistent than both baselines at equal FLOPs of up to {SMALL_BUDGET} forwards"
+        f"{title}: two levels are more consistent than both baselines at equal FLOPs of up to "
+        f"{SMALL_BUDGET} forwards: {verdict}, {len(gains)} of {len(gains) + len(losses)} comparisons, "
+        f"{num_sure} by more than two standard errors."
     )
-    count = f"{len(held)} of {len(held) + len(failed)} comparisons, {sure} by more than two standard errors"
-    return [
-        f"{claim}: {'met' if not failed else 'missed'}, {count}.",
-        *(f"gain of {what} at {text}." for text in held + failed),
-    ]
+    return [claim, *(f"gain of {title} at {line}." for line in gains + losses)]
 
 
 def flops_findings(rows: Sequence[Row]) -> list[str]:
     """FLOPs of the token model over those of two levels, with as many steps, of the longest texts."""
-    pairs = [
-        (length, budget, systems[TOKENS].mean("flops"), systems[TWO_LEVEL].mean("flops"))
-        for length, budget, systems in compared(rows, FORWARDS)
-        if TOKENS in systems
-    ]
+    pairs = [systems for systems in compared(rows, FORWARDS) if TOKENS in systems]
     if not pairs:
         return []
-    longest = max(length for length, *_ in pairs)
-    ratios: list[tuple[int, float]] = [(b, tokens / own) for n, b, tokens, own in pairs if n == longest and own]
-    said = ", ".join(f"{ratio:.1f} at {budget}" for budget, ratio in ratios)
-    met = min(ratio for _, ratio in ratios) >= FLOPS_RATIO
-    claim = (
-        f"at {longest:,} tokens and as many forwards, at least {FLOPS_RATIO} times fewer FLOPs than the token model"
-    )
-    return [f"{claim}: {'met' if met else 'missed'}: {said}."]
+
+    longest = max(systems[TOKENS].length for systems in pairs)
+    ratios = {}
+    for systems in pairs:
+        flops = systems[TWO_LEVEL].mean("flops")
+        if systems[TOKENS].length == longest and flops:
+            ratios[systems[TOKENS].budget] = systems[TOKENS].mean("flops") / flops
+    listed = ", ".join(f"{ratio:.1f} at {budget}" for budget, ratio in ratios.items())
+    verdict = "met" if min(ratios.values()) >= FLOPS_RATIO else "missed"
+    return [
+        f"at {longest:,} tokens and as many forwards, at least {FLOPS_RATIO} times fewer FLOPs than "
+        f"the token model: {verdict}: {listed}."
+    ]
+
+
+# --- the picture
 
 
 def plot(rows: Sequence[Row], path: str | Path) -> Path:
     """Draw consistency, and that above chance, over FLOPs of a text, a column a length; bars are standard errors."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    lengths, drawn = list(dict.fromkeys(row.length for row in rows)), ("consistency", "excess")
-    shape = {"figsize": (4 * len(lengths), 7), "sharey": "row", "squeeze": False}
-    figure, panels = plt.subplots(len(drawn), len(lengths), **shape)
-    for name, line in zip(drawn, panels, strict=True):
+    lengths = list(dict.fromkeys(row.length for row in rows))
+    size = (4 * len(lengths), 7)
+    figure, panels = pyplot().subplots(
+        len(DRAWN), len(lengths), figsize=size, sharey="row", squeeze=False
+    )
+    for name, line in zip(DRAWN, panels, strict=True):
         for length, axes in zip(lengths, line, strict=True):
-            draw_panel(axes, [row for row in rows if row.length == length and row.mean(name) is not None], name)
+            shown = [row for row in rows if row.length == length and row.values(name)]
+            draw_panel(axes, shown, name)
             axes.set_title(f"{length:,} tokens")
-        line[0].set_ylabel(f"{COLUMNS[name][0]}, by an independent judge")
+        line[0].set_ylabel(f"{COLUMNS[name].title}, by an independent judge")
     panels[0][-1].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return Path(path)
+    return save(figure, path, dpi=120)
 
 
-def draw_panel(axes: Any, rows: Sequence[Row], name: str):
+def draw_panel(axes: Any, rows: Sequence[Row], figure: str):
     """One figure of the systems and of real texts, which have no FLOPs and are lines."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
-    for system in (TWO_LEVEL, ONE_LEVEL, TOKENS):
-        own = [row for row in rows if row.name == system and row.mode in (FLOPS, FORWARDS)]
-        points: list[Any] = sorted({(row.mean("flops"), row.mean(name), row.error(name)) for row in own})
+    for system in SYSTEMS:
+        points: set[tuple[Any, Any, float]] = set()  # cells may be compared both ways
+        for row in rows:
+            if row.name == system and row.mode in (FLOPS, FORWARDS):
+                points.add((row.mean("flops"), row.mean(figure), row.error(figure)))
         if points:
-            x, y, errors = zip(*points, strict=True)
-            axes.errorbar(x, y, yerr=errors, marker="o", markersize=4, capsize=2, label=system)
+            flops, means, errors = zip(*sorted(points), strict=True)
+            axes.errorbar(
+                flops, means, yerr=errors, marker="o", markersize=4, capsize=2, label=system
+            )
+
     for row in rows:
         if row.mode == REAL:
             style = "--" if row.name == REAL else ":"
-            axes.axhline(row.mean(name), color="black", linestyle=style, linewidth=1, label=row.name)
-    axes.set(xscale="log", xlabel="GFLOPs a text")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3, which="both")
+            axes.axhline(
+                row.mean(figure), color="black", linestyle=style, linewidth=1, label=row.name
+            )
+    use_logarithmic_x(axes, digits=(1, 2, 5))
+    axes.set_xlabel("GFLOPs a text")
+
+
+def report(options: TwoLevelConfig, rows: list[Row], notes: list[str]):
+    """Print and save the table with what it says, and draw the picture."""
+    seeds: set[int] = set()
+    for row in rows:
+        seeds.update(values_of(row.records, "seed"))
+    text = f"Seeds {sorted(seeds)}, {options.train_minutes:g} minutes of training each.\n\n{markdown(rows)}\n\n"
+    text += "\n".join(f"- {line}" for line in (*findings(rows), *notes))
+    (options.folder / "two_level.md").write_text(text + "\n", encoding="utf-8")
+    write_json(options.folder / "two_level.json", [asdict(row) for row in rows])
+
+    path = plot(rows, options.picture or options.folder / "two_level.png")
+    print(f"{text}\n- picture: {path}")

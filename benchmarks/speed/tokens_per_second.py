@@ -3,30 +3,32 @@
 The other side is transformers' GPT2LMHeadModel of the same layers, width and number of parameters under `generate()`
 with its cache, sampling from the whole distribution; embeddings are tied on both sides, V = 8,192. Ours is the call of
 a pipeline.
-Nothing ends a text early: both sides write every token that is asked for. "block-wise" is TextBlockDiffusionPipeline
-with its cache, 8 steps in each block of 32 tokens.
+Nothing ends a text early: both sides write every token that is asked for. "block-wise" writes with a model of blocks
+of 32 tokens and its cache, 8 steps in each.
 
 Shapes: B batch, L length.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
+from common.results import Record
 from tokenizers import Tokenizer, models
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from speed.measuring import Size, interleaved, random_model, verdict
-from text_diffusers import (
-    D3PMAbsorbingScheduler,
-    TextBlockDiffusionPipeline,
-    TextDiffusionPipeline,
-    TextTransformerModel,
-)
+from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline
 
-VOCAB_SIZE, STEP_COUNTS = 8_192, (16, 32, 64)
-BLOCK_LENGTH, BLOCK_STEPS = 32, 8
-SHORT, LONG = 128, 1_024
+STEP_COUNTS = (16, 32, 64)
+BLOCK_LENGTH = 32
+BLOCK_STEPS = 8
+SHORT = 128
+LONG = 1_024
+AUTOREGRESSION = "autoregression"
 # Times the tokens per second of autoregression, by length, batch and case.
 TARGETS = {
     (LONG, 1, "diffusion, 16 steps"): 2.3,
@@ -35,18 +37,29 @@ TARGETS = {
 }
 
 
+class Writer(NamedTuple):
+    """One side of the comparison: `write` returns (B, L) tokens."""
+
+    num_parameters: int
+    write: Callable[[], Tensor]
+
+
 def plain_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose first id is padding and whose last is the mask, without tokens to start or end a text."""
-    words = {"[PAD]": 0} | {f"w{i}": i for i in range(1, vocab_size - 1)} | {"[MASK]": vocab_size - 1}
+    words = (
+        {"[PAD]": 0} | {f"w{i}": i for i in range(1, vocab_size - 1)} | {"[MASK]": vocab_size - 1}
+    )
     tokenizer = Tokenizer(models.WordLevel(words))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", mask_token="[MASK]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", mask_token="[MASK]"
+    )
 
 
-def gpt2(size: Size, vocab_size: int) -> GPT2LMHeadModel:
+def gpt2(size: Size) -> GPT2LMHeadModel:
     """GPT-2 with random weights, that reads one start token and writes `size.length` tokens."""
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=vocab_size,
+        vocab_size=size.vocab_size,
         n_positions=size.length + 1,
         n_embd=size.width,
         n_layer=size.layers,
@@ -58,11 +71,19 @@ def gpt2(size: Size, vocab_size: int) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config).eval()
 
 
-def autoregressive_writer(size: Size, vocab_size: int = VOCAB_SIZE) -> tuple[int, Callable[[], torch.Tensor]]:
-    """The number of parameters, and a function that writes (B, L) tokens."""
-    model, start = gpt2(size, vocab_size), torch.ones(size.batch, 1, dtype=torch.long)
+def check_written(tokens: Tensor, size: Size, mask_token_id: int | None = None) -> Tensor:
+    """The tokens, which must be (B, L), none of them a mask."""
+    masked = mask_token_id is not None and bool((tokens == mask_token_id).any())
+    if masked or tokens.shape != (size.batch, size.length):
+        raise RuntimeError(f"Of {size.batch} x {size.length} tokens not all were written: {tokens}")
+    return tokens
 
-    def write() -> torch.Tensor:
+
+def autoregressive_writer(size: Size) -> Writer:
+    model = gpt2(size)
+    start = torch.ones(size.batch, 1, dtype=torch.long)  # (B, 1)
+
+    def write() -> Tensor:
         tokens = model.generate(
             start,
             attention_mask=torch.ones_like(start),
@@ -71,109 +92,102 @@ def autoregressive_writer(size: Size, vocab_size: int = VOCAB_SIZE) -> tuple[int
             top_k=0,
             use_cache=True,
         )
-        return tokens[:, 1:]
+        return check_written(tokens[:, 1:], size)
 
-    return model.num_parameters(), write
-
-
-def denoiser_like(size: Size, vocab_size: int, parameters: int, block_length: int | None) -> TextTransformerModel:
-    """A model that has as many parameters in all: the feed-forward layers make up for positions and biases."""
-    spare = parameters - random_model(size, vocab_size, tie_embeddings=True).num_parameters()
-    ratio = 4 + spare / (2 * size.layers * size.width**2)
-    changes = {"tie_embeddings": True, "feed_forward_ratio": ratio, "block_length": block_length}
-    return random_model(size, vocab_size, **changes)
+    return Writer(model.num_parameters(), write)
 
 
 def diffusion_writer(
-    size: Size, num_steps: int, parameters: int, block_length: int | None = None, vocab_size: int = VOCAB_SIZE
-) -> tuple[int, Callable[[], torch.Tensor]]:
-    """As `autoregressive_writer`, of a model with `parameters`; with `block_length`, steps are those of a block."""
-    tokenizer, scheduler = plain_tokenizer(vocab_size), D3PMAbsorbingScheduler(vocab_size - 1)
-    model = denoiser_like(size, vocab_size, parameters, block_length)
-    pipe = (TextDiffusionPipeline if block_length is None else TextBlockDiffusionPipeline)(tokenizer, model, scheduler)
+    size: Size, num_steps: int, num_parameters: int, block_length: int | None = None
+) -> Writer:
+    """A pipeline over a model with as many parameters; with `block_length`, steps are those of a block."""
+    # The feed-forward layers make up for positions and biases of the other side.
+    spare = num_parameters - random_model(size, tie_embeddings=True).num_parameters()
+    ratio = 4 + spare / (2 * size.layers * size.width**2)
+    model = random_model(
+        size, tie_embeddings=True, feed_forward_ratio=ratio, block_length=block_length
+    )
+
+    mask = size.vocab_size - 1
+    tokenizer = plain_tokenizer(size.vocab_size)
+    pipe = TextDiffusionPipeline(tokenizer, model, D3PMAbsorbingScheduler(mask))
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
 
-    def write() -> torch.Tensor:
-        return pipe(
+    def write() -> Tensor:
+        output = pipe(
             max_new_tokens=size.length,
             num_inference_steps=num_steps,
             num_return_sequences=size.batch,
             generator=generator,
             output_type="tokens",
-        ).tokens
+        )
+        return check_written(output.tokens, size, mask)
 
-    return model.num_parameters(), write
-
-
-def all_written(write: Callable[[], torch.Tensor], size: Size, mask_token_id: int | None) -> Callable[[], Any]:
-    """`write`, which must return (B, L) tokens, none of them a mask."""
-
-    def checked():
-        tokens = write()
-        masked = mask_token_id is not None and bool((tokens == mask_token_id).any())
-        if masked or tokens.shape != (size.batch, size.length):
-            raise RuntimeError(f"Of {size.batch} x {size.length} tokens not all were written: {tokens}")
-
-    return checked
+    return Writer(model.num_parameters(), write)
 
 
 def break_even_steps(seconds_by_steps: dict[int, float], seconds: float) -> float:
-    """The number of steps that take `seconds`, by straight lines between measured ones, from no time for no steps."""
+    """The number of steps that take `seconds`, by straight lines between measured ones, from no time for no steps.
+
+    Beyond the last measured number its line goes on.
+    """
     points = [(0, 0.0), *sorted(seconds_by_steps.items())]
-    for (steps, start), (more_steps, end) in zip(points, points[1:], strict=False):
+    for (steps, start), (more_steps, end) in pairwise(points):
         if seconds <= end or more_steps == points[-1][0]:
             return steps + (more_steps - steps) * (seconds - start) / (end - start)
     raise ValueError("`seconds_by_steps` must not be empty.")
 
 
 def compare(
-    size: Size,
-    repetitions: int,
-    step_counts: tuple[int, ...] = STEP_COUNTS,
-    block_length: int | None = None,
-    vocab_size: int = VOCAB_SIZE,
-) -> Iterator[dict[str, Any]]:
+    size: Size, repetitions: int, step_counts: tuple[int, ...], block_length: int | None = None
+) -> Iterator[Record]:
     """Yield a line for autoregression, each number of steps, block-wise writing if asked for, and the break-even."""
-    writers = {"autoregression": autoregressive_writer(size, vocab_size)}
-    parameters, _ = writers["autoregression"]
+    # 1. All writers, with as many parameters as GPT-2 has
+    writers = {AUTOREGRESSION: autoregressive_writer(size)}
+    num_parameters = writers[AUTOREGRESSION].num_parameters
     for steps in step_counts:
-        writers[f"diffusion, {steps} steps"] = diffusion_writer(size, steps, parameters, None, vocab_size)
+        writers[f"diffusion, {steps} steps"] = diffusion_writer(size, steps, num_parameters)
     if block_length is not None:
-        writers["block-wise"] = diffusion_writer(size, BLOCK_STEPS, parameters, block_length, vocab_size)
-    masks = {name: None if name == "autoregression" else vocab_size - 1 for name in writers}
-    runs = {name: all_written(write, size, masks[name]) for name, (_, write) in writers.items()}
+        writers["block-wise"] = diffusion_writer(size, BLOCK_STEPS, num_parameters, block_length)
+
+    # 2. Their times
+    runs = {case: writer.write for case, writer in writers.items()}
     seconds = interleaved(runs, repetitions)
-    autoregression = seconds["autoregression"]
-    for name, (parameters, _) in writers.items():
-        ratio = autoregression / seconds[name]
-        yield {
+
+    # 3. The lines of the table
+    for case, writer in writers.items():
+        ratio = seconds[AUTOREGRESSION] / seconds[case]
+        line = {
             "L": size.length,
             "B": size.batch,
-            "case": name,
-            "parameters": parameters,
-            "seconds": round(seconds[name], 2),
-            "tokens/s": round(size.batch * size.length / seconds[name], 1),
+            "case": case,
+            "parameters": writer.num_parameters,
+            "seconds": round(seconds[case], 2),
+            "tokens/s": round(size.batch * size.length / seconds[case], 1),
             "x AR": round(ratio, 2),
-        } | verdict(ratio, TARGETS.get((size.length, size.batch, name)), at_least=True)
-    by_steps = {steps: seconds[f"diffusion, {steps} steps"] for steps in step_counts}
-    most = break_even_steps(by_steps, autoregression)
+        }
+        yield line | verdict(ratio, TARGETS.get((size.length, size.batch, case)), at_least=True)
+
+    seconds_by_steps = {steps: seconds[f"diffusion, {steps} steps"] for steps in step_counts}
+    most = break_even_steps(seconds_by_steps, seconds[AUTOREGRESSION])
     blank = dict.fromkeys(("parameters", "seconds", "tokens/s", "x AR", "target", "verdict"), "")
-    yield {"L": size.length, "B": size.batch, "case": f"autoregression wins above {most:.1f} steps"} | blank
+    case = f"autoregression wins above {most:.1f} steps"
+    yield {"L": size.length, "B": size.batch, "case": case} | blank
 
 
 @torch.no_grad()
-def tokens_per_second(size: Size, repetitions: int, quick: bool = False) -> Iterator[dict[str, Any]]:
+def tokens_per_second(size: Size, repetitions: int, quick: bool = False) -> Iterator[Record]:
     """Yield the lines of 128 tokens, `repetitions` times, and of 1,024, once; at batch 1 and `size.batch`.
 
     `quick` leaves out 64 steps and 1,024 tokens in a batch.
     """
     step_counts = STEP_COUNTS[:-1] if quick else STEP_COUNTS
-    runs = [(SHORT, 1), (SHORT, size.batch), (LONG, 1), (LONG, size.batch)]
-    for length, batch in runs[:3] if quick else runs:
-        long = length == LONG
-        case_size = Size(size.layers, size.width, size.heads, batch, length)
-        if not long:
-            for _ in compare(case_size, 1, step_counts[:1]):  # warm-up
-                pass
-        yield from compare(case_size, 1 if long else repetitions, step_counts, BLOCK_LENGTH if long else None)
+    for batch in (1, size.batch):
+        case_size = replace(size, batch=batch, length=SHORT)
+        list(compare(case_size, 1, step_counts[:1]))  # warm-up
+        yield from compare(case_size, repetitions, step_counts)
+
+    for batch in (1,) if quick else (1, size.batch):
+        case_size = replace(size, batch=batch, length=LONG)
+        yield from compare(case_size, 1, step_counts, BLOCK_LENGTH)

@@ -1,4 +1,4 @@
-"""Guidance in diffusion over word embeddings: what the gradient of log p(c | x_t) changes, and Diffusion-LM's updates.
+"""Guidance in diffusion over word embeddings: classifier-free, by gradients of log p(c | x_t), by inner updates.
 
 Everything is on the scale on which the denoiser is trained, x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise.
 
@@ -7,7 +7,7 @@ Shapes: B rows, G of them with a guidance scale other than 1, L sequence length,
 
 import inspect
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,130 +15,289 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler
 from torch import Tensor
 
-from text_diffusers.pipelines.guidance import TextState, is_due
-from text_diffusers.pipelines.text_batch import EmbeddingCanvas
+from text_diffusers.common.validation import is_int, is_list
+from text_diffusers.pipelines.diffusion_lm.prediction import EmbeddingPredictor
+from text_diffusers.pipelines.guidance import guide, is_due, text_state
+from text_diffusers.pipelines.text_batch import TextBatch
 
 OPTIMIZERS = ("adagrad", "sign")
 ADAGRAD_EPS = 1e-10
 
 
-def tilt_prediction(prediction: Tensor, gradient: Tensor, prediction_type: str, alpha_bar: float) -> Tensor:
-    """What the denoiser would predict, (B, L, E), if c were known: `gradient` (B, L, E) is that of log p(c | x_t).
+# Classifier-free guidance
+
+
+@dataclass
+class GuidedPrediction:
+    """A prediction under guidance, and the clean estimates (B, L, E) of it and of its parts.
+
+    With self-conditioning each part is shown its own estimate in the next step, as in training.
+
+    Attributes:
+        prediction: (B, L, E) clean embeddings, noise or velocity, as the denoiser predicts.
+        estimate: of the prediction.
+        own_estimate: of the prediction with the condition, before guidance.
+        unconditional_estimate: (G, L, E) of the one without; `None` where no row is guided.
+    """
+
+    prediction: Tensor
+    estimate: Tensor
+    own_estimate: Tensor
+    unconditional_estimate: Tensor | None = None
+
+
+def strengthened_condition(
+    source: Any, class_labels: Any, guidance_scale: Any, guide_by: str | None, negative_prompt: Any
+) -> str | None:
+    """The condition that guidance strengthens, by default all that there are: "label", "prompt" (a source) or "both".
+
+    The beginning of a text is none: without it, the embeddings to be written would stand in other places.
+
+    Raises:
+        ValueError: if these arguments of a call do not fit each other.
+    """
+    scales = guidance_scale if is_list(guidance_scale) else [guidance_scale]
+    if source is None and class_labels is None and any(scale != 1 for scale in scales):
+        raise ValueError(
+            f"`guidance_scale` must be 1 without a condition, `class_labels` or `source`, got {guidance_scale!r}."
+        )
+
+    # What is asked for must be there.
+    if guide_by in ("prompt", "both") and source is None:
+        raise ValueError(f"`guide_by`={guide_by!r} needs `source`.")
+    if negative_prompt is not None and (source is None or guide_by == "label"):
+        raise ValueError(
+            "`negative_prompt` needs a `source`, by which guidance leads away from it."
+        )
+
+    if guide_by is None and source is not None and class_labels is not None:
+        return "both"
+    return guide_by
+
+
+def guided_rows(batch: TextBatch) -> TextBatch | None:
+    """The rows (G,) of the unconditional view that are guided, without padding that none of them needs."""
+    view = batch.unconditional
+    if view is None:
+        return None
+    rows = batch.scales != 1  # (B,)
+    length = int(view.attention_mask[rows].sum(dim=1).max())
+    return replace(
+        view,
+        tokens=view.tokens[rows, :length],
+        editable=view.editable[rows, :length],
+        attention_mask=view.attention_mask[rows, :length],
+        class_labels=None if view.class_labels is None else view.class_labels[rows],
+    )
+
+
+def predict_guided(
+    predictor: EmbeddingPredictor, batch: TextBatch, noisy: Tensor, timestep: float
+) -> GuidedPrediction:
+    """Prediction at noisy embeddings (B, L, E) under classifier-free guidance, by one call of the denoiser.
+
+    Predictions of clean embeddings, noise and velocity are linear in each other, so guiding one is guiding all.
+    """
+    scheduler = predictor.scheduler
+    scales = batch.step_scales
+    view = batch.unconditional
+    if view is None or (scales == 1).all():
+        prediction = predictor.predict(batch, noisy, timestep)
+        estimate = scheduler.clean_estimate(prediction, noisy, timestep)
+        return GuidedPrediction(prediction, estimate, own_estimate=estimate)
+
+    # The same noisy words in both; words that are known are clean in both, and may stand elsewhere.
+    rows = (scales != 1).nonzero()[:, 0]
+    editable = batch.editable[rows]
+    if predictor.denoiser.config.partial_noising:
+        written = noisy[rows][editable]  # (open tokens, E)
+        view_noisy = view.clean.to(noisy).masked_scatter(view.editable.unsqueeze(-1), written)
+    else:
+        view_noisy = noisy[rows, : view.tokens.shape[1]]
+
+    # One call for the B + G rows
+    both = joined_rows(batch, view, noisy, view_noisy)
+    predictions = predictor.predict(both, both.noisy, timestep)
+    cond = predictions[: len(noisy), : noisy.shape[1]]
+    view_prediction = predictions[len(noisy) :, : view_noisy.shape[1]]
+
+    # Each prediction without the condition goes to the place of its word in the row that has it.
+    uncond = cond[rows].masked_scatter(editable.unsqueeze(-1), view_prediction[view.editable])
+    guided = cond.index_copy(0, rows, guide(cond[rows], uncond, scales[rows]))
+    return GuidedPrediction(
+        prediction=guided,
+        estimate=scheduler.clean_estimate(guided, noisy, timestep),
+        own_estimate=scheduler.clean_estimate(cond, noisy, timestep),
+        unconditional_estimate=scheduler.clean_estimate(view_prediction, view_noisy, timestep),
+    )
+
+
+def joined_rows(batch: TextBatch, view: TextBatch, noisy: Tensor, view_noisy: Tensor) -> TextBatch:
+    """The rows of both, padded to one length, with the noisy embeddings (B, L, E) and (G, L, E) of each."""
+    length = max(noisy.shape[1], view_noisy.shape[1])
+
+    def join(values: Tensor, view_values: Tensor) -> Tensor:
+        padded = [
+            F.pad(part, (0, 0) * (part.ndim - 2) + (0, length - part.shape[1]))
+            for part in (values, view_values)
+        ]
+        return torch.cat(padded)
+
+    joined = TextBatch(
+        tokens=join(batch.tokens, view.tokens),
+        editable=join(batch.editable, view.editable),
+        attention_mask=join(batch.attention_mask, view.attention_mask),
+        clean=join(batch.clean, view.clean),
+        noisy=join(noisy, view_noisy),
+    )
+    if batch.class_labels is not None and view.class_labels is not None:
+        joined.class_labels = torch.cat([batch.class_labels, view.class_labels])
+
+    # One of them may have none yet, which is zeros to the denoiser.
+    own_estimate = batch.own_estimate
+    view_estimate = view.own_estimate
+    if own_estimate is not None or view_estimate is not None:
+        joined.own_estimate = join(
+            torch.zeros_like(noisy) if own_estimate is None else own_estimate,
+            torch.zeros_like(view_noisy) if view_estimate is None else view_estimate,
+        )
+    return joined
+
+
+# Controls
+
+
+def predict_controlled(
+    predictor: EmbeddingPredictor, batch: TextBatch, noisy: Tensor, timestep: float, controls: list
+) -> GuidedPrediction:
+    """Prediction at noisy embeddings (B, L, E) under classifier-free guidance, moved up the gradient of controls."""
+    if not controls:
+        return predict_guided(predictor, batch, noisy, timestep)
+
+    gradient, guided = gradient_of_controls(predictor, batch, noisy, timestep, controls)
+    if guided is None:
+        guided = predict_guided(predictor, batch, noisy, timestep)
+
+    # The denoiser goes on being shown its own estimate, without the controls.
+    scheduler = predictor.scheduler
+    alpha_bar = scheduler.alpha_bar(timestep)
+    guided.prediction = tilt_prediction(
+        guided.prediction, gradient, scheduler.prediction_type, alpha_bar
+    )
+    guided.estimate = scheduler.clean_estimate(guided.prediction, noisy, timestep)
+    return guided
+
+
+def gradient_of_controls(
+    predictor: EmbeddingPredictor, batch: TextBatch, noisy: Tensor, timestep: float, controls: list
+) -> tuple[Tensor, GuidedPrediction | None]:
+    """`(gradient, guided)`: (B, L, E) of the sum of `scale * log p(c | x_t)`, and the prediction it goes through.
+
+    The denoiser is called if a control reads words, which are those of its clean estimate.
+
+    Raises:
+        ValueError: if the log-probabilities have no gradient, or one that is not finite.
+    """
+    # Where words are open, controls see those that the last clean estimate is rounded to.
+    state = text_state(
+        batch,
+        timestep,
+        is_open=batch.editable,
+        undecided=batch.editable,
+        mask_token_id=predictor.tokenizer.mask_token_id,
+    )
+
+    guided = None
+    total = torch.zeros((), device=noisy.device)
+    with torch.enable_grad():
+        noisy = noisy.detach().requires_grad_()
+        if not all(reads_latents(control) for control in controls):
+            guided = predict_guided(predictor, batch, noisy, timestep)
+
+        for control in controls:
+            if guided is None or reads_latents(control):
+                log_prob = control.latent_log_prob(noisy, timestep, batch.attention_mask)
+            else:
+                probs = words_of_estimate(
+                    predictor, batch, guided.estimate, getattr(control, "temperature", 1.0)
+                )
+                log_prob = control.log_prob(probs, state)
+            total = total + getattr(control, "scale", 1.0) * log_prob.sum()
+
+        gradient = log_prob_gradient(total, noisy)
+
+    # What the step goes on with needs no graph.
+    if guided is not None:
+        tensors = {
+            name: value.detach() for name, value in vars(guided).items() if value is not None
+        }
+        guided = replace(guided, **tensors)
+    return gradient, guided
+
+
+def log_prob_gradient(log_prob: Tensor, values: Tensor) -> Tensor:
+    """Gradient of what controls give, a scalar, in the `values` that they were given.
+
+    Raises:
+        ValueError: if there is none, or one that is not finite.
+    """
+    if not log_prob.requires_grad:
+        raise ValueError("`controls` must give log-probabilities that can be differentiated.")
+
+    # A control may leave the values out, and then has a gradient of zeros.
+    (gradient,) = torch.autograd.grad(log_prob, values, allow_unused=True, materialize_grads=True)
+    if not torch.isfinite(gradient).all():
+        raise ValueError(
+            "`controls` gave NaN or infinite gradients: check their log-probabilities."
+        )
+    return gradient
+
+
+def tilt_prediction(
+    prediction: Tensor, gradient: Tensor, prediction_type: str, alpha_bar: float
+) -> Tensor:
+    """(B, L, E) prediction of the denoiser if c were known, from the gradient (B, L, E) of log p(c | x_t).
 
     By Bayes' rule E[x_0 | x_t, c] = E[x_0 | x_t] + (1 - alpha_bar) / sqrt(alpha_bar) grad log p(c | x_t), the same as
     -sqrt(1 - alpha_bar) grad log p(c | x_t) on the noise (https://arxiv.org/abs/2105.05233). A gradient that is
     multiplied by s belongs to p(c | x_t)^s.
     """
-    signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+    signal = math.sqrt(alpha_bar)
+    noise = math.sqrt(1 - alpha_bar)
     weights = {"sample": noise**2 / signal, "epsilon": -noise, "v_prediction": -noise / signal}
     return prediction + weights[prediction_type] * gradient.to(prediction)
 
 
-def soft_words(logits: Tensor, tokens: Tensor, undecided: Tensor, temperature: float, never: list[int]) -> Tensor:
-    """(B, L, V) probabilities of words: softmax(logits / temperature) where `undecided` (B, L), else certain `tokens`.
+def words_of_estimate(
+    predictor: EmbeddingPredictor, batch: TextBatch, clean: Tensor, temperature: float
+) -> Tensor:
+    """(B, L, V) probabilities of the words that clean estimates (B, L, E) stand for; known words are certain."""
+    denoiser = predictor.denoiser
+    logits = denoiser.logits(clean.to(batch.clean.dtype)).to(clean.dtype)  # (B, L, V)
 
-    `logits` are (B, L, V); the ids `never` have no mass where the softmax is taken.
+    # The ids that the denoiser never writes
+    special = (
+        getattr(denoiser.config, "mask_token_id", None),
+        getattr(denoiser.config, "pad_token_id", None),
+    )
+    never = [token for token in special if token is not None]
+    return soft_words(logits, batch.tokens, batch.editable, temperature, never)
+
+
+def soft_words(
+    logits: Tensor, tokens: Tensor, undecided: Tensor, temperature: float, never: list[int]
+) -> Tensor:
+    """(B, L, V) probabilities of words: softmax(logits / temperature) where `undecided`, else certain `tokens`.
+
+    Args:
+        logits: (B, L, V).
+        tokens: (B, L).
+        undecided: (B, L) bool.
+        never: ids that have no mass where the softmax is taken.
     """
     special = torch.tensor(never, device=logits.device, dtype=torch.long)
     soft = (logits / temperature).index_fill(-1, special, -torch.inf).softmax(dim=-1)
     return torch.where(undecided.unsqueeze(-1), soft, F.one_hot(tokens, logits.shape[-1]).to(soft))
-
-
-def drawn_noise(scheduler: Any, eta: float) -> float:
-    """Share of the standard deviation of DDPM's fresh noise that a scheduler's step draws."""
-    if "eta" in inspect.signature(scheduler.step).parameters:
-        return eta
-    ancestral = isinstance(scheduler, (DDPMScheduler, EulerAncestralDiscreteScheduler))
-    return 1.0 if ancestral or "sde" in str(scheduler.config.get("algorithm_type")) else 0.0
-
-
-def step_mean(clean: Tensor, noisy: Tensor, alpha_t: float, alpha_s: float, eta: float) -> Tensor:
-    """(B, L, E) mean of x_s given x_t, `noisy`, and a clean estimate, all (B, L, E), with a share `eta` of noise."""
-    variance = (eta * step_std(alpha_t, alpha_s)) ** 2
-    direction = math.sqrt(max(0.0, 1 - alpha_s - variance) / (1 - alpha_t))
-    return math.sqrt(alpha_s) * clean + direction * (noisy - math.sqrt(alpha_t) * clean)
-
-
-def step_std(alpha_t: float, alpha_s: float) -> float:
-    """Standard deviation of x_s given x_t and x_0, with all of DDPM's noise."""
-    return math.sqrt((1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s))
-
-
-class InnerUpdates:
-    """Updates of x_s that lower `-log p(c | x_s) + fluency * |x_s - mean|^2 / std`, as Diffusion-LM's control.
-
-    https://arxiv.org/abs/2205.14217, section 5.1; like its code this divides by the standard deviation. What the
-    optimizer has learned is kept from step to step of a text. The code makes it anew before each update, which makes
-    of Adagrad steps of `step_size` by the sign of the gradient, whatever its size: that is `optimizer="sign"`.
-
-    Args:
-        optimizer: "adagrad" or "sign".
-        step_size: of an update; of Adagrad, of its first.
-        fluency: weight of staying near the mean.
-    """
-
-    def __init__(self, optimizer: str, step_size: float, fluency: float):
-        self.optimizer, self.step_size, self.fluency = optimizer, step_size, fluency
-        self.squares: Tensor | None = None  # (B, L, E) of all gradients so far
-
-    def update(self, latents: Tensor, gradient: Tensor, mean: Tensor, std: float, editable: Tensor) -> Tensor:
-        """(B, L, E) latents after one update; `gradient` is that of log p(c | x_s), `editable` (B, L) may change."""
-        pull = 2 * self.fluency * (latents - mean) / std
-        return self.descend(latents, (pull - gradient) * editable.unsqueeze(-1))
-
-    def descend(self, values: Tensor, gradient: Tensor) -> Tensor:
-        if self.optimizer == "sign":
-            return values - self.step_size * gradient.sign()
-        squares = gradient.square()
-        self.squares = squares if self.squares is None else self.squares + squares
-        return values - self.step_size * gradient / (self.squares.sqrt() + ADAGRAD_EPS)
-
-
-@dataclass
-class GuidedEmbeddingCanvas(EmbeddingCanvas):
-    """A canvas with what guides it.
-
-    `scales` (B,) are of classifier-free guidance. `unconditional` are the `guided` rows (G,), which have another
-    scale than 1, with the same tokens to write, in the same order, and without the condition.
-
-    With self-conditioning each of both is shown what it said itself, as in training: `own_estimate` (B, L, E) is the
-    clean estimate of the condition alone, `unconditional.estimate` (G, L, E) that without; `estimate` is the guided
-    one, which the scheduler steps towards. `noisy` (B, L, E) is what the denoiser was shown.
-    """
-
-    scales: Tensor = field(default_factory=lambda: torch.ones(0))
-    interval: tuple[float, float] = (0.0, 1.0)
-    guided: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
-    unconditional: EmbeddingCanvas | None = None
-    controls: list = field(default_factory=list)
-    inner_steps: int = 0
-    inner: InnerUpdates | None = None
-    num_steps: int = 1
-    steps_done: int = 0
-    own_estimate: Tensor | None = None
-    noisy: Tensor | None = None
-
-    @property
-    def progress(self) -> float:
-        """Share of the steps that are done."""
-        return self.steps_done / self.num_steps
-
-
-def embedding_state(
-    canvas: Any, starts: list[int], timestep: float, num_steps: int, mask_token_id: int | None
-) -> TextState:
-    """What controls see of a canvas over embeddings that counts its `steps_done`; all that may be written is open."""
-    return TextState(
-        tokens=canvas.tokens,
-        open=canvas.editable,
-        settled=canvas.attention_mask.bool() & ~canvas.editable,
-        attention_mask=canvas.attention_mask,
-        starts=starts,
-        timestep=timestep,
-        progress=canvas.steps_done / num_steps,
-        last=canvas.steps_done == num_steps - 1,
-        mask_token_id=mask_token_id,
-    )
 
 
 def reads_latents(control: Any) -> bool:
@@ -151,52 +310,147 @@ def is_acting(control: Any, progress: float) -> bool:
     return is_due(control, progress) and getattr(control, "scale", 1.0) != 0
 
 
-def check_control_settings(controls: list, inner_steps: int, fluency: float, step_size: float, optimizer: str):
-    """Raise a ValueError unless controls can be read on embeddings and the settings make sense."""
+def acting_controls(batch: TextBatch) -> list:
+    """The controls of a batch that act in the step that is due."""
+    return [control for control in batch.controls if is_acting(control, batch.progress)]
+
+
+def check_embedding_controls(controls: list, denoiser: Any):
+    """Raise a `ValueError` unless these controls can be read on word embeddings of this denoiser."""
     for control in controls:
-        if not reads_latents(control) and not callable(getattr(control, "log_prob", None)):
-            raise ValueError(f"`controls` must have a `log_prob` or `latent_log_prob`, got {control!r}.")
-    if not isinstance(inner_steps, int) or isinstance(inner_steps, bool) or inner_steps < 0:
-        raise ValueError(f"`inner_steps` must be an integer of at least 0, got {inner_steps!r}.")
-    if inner_steps and not controls:
-        raise ValueError(f"`inner_steps` needs `controls`, got {inner_steps} without any.")
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"`optimizer` must be one of {OPTIMIZERS}, got {optimizer!r}.")
-    if not 0 <= fluency < math.inf:
-        raise ValueError(f"`fluency` must be at least 0, got {fluency!r}.")
-    if not 0 < step_size < math.inf:
-        raise ValueError(f"`step_size` must be above 0, got {step_size!r}.")
+        if reads_latents(control):
+            continue
+        if not callable(getattr(control, "log_prob", None)):
+            raise ValueError(
+                f"`controls` must have a `log_prob` or `latent_log_prob`, got {control!r}."
+            )
+        if not hasattr(denoiser, "logits"):
+            raise ValueError(f"`controls` read words: {type(denoiser).__name__} has no `logits`.")
 
 
-def texts_behind(canvas: EmbeddingCanvas, beginnings: list[list[int]]) -> list[list[int | None]]:
-    """The texts of a canvas with `starts` as rows, `None` where they are to be written, each behind a beginning."""
-    assert canvas.starts is not None
-    ends = canvas.attention_mask.sum(dim=1).tolist()
-    rows = zip(beginnings, canvas.tokens.tolist(), canvas.editable.tolist(), canvas.starts, ends, strict=True)
-    return [
-        beginning + [None if e else t for t, e in zip(tokens[start:end], editable[start:end], strict=True)]
-        for beginning, tokens, editable, start, end in rows
-    ]
+# Inner updates
 
 
-def joined_canvas(one: EmbeddingCanvas, other: EmbeddingCanvas) -> EmbeddingCanvas:
-    """The rows of both, padded to one length; a missing estimate of one of them is zero, as none is for the model."""
-    length = max(one.tokens.shape[1], other.tokens.shape[1])
+@dataclass
+class InnerUpdates:
+    """Updates of x_s that lower `-log p(c | x_s) + fluency * |x_s - mean|^2 / std`, as Diffusion-LM's control.
 
-    def padded(values: Tensor) -> Tensor:
-        return F.pad(values, (0, 0) * (values.ndim - 2) + (0, length - values.shape[1]))
+    https://arxiv.org/abs/2205.14217, section 5.1; like its code this divides by the standard deviation. What the
+    optimizer has learned is kept from step to step of a text. The code makes it anew before each update, which makes
+    of Adagrad steps of `step_size` by the sign of the gradient, whatever its size: that is `optimizer="sign"`.
 
-    def joined(name: str) -> Tensor:
-        return torch.cat([padded(getattr(canvas, name)) for canvas in (one, other)])
+    Args:
+        optimizer: "adagrad" or "sign".
+        step_size: of an update; of Adagrad, of its first.
+        fluency: weight of staying near the mean.
+        inner_steps: updates after each step but the last; without any, controls move the clean estimate instead.
+        squares: (B, L, E) sum of the squared gradients so far.
 
-    labels = None
-    if one.class_labels is not None and other.class_labels is not None:
-        labels = torch.cat([one.class_labels, other.class_labels])
-    rows = EmbeddingCanvas(
-        *(joined("tokens"), joined("editable"), joined("attention_mask"), labels, one.ends_at_eos),
-        *(joined("latents"), joined("clean")),
+    Raises:
+        ValueError: if one of them makes no sense.
+
+    Example:
+        >>> updates = InnerUpdates("sign", step_size=0.25, fluency=0.0)
+        >>> updates.descend(torch.zeros(1, 1, 2), torch.tensor([[[7.0, -0.1]]]))
+        tensor([[[-0.2500,  0.2500]]])
+    """
+
+    optimizer: str
+    step_size: float
+    fluency: float
+    inner_steps: int = 0
+    squares: Tensor | None = field(default=None, init=False)
+
+    def __post_init__(self):
+        if not is_int(self.inner_steps, 0):
+            raise ValueError(
+                f"`inner_steps` must be an integer of at least 0, got {self.inner_steps!r}."
+            )
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"`optimizer` must be one of {OPTIMIZERS}, got {self.optimizer!r}.")
+        if not 0 <= self.fluency < math.inf:
+            raise ValueError(f"`fluency` must be at least 0, got {self.fluency!r}.")
+        if not 0 < self.step_size < math.inf:
+            raise ValueError(f"`step_size` must be above 0, got {self.step_size!r}.")
+
+    def update(
+        self, latents: Tensor, gradient: Tensor, mean: Tensor, std: float, editable: Tensor
+    ) -> Tensor:
+        """(B, L, E) latents after one update; `gradient` is that of log p(c | x_s), `editable` (B, L) may change."""
+        pull = 2 * self.fluency * (latents - mean) / std
+        return self.descend(latents, (pull - gradient) * editable.unsqueeze(-1))
+
+    def descend(self, values: Tensor, gradient: Tensor) -> Tensor:
+        """(B, L, E) values after a step of the optimizer down the gradient."""
+        if self.optimizer == "sign":
+            return values - self.step_size * gradient.sign()
+
+        squares = gradient.square()
+        self.squares = squares if self.squares is None else self.squares + squares
+        return values - self.step_size * gradient / (self.squares.sqrt() + ADAGRAD_EPS)
+
+
+def refine_latents(
+    predictor: EmbeddingPredictor,
+    batch: TextBatch,
+    timesteps: list[float],
+    updates: InnerUpdates,
+    eta: float,
+):
+    """Make the inner updates of the latents that the last step of the scheduler left.
+
+    Args:
+        timesteps: of all steps; `batch.steps_done` of them are done.
+        eta: share of fresh noise in a step of DDIM.
+    """
+    controls = acting_controls(batch)
+    if not controls:
+        return
+
+    # From time t of the step that is done to time s of the next one
+    scheduler = predictor.scheduler
+    timestep = timesteps[batch.steps_done]
+    alpha_t = scheduler.alpha_bar(timesteps[batch.steps_done - 1])
+    alpha_s = scheduler.alpha_bar(timestep)
+
+    # The latents as the denoiser is shown them next
+    start = scheduler.scale_model_input(batch.latents, timestep)
+    if batch.shows_clean:
+        start = torch.where(batch.editable.unsqueeze(-1), start, batch.clean)
+
+    # Without fresh noise the result of a step is its mean.
+    noise_share = drawn_noise(scheduler.scheduler, eta)
+    mean = (
+        step_mean(batch.estimate, batch.noisy, alpha_t, alpha_s, noise_share)
+        if noise_share
+        else start
     )
-    if one.estimate is not None or other.estimate is not None:
-        estimates = [torch.zeros_like(c.latents) if c.estimate is None else c.estimate for c in (one, other)]
-        rows.estimate = torch.cat([padded(values) for values in estimates])
-    return rows
+
+    noisy = start
+    for _ in range(updates.inner_steps):
+        gradient, _ = gradient_of_controls(predictor, batch, noisy, timestep, controls)
+        noisy = updates.update(noisy, gradient, mean, step_std(alpha_t, alpha_s), batch.editable)
+
+    # Back on the scale of the scheduler
+    unit = scheduler.scale_model_input(torch.ones_like(noisy[:1, :1, :1]), timestep)
+    batch.latents = batch.latents + (noisy - start) / unit
+
+
+def drawn_noise(scheduler: Any, eta: float) -> float:
+    """Share of the standard deviation of DDPM's fresh noise that a scheduler's step draws."""
+    if "eta" in inspect.signature(scheduler.step).parameters:
+        return eta
+    is_ancestral = isinstance(scheduler, (DDPMScheduler, EulerAncestralDiscreteScheduler))
+    return 1.0 if is_ancestral or "sde" in str(scheduler.config.get("algorithm_type")) else 0.0
+
+
+def step_mean(clean: Tensor, noisy: Tensor, alpha_t: float, alpha_s: float, eta: float) -> Tensor:
+    """(B, L, E) mean of x_s given x_t, `noisy`, and a clean estimate, all (B, L, E), with a share `eta` of noise."""
+    variance = (eta * step_std(alpha_t, alpha_s)) ** 2
+    direction = math.sqrt(max(0.0, 1 - alpha_s - variance) / (1 - alpha_t))
+    return math.sqrt(alpha_s) * clean + direction * (noisy - math.sqrt(alpha_t) * clean)
+
+
+def step_std(alpha_t: float, alpha_s: float) -> float:
+    """Standard deviation of x_s given x_t and x_0, with all of DDPM's noise."""
+    return math.sqrt((1 - alpha_s) / (1 - alpha_t) * (1 - alpha_t / alpha_s))

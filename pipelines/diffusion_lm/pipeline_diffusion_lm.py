@@ -6,66 +6,140 @@ written from another one stands behind it in one row (https://arxiv.org/abs/2210
 Shapes: B rows (texts times `num_return_sequences` and `num_candidates`), L sequence length, E embedding width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from text_diffusers.common.randomness import randn, row_seeds
-from text_diffusers.common.token_ids import end_ids, start_ids
-from text_diffusers.common.validation import check_strings, is_list
-from text_diffusers.pipelines.embedding_steps import EmbeddingSteps
-from text_diffusers.pipelines.text_batch import EmbeddingCanvas, append_exactly, cut_rows, encode_sources, lay_out
-from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import (
-    TextDiffusionPipeline,
-    TextDiffusionPipelineOutput,
+from text_diffusers.common.token_ids import end_ids
+from text_diffusers.pipelines.candidates import check_choice, chosen_rows
+from text_diffusers.pipelines.diffusion_lm.guidance import (
+    InnerUpdates,
+    acting_controls,
+    check_embedding_controls,
+    guided_rows,
+    predict_controlled,
+    refine_latents,
+    strengthened_condition,
+)
+from text_diffusers.pipelines.diffusion_lm.prediction import (
+    EmbeddingPredictor,
+    accept_latents,
+    check_embedding_components,
+    embedding_scheduler,
+)
+from text_diffusers.pipelines.pipeline_base import (
+    Steps,
+    TextPipeline,
+    runs_to_its_end,
+    texts_of_each_step,
+)
+from text_diffusers.pipelines.text_batch import TextBatch, cut_at_end, cut_rows
+from text_diffusers.pipelines.text_inputs import (
+    GuidanceInputs,
+    RowLimits,
+    TextInputs,
+    prepare_batch,
 )
 
 KNOWN_WORDS = ("renoise", "clean")
-PlanLengths = Callable[[list[torch.Generator]], list[int] | None] | None
-NOISE_TOLERANCE = 0.02  # of weights that were rounded to bfloat16
 
 
 @dataclass
-class DiffusionLMPipelineOutput(TextDiffusionPipelineOutput):
+class DiffusionLMPipelineOutput(BaseOutput):
     """Output of `DiffusionLMPipeline`.
 
     Attributes:
         texts: strings, with the prompt and without special tokens; `None` unless `output_type="text"`.
-        tokens: (texts, L) ids, with the start token, padded after the end of a text; with `source`, what was written
-            from it.
+        tokens: (texts, L) ids, with the start token, padded after the end of a text; with `source`, of what was
+            written from it.
         history: with `return_history`, `num_inference_steps + 1` tensors (texts, L): the words that pure noise, then
             each clean estimate is rounded to.
         latents: (texts, L, E) embeddings before they are rounded, with `output_type="latents"`.
     """
 
+    texts: list[str] | None
+    tokens: Tensor
+    history: list[Tensor] | None = None
     latents: Tensor | None = None
 
 
-class DiffusionLMPipeline(TextDiffusionPipeline):
+class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
     """Text by diffusion over word embeddings: `pipe()`, `pipe("A prompt")`, `pipe(source="A text to rewrite")`.
 
+    Classifier-free guidance, `pipe(class_labels=1, guidance_scale=3.0)`, strengthens a condition, the class label, the
+    source or both, by comparing the prediction with that of the same text without it. Both come from one call of the
+    denoiser. Scale 1 is the conditional model itself, without rows for the other.
+
+    Controls, `pipe(controls=[...])`, such as those of `text_diffusers.guidance.controls`, give the log-probability of
+    what is wanted: of noisy embeddings, by `latent_log_prob`, or of the words that the clean estimate stands for, by
+    `log_prob`, whose gradient goes back through the denoiser; a control's `temperature` is that of these words. The
+    clean estimate is moved by `scale * (1 - alpha_bar) / sqrt(alpha_bar)` times the gradient. With `inner_steps`
+    controls act as in Diffusion-LM instead, on the latents after each step but the last; the denoiser is then called
+    in each update, if a control has no `latent_log_prob`.
+
     Args:
-        tokenizer, lengths: as in `TextDiffusionPipeline`.
+        tokenizer: any transformers tokenizer with a mask token.
         denoiser: an `EmbeddingTransformerModel`, or what has its `config`, `embed`, `round` and `nearest_words` and is
-            called like it.
+            called like it; for controls with `log_prob` also `logits`. For guidance it should have been trained with
+            `--condition_dropout`.
         scheduler: `EmbeddingDDIMScheduler`, `EmbeddingDDPMScheduler` or `EmbeddingDPMSolverScheduler`; or a stock
             scheduler of diffusers that was made by `from_config` of one of these.
+        lengths: `lengths[n]` is the number of training texts with n tokens.
+        label_names: a name for each class label, by which `class_labels` may ask for it.
 
     Raises:
         ValueError: if the components disagree, or the scheduler would clip embeddings.
+
+    Example:
+        >>> from text_diffusers import DiffusionLMPipeline, EmbeddingDDIMScheduler, EmbeddingTransformerModel
+        >>> from text_diffusers.data.tokenizers import train_tokenizer
+        >>> texts = ["the cat sat on the mat and looked at the dog", "she was late for the train and ran all the way"]
+        >>> tokenizer = train_tokenizer(texts, vocab_size=300)
+        >>> denoiser = EmbeddingTransformerModel(len(tokenizer), hidden_size=8, num_layers=1, num_attention_heads=2)
+        >>> pipe = DiffusionLMPipeline(tokenizer, denoiser, EmbeddingDDIMScheduler())
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> output = pipe("the cat", length=6, num_inference_steps=4, output_type="latents")
+        >>> output.tokens.shape, output.latents.shape
+        (torch.Size([1, 8]), torch.Size([1, 8, 16]))
     """
 
+    kind = "embeddings"
+    accepted_inputs = (
+        "prompt",
+        "text",
+        "mask",
+        "source",
+        "class_labels",
+        "negative_prompt",
+        "guidance_scale",
+        "controls",
+    )
+    model_cpu_offload_seq = "denoiser"
     _callback_tensor_inputs = ["tokens", "latents"]
     _output_types = ("text", "tokens", "latents")
 
-    @property
-    def _exclude_from_cpu_offload(self) -> list[str]:
-        # Its word embeddings are read outside of their layer, where sequential offloading does not load them.
-        return ["denoiser"]
+    def __init__(
+        self,
+        tokenizer: Any,
+        denoiser: Any,
+        scheduler: Any,
+        lengths: list[int] | None = None,
+        label_names: list[str] | None = None,
+    ):
+        super().__init__()
+        self.register_modules(tokenizer=tokenizer, denoiser=denoiser, scheduler=scheduler)
+        if isinstance(label_names, dict):  # as a folder for the Hub holds them: {"0": name, ...}
+            label_names = list(label_names.values())
+        self.register_to_config(lengths=lengths, label_names=label_names)
+        if tokenizer is not None and denoiser is not None and scheduler is not None:
+            check_embedding_components(tokenizer, denoiser, scheduler, lengths, label_names)
 
+    @runs_to_its_end
     @torch.no_grad()
     def __call__(
         self,
@@ -73,9 +147,18 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
         text: str | list[str] | None = None,
         mask: Any = None,
         source: str | list[str] | None = None,
-        class_labels: int | list[int] | None = None,
-        length: int | list[int] | None = None,
+        class_labels: int | str | list[int | str | None] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        guidance_scale: float | list[float] = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guide_by: str | None = None,
+        controls: Any = None,
+        inner_steps: int = 0,
+        fluency: float = 0.01,
+        step_size: float = 0.1,
+        optimizer: str = "adagrad",
         max_new_tokens: int | None = None,
+        length: int | list[int] | None = None,
         num_inference_steps: int = 50,
         eta: float = 0.0,
         known_words: str = "renoise",
@@ -88,18 +171,35 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
         return_history: bool = False,
         callback_on_step_end: Callable[[Any, int, float, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens", "latents"),
-    ) -> DiffusionLMPipelineOutput | tuple:
+    ) -> Steps[DiffusionLMPipelineOutput]:
         """Write text.
 
         Args:
-            prompt, text, mask, class_labels, num_return_sequences, return_history: as in `TextDiffusionPipeline`.
-            source: the text or texts to write from, for a denoiser with `partial_noising`, which sees them clean.
-            length: the number of tokens of each text, one or one a text, without start and end.
+            prompt: the beginning of the text or texts; without it, `text` and `source`, the model writes from nothing.
+            text: text with `[MASK]` wherever one token is to be filled in; the rest is kept.
+            mask: instead of `[MASK]`s, a bool array with one value a token of `text`, true where to rewrite.
+            source: the text or texts to write from, for a denoiser with `partial_noising`, which sees them clean; what
+                is written is returned without it.
+            class_labels: a label or its name, or one a text, for models that were trained with labels; `None` among
+                them is no label.
+            negative_prompt: the source that the texts are to be led away from, one or one a text; by default empty.
+            guidance_scale: of classifier-free guidance, one or one a text; 0 is the unconditional model.
+            guidance_interval: shares of the steps between which guidance acts; before and after them the scale is 1.
+            guide_by: the condition that guidance strengthens, "label", "prompt" (which is the source) or "both"; by
+                default all that there are.
+            controls: a control, or several that act together.
+            inner_steps: updates of the latents after each step but the last; 0 moves the clean estimate instead.
+            fluency: weight of staying near the mean of a step's result in these updates. Where the scheduler draws no
+                noise, its result is that mean.
+            step_size: of an update.
+            optimizer: "adagrad", which remembers the gradients of all steps, or "sign"; see `InnerUpdates`.
             max_new_tokens: the longest continuation in tokens; by default up to the model's `max_length`.
+            length: the number of tokens of each text, prompt included, without start and end; one or one a text.
             num_inference_steps: steps of the scheduler, each of which calls the denoiser once.
             eta: noise of each step of DDIM, 0 (none) to 1 (as much as ancestral sampling).
             known_words: how a denoiser without `partial_noising` sees prompts and what surrounds a gap: "renoise",
                 at each step as noisy as the rest, or "clean", as Diffusion-LM's authors fill in text.
+            num_return_sequences: texts for each prompt.
             num_candidates: texts written for each one returned.
             choose: picks one of `num_candidates` strings by its index, such as
                 `text_diffusers.evaluation.text_metrics.minimum_bayes_risk`.
@@ -107,6 +207,7 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
                 only, not on the batch it is written in.
             output_type: "text", "tokens" or "latents".
             return_dict: return `DiffusionLMPipelineOutput`, else a tuple `(texts, tokens, history, latents)`.
+            return_history: keep the words of every step.
             callback_on_step_end: called after each step as `f(pipe, step, timestep, tensors)`; may return new
                 "latents", which have the scale of the scheduler.
             callback_on_step_end_tensor_inputs: names of the tensors it gets, "tokens" and "latents".
@@ -115,272 +216,190 @@ class DiffusionLMPipeline(TextDiffusionPipeline):
             `DiffusionLMPipelineOutput`.
 
         Raises:
-            ValueError: if an argument does not fit the model or the others, or the predictions are not finite.
+            ValueError: if an argument does not fit the model or the others, or predictions or gradients are not
+                finite.
         """
         # 1. Check the inputs
-        self._check_candidates(num_candidates, choose)
         self._check_output(output_type, callback_on_step_end_tensor_inputs)
-        # 2. Encode the text and cover what is to be written with pure noise
-        request = (prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator)
-        sampling = (num_inference_steps, eta, known_words)
-        canvas, generators = self._begin(request, source, length, *sampling, num_candidates)
-        # 3. Denoise
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        history = self._write(canvas, generators, return_history, *callback)
-        # 4. Cut each text at its end, choose among the candidates and decode
-        return self._finish(canvas, history, num_candidates, choose, output_type, return_dict)
-
-    def _begin(
-        self,
-        request: tuple,
-        source: Any,
-        length: Any,
-        num_inference_steps: int,
-        eta: float,
-        known_words: str,
-        num_candidates: int = 1,
-        plan_lengths: PlanLengths = None,
-    ) -> tuple[EmbeddingCanvas, list[torch.Generator]]:
-        """The canvas as pure noise and one generator a row, if the inputs fit; `request` is what `_prepare` takes."""
-        prompt, text, mask, _, max_new_tokens, num_return_sequences, _ = request
-        self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
-        self._check_request(prompt, text, source, length, max_new_tokens, known_words)
-        self._token_scheduler.check_eta(eta)
-        self._token_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        options: Any = {"num_candidates": num_candidates, "plan_lengths": plan_lengths}
-        canvas, generators = self._prepare(*request, source=source, length=length, **options)
-        canvas.eta, canvas.known_words = eta, known_words
-        return canvas, generators
-
-    def _finish(
-        self,
-        canvas: EmbeddingCanvas,
-        history: list[Tensor] | None,
-        num_candidates: int,
-        choose: Callable[[list[str]], int] | None,
-        output_type: str,
-        return_dict: bool,
-    ) -> DiffusionLMPipelineOutput | tuple:
-        """What is returned of a denoised canvas."""
-        self._read(canvas, canvas.latents)  # a callback may have changed them
-        tokens = self._trim(canvas)
-        chosen = self._choose(tokens, num_candidates, choose)
-        tokens, latents = tokens[chosen], cut_rows(canvas.latents, canvas)[chosen]
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True) if output_type == "text" else None
-        if history is not None:
-            history = [cut_rows(words, canvas, self.tokenizer.pad_token_id or 0)[chosen] for words in history]
-        self.maybe_free_model_hooks()
-        latents = latents if output_type == "latents" else None
-        if not return_dict:
-            return (texts, tokens, history, latents)
-        return DiffusionLMPipelineOutput(texts=texts, tokens=tokens, history=history, latents=latents)
-
-    @torch.no_grad()
-    def stream(
-        self,
-        prompt: str | list[str] | None = None,
-        text: str | list[str] | None = None,
-        mask: Any = None,
-        source: str | list[str] | None = None,
-        class_labels: int | list[int] | None = None,
-        length: int | list[int] | None = None,
-        max_new_tokens: int | None = None,
-        num_inference_steps: int = 50,
-        eta: float = 0.0,
-        known_words: str = "renoise",
-        num_return_sequences: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> Iterator[list[str]]:
-        """Yield the B texts after every step, as their clean estimates are rounded; the last of them are finished.
-
-        Arguments and errors are those of `__call__`.
-        """
-        request = (prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator)
-        canvas, generators = self._begin(request, source, length, num_inference_steps, eta, known_words)
-        yield from self._frames(canvas, generators)
-
-    def _step(self, canvas: EmbeddingCanvas, timestep: float, generators: list[torch.Generator]):
-        """Bring `canvas.latents` from `timestep` to the next, less noisy time, and read the words off them."""
-        scheduler, latents = self._token_scheduler, canvas.latents
-        known = ~canvas.editable.unsqueeze(-1)  # (B, L, 1)
-        pasted = self._shows_clean(canvas)
-        if not pasted:
-            renoised = scheduler.add_noise(canvas.clean.to(latents.dtype), timestep, generators)
-            latents = torch.where(known, renoised, latents)
-        noisy = scheduler.scale_model_input(latents, timestep)
-        if pasted:
-            noisy = torch.where(known, canvas.clean, noisy)
-        prediction = self._predict_embeddings(canvas, noisy, timestep)
-        canvas.estimate = scheduler.clean_estimate(prediction, noisy, timestep)
-        canvas.latents = scheduler.step(
-            prediction, timestep, latents, canvas.eta, generators, lambda clean: self._nearest_words(canvas, clean)
+        inputs = TextInputs(
+            prompt=prompt,
+            text=text,
+            mask=mask,
+            source=source,
+            class_labels=class_labels,
+            max_new_tokens=max_new_tokens,
+            length=length,
+            num_return_sequences=num_return_sequences,
+            num_candidates=num_candidates,
         )
-        last = timestep == scheduler.timesteps[-1].item()
-        if last:
-            canvas.latents = torch.where(known, canvas.clean, canvas.latents)
-        self._read(canvas, canvas.latents if last else canvas.estimate)
 
-    def _shows_clean(self, canvas: EmbeddingCanvas) -> bool:
-        """Whether the denoiser sees known words clean."""
-        return canvas.known_words == "clean" or self.denoiser.config.partial_noising
+        # Guidance by a condition, by controls, and how the controls act
+        guide_by = strengthened_condition(
+            source, class_labels, guidance_scale, guide_by, negative_prompt
+        )
+        guidance = GuidanceInputs(
+            guidance_scale, guidance_interval, guide_by, negative_prompt, controls
+        )
+        updates = InnerUpdates(optimizer, step_size, fluency, inner_steps)
+        check_embedding_controls(guidance.controls, self.denoiser)
+        if inner_steps and not guidance.controls:
+            raise ValueError(f"`inner_steps` needs `controls`, got {inner_steps} without any.")
 
-    def _predict_embeddings(self, canvas: EmbeddingCanvas, noisy: Tensor, timestep: float) -> Tensor:
-        """(B, L, E) what the denoiser says of `noisy`, in the dtype of the latents."""
-        config, dtype, optional = self.denoiser.config, canvas.clean.dtype, {}
-        if config.self_conditioning and canvas.estimate is not None:
-            optional["self_condition"] = canvas.estimate.to(dtype)
-        if config.partial_noising:
-            optional["given"] = ~canvas.editable
-        prediction = self.denoiser(
-            noisy.to(dtype), timestep, canvas.attention_mask, canvas.class_labels, **optional
-        ).sample
-        if not torch.isfinite(prediction).all():
-            raise ValueError("`denoiser` predicted NaN or infinite values: check its weights and dtype.")
-        return prediction.to(noisy.dtype)
+        # The scheduler, and what is asked of it
+        predictor = EmbeddingPredictor(
+            self.denoiser, self.tokenizer, embedding_scheduler(self.scheduler, self.denoiser)
+        )
+        scheduler = predictor.scheduler
+        scheduler.check_eta(eta)
+        check_choice(num_candidates, choose)
+        self._check_known_words(known_words, source)
 
-    def _read(self, canvas: EmbeddingCanvas, embeddings: Tensor):
-        """Round clean embeddings (B, L, E) to the words of the canvas; known words stay."""
-        words = self.denoiser.round(embeddings.to(canvas.clean.dtype))
-        canvas.tokens = torch.where(canvas.editable, words, canvas.tokens)
+        # 2. Prepare the timesteps, and lay out the texts with pure noise on what is to be written
+        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        timesteps = scheduler.timesteps.tolist()
+        batch = prepare_batch(
+            self.tokenizer,
+            inputs,
+            guidance,
+            self._row_limits,
+            generator,
+            device=self._execution_device,
+        )
+        batch.shows_clean = known_words == "clean" or self.denoiser.config.partial_noising
+        predictor.begin(batch)
 
-    def _nearest_words(self, canvas: EmbeddingCanvas, clean: Tensor) -> Tensor:
-        return self.denoiser.nearest_words(clean.to(canvas.clean.dtype)).to(clean.dtype)
+        # Only rows with another scale than 1 are also predicted without their condition.
+        batch.unconditional = guided_rows(batch)
+        if batch.unconditional is not None:
+            batch.unconditional.clean = self.denoiser.embed(batch.unconditional.tokens)
 
-    def _accept(self, canvas: EmbeddingCanvas, changed: dict[str, Tensor]):
-        if "tokens" in changed and not torch.equal(changed["tokens"], canvas.tokens):
-            raise ValueError('`callback_on_step_end` may change "latents"; "tokens" are read off them.')
-        canvas.latents = changed.get("latents", canvas.latents)
+        # 3. Denoise
+        batch.num_steps = len(timesteps)
+        self._num_timesteps = len(timesteps)
+        self._interrupt = False
+        history = [batch.tokens] if return_history else None
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for step, timestep in enumerate(timesteps):
+                # Controls move the clean estimate, or with inner steps the latents.
+                controls_of_step = [] if inner_steps else acting_controls(batch)
+                self._denoise_step(predictor, batch, timestep, controls_of_step, eta)
 
-    def _trim(self, canvas: EmbeddingCanvas) -> Tensor:
-        return cut_rows(super()._trim(canvas), canvas, self.tokenizer.pad_token_id or 0)
+                batch.steps_done += 1
+                if inner_steps and batch.steps_done < batch.num_steps:
+                    refine_latents(predictor, batch, timesteps, updates, eta)
 
-    def _choose(self, tokens: Tensor, num_candidates: int, choose: Callable[[list[str]], int] | None) -> list[int]:
-        """The rows to return, one of each `num_candidates`."""
-        if num_candidates == 1 or choose is None:
-            return list(range(len(tokens)))
-        texts, chosen = self.tokenizer.batch_decode(tokens, skip_special_tokens=True), []
-        for first in range(0, len(texts), num_candidates):
-            index = int(choose(texts[first : first + num_candidates]))
-            if not 0 <= index < num_candidates:
-                raise ValueError(
-                    f"`choose` must return an index below `num_candidates`={num_candidates}, got {index}."
+                self.call_back(
+                    callback_on_step_end, callback_on_step_end_tensor_inputs, batch, step, timestep
                 )
-            chosen.append(first + index)
-        return chosen
+                if history is not None:
+                    history.append(batch.tokens)
+                progress_bar.update()
+                yield batch  # to `stream`
+                if self.interrupt:
+                    break
 
-    def _prepare(
+        # 4. Cut each text at its end, choose among the candidates and decode
+        predictor.read_words(batch, batch.latents)  # a callback may have changed them
+        tokens = self.finished_tokens(batch)
+        rows = chosen_rows(self.tokenizer, tokens, num_candidates, choose)
+        tokens = tokens[rows]
+        texts = None
+        if output_type == "text":
+            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        if history is not None:
+            pad_token_id = self.tokenizer.pad_token_id or 0
+            history = [cut_rows(words, batch, pad_token_id)[rows] for words in history]
+        latents = cut_rows(batch.latents, batch)[rows] if output_type == "latents" else None
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return cast(Any, (texts, tokens, history, latents))
+        return DiffusionLMPipelineOutput(
+            texts=texts, tokens=tokens, history=history, latents=latents
+        )
+
+    stream = texts_of_each_step(__call__)
+
+    def _denoise_step(
         self,
-        prompt,
-        text,
-        mask,
-        class_labels,
-        max_new_tokens,
-        num_return_sequences,
-        generator,
-        source: Any = None,
-        length: Any = None,
-        num_candidates: int = 1,
-        plan_lengths: PlanLengths = None,
-    ) -> tuple[EmbeddingCanvas, list[torch.Generator]]:
-        """The canvas as pure noise, and one generator a row; `plan_lengths` may say how long each row's text is."""
-        several = [values for values in (class_labels, length) if is_list(values)]
-        count = len(several[0]) if several else 1
-        known = self._encode(prompt, text, mask, count) if source is None else encode_sources(self.tokenizer, source)
-        lengths = self._text_lengths(length, len(known))
-        repeats = num_return_sequences * num_candidates
-        known = [row for row in known for _ in range(repeats)]
-        lengths = [value for value in lengths for _ in range(repeats)]
-        labels = self._expand_labels(class_labels, len(known), repeats)
-        generators = self._row_generators(generator, len(known) // num_candidates)
-        if num_candidates > 1:
-            seeds = [seed for row in generators for seed in row_seeds(row, num_candidates)]
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        starts = [len(start_ids(self.tokenizer)) if source is None else len(row) for row in known]
-        planned = None if plan_lengths is None else plan_lengths(generators)
-        if length is not None or planned is not None:
-            known = append_exactly(known, starts, planned or lengths, end_ids(self.tokenizer))
-        elif text is None:
-            known = self._append_blanks(known, starts, max_new_tokens, generators)
-        self._check_length(max(len(row) for row in known))
-        free = text is None and length is None and planned is None
-        canvas = self._canvas(known, labels, free, generators)
-        canvas.starts = None if source is None else starts
-        return canvas, generators
+        predictor: EmbeddingPredictor,
+        batch: TextBatch,
+        timestep: float,
+        controls: list,
+        eta: float,
+    ):
+        """Bring the latents of a batch from `timestep` to the next, less noisy time, and read the words off them."""
+        scheduler = predictor.scheduler
+        known = ~batch.editable.unsqueeze(-1)  # (B, L, 1)
 
-    def _text_lengths(self, length: int | list[int] | None, num_texts: int) -> list:
-        lengths: Any = length if is_list(length) else [length] * num_texts
-        if len(lengths) != num_texts:
-            raise ValueError(f"`length` must be one or {num_texts}, one a text, got {len(lengths)}.")
-        return lengths
+        # Known words are shown clean, or as noisy as the rest.
+        latents = batch.latents
+        if batch.shows_clean:
+            noisy = torch.where(known, batch.clean, scheduler.scale_model_input(latents, timestep))
+        else:
+            renoised = scheduler.add_noise(
+                batch.clean.to(latents.dtype), timestep, batch.generators
+            )
+            latents = torch.where(known, renoised, latents)
+            noisy = scheduler.scale_model_input(latents, timestep)
 
-    def _canvas(self, known: list, labels: Tensor | None, ends_at_eos: bool, generators: list) -> EmbeddingCanvas:
-        self._check_noise()
-        device = self._execution_device
-        if hasattr(self.denoiser, "_hf_hook"):  # of CPU offloading, which waits for a call of the model as a whole
-            self.denoiser._hf_hook.pre_forward(self.denoiser)
-        tokens, editable, real = lay_out(known, self.tokenizer.pad_token_id or 0, device)
-        clean = self.denoiser.embed(tokens)
-        precise = torch.promote_types(clean.dtype, torch.float32)
-        noise = randn(tuple(clean.shape), generators, "cpu", torch.float32).to(device, precise)
-        latents = self._token_scheduler.scale_noise(noise)
-        canvas = EmbeddingCanvas(tokens, editable, real, labels, ends_at_eos, latents, clean)
-        self._read(canvas, noise)
-        return canvas
+        # Predict, and keep what the next step and the inner updates need.
+        guided = predict_controlled(predictor, batch, noisy, timestep, controls)
+        batch.noisy = noisy
+        batch.estimate = guided.estimate
+        batch.own_estimate = guided.own_estimate
+        if batch.unconditional is not None:
+            batch.unconditional.own_estimate = guided.unconditional_estimate
+
+        batch.latents = scheduler.step(
+            guided.prediction,
+            timestep,
+            latents,
+            eta=eta,
+            generators=batch.generators,
+            round_function=lambda clean: predictor.nearest_words(batch, clean),
+        )
+
+        # Words are read off the clean estimate, and at the end off the embeddings themselves.
+        if batch.steps_done == batch.num_steps - 1:
+            batch.latents = torch.where(known, batch.clean, batch.latents)
+            predictor.read_words(batch, batch.latents)
+        else:
+            predictor.read_words(batch, batch.estimate)
+
+    def finished_tokens(self, batch: TextBatch) -> Tensor:
+        """(B, L) tokens with padding after a written `[EOS]`, and without the source."""
+        tokens = batch.tokens
+        pad_token_id = self.tokenizer.pad_token_id or 0
+        if batch.ends_at_eos:
+            eos_token_id = next(iter(end_ids(self.tokenizer)), -1)
+            ends = batch.editable & (tokens == eos_token_id)
+            tokens = cut_at_end(tokens, ends, batch.editable, pad_token_id)
+        return cut_rows(tokens, batch, pad_token_id)
+
+    def _accept_tensors(self, batch: TextBatch, changed: dict[str, Tensor]):
+        accept_latents(batch, changed)
 
     @property
-    def _token_scheduler(self) -> EmbeddingSteps:
-        config = self.denoiser.config
-        return EmbeddingSteps(self.scheduler, config.prediction_type, config.num_train_timesteps)
+    def max_length(self) -> int:
+        """The longest row in tokens, with its start."""
+        return self.denoiser.config.max_length
 
-    def _check_components(self):
-        if self.tokenizer is None or self.denoiser is None or self.scheduler is None:
-            return
-        lacking = [name for name in ("embed", "round", "nearest_words") if not hasattr(self.denoiser, name)]
-        if lacking:
-            raise ValueError(
-                f"`denoiser` must be of word embeddings, such as EmbeddingTransformerModel; "
-                f"{type(self.denoiser).__name__} has no `{lacking[0]}`."
-            )
-        super()._check_components()
+    @property
+    def _exclude_from_cpu_offload(self) -> list[str]:
+        # Its word embeddings are read outside of their layer, where sequential offloading does not load them.
+        return ["denoiser"]
 
-    def _check_scheduler(self):
-        self._token_scheduler  # noqa: B018 - its errors say what does not fit
+    @property
+    def _row_limits(self) -> RowLimits:
+        return RowLimits(
+            max_length=self.max_length,
+            histogram=self.config.lengths,
+            label_names=self.config.get("label_names"),
+            num_classes=getattr(self.denoiser.config, "num_classes", None),
+        )
 
-    def _check_noise(self):
-        """A denoiser that was told its noise must not be shown another."""
-        told = getattr(self.denoiser, "evidence", None)
-        if told is None or not told.any():
-            return
-        alpha = self.scheduler.alphas_cumprod.double().cpu()
-        signal = alpha.sqrt() / (1 - alpha)
-        if not torch.allclose(told[0].double().cpu(), signal, rtol=NOISE_TOLERANCE):
-            raise ValueError(
-                "`scheduler` must have the noise that the denoiser was trained with: make it by `from_config` of the "
-                f"saved scheduler, got alphas_cumprod from {float(alpha[0]):.4g} to {float(alpha[-1]):.4g}."
-            )
-
-    def _check_request(self, prompt, text, source, length, max_new_tokens, known_words):
+    def _check_known_words(self, known_words: str, source: Any):
         if known_words not in KNOWN_WORDS:
             raise ValueError(f"`known_words` must be one of {KNOWN_WORDS}, got {known_words!r}.")
-        if source is not None:
-            check_strings("source", source)
-            if prompt is not None or text is not None:
-                raise ValueError("`source` excludes `prompt` and `text`: what is written from it begins by itself.")
-            if not self.denoiser.config.partial_noising:
-                raise ValueError("`source` needs a denoiser with `partial_noising=True`.")
-        if length is None:
-            return
-        if text is not None or max_new_tokens is not None:
-            raise ValueError("`length` excludes `text` and `max_new_tokens`, which say how long a text is.")
-        for value in length if is_list(length) else [length]:
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`length` must be integers of at least 1, got {length!r}.")
-
-    def _check_candidates(self, num_candidates: int, choose: Any):
-        if not isinstance(num_candidates, int) or num_candidates < 1:
-            raise ValueError(f"`num_candidates` must be an integer of at least 1, got {num_candidates!r}.")
-        if num_candidates > 1 and choose is None:
-            raise ValueError(
-                f"`choose` must be given to pick one of {num_candidates} candidates, "
-                "such as `text_diffusers.evaluation.text_metrics.minimum_bayes_risk`."
-            )
+        if source is not None and not self.denoiser.config.partial_noising:
+            raise ValueError("`source` needs a denoiser with `partial_noising=True`.")

@@ -1,59 +1,106 @@
 """Paraphrases in another style: diffusion from a source text, steered by off-the-shelf classifiers and style encoders.
 
 ParaGuide (https://arxiv.org/abs/2308.15459). A denoiser that paraphrases keeps the meaning; what it predicts is moved
-up the gradient of controls that read clean text, so that these need not know of noise. Each step
-
-1. predicts the clean words, given the source;
-2. moves their logits `drift_steps` times by `strength * sin(pi * progress)` times the gradient of what controls say
-   of softmax(logits / temperature);
-3. draws clean words from the nucleus `top_p` of softmax(logits);
-4. noises them afresh for the next time, by q(x_s | x_0) and not by the posterior given x_t.
-
-The last step ends with the words that it drew.
+up the gradient of controls that read clean text, so that these need not know of noise.
 
 Shapes: B rows (texts times `num_return_sequences` and `num_candidates`), L sequence length, V vocabulary size,
 E embedding width, N open tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from text_diffusers.common.token_ids import never_written
+from text_diffusers.common.token_ids import end_ids
 from text_diffusers.common.validation import check_strings
-from text_diffusers.pipelines.diffusion_lm.guidance import embedding_state
-from text_diffusers.pipelines.diffusion_lm.pipeline_diffusion_lm import DiffusionLMPipeline, DiffusionLMPipelineOutput
-from text_diffusers.pipelines.guidance import TextState, planned_lengths, refuse_two_lengths
-from text_diffusers.pipelines.paraguide.steering import Steering, draw_tokens, without_tokens
-from text_diffusers.pipelines.text_batch import EmbeddingCanvas, written_ends
+from text_diffusers.models.language_model import is_masked_lm
+from text_diffusers.pipelines.candidates import check_choice, chosen_rows
+from text_diffusers.pipelines.component_checks import check_token_components, longest_row
+from text_diffusers.pipelines.diffusion_lm.pipeline_diffusion_lm import DiffusionLMPipelineOutput
+from text_diffusers.pipelines.diffusion_lm.prediction import (
+    accept_latents,
+    check_embedding_components,
+    embedding_scheduler,
+)
+from text_diffusers.pipelines.guidance import TextState, text_state
+from text_diffusers.pipelines.paraguide.embedding_steps import EmbeddingSteps
+from text_diffusers.pipelines.paraguide.steering import Steering, draw_tokens
+from text_diffusers.pipelines.paraguide.token_steps import TokenSteps
+from text_diffusers.pipelines.pipeline_base import (
+    Steps,
+    TextPipeline,
+    runs_to_its_end,
+    texts_of_each_step,
+)
+from text_diffusers.pipelines.text_batch import TextBatch, cut_at_end, cut_rows
+from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import (
+    TextDiffusionPipelineOutput,
+)
+from text_diffusers.pipelines.text_inputs import (
+    GuidanceInputs,
+    RowLimits,
+    TextInputs,
+    prepare_batch,
+)
 
 
-@dataclass
-class SteeredEmbeddingCanvas(EmbeddingCanvas):
-    """A canvas with what steers it."""
+class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
+    """Paraphrases, steered by controls: `pipe("A source", controls=[CleanClassifierGuidance(...)])`.
 
-    steering: Steering = field(default_factory=Steering)
-    steps_done: int = 0
+    Over word embeddings, the authors' setting, or over tokens, as the denoiser is. Under absorbing noise a revealed
+    token is its own clean estimate, and the fresh noise may mask it again; under other kernels every token is
+    predicted and drawn in each step. Classifier-free guidance, which strengthens the source, is for denoisers of
+    tokens; it acts on the logits before the drift.
 
-
-class ParaGuidePipeline(DiffusionLMPipeline):
-    """Paraphrases by diffusion over word embeddings: `pipe(source, controls=[CleanClassifierGuidance(...)])`.
-
-    The authors' setting. Theirs is a fixed number of padded tokens and a RoBERTa over its own embeddings; here the
-    source stands before the text in one row, and self-conditioning, if the model has it, shows what the denoiser said
-    last, without the drift. Words are drawn from the model's logits of the clean text. Those of a model with
-    `categorical_output` are probabilities of words; those of another are read off its clean estimate, as in rounding,
-    and where that lies between words they are no more than near it.
+    The tokens of one step are drawn independently of each other, given those that were seen, and noised afresh. So
+    the texts of an exact model, without a drift and with `top_p=1`, have the distribution of the data where tokens are
+    independent, and otherwise near it as the number of steps grows.
 
     Args:
-        tokenizer, lengths: as in `DiffusionLMPipeline`.
-        denoiser: with `partial_noising`, trained with `--source_column` to write a paraphrase of the source.
-        scheduler: of word embeddings, which is asked for its noise and its timesteps only; not of the Euler kind.
+        tokenizer: any transformers tokenizer with a mask token.
+        denoiser: of word embeddings, with `partial_noising`, or of tokens; trained with `--source_column` to write a
+            paraphrase of the source.
+        scheduler: of the same noise, which is asked for its noise and its timesteps only; not of the Euler kind, and
+            for tokens one of this package, whose own temperature, top_k and top_p are not used.
+        lengths: `lengths[n]` is the number of training texts with n tokens.
+        label_names: a name for each class label; no label is asked for here.
+
+    Raises:
+        ValueError: if the components disagree.
+
+    Example:
+        >>> from text_diffusers import ParaGuidePipeline, TextDiffusionPipeline
+        >>> from text_diffusers.guidance.controls import LengthControl
+        >>> writer = TextDiffusionPipeline.from_pretrained("chat-and-novels")
+        >>> pipe = ParaGuidePipeline(writer.tokenizer, writer.denoiser, writer.scheduler)
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> output = pipe("i think so", controls=[LengthControl(5)], num_inference_steps=2)
+        >>> output.tokens.shape
+        torch.Size([1, 6])
     """
 
+    draws_from_scheduler = False
+    model_cpu_offload_seq = "denoiser"
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        denoiser: Any,
+        scheduler: Any,
+        lengths: list[int] | None = None,
+        label_names: list[str] | None = None,
+    ):
+        super().__init__()
+        self.register_modules(tokenizer=tokenizer, denoiser=denoiser, scheduler=scheduler)
+        if isinstance(label_names, dict):  # as a folder for the Hub holds them: {"0": name, ...}
+            label_names = list(label_names.values())
+        self.register_to_config(lengths=lengths, label_names=label_names)
+        self._check_components()
+
+    @runs_to_its_end
     @torch.no_grad()
     def __call__(
         self,
@@ -61,10 +108,13 @@ class ParaGuidePipeline(DiffusionLMPipeline):
         controls: Any = None,
         strength: float = 200.0,
         drift_steps: int = 3,
-        temperature: float = 3.0,
+        drift_temperature: float = 3.0,
         top_p: float = 0.8,
-        length: int | list[int] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        guidance_scale: float | list[float] = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         max_new_tokens: int | None = None,
+        length: int | list[int] | None = None,
         num_inference_steps: int = 200,
         num_return_sequences: int = 1,
         num_candidates: int = 1,
@@ -74,8 +124,8 @@ class ParaGuidePipeline(DiffusionLMPipeline):
         return_dict: bool = True,
         return_history: bool = False,
         callback_on_step_end: Callable[[Any, int, float, dict], dict | None] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens", "latents"),
-    ) -> DiffusionLMPipelineOutput | tuple:
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+    ) -> Steps[TextDiffusionPipelineOutput | DiffusionLMPipelineOutput]:
         """Write paraphrases.
 
         Args:
@@ -85,126 +135,228 @@ class ParaGuidePipeline(DiffusionLMPipeline):
             strength: lambda, the size of the drift in the middle of the steps; the authors take 200 to 10,000. 0 only
                 paraphrases.
             drift_steps: gradient steps on the logits of each step.
-            temperature: of the soft text that controls read.
+            drift_temperature: of the soft text that controls read.
             top_p: words are drawn from the smallest set that reaches this mass.
-            length, max_new_tokens, num_inference_steps, num_return_sequences, num_candidates, choose, generator,
-                output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: as in
-                `DiffusionLMPipeline`.
-            return_history: keep the words that each step drew.
+            negative_prompt: the source that the texts are to be led away from, one or one a text; by default empty.
+            guidance_scale: of classifier-free guidance by the source, one or one a text; for denoisers of tokens.
+            guidance_interval: shares of the steps between which guidance acts; before and after them the scale is 1.
+            max_new_tokens: the longest paraphrase in tokens; by default up to the model's `max_length`.
+            length: the number of tokens of each text, without its end; one or one a text.
+            num_inference_steps: steps of the scheduler, each of which calls the denoiser at most once.
+            num_return_sequences: texts for each source.
+            num_candidates: texts written for each one returned.
+            choose: picks one of `num_candidates` strings by its index.
+            generator: one generator, or one for each returned text.
+            output_type: "text", "tokens" or, over word embeddings, "latents".
+            return_dict: return an output, else a tuple of its fields.
+            return_history: keep the tokens of every step; over word embeddings those that it drew.
+            callback_on_step_end: called after each step as `f(pipe, step, timestep, tensors)`; may return new
+                "tokens", or over word embeddings new "latents".
+            callback_on_step_end_tensor_inputs: names of the tensors it gets, by default all of these.
 
         Returns:
-            `DiffusionLMPipelineOutput`.
+            `TextDiffusionPipelineOutput` over tokens, `DiffusionLMPipelineOutput` over word embeddings.
 
         Raises:
             ValueError: if an argument does not fit the model or the others, or predictions or gradients are not
                 finite.
         """
         # 1. Check the inputs
-        self._check_candidates(num_candidates, choose)
+        if callback_on_step_end_tensor_inputs is None:
+            callback_on_step_end_tensor_inputs = self._callback_tensor_inputs
         self._check_output(output_type, callback_on_step_end_tensor_inputs)
-        steering = Steering(controls, strength, drift_steps, temperature, top_p)
-        # 2. Encode the source and cover what is to be written with pure noise
-        texts = (length, max_new_tokens, num_return_sequences, generator)
-        canvas, generators = self._begin_steered(source, steering, num_inference_steps, *texts, num_candidates)
-        # 3. Denoise
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        history = self._write(canvas, generators, return_history, *callback)
-        # 4. Cut each text at its end, choose among the candidates and decode
-        return self._finish(canvas, history, num_candidates, choose, output_type, return_dict)
-
-    @torch.no_grad()
-    def stream(
-        self,
-        source: str | list[str],
-        controls: Any = None,
-        strength: float = 200.0,
-        drift_steps: int = 3,
-        temperature: float = 3.0,
-        top_p: float = 0.8,
-        length: int | list[int] | None = None,
-        max_new_tokens: int | None = None,
-        num_inference_steps: int = 200,
-        num_return_sequences: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> Iterator[list[str]]:
-        """Yield the B texts that every step drew, the last of them finished; arguments and errors of `__call__`."""
-        steering = Steering(controls, strength, drift_steps, temperature, top_p)
-        texts = (length, max_new_tokens, num_return_sequences, generator)
-        yield from self._frames(*self._begin_steered(source, steering, num_inference_steps, *texts))
-
-    def _begin_steered(
-        self,
-        source: Any,
-        steering: Steering,
-        num_inference_steps: int,
-        length: Any,
-        max_new_tokens: int | None,
-        num_return_sequences: int,
-        generator: Any,
-        num_candidates: int = 1,
-    ) -> tuple[SteeredEmbeddingCanvas, list[torch.Generator]]:
-        """The canvas as pure noise and one generator a row, if the inputs fit."""
         check_strings("source", source)
-        refuse_two_lengths(steering.controls, length=length, max_new_tokens=max_new_tokens)
-        canvas, generators = self._begin(
-            request=(None, None, None, None, max_new_tokens, num_return_sequences, generator),
+        inputs = TextInputs(
             source=source,
+            max_new_tokens=max_new_tokens,
             length=length,
-            num_inference_steps=num_inference_steps,
-            eta=0.0,
-            known_words="clean",
+            num_return_sequences=num_return_sequences,
             num_candidates=num_candidates,
-            plan_lengths=lambda rows: planned_lengths(steering.controls, rows),
         )
-        return SteeredEmbeddingCanvas(**vars(canvas), steering=steering), generators
 
-    def _step(self, canvas: SteeredEmbeddingCanvas, timestep: float, generators: list[torch.Generator]):
-        """Draw clean words at `timestep`, and bring `canvas.latents` to the next, less noisy time."""
-        scheduler, writable = self._token_scheduler, canvas.editable
-        noisy = torch.where(writable.unsqueeze(-1), canvas.latents, canvas.clean)
-        logits = self._predict_words(canvas, noisy, timestep)[writable]  # (N, V)
-        logits = canvas.steering.steer(logits, self._state(canvas, timestep), written_ends(canvas), self._eos_token_id)
-        drawn = draw_tokens(logits, writable, canvas.steering.top_p, generators)
-        canvas.tokens = canvas.tokens.masked_scatter(writable, drawn)
-        canvas.latents = self.denoiser.embed(canvas.tokens).to(canvas.latents.dtype)
-        canvas.steps_done += 1
-        if canvas.steps_done < len(scheduler.timesteps):
-            following = scheduler.timesteps[canvas.steps_done].item()
-            canvas.latents = scheduler.add_noise(canvas.latents, following, generators)
-
-    def _predict_words(self, canvas: SteeredEmbeddingCanvas, noisy: Tensor, timestep: float) -> Tensor:
-        """(B, L, V) logits of the clean words."""
-        dtype, optional = canvas.clean.dtype, {}
-        if self.denoiser.config.self_conditioning and canvas.estimate is not None:
-            optional["self_condition"] = canvas.estimate.to(dtype)
-        said = self.denoiser(
-            noisy.to(dtype), timestep, canvas.attention_mask, canvas.class_labels, given=~canvas.editable, **optional
+        # Guidance acts on the logits first, then the controls.
+        steering = Steering(controls, strength, drift_steps, drift_temperature, top_p)
+        guidance = GuidanceInputs(
+            guidance_scale,
+            guidance_interval,
+            negative_prompt=negative_prompt,
+            controls=steering.controls,
         )
-        canvas.estimate = self._token_scheduler.clean_estimate(said.sample.to(noisy.dtype), noisy, timestep)
-        logits = getattr(said, "logits", None)
-        if logits is None:
-            logits = self.denoiser.logits(canvas.estimate.to(dtype))
-        return without_tokens(logits, never_written(self.tokenizer))
+        check_choice(num_candidates, choose)
 
-    def _state(self, canvas: SteeredEmbeddingCanvas, timestep: float) -> TextState:
-        """What controls see; where words are open, `tokens` are those that the step before drew."""
-        assert canvas.starts is not None
-        num_steps = len(self._token_scheduler.timesteps)
-        return embedding_state(canvas, canvas.starts, timestep, num_steps, self.tokenizer.mask_token_id)
+        steps = self._steps
+        steps.check(guidance)
 
-    def _read(self, canvas: EmbeddingCanvas, embeddings: Tensor):
-        """Round clean embeddings (B, L, E), but where they are those of the drawn words, whatever is nearest."""
-        drawn = canvas.tokens
-        super()._read(canvas, embeddings)
-        kept = (self.denoiser.embed(drawn).to(embeddings.dtype) == embeddings).all(dim=-1)
-        canvas.tokens = torch.where(kept, drawn, canvas.tokens)
+        # 2. Prepare the timesteps, and lay out the texts behind their sources, as pure noise
+        steps.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        timesteps = steps.scheduler.timesteps.tolist()
+        batch = prepare_batch(
+            self.tokenizer,
+            inputs,
+            guidance,
+            self._row_limits,
+            generator,
+            device=self._execution_device,
+        )
+        steps.begin(batch)
 
-    def _check_request(self, prompt, text, source, length, max_new_tokens, known_words):
-        super()._check_request(prompt, text, source, length, max_new_tokens, known_words)
-        if float(self.scheduler.init_noise_sigma) != 1:
-            raise ValueError(
-                "`scheduler` must noise on the scale of the model, since its noise is all that is asked of it, such "
-                f"as EmbeddingDDIMScheduler, got {type(self.scheduler).__name__}."
-            )
-        if not hasattr(self.denoiser, "logits"):
-            raise ValueError(f"`denoiser` must have `logits` of words; {type(self.denoiser).__name__} has none.")
+        # 3. Denoise
+        batch.num_steps = len(timesteps)
+        self._num_timesteps = len(timesteps)
+        self._interrupt = False
+        history = [batch.tokens] if return_history else None
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for step, timestep in enumerate(timesteps):
+                # Predict the clean words, given the source.
+                positions = steps.open_tokens(batch)  # (B, L)
+                logits = steps.predict_words(batch, timestep, positions)  # (N, V)
+
+                # Move their logits up the gradient of what controls say of softmax(logits / drift_temperature).
+                state = self._text_state(batch, timestep, positions)
+                endings = batch.editable & batch.ends_at_eos  # (B, L)
+                logits = steering.steer(logits, state, endings, self._eos_token_id)
+
+                # Draw clean words from the nucleus of softmax(logits).
+                drawn = draw_tokens(logits, positions, steering.top_p, batch.generators)
+                batch.tokens = batch.tokens.masked_scatter(positions, drawn)
+
+                # Noise them afresh, by q(x_s | x_0) and not by the posterior given x_t; the last step keeps them.
+                batch.steps_done += 1
+                is_last = batch.steps_done == batch.num_steps
+                steps.add_noise(batch, None if is_last else timesteps[batch.steps_done])
+
+                self.call_back(
+                    callback_on_step_end, callback_on_step_end_tensor_inputs, batch, step, timestep
+                )
+                if history is not None:
+                    history.append(batch.tokens)
+                progress_bar.update()
+                yield batch  # to `stream`
+                if self.interrupt:
+                    break
+
+        # 4. Cut each text at its end, choose among the candidates and decode
+        if isinstance(steps, EmbeddingSteps):
+            steps.finish(batch)  # a callback may have changed the latents
+        tokens = self.finished_tokens(batch)
+        rows = chosen_rows(self.tokenizer, tokens, num_candidates, choose)
+        tokens = tokens[rows]
+        texts = None
+        if output_type == "text":
+            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        self.maybe_free_model_hooks()
+
+        # Over tokens the history is that of whole rows, source and masks included.
+        if self.kind == "tokens":
+            if history is not None:
+                history = [words[rows] for words in history]
+            if not return_dict:
+                return cast(Any, (texts, tokens, history))
+            return TextDiffusionPipelineOutput(texts=texts, tokens=tokens, history=history)
+
+        if history is not None:
+            pad_token_id = self.tokenizer.pad_token_id or 0
+            history = [cut_rows(words, batch, pad_token_id)[rows] for words in history]
+        latents = cut_rows(batch.latents, batch)[rows] if output_type == "latents" else None
+        if not return_dict:
+            return cast(Any, (texts, tokens, history, latents))
+        return DiffusionLMPipelineOutput(
+            texts=texts, tokens=tokens, history=history, latents=latents
+        )
+
+    stream = texts_of_each_step(__call__)
+
+    # Steps
+
+    @property
+    def _steps(self) -> TokenSteps | EmbeddingSteps:
+        """The steps of this denoiser's kind."""
+        if self.kind == "tokens":
+            return TokenSteps(self.denoiser, self.tokenizer, self.scheduler)
+        return EmbeddingSteps(
+            self.denoiser, self.tokenizer, embedding_scheduler(self.scheduler, self.denoiser)
+        )
+
+    def _text_state(self, batch: TextBatch, timestep: float, positions: Tensor) -> TextState:
+        return text_state(
+            batch,
+            timestep,
+            is_open=positions,
+            undecided=positions,
+            mask_token_id=self.tokenizer.mask_token_id,
+            selected=positions,
+        )
+
+    def finished_tokens(self, batch: TextBatch) -> Tensor:
+        """(B, L) tokens of what is written from the source, with padding after a written `[EOS]`."""
+        tokens = batch.tokens
+        pad_token_id = self.tokenizer.pad_token_id or 0
+        if batch.ends_at_eos:
+            ends = self._steps.ends(batch, self._eos_token_id)
+            tokens = cut_at_end(tokens, ends, batch.editable, pad_token_id)
+        return cut_rows(tokens, batch, pad_token_id)
+
+    def _accept_tensors(self, batch: TextBatch, changed: dict[str, Tensor]):
+        if self.kind == "tokens":
+            super()._accept_tensors(batch, changed)
+        else:
+            accept_latents(batch, changed)
+
+    # Tokens or word embeddings
+
+    @property
+    def kind(self) -> str:
+        """What is denoised, "tokens" or "embeddings"."""
+        return "embeddings" if hasattr(self.denoiser, "embed") else "tokens"
+
+    @property
+    def accepted_inputs(self) -> tuple[str, ...]:
+        """The arguments of a call that say what to write."""
+        if self.kind == "tokens":
+            return ("source", "negative_prompt", "guidance_scale", "controls")
+        return ("source", "controls")
+
+    @property
+    def max_length(self) -> int:
+        """The longest row in tokens, with its start."""
+        return longest_row(self.denoiser)
+
+    @property
+    def predicts_end(self) -> bool:
+        """Whether the model says where a text ends; a masked LM does not."""
+        return not is_masked_lm(self.denoiser)
+
+    @property
+    def _callback_tensor_inputs(self) -> list[str]:
+        return ["tokens"] if self.kind == "tokens" else ["tokens", "latents"]
+
+    @property
+    def _output_types(self) -> tuple[str, ...]:
+        return ("text", "tokens") if self.kind == "tokens" else ("text", "tokens", "latents")
+
+    @property
+    def _exclude_from_cpu_offload(self) -> list[str]:
+        # Embeddings that are read outside of their layer are not loaded by sequential offloading.
+        is_tied = getattr(self.denoiser.config, "tie_embeddings", False)
+        return ["denoiser"] if self.kind == "embeddings" or is_tied else []
+
+    @property
+    def _eos_token_id(self) -> int:
+        """The token that ends a text; an id that no token has for a tokenizer without one."""
+        return next(iter(end_ids(self.tokenizer)), -1)
+
+    @property
+    def _row_limits(self) -> RowLimits:
+        return RowLimits(self.max_length, self.config.lengths, self.predicts_end)
+
+    def _check_components(self):
+        if self.tokenizer is None or self.denoiser is None or self.scheduler is None:
+            return
+        check = check_token_components if self.kind == "tokens" else check_embedding_components
+        check(
+            self.tokenizer,
+            self.denoiser,
+            self.scheduler,
+            lengths=self.config.lengths,
+            label_names=self.config.label_names,
+        )

@@ -1,4 +1,4 @@
-"""How ParaGuide steers a step: the drift of logits, the draw from their nucleus, and what the text is.
+"""How ParaGuide steers a step: the drift of logits, the draw from their nucleus, and where the text ends.
 
 ParaGuide (https://arxiv.org/abs/2308.15459). `drift` and its schedule, the temperature that only the drift knows, and
 the nucleus are the authors'. Ours: the losses of several controls add up; a row's loss is its own, where the authors
@@ -16,81 +16,91 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from text_diffusers.common.randomness import row_seeds
-from text_diffusers.pipelines.guidance import TextState, as_controls
+from text_diffusers.common.randomness import rand
+from text_diffusers.common.validation import is_int
+from text_diffusers.pipelines.diffusion_lm.guidance import is_acting, log_prob_gradient
+from text_diffusers.pipelines.guidance import TextState, acts_on, as_controls
 
+# Logits whose nuclei are found together.
 LOGITS_AT_A_TIME = 2**22
+
+# Less than the whole mass, so that a search never passes the last token that has any.
+LARGEST_SHARE = 1 - 1e-12
 
 
 @dataclass
 class Steering:
-    """What leads the texts, and how.
+    """The controls that lead the texts, and how strongly.
 
     Attributes:
         controls: with `log_prob(probs (B, L, V), state) -> (B,)`, whose negative is the loss.
         strength: lambda, of the middle of the steps.
         drift_steps: gradient steps on the logits of each step of the scheduler.
-        temperature: divides the logits of the soft text that controls read.
+        drift_temperature: divides the logits of the soft text that controls read.
         top_p: tokens are drawn from the smallest set that reaches this mass.
 
     Raises:
         ValueError: if a setting is out of its range, or a control does not act on clean text.
+
+    Example:
+        >>> Steering(strength=-1)
+        Traceback (most recent call last):
+        ValueError: `strength` must be a finite number of at least 0, got -1.
     """
 
     controls: Any = None
     strength: float = 200.0
     drift_steps: int = 3
-    temperature: float = 3.0
+    drift_temperature: float = 3.0
     top_p: float = 0.8
 
     def __post_init__(self):
+        # They are asked for their gradient in clean text, and never called on logits.
         self.controls = as_controls(self.controls)
         for control in self.controls:
-            reads_noise = getattr(control, "acts_on", "prediction") != "prediction"
-            if reads_noise or not callable(getattr(control, "log_prob", None)):
+            if acts_on(control) != "prediction" or not callable(getattr(control, "log_prob", None)):
                 raise ValueError(
                     "`controls` must have a `log_prob` of clean text, such as CleanClassifierGuidance or "
                     f"StyleGuidance, got {type(control).__name__}."
                 )
-        whole = isinstance(self.drift_steps, int) and not isinstance(self.drift_steps, bool)
-        limits = (
-            ("strength", self.strength, 0 <= self.strength < math.inf, "a finite number of at least 0"),
-            ("drift_steps", self.drift_steps, whole and self.drift_steps >= 1, "an integer of at least 1"),
-            ("temperature", self.temperature, 0 < self.temperature < math.inf, "a finite number above 0"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-        )
-        for name, value, fits, limit in limits:
-            if not fits:
-                raise ValueError(f"`{name}` must be {limit}, got {value!r}.")
 
-    def acting(self, progress: float) -> list:
-        """The controls that act after this share of the steps."""
-        return [
-            control
-            for control in self.controls
-            if getattr(control, "scale", 1.0) != 0
-            and getattr(control, "start", 0.0) <= progress < getattr(control, "stop", 1.0)
-        ]
-
-    def log_prob(self, probs: Tensor, state: TextState) -> Tensor:
-        """(B,) sum of what the controls that act say of soft text (B, L, V), each times its scale."""
-        acting = self.acting(state.progress)
-        return torch.stack([getattr(c, "scale", 1.0) * c.log_prob(probs, state) for c in acting]).sum(dim=0)
+        if not 0 <= self.strength < math.inf:
+            raise ValueError(
+                f"`strength` must be a finite number of at least 0, got {self.strength!r}."
+            )
+        if not is_int(self.drift_steps, 1):
+            raise ValueError(
+                f"`drift_steps` must be an integer of at least 1, got {self.drift_steps!r}."
+            )
+        if not 0 < self.drift_temperature < math.inf:
+            raise ValueError(
+                f"`drift_temperature` must be a finite number above 0, got {self.drift_temperature!r}."
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"`top_p` must be above 0 and at most 1, got {self.top_p!r}.")
 
     def steer(self, logits: Tensor, state: TextState, endings: Tensor, eos_token_id: int) -> Tensor:
         """Logits (N, V) of the open tokens after their drift; the very same where nothing acts.
 
-        `endings` (B, L) bool are the tokens of which the first that is `eos_token_id` ends its text.
+        Args:
+            endings: (B, L) bool, the tokens of which the first that is `eos_token_id` ends its text.
         """
         size = sine_schedule(self.strength, state.progress)
-        if size == 0 or not len(logits) or not self.acting(state.progress):
+        controls = [control for control in self.controls if is_acting(control, state.progress)]
+        if size == 0 or not len(logits) or not controls:
             return logits
 
-        def objective(logits: Tensor) -> Tensor:
-            seen = ended_state(logits, state, endings, eos_token_id)
-            return self.log_prob(soft_text_of(logits / self.temperature, state), seen).sum()
+        # As the logits drift, other tokens become the likeliest, so a text may end elsewhere after each step.
+        def log_prob(logits: Tensor) -> Tensor:
+            ended = ended_state(logits, state, endings, eos_token_id)
+            probs = soft_text_of(logits / self.drift_temperature, state)
+            scaled = [
+                getattr(control, "scale", 1.0) * control.log_prob(probs, ended)
+                for control in controls
+            ]
+            return torch.stack(scaled).sum(dim=0).sum()
 
-        return drift(logits, objective, size, self.drift_steps)
+        return drift(logits, log_prob, size, self.drift_steps)
 
 
 def sine_schedule(strength: float, progress: float) -> float:
@@ -98,7 +108,9 @@ def sine_schedule(strength: float, progress: float) -> float:
     return strength * math.sin(math.pi * min(progress, 1 - progress))
 
 
-def drift(logits: Tensor, objective: Callable[[Tensor], Tensor], size: float, num_steps: int) -> Tensor:
+def drift(
+    logits: Tensor, objective: Callable[[Tensor], Tensor], size: float, num_steps: int
+) -> Tensor:
     """Logits (N, V) after `num_steps` gradient steps of `size` up the objective, a scalar; never in place.
 
     Raises:
@@ -107,18 +119,14 @@ def drift(logits: Tensor, objective: Callable[[Tensor], Tensor], size: float, nu
     for _ in range(num_steps):
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
-            value = objective(leaf)
-            if not value.requires_grad:
-                raise ValueError("`controls` must give log-probabilities that can be differentiated.")
-            (gradient,) = torch.autograd.grad(value, leaf, allow_unused=True, materialize_grads=True)
-        if not torch.isfinite(gradient).all():
-            raise ValueError("`controls` gave NaN or infinite gradients: check their log-probabilities.")
+            gradient = log_prob_gradient(objective(leaf), leaf)
         logits = logits + size * gradient
     return logits
 
 
 def soft_text_of(logits: Tensor, state: TextState) -> Tensor:
     """(B, L, V) softmax of logits (N, V) at the open tokens and one-hot rows elsewhere, differentiable."""
+    # Any id serves where a token is open: its row is replaced.
     known = F.one_hot(state.tokens.masked_fill(state.open, 0), logits.shape[-1]).to(logits.dtype)
     return known.index_put((state.open,), logits.softmax(dim=-1))
 
@@ -127,9 +135,14 @@ def ended_state(logits: Tensor, state: TextState, endings: Tensor, eos_token_id:
     """The state whose texts end at their first likeliest `[EOS]`, as logits (N, V) of the open tokens have it."""
     likeliest = state.tokens.masked_scatter(state.open, logits.argmax(dim=-1))
     ends = endings & (likeliest == eos_token_id)
+
+    # An end is inside of its text, and nothing behind it is.
     inside = (ends.cumsum(dim=1) - ends.long() == 0) & state.attention_mask.bool()
     return replace(
-        state, open=state.open & inside, settled=state.settled & inside, attention_mask=state.attention_mask * inside
+        state,
+        open=state.open & inside,
+        settled=state.settled & inside,
+        attention_mask=state.attention_mask * inside,
     )
 
 
@@ -138,39 +151,48 @@ def nucleus(logits: Tensor, top_p: float) -> Tensor:
 
     Raises:
         ValueError: if logits are NaN or infinite, or a row excludes every token.
+
+    Example:
+        >>> nucleus(torch.tensor([[0.5, 0.3, 0.2]]).log(), top_p=0.6)[0, 2].item()
+        0.0
     """
     probs = logits.double().softmax(dim=-1)
     if not torch.isfinite(probs).all():
-        raise ValueError("`denoiser` predicted NaN or infinite logits: check its weights and dtype.")
+        raise ValueError(
+            "`denoiser` predicted NaN or infinite logits: check its weights and dtype."
+        )
+
     if top_p < 1:
+        # A token is dropped if those before it have the mass already.
         ordered, order = probs.sort(dim=-1, descending=True)
         dropped = ordered.cumsum(dim=-1) - ordered >= top_p
         probs = probs.masked_fill(torch.zeros_like(dropped).scatter_(1, order, dropped), 0.0)
     return probs / probs.sum(dim=-1, keepdim=True)
 
 
-def draw_tokens(logits: Tensor, positions: Tensor, top_p: float, generators: list[torch.Generator]) -> Tensor:
+def draw_tokens(
+    logits: Tensor, positions: Tensor, top_p: float, generators: list[torch.Generator]
+) -> Tensor:
     """(N,) tokens drawn from the nuclei of logits (N, V), which are those at `positions` (B, L); one generator a row.
 
     A row's tokens depend on its own generator and logits only.
     """
-    rows = [
-        torch.rand(positions.shape[1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        for seed in row_seeds(generators, len(positions))
-    ]
-    uniform = torch.stack(rows).to(logits.device)[positions].unsqueeze(1)  # (N, 1)
-    block = max(1, LOGITS_AT_A_TIME // logits.shape[-1])
+    uniform = rand(tuple(positions.shape), generators, logits.device)  # (B, L)
+    uniform = uniform[positions].unsqueeze(1)  # (N, 1)
+
+    # Sorted probabilities in float64 take several times the memory of the logits.
+    num_rows = max(1, LOGITS_AT_A_TIME // logits.shape[-1])
     drawn = []
-    for some, at in zip(logits.split(block), uniform.split(block), strict=True):
-        reached = nucleus(some, top_p).cumsum(dim=-1)
-        # Less than all of it, so that what has no mass after the last token is never reached.
-        target = at * reached[:, -1:] * (1 - 1e-12)
-        drawn.append(torch.searchsorted(reached, target, right=True).squeeze(1))
+    for block, block_uniform in zip(logits.split(num_rows), uniform.split(num_rows), strict=True):
+        mass = nucleus(block, top_p).cumsum(dim=-1)
+        target = block_uniform * mass[:, -1:] * LARGEST_SHARE
+        drawn.append(torch.searchsorted(mass, target, right=True).squeeze(1))
     return torch.cat(drawn)
 
 
 def without_tokens(logits: Tensor, token_ids: list[int]) -> Tensor:
     """Logits (..., V), at least float32, with -inf at the ids."""
-    excluded = [token for token in token_ids if token < logits.shape[-1]]
+    known = [token for token in token_ids if token < logits.shape[-1]]
+    excluded = torch.tensor(known, dtype=torch.long, device=logits.device)
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return scores.index_fill(-1, torch.tensor(excluded, dtype=torch.long, device=logits.device), -torch.inf)
+    return scores.index_fill(-1, excluded, -torch.inf)

@@ -1,23 +1,47 @@
-"""Generate, continue and fill in text by discrete diffusion over tokens.
+"""Generate, continue, fill in and rewrite text by discrete diffusion over tokens, under guidance and controls.
+
+Guidance acts on predictions of clean tokens under absorbing noise, and on p(x_s | x_t) under other kernels (D-CFG and
+D-CBG, https://arxiv.org/abs/2412.10193).
 
 Shapes: B rows (texts times `num_return_sequences`), L sequence length, V vocabulary size, N selected positions.
 """
 
-import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from text_diffusers.models.language_model import as_denoiser
-from text_diffusers.pipelines.lora import DenoiserLoraLoaderMixin
-from text_diffusers.pipelines.pipeline_base import TextPipeline, loaded_subclasses
-from text_diffusers.pipelines.text_batch import Canvas, partial_text
-from text_diffusers.pipelines.text_diffusion.inputs import TokenRowsPipeline
+from text_diffusers.common.token_ids import end_ids
+from text_diffusers.models.language_model import is_masked_lm
+from text_diffusers.pipelines.component_checks import check_token_components, longest_row
+from text_diffusers.pipelines.guidance import (
+    TextState,
+    acts_on,
+    any_due,
+    apply_controls,
+    guide,
+    text_state,
+)
+from text_diffusers.pipelines.pipeline_base import (
+    Steps,
+    TextPipeline,
+    runs_to_its_end,
+    texts_of_each_step,
+)
+from text_diffusers.pipelines.scheduler_adapters import as_token_scheduler, with_shaping
+from text_diffusers.pipelines.text_batch import TextBatch, cut_at_end, cut_rows
+from text_diffusers.pipelines.text_diffusion.blocks import Block, blocks_to_write, editable_blocks
+from text_diffusers.pipelines.text_diffusion.prediction import TokenPredictor
+from text_diffusers.pipelines.text_inputs import (
+    GuidanceInputs,
+    RowLimits,
+    TextInputs,
+    prepare_batch,
+)
 
 
 @dataclass
@@ -26,7 +50,8 @@ class TextDiffusionPipelineOutput(BaseOutput):
 
     Attributes:
         texts: B strings, with the prompt and without special tokens; `None` with `output_type="tokens"`.
-        tokens: (B, L) ids, with the start token, padded after the end of a text.
+        tokens: (B, L) ids, with the start token, padded after the end of a text; with `source`, of what was written
+            from it.
         history: with `return_history`, `num_inference_steps + 1` tensors (B, L), pure noise first.
     """
 
@@ -35,7 +60,7 @@ class TextDiffusionPipelineOutput(BaseOutput):
     history: list[Tensor] | None = None
 
 
-class TextDiffusionPipeline(TokenRowsPipeline, DiffusionPipeline, DenoiserLoraLoaderMixin):
+class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
     """Text by discrete diffusion: `pipe()`, `pipe("A prompt")`, `pipe(text="Fill the [MASK] in.")`.
 
     A text ends at `[EOS]`, which the model predicts like any other token. If `lengths` is given, as for models trained
@@ -44,10 +69,25 @@ class TextDiffusionPipeline(TokenRowsPipeline, DiffusionPipeline, DenoiserLoraLo
     A masked LM of transformers predicts no special token. Its texts end where they are told to: after
     `max_new_tokens`, or a number of tokens drawn from `lengths`.
 
+    Classifier-free guidance, `pipe(class_labels=1, guidance_scale=3.0)`, strengthens a condition, the class label, the
+    prompt (or source) or both, by comparing the prediction with that of the same text without the condition. Both come
+    from one call of the denoiser. Scale 1 is the conditional model itself, without a second forward pass.
+
+    Controls, `pipe(controls=[WordsControl(...)])`, are functions of predictions, such as those of
+    `text_diffusers.guidance`; each sees what those before it made of them. Some act on p(x_s | x_t) instead and need
+    an ancestral scheduler or `TokenDDIMScheduler`.
+
+    A denoiser with `block_length` writes in blocks: all tokens of a block together, the blocks from left to right.
+    `num_inference_steps` are then those of each block, blocks without anything to write take no step, and writing
+    stops with the block in which the last row ends. A token sees its own block and those before it, so a gap is filled
+    in without a look at later blocks. Set `use_cache = False` to read finished blocks in each call; the tokens are the
+    same. Guidance by the prompt and controls of predictions need a denoiser without blocks.
+
     Args:
         tokenizer: any transformers tokenizer with a mask token.
         denoiser: `denoiser(input_ids, timestep, attention_mask, class_labels, positions=...).logits`, or any
-            `AutoModelForMaskedLM`, such as `BertForMaskedLM`.
+            `AutoModelForMaskedLM`, such as `BertForMaskedLM`. For a label to be dropped by guidance, it should have
+            been trained with `--condition_dropout`; for prompts any denoiser serves.
         scheduler: a token scheduler, such as `D3PMAbsorbingScheduler`; or diffusers' `BlockRefinementScheduler` for
             absorbing noise, `DiscreteDDIMScheduler` or `EntropyBoundScheduler` for uniform noise.
         lengths: `lengths[n]` is the number of training texts with n tokens.
@@ -55,17 +95,36 @@ class TextDiffusionPipeline(TokenRowsPipeline, DiffusionPipeline, DenoiserLoraLo
 
     Raises:
         ValueError: if the vocabulary or the mask id of the components disagree.
+
+    Example:
+        >>> from text_diffusers import TextDiffusionPipeline
+        >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> output = pipe("i think", class_labels="chat", num_inference_steps=16, generator=generator)
+        >>> output.texts[0].startswith("i think")
+        True
     """
 
     model_cpu_offload_seq = "denoiser"
-    _interrupt = False
+    accepted_inputs = (
+        "prompt",
+        "text",
+        "mask",
+        "source",
+        "class_labels",
+        "negative_prompt",
+        "guidance_scale",
+        "controls",
+    )
+    use_cache: bool = True
     _callback_tensor_inputs = ["tokens"]
 
     def __init__(
         self,
-        tokenizer,
-        denoiser,
-        scheduler,
+        tokenizer: Any,
+        denoiser: Any,
+        scheduler: Any,
         lengths: list[int] | None = None,
         label_names: list[str] | None = None,
     ):
@@ -76,15 +135,26 @@ class TextDiffusionPipeline(TokenRowsPipeline, DiffusionPipeline, DenoiserLoraLo
         self.register_to_config(lengths=lengths, label_names=label_names)
         self._check_components()
 
+    @runs_to_its_end
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | list[str] | None = None,
         text: str | list[str] | None = None,
         mask: Any = None,
-        class_labels: int | str | list[int | str] | None = None,
+        source: str | list[str] | None = None,
+        class_labels: int | str | list[int | str | None] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        guidance_scale: float | list[float] = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guide_by: str | None = None,
+        controls: Any = None,
         max_new_tokens: int | None = None,
+        length: int | list[int] | None = None,
         num_inference_steps: int = 128,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         num_return_sequences: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "text",
@@ -92,17 +162,29 @@ class TextDiffusionPipeline(TokenRowsPipeline, DiffusionPipeline, DenoiserLoraLo
         return_history: bool = False,
         callback_on_step_end: Callable[[Any, int, float, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
-    ) -> TextDiffusionPipelineOutput | tuple:
+    ) -> Steps[TextDiffusionPipelineOutput]:
         """Write text.
 
         Args:
-            prompt: the beginning of the text or texts; without it and `text`, the model writes from nothing.
+            prompt: the beginning of the text or texts; without it, `text` and `source`, the model writes from nothing.
             text: text with `[MASK]` wherever one token is to be filled in; the rest is kept.
             mask: instead of `[MASK]`s, a bool array with one value a token of `text`, true where to rewrite.
-            class_labels: a label or its name, or one a text, for models that were trained with labels.
+            source: the text or texts to write from, for a denoiser that was trained with `--source_column`; what is
+                written is returned without it.
+            class_labels: a label or its name, or one a text, for models that were trained with labels; `None` among
+                them is no label.
+            negative_prompt: what the texts are to be led away from, one or one a text: it begins the text without the
+                condition, or is its source.
+            guidance_scale: of classifier-free guidance, one or one a text; 0 is the unconditional model.
+            guidance_interval: shares of the steps between which guidance acts; before and after them the scale is 1.
+            guide_by: the condition that guidance strengthens, "label", "prompt" (also a source) or "both"; by default
+                the label, if there is one, and the prompt if there is a negative one, or no label.
+            controls: a control, or several in the order in which they act.
             max_new_tokens: the longest continuation in tokens; by default up to the model's `max_length`.
                 A masked LM needs it, unless the pipeline has `lengths`.
-            num_inference_steps: steps of the scheduler, and at most that many calls of the denoiser.
+            length: the number of tokens of each text, prompt included, without start and end; one or one a text.
+            num_inference_steps: steps of the scheduler, and at most that many calls of the denoiser; of each block.
+            temperature, top_k, top_p: shape the predictions; by default as in the scheduler's configuration.
             num_return_sequences: texts for each prompt.
             generator: one generator, or one for each returned text. A text depends on its own generator and prompt
                 only, not on the batch it is written in.
@@ -119,160 +201,352 @@ class TextDiffusionPipeline(TokenRowsPipeline, DiffusionPipeline, DenoiserLoraLo
             ValueError: if an argument does not fit the model or the others, or the model's logits are not finite.
         """
         # 1. Check the inputs
-        self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
         self._check_output(output_type, callback_on_step_end_tensor_inputs)
-        # 2. Encode the text and cover what is to be written with pure noise
-        self._token_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        canvas, generators = self._prepare(
-            prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator
+        inputs = TextInputs(
+            prompt=prompt,
+            text=text,
+            mask=mask,
+            source=source,
+            class_labels=class_labels,
+            max_new_tokens=max_new_tokens,
+            length=length,
+            num_return_sequences=num_return_sequences,
         )
-        # 3. Denoise
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        history = self._write(canvas, generators, return_history, *callback)
+        guidance = GuidanceInputs(
+            guidance_scale, guidance_interval, guide_by, negative_prompt, controls
+        )
+        self._check_controls(guidance)
+
+        # 2. Prepare the timesteps, and lay out the texts with pure noise on what is to be written
+        scheduler = self._token_scheduler(temperature=temperature, top_k=top_k, top_p=top_p)
+        scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        timesteps = scheduler.timesteps.tolist()
+        batch = prepare_batch(
+            self.tokenizer,
+            inputs,
+            guidance,
+            self._row_limits,
+            generator,
+            device=self._execution_device,
+        )
+        noise = scheduler.prior(
+            tuple(batch.tokens.shape), generator=batch.generators, device=batch.tokens.device
+        )
+        batch.tokens = torch.where(batch.editable, noise, batch.tokens)
+
+        # 3. Denoise: a model without blocks writes whole rows, as a single block
+        batch.num_steps = len(timesteps)
+        self._num_timesteps = len(timesteps)
+        self._interrupt = False
+        history = [batch.tokens] if return_history else None
+        step = 0
+        blocks = editable_blocks(batch, self.block_length or batch.tokens.shape[1])
+        with self.progress_bar(total=len(blocks) * len(timesteps)) as progress_bar:
+            for block in self._parts_to_write(batch, blocks):
+                scheduler.set_timesteps(
+                    len(timesteps), device=batch.tokens.device
+                )  # some keep state for a run
+                batch.steps_done = 0
+
+                for timestep in timesteps:
+                    part = batch if block is None else block.read()
+                    tokens = self._denoise_step(scheduler, part, timestep, block)
+                    if block is None:
+                        batch.tokens = tokens
+                    else:
+                        block.write(tokens)
+                    batch.steps_done += 1
+
+                    self.call_back(
+                        callback_on_step_end,
+                        callback_on_step_end_tensor_inputs,
+                        batch,
+                        step,
+                        timestep,
+                    )
+                    if history is not None:
+                        history.append(batch.tokens)
+                    step += 1
+                    progress_bar.update()
+                    yield batch  # to `stream`
+                    if self.interrupt:
+                        break
+                if self.interrupt:
+                    break
+
         # 4. Cut each text at its end and decode
-        return self._decode(canvas, history, output_type, return_dict)
-
-    @torch.no_grad()
-    def stream(
-        self,
-        prompt: str | list[str] | None = None,
-        text: str | list[str] | None = None,
-        mask: Any = None,
-        class_labels: int | str | list[int | str] | None = None,
-        max_new_tokens: int | None = None,
-        num_inference_steps: int = 128,
-        num_return_sequences: int = 1,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-    ) -> Iterator[list[str]]:
-        """Yield the B texts after every step, the last of them finished; tokens to come are shown as the mask token.
-
-        Arguments and errors are those of `__call__`.
-        """
-        self._check_inputs(prompt, text, mask, num_return_sequences, max_new_tokens)
-        self._token_scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        yield from self._frames(
-            *self._prepare(prompt, text, mask, class_labels, max_new_tokens, num_return_sequences, generator)
+        tokens = self.finished_tokens(batch)
+        texts = (
+            self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            if output_type == "text"
+            else None
         )
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return cast(Any, (texts, tokens, history))
+        return TextDiffusionPipelineOutput(texts=texts, tokens=tokens, history=history)
+
+    stream = texts_of_each_step(__call__)
+
+    # Steps
+
+    def _parts_to_write(self, batch: TextBatch, blocks: list[slice]) -> Iterator[Block | None]:
+        """The blocks of a denoiser that has them; else `None`, which is the whole rows."""
+        if self.block_length is None:
+            return iter([None])
+        return blocks_to_write(
+            batch,
+            self.denoiser,
+            blocks,
+            self.max_length,
+            self._eos_token_id,
+            use_cache=self.use_cache,
+        )
+
+    def _denoise_step(
+        self, scheduler: Any, batch: TextBatch, timestep: float, block: Block | None
+    ) -> Tensor:
+        """(B, L) tokens at the next, less noisy time.
+
+        A row draws by its own generator in the one kind of step that it takes.
+        """
+        by_posterior = self._guided_on_posterior(scheduler, batch)  # (B,)
+        tokens = batch.tokens
+        for rows, take_step in (
+            (~by_posterior, self._plain_step),
+            (by_posterior, self._posterior_step),
+        ):
+            if not rows.any():
+                continue
+            # A row must draw nothing in the kind of step that it does not take.
+            generators = [
+                generator if taken else torch.Generator()
+                for generator, taken in zip(batch.generators, rows.tolist(), strict=True)
+            ]
+            changeable = rows.unsqueeze(1) & batch.editable
+            stepped = take_step(scheduler, batch, timestep, changeable, generators, block)
+            tokens = torch.where(changeable, stepped, tokens)
+        return tokens
+
+    def _plain_step(
+        self,
+        scheduler: Any,
+        batch: TextBatch,
+        timestep: float,
+        changeable: Tensor,
+        generators: list[torch.Generator],
+        block: Block | None,
+    ) -> Tensor:
+        """(B, L) next tokens by the scheduler's own step from guided predictions, where they are `changeable`."""
+        # The scheduler says which positions it will use before the model runs, so that the head runs on these alone.
+        positions = scheduler.select(timestep, batch.tokens, generators)  # (B, L)
+        positions &= changeable & ~self._finished_rows(batch).unsqueeze(1)
+        logits = self._guided_logits(scheduler, batch, timestep, positions, block)  # (N, V)
+        output = scheduler.step(
+            logits, timestep, batch.tokens, positions=positions, generator=generators
+        )
+        return output.prev_sample
+
+    def _guided_logits(
+        self,
+        scheduler: Any,
+        batch: TextBatch,
+        timestep: float,
+        positions: Tensor,
+        block: Block | None,
+    ) -> Tensor:
+        """(N, V) logits at the selected positions (B, L), after guidance and controls."""
+        asked = positions
+        if any_due(batch.controls, batch.progress, "prediction"):
+            # A control may weigh all that is open in a row, not only what this step draws.
+            has_positions = positions.any(dim=1, keepdim=True)
+            asked = (self._undecided(scheduler, batch) | positions) & has_positions
+
+        cond, uncond = self._predictor(scheduler).predict_pair(batch, timestep, asked, block)
+        logits = cond
+        if uncond is not None:
+            logits = guide(cond, uncond, batch.step_scales[asked.nonzero()[:, 0]])
+        if asked is positions and not batch.controls:
+            return logits
+
+        state = self._text_state(scheduler, batch, timestep, is_open=asked, selected=positions)
+        logits = apply_controls(logits, state, batch.controls, "prediction")
+        return logits if asked is positions else logits[positions[asked]]
+
+    def _posterior_step(
+        self,
+        scheduler: Any,
+        batch: TextBatch,
+        timestep: float,
+        changeable: Tensor,
+        generators: list[torch.Generator],
+        block: Block | None,
+    ) -> Tensor:
+        """(B, L) next tokens from guided p(x_s | x_t), where they are `changeable`; every open one is predicted."""
+        tokens = batch.tokens
+        positions = (
+            self._undecided(scheduler, batch)
+            & changeable
+            & ~self._finished_rows(batch).unsqueeze(1)
+        )
+        # Controls of predictions act within each prediction, those of the posterior on what comes of it.
+        state = self._text_state(scheduler, batch, timestep, is_open=positions)
+        noisy_tokens = tokens[positions]
+
+        def log_reverse(logits: Tensor) -> Tensor:
+            logits = apply_controls(logits, state, batch.controls, "prediction")
+            return scheduler.reverse_probs(
+                logits.unsqueeze(0), timestep, noisy_tokens.unsqueeze(0)
+            )[0].log()
+
+        cond, uncond = self._predictor(scheduler).predict_pair(
+            batch, timestep, positions, block
+        )  # (N, V)
+        scales = batch.step_scales[positions.nonzero()[:, 0]]
+        # Under absorbing noise guiding the predictions is guiding the posterior, and cheaper.
+        if uncond is None:
+            log_weights = log_reverse(cond)
+        elif scheduler.corruption == "absorbing":
+            log_weights = log_reverse(guide(cond, uncond, scales))
+        else:
+            log_weights = guide(log_reverse(cond), log_reverse(uncond), scales)
+        log_weights = apply_controls(log_weights, state, batch.controls, "posterior")
+        return scheduler.draw(log_weights, tokens, positions, generators)
+
+    def _guided_on_posterior(self, scheduler: Any, batch: TextBatch) -> Tensor:
+        """(B,) bool: the rows whose p(x_s | x_t) is guided in the step that is due, and not the predictions alone."""
+        scales = batch.step_scales
+        if any_due(batch.controls, batch.progress, "posterior"):
+            return torch.ones_like(scales, dtype=torch.bool)
+        # What comes of predictions by another rule than p(x_s | x_t) can be guided on the predictions only.
+        draws_reverse = (
+            getattr(scheduler, "draws_reverse", False) and scheduler.corruption != "absorbing"
+        )
+        return (scales != 0) & (scales != 1) & draws_reverse
+
+    def _predictor(self, scheduler: Any) -> TokenPredictor:
+        return TokenPredictor(self.denoiser, self.tokenizer, scheduler)
+
+    def _text_state(
+        self,
+        scheduler: Any,
+        batch: TextBatch,
+        timestep: float,
+        is_open: Tensor,
+        selected: Tensor | None = None,
+    ) -> TextState:
+        return text_state(
+            batch,
+            timestep,
+            is_open=is_open,
+            undecided=self._undecided(scheduler, batch),
+            mask_token_id=self.tokenizer.mask_token_id,
+            selected=selected,
+        )
+
+    # Where texts end
+
+    def _masked_tokens(self, batch: TextBatch) -> Tensor:
+        """(B, L) bool: tokens that are still to be revealed."""
+        return batch.editable & (batch.tokens == self.tokenizer.mask_token_id)
+
+    def _undecided(self, scheduler: Any, batch: TextBatch) -> Tensor:
+        """(B, L) bool: tokens that may still change; under noise other than masks, all that are written."""
+        return self._masked_tokens(batch) if scheduler.corruption == "absorbing" else batch.editable
+
+    def _ends(self, batch: TextBatch) -> Tensor:
+        """(B, L) bool: written `[EOS]`s; with a scheduler that settles tokens, those with no mask before them."""
+        ends = batch.editable & (batch.tokens == self._eos_token_id)
+
+        # Before a token that is still masked, no end can be relied on.
+        if self._token_scheduler().revises_tokens:
+            return ends
+        return ends & (self._masked_tokens(batch).cumsum(dim=1) == 0)
+
+    def _finished_rows(self, batch: TextBatch) -> Tensor:
+        """(B,) bool: rows whose text can no longer change, every token up to their first `[EOS]` being settled."""
+        if self._token_scheduler().revises_tokens:
+            return torch.zeros_like(batch.editable[:, 0])
+        finished = ~self._masked_tokens(batch).any(dim=1)
+        if not batch.ends_at_eos:
+            return finished
+        return finished | self._ends(batch).any(dim=1)
+
+    def finished_tokens(self, batch: TextBatch) -> Tensor:
+        """(B, L) tokens with padding after a written `[EOS]` if all before it is settled, and without the source."""
+        tokens = batch.tokens
+        pad_token_id = self.tokenizer.pad_token_id or 0
+        if batch.ends_at_eos:
+            tokens = cut_at_end(tokens, self._ends(batch), batch.editable, pad_token_id)
+        return cut_rows(tokens, batch, pad_token_id)
+
+    # Components
+
+    @property
+    def max_length(self) -> int:
+        """The longest row in tokens, with its start."""
+        return longest_row(self.denoiser)
+
+    @property
+    def block_length(self) -> int | None:
+        """Tokens of a block, for a denoiser that writes block by block."""
+        return getattr(self.denoiser.config, "block_length", None)
+
+    @property
+    def predicts_end(self) -> bool:
+        """Whether the model says where a text ends; a masked LM does not."""
+        return not is_masked_lm(self.denoiser)
 
     @property
     def _exclude_from_cpu_offload(self) -> list[str]:
         # A tied head reads the embedding outside of its layer, where sequential offloading does not load it.
         return ["denoiser"] if getattr(self.denoiser.config, "tie_embeddings", False) else []
 
-    @property
-    def num_timesteps(self) -> int:
-        """Steps of the scheduler, as set for the call under way or the last one."""
-        return len(self._token_scheduler.timesteps)
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether a callback ended the call, which then returns what is written, by `pipe._interrupt = True`."""
-        return self._interrupt
-
     @classmethod
-    def _loadable_classes(cls) -> list[type]:
+    def _loads(cls, saved: type) -> bool:
         """Its own children; by its own name, any pipeline of texts."""
-        return loaded_subclasses(TextPipeline if cls is TextDiffusionPipeline else cls)
+        return cls is TextDiffusionPipeline or issubclass(saved, cls)
 
-    def save_pretrained(self, save_directory, safe_serialization: bool = True, **kwargs):
-        """As in diffusers, always as safetensors.
+    @property
+    def _eos_token_id(self) -> int:
+        """The token that ends a text; an id that no token has for a tokenizer without one."""
+        return next(iter(end_ids(self.tokenizer)), -1)
 
-        Raises:
-            ValueError: if the denoiser has LoRA layers, whose weights would be saved under other names.
-        """
-        if self.denoiser is not None and any(hasattr(module, "base_layer") for module in self.denoiser.modules()):
-            raise ValueError("`denoiser` has LoRA layers: call `fuse_lora()`, if wanted, and `unload_lora_weights()`.")
-        super().save_pretrained(save_directory, safe_serialization, **kwargs)
+    @property
+    def _row_limits(self) -> RowLimits:
+        return RowLimits(
+            max_length=self.max_length,
+            histogram=self.config.lengths,
+            predicts_end=self.predicts_end,
+            label_names=self.config.get("label_names"),
+            num_classes=getattr(self.denoiser.config, "num_classes", None),
+            block_length=self.block_length,
+        )
 
-    def _write(
-        self, canvas: Canvas, generators: list[torch.Generator], return_history: bool, callback, names: Sequence[str]
-    ) -> list[Tensor] | None:
-        """Denoise the canvas, calling back after each step; returns the tokens of every step if asked for."""
-        history = [canvas.tokens] if return_history else None
-        self._interrupt = False
-        with contextlib.closing(self._denoise(canvas, generators)) as steps:
-            for step, timestep in enumerate(steps):
-                if callback is not None:
-                    offered = {name: getattr(canvas, name) for name in names}
-                    self._accept(canvas, callback(self, step, timestep, offered) or {})
-                if history is not None:
-                    history.append(canvas.tokens)
-                if self.interrupt:
-                    break
-        return history
+    def _token_scheduler(self, **shaping: Any) -> Any:
+        """The scheduler, or an adapter of one of diffusers' own, with the temperature, top_k and top_p of a call."""
+        return as_token_scheduler(with_shaping(self.scheduler, **shaping), self.tokenizer)
 
-    def _decode(
-        self, canvas: Canvas, history: list[Tensor] | None, output_type: str, return_dict: bool
-    ) -> TextDiffusionPipelineOutput | tuple:
-        """What is returned of a denoised canvas."""
-        tokens = self._trim(canvas)
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True) if output_type == "text" else None
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return (texts, tokens, history)
-        return TextDiffusionPipelineOutput(texts=texts, tokens=tokens, history=history)
+    # Checks
 
-    def _accept(self, canvas: Canvas, changed: dict[str, Tensor]):
-        """Take the tensors that a callback returned."""
-        canvas.tokens = changed.get("tokens", canvas.tokens)
+    def _check_controls(self, guidance: GuidanceInputs):
+        controls = guidance.controls
+        on_posterior = any(acts_on(control) == "posterior" for control in controls)
+        if on_posterior and not getattr(self.scheduler, "draws_reverse", False):
+            raise ValueError(
+                "`controls` that act on p(x_s | x_t) need a scheduler that draws from it, such as "
+                f"D3PMAbsorbingScheduler or D3PMUniformScheduler, got {type(self.scheduler).__name__}."
+            )
+        if controls and self.block_length is not None:
+            raise ValueError(
+                "`controls` must be left out for a denoiser with blocks, which predicts one block at a time, "
+                f"got {controls!r}."
+            )
 
-    def _frames(self, canvas: Canvas, generators: list[torch.Generator]) -> Iterator[list[str]]:
-        """Denoise the canvas, yielding the texts after every step."""
-        for _ in self._denoise(canvas, generators):
-            yield [partial_text(self.tokenizer, row) for row in self._trim(canvas).tolist()]
-        self.maybe_free_model_hooks()
-
-    def _denoise(self, canvas: Canvas, generators: list[torch.Generator]) -> Generator[float, None, None]:
-        """Step `canvas.tokens` through the timesteps, yielding each timestep after its step."""
-        timesteps = self._token_scheduler.timesteps.tolist()
-        with self.progress_bar(total=len(timesteps)) as bar:
-            for timestep in timesteps:
-                self._step(canvas, timestep, generators)
-                bar.update()
-                yield timestep
-
-    def _step(self, canvas: Canvas, timestep: float, generators: list[torch.Generator]):
-        """Bring `canvas.tokens` from `timestep` to the next, less noisy time."""
-        scheduler, tokens = self._token_scheduler, canvas.tokens
-        positions = scheduler.select(timestep, tokens, generators)
-        positions &= canvas.editable & ~self._finished(canvas).unsqueeze(1)
-        logits = self._predict(canvas, timestep, positions)  # (N, V)
-        output = scheduler.step(logits, timestep, tokens, positions=positions, generator=generators)
-        canvas.tokens = torch.where(canvas.editable, output.prev_sample, tokens)
-
-    def _predict(self, canvas: Canvas, timestep: float, positions: Tensor) -> Tensor:
-        """(N, V) logits at the selected positions; rows without any are left out of the call."""
-        rows = positions.any(dim=1)
-        if not rows.any():
-            return torch.zeros(0, self.denoiser.config.vocab_size, device=positions.device)
-        tokens = canvas.tokens[rows]
-        times = self._token_scheduler.model_timesteps(timestep, canvas.tokens)[rows]
-        labels = None if canvas.class_labels is None else canvas.class_labels[rows]
-        denoiser = as_denoiser(self.denoiser, self.tokenizer)
-        return denoiser(tokens, times, canvas.attention_mask[rows], labels, positions=positions[rows]).logits
-
-    def _finished(self, canvas: Canvas) -> Tensor:
-        """(B,) bool: rows whose text can no longer change, every token up to their first `[EOS]` being settled."""
-        if self._token_scheduler.revises_tokens:
-            return torch.zeros_like(canvas.editable[:, 0])
-        finished = ~self._open_tokens(canvas).any(dim=1)
-        return finished | self._ends(canvas).any(dim=1) if canvas.ends_at_eos else finished
-
-    def _open_tokens(self, canvas: Canvas) -> Tensor:
-        """(B, L) bool: tokens that are still to be revealed."""
-        return canvas.editable & (canvas.tokens == self.tokenizer.mask_token_id)
-
-    def _ends(self, canvas: Canvas) -> Tensor:
-        """(B, L) bool: written `[EOS]`s; with a scheduler that settles tokens, those with nothing open before them."""
-        ends = canvas.editable & (canvas.tokens == self._eos_token_id)
-        if self._token_scheduler.revises_tokens:
-            return ends
-        return ends & (self._open_tokens(canvas).cumsum(dim=1) == 0)
-
-    def _trim(self, canvas: Canvas) -> Tensor:
-        """(B, L) tokens with everything after a written `[EOS]` turned to padding, if all before it is settled."""
-        if not canvas.ends_at_eos:
-            return canvas.tokens
-        ends = self._ends(canvas)
-        after = (ends.cumsum(dim=1) - ends.long()) > 0
-        return canvas.tokens.masked_fill(after & canvas.editable, self.tokenizer.pad_token_id or 0)
+    def _check_components(self):
+        if self.tokenizer is None or self.denoiser is None or self.scheduler is None:
+            return
+        config = self.config
+        check_token_components(
+            self.tokenizer, self.denoiser, self.scheduler, config.lengths, config.get("label_names")
+        )

@@ -1,87 +1,54 @@
-"""One level of codes: what they are written from, one step of writing them, and whether its parts fit.
+"""One level of codes: the rows that are written, a step of writing them, and whether its components fit each other.
 
-Shapes: B rows, n codes of a row, P prompt tokens, E width of the prompt's states, N selected positions, V codes and
-the mask, which is the last id.
+Shapes: B rows, n codes of a row, P prompt tokens, E width of the prompt's states, N selected positions, V number of
+codes and the mask, which is the last id.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from text_diffusers.pipelines.guidance import guide, spread
+from text_diffusers.pipelines.guidance import guide, split_predictions
 from text_diffusers.pipelines.paraguide.steering import without_tokens
 from text_diffusers.pipelines.scheduler_adapters import StockTokenScheduler, stock_class
+from text_diffusers.pipelines.text_batch import TextBatch
 
 
 @dataclass
-class CodeCondition:
-    """What codes are written from, each of them `None` where there is none.
-
-    Attributes:
-        context_ids: (B, n / context_ratio) coarser codes.
-        prompt_states: (B, P, E) of a prompt encoder.
-        prompt_mask: (B, P), 0 at padding; a row of zeros has no prompt.
-    """
-
-    context_ids: Tensor | None = None
-    prompt_states: Tensor | None = None
-    prompt_mask: Tensor | None = None
-
-    def parts(self) -> dict[str, Tensor]:
-        """What there is, by the names under which denoisers take it."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in given.items() if value is not None}
-
-    def rows(self, rows: Any) -> "CodeCondition":
-        """The condition of some rows."""
-        return CodeCondition(**{name: value[rows] for name, value in self.parts().items()})
-
-
-@dataclass
-class CodeCanvas:
-    """The codes being written: `codes` (B, n), which are `editable` (B, n), their condition and its `scales` (B,)."""
-
-    codes: Tensor
-    editable: Tensor
-    condition: CodeCondition
-    scales: Tensor
-
-    def rows(self, rows: Any) -> "CodeCanvas":
-        """The canvas of some rows."""
-        return CodeCanvas(self.codes[rows], self.editable[rows], self.condition.rows(rows), self.scales[rows])
-
-
 class CodeLevel:
     """The codes of one level, by their denoiser and scheduler.
 
     Args:
         name: "coarse" or "fine".
-        denoiser: `denoiser(codes, timestep, positions=...).logits`, also told the parts of a `CodeCondition` that
-            there are; its last id is the mask.
+        denoiser: `denoiser(codes, timestep, positions=...).logits`, also told the `condition` of a batch: the coarser
+            `context_ids` (B, n / context_ratio), the `prompt_states` (B, P, E) and `prompt_mask` (B, P), as far as
+            there are any. Its last id is the mask.
         scheduler: a token scheduler of absorbing noise, or diffusers' `BlockRefinementScheduler`.
+        num_codes: codes of this level that the autoencoder has.
         code_length: tokens that a code stands for.
-        coarser: the number of codes of the level above, if there is one.
-        ratio: codes of this level for each of them.
+        num_context_codes: number of codes of the level above, if there is one.
+        context_ratio: codes of this level for each of them.
     """
 
-    def __init__(
-        self,
-        name: str,
-        denoiser: Any,
-        scheduler: Any,
-        code_length: int,
-        coarser: int | None = None,
-        ratio: int | None = None,
-    ):
-        self.name, self.denoiser, self.code_length = name, denoiser, code_length
-        self.coarser, self.ratio = coarser, ratio
-        self.mask_id = denoiser.config.vocab_size - 1
-        stock = stock_class(scheduler) is not None
-        self.scheduler: Any = StockTokenScheduler(scheduler, self.mask_id, self.mask_id) if stock else scheduler
+    name: str
+    denoiser: Any
+    scheduler: Any
+    num_codes: int
+    code_length: int
+    num_context_codes: int | None = None
+    context_ratio: int | None = None
+    mask_id: int = field(init=False)
+
+    def __post_init__(self):
+        self.mask_id = self.denoiser.config.vocab_size - 1
+
+        # One of diffusers' own, which does not know the mask
+        if stock_class(self.scheduler) is not None:
+            self.scheduler = StockTokenScheduler(self.scheduler, self.mask_id, self.mask_id)
 
     @property
     def longest_row(self) -> int:
@@ -93,130 +60,178 @@ class CodeLevel:
         """E, the width of the prompt's states; `None` if the denoiser takes none."""
         return getattr(self.denoiser.config, "prompt_size", None)
 
-    def canvas(
-        self, num_tokens: int, given: Tensor | None, prompts: CodeCondition, scales: list[float], device: torch.device
-    ) -> CodeCanvas:
-        """Rows of `num_tokens` tokens to be written, or what is `given` (B, n) with masks where it is to be.
+    # Rows
+
+    def new_batch(
+        self, codes: Tensor, scales: list[float], prompts: dict[str, Tensor], num_steps: int
+    ) -> TextBatch:
+        """Rows of codes (B, n), which are written where they are the mask.
+
+        Args:
+            scales: of classifier-free guidance, one a row.
+            prompts: the prompts' part of the condition; empty without prompts.
+            num_steps: that writing takes, if there is anything to write.
 
         Raises:
             ValueError: if guidance is asked for, and there is nothing that the denoiser is told.
         """
-        shape = (len(scales), num_tokens // self.code_length)
-        codes = torch.full(shape, self.mask_id, device=device) if given is None else given
-        condition = CodeCondition() if self.prompt_size is None else prompts
-        if not condition.parts() and self.coarser is None and any(scale != 1 for scale in scales):
+        condition = {} if self.prompt_size is None else dict(prompts)
+        is_conditional = bool(condition) or self.num_context_codes is not None
+        if not is_conditional and any(scale != 1 for scale in scales):
             raise ValueError(
-                f"`{self.name}_guidance_scale` must be 1 without a `prompt` that the {self.name} denoiser is told, "
-                f"got {scales}."
+                f"`guidance_scale` must be 1 without a `prompt` that the {self.name} denoiser is told, got {scales}."
             )
-        return CodeCanvas(
-            codes, codes == self.mask_id, condition, torch.tensor(scales, dtype=torch.float64).to(device)
+
+        editable = codes == self.mask_id
+        return TextBatch(
+            tokens=codes,
+            editable=editable,
+            attention_mask=torch.ones_like(codes),
+            scales=torch.tensor(scales, dtype=torch.float64, device=codes.device),
+            num_steps=num_steps if editable.any() else 0,
+            condition=condition,
         )
 
-    def timesteps(self, num_steps: int, device: torch.device) -> list[float]:
+    def masked_rows(
+        self, batch: TextBatch, rows: list[int], generators: list[torch.Generator]
+    ) -> TextBatch:
+        """Some rows of a batch as they are before anything is written, with a generator for each of them."""
+        editable = batch.editable[rows]
+        return TextBatch(
+            tokens=batch.tokens[rows].masked_fill(editable, self.mask_id),
+            editable=editable,
+            attention_mask=batch.attention_mask[rows],
+            generators=generators,
+            scales=batch.scales[rows],
+            num_steps=batch.num_steps,
+            condition={name: values[rows] for name, values in batch.condition.items()},
+        )
+
+    # Steps
+
+    def timesteps(self, num_inference_steps: int, device: torch.device) -> list[float]:
         """The times of so many steps, which the scheduler is set to."""
-        with self._own_steps():
-            self.scheduler.set_timesteps(num_steps, device=device)
+        with errors_of_level(self.name):
+            self.scheduler.set_timesteps(num_inference_steps, device=device)
         return self.scheduler.timesteps.tolist()
 
-    def step(self, canvas: CodeCanvas, timestep: float, generators: list[torch.Generator]):
-        """Bring `canvas.codes` from `timestep` to the next, less noisy time."""
-        scheduler, codes = self.scheduler, canvas.codes
-        with self._own_steps():
-            positions = scheduler.select(timestep, codes, generators) & canvas.editable
-        logits = self.predict(canvas, positions, scheduler.model_timesteps(timestep, codes))
-        written = scheduler.step(logits, timestep, codes, positions=positions, generator=generators).prev_sample
-        canvas.codes = torch.where(canvas.editable, written, codes)
+    def step(self, batch: TextBatch, timestep: float) -> Tensor:
+        """(B, n) codes of a batch at the next, less noisy time."""
+        scheduler = self.scheduler
+        codes = batch.tokens
+        generators = batch.generators
+        with errors_of_level(self.name):
+            positions = scheduler.select(timestep, codes, generators) & batch.editable
+            times = scheduler.model_timesteps(timestep, codes)
+            logits = self.predict(batch, positions, times)  # (N, V)
+            output = scheduler.step(
+                logits, timestep, codes, positions=positions, generator=generators
+            )
 
-    @contextmanager
-    def _own_steps(self) -> Iterator[None]:
-        """Errors of the scheduler name the steps of this level."""
-        try:
-            yield
-        except ValueError as error:
-            raise ValueError(str(error).replace("num_inference_steps", f"num_{self.name}_steps")) from error
+        # Schedulers that take codes back do not know which ones were given.
+        return torch.where(batch.editable, output.prev_sample, codes)
 
-    def write_at_once(self, canvas: CodeCanvas):
-        """Put the likeliest code everywhere, by one call of the denoiser."""
-        times = torch.ones(len(canvas.codes), device=canvas.codes.device)
-        logits = finite_scores(self.predict(canvas, canvas.editable, times), [self.mask_id], f"{self.name}_denoiser")
-        canvas.codes = canvas.codes.masked_scatter(canvas.editable, logits.argmax(dim=-1))
+    def likeliest_codes(self, batch: TextBatch) -> Tensor:
+        """(B, n) codes of a batch with the likeliest one everywhere, by one call of the denoiser."""
+        # Time 1 is that of pure noise, all masks.
+        times = torch.ones(len(batch.tokens), device=batch.tokens.device)
+        logits = self.predict(batch, batch.editable, times)
+        scores = finite_scores(logits, [self.mask_id], component=f"{self.name}_denoiser")
+        return batch.tokens.masked_scatter(batch.editable, scores.argmax(dim=-1))
 
-    def predict(self, canvas: CodeCanvas, positions: Tensor, times: Tensor) -> Tensor:
+    def predict(self, batch: TextBatch, positions: Tensor, times: Tensor) -> Tensor:
         """(N, V) guided logits at `positions` (B, n), from one call at `times` (B,).
 
         With and without the condition, each row is asked only what its scale needs, and nothing without positions.
         """
-        some = positions.any(dim=1)
-        parts = [rows.nonzero()[:, 0] for rows in (some & (canvas.scales != 0), some & (canvas.scales != 1))]
-        rows = torch.cat(parts)
+        # Rows that are asked with the condition, then those that are asked without it
+        has_positions = positions.any(dim=1)
+        cond_rows = has_positions & (batch.scales != 0)
+        uncond_rows = has_positions & (batch.scales != 1)
+        rows = torch.cat([cond_rows.nonzero()[:, 0], uncond_rows.nonzero()[:, 0]])
         if not len(rows):
             return torch.zeros(0, self.mask_id + 1, device=positions.device)
-        told = self._without_condition(canvas.condition.rows(rows), told_rows=len(parts[0]))
-        logits = self.denoiser(canvas.codes[rows], times[rows], positions=positions[rows], **told.parts()).logits
-        if not len(parts[1]):
-            return logits
-        counts = positions.sum(dim=1)
-        cond, uncond = logits.split([int(counts[part].sum()) for part in parts])
-        at_cond, at_uncond = (counts_to_rows(part, counts) for part in parts)
-        scales = canvas.scales.repeat_interleave(counts)
-        return guide(spread(cond, at_cond, uncond, at_uncond), spread(uncond, at_uncond, cond, at_cond), scales)
 
-    def _without_condition(self, condition: CodeCondition, told_rows: int) -> CodeCondition:
-        """The condition with nothing told to the rows from `told_rows` on; without prompts if no row has one."""
-        context, mask = condition.context_ids, condition.prompt_mask
-        if context is not None:
-            untold = self.denoiser.config.num_context_codes
-            context = torch.cat([context[:told_rows], torch.full_like(context[told_rows:], untold)])
-        if mask is not None:
-            mask = torch.cat([mask[:told_rows], torch.zeros_like(mask[told_rows:])])
-        states = condition.prompt_states if mask is not None and mask.any() else None
-        return CodeCondition(context, states, None if states is None else mask)
+        condition = self._condition(batch, rows, num_cond=int(cond_rows.sum()))
+        output = self.denoiser(
+            batch.tokens[rows], times[rows], positions=positions[rows], **condition
+        )
+        if not uncond_rows.any():
+            return output.logits
 
-    def check(self, num_codes: int):
-        """Whether denoiser and scheduler fit each other and `num_codes` codes.
+        counts = positions.sum(dim=1)  # (B,), N in all
+        cond, uncond = split_predictions(output.logits, cond_rows, uncond_rows, counts)
+        return guide(cond, uncond, batch.scales.repeat_interleave(counts))
 
-        Raises:
-            ValueError: if they do not.
-        """
-        name, vocab_size = self.name, self.denoiser.config.vocab_size
-        if vocab_size != num_codes + 1:
+    def _condition(self, batch: TextBatch, rows: Tensor, num_cond: int) -> dict[str, Tensor]:
+        """The condition of rows, of which those behind the first `num_cond` are told nothing."""
+        # Copies, since indexed by a tensor: the batch's own condition stays.
+        condition = {name: values[rows] for name, values in batch.condition.items()}
+        if "context_ids" in condition:
+            condition["context_ids"][num_cond:] = (
+                self.denoiser.config.num_context_codes
+            )  # the id of an unknown code
+        if "prompt_mask" in condition:
+            condition["prompt_mask"][num_cond:] = 0
+            # Where no row has a prompt, attention to prompts is spared.
+            if not condition["prompt_mask"].any():
+                del condition["prompt_mask"], condition["prompt_states"]
+        return condition
+
+    # Checks
+
+    def check(self):
+        """Raise a `ValueError` unless denoiser and scheduler fit each other and the autoencoder."""
+        name = self.name
+        config = self.denoiser.config
+        if config.vocab_size != self.num_codes + 1:
             raise ValueError(
-                f"`{name}_denoiser` must have `vocab_size`={num_codes + 1}, the {num_codes} {name} codes of the "
-                f"autoencoder and the mask, got {vocab_size}."
+                f"`{name}_denoiser` must have `vocab_size`={self.num_codes + 1}, the {self.num_codes} {name} codes of "
+                f"the autoencoder and the mask, got {config.vocab_size}."
             )
+
         corruption = getattr(self.scheduler, "corruption", None)
         if corruption != "absorbing":
-            raise ValueError(f"`{name}_scheduler` must be a token scheduler of absorbing noise, got {corruption!r}.")
-        scheduled = getattr(self.scheduler, "config", {}).get("mask_token_id", self.mask_id)
-        if scheduled != self.mask_id:
+            raise ValueError(
+                f"`{name}_scheduler` must be a token scheduler of absorbing noise, got {corruption!r}."
+            )
+
+        # The adapter of a scheduler of diffusers has no configuration: it was told the mask.
+        scheduled_mask = getattr(self.scheduler, "config", {}).get("mask_token_id", self.mask_id)
+        if scheduled_mask != self.mask_id:
             raise ValueError(
                 f"`{name}_scheduler` must have `mask_token_id`={self.mask_id}, the last id of the denoiser, "
-                f"got {scheduled}."
+                f"got {scheduled_mask}."
             )
-        config = self.denoiser.config
-        wanted = {"num_context_codes": self.coarser} | ({} if self.coarser is None else {"context_ratio": self.ratio})
-        for option, value in wanted.items():
-            if getattr(config, option, None) != value:
-                raise ValueError(
-                    f"`{name}_denoiser` must have `{option}`={value}, got {getattr(config, option, None)}."
-                )
+
+        # A denoiser that is told nothing of another level may be of another class, without these options.
+        expected = {"num_context_codes": self.num_context_codes}
+        if self.num_context_codes is not None:
+            expected["context_ratio"] = self.context_ratio
+        for option, value in expected.items():
+            actual = getattr(config, option, None)
+            if actual != value:
+                raise ValueError(f"`{name}_denoiser` must have `{option}`={value}, got {actual}.")
 
 
-def finite_scores(logits: Tensor, never: list[int], name: str) -> Tensor:
-    """Logits (..., V), at least float32, with -inf at the ids in `never`.
+@contextmanager
+def errors_of_level(name: str) -> Iterator[None]:
+    """Errors say which level they are of: both levels have schedulers, scales and numbers of steps."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"At the {name} level, {error}") from error
+
+
+def finite_scores(logits: Tensor, excluded_ids: list[int], component: str) -> Tensor:
+    """Logits (..., V), at least float32, with -inf at the excluded ids.
 
     Raises:
-        ValueError: if the component `name` predicted NaN or infinity.
+        ValueError: if the component of this name predicted NaN or infinity.
     """
-    scores = without_tokens(logits, never)
+    scores = without_tokens(logits, excluded_ids)
     if not torch.isfinite(scores.amax(dim=-1)).all():
-        raise ValueError(f"`{name}` predicted NaN or infinite logits: check its weights and dtype.")
+        raise ValueError(
+            f"`{component}` predicted NaN or infinite logits: check its weights and dtype."
+        )
     return scores
-
-
-def counts_to_rows(rows: Tensor, counts: Tensor) -> Tensor:
-    """(N,) bool: whether a position is in one of `rows`, of rows with `counts` (B,) positions each."""
-    chosen = torch.zeros_like(counts, dtype=torch.bool)
-    chosen[rows] = True
-    return chosen.repeat_interleave(counts)

@@ -1,37 +1,45 @@
 """Generate text by two levels of diffusion over the codes of an autoencoder: a plan, its detail, then all tokens.
 
-Shapes: B rows (texts times `num_return_sequences`), L tokens of a row, F fine and C coarse codes of a row, P prompt
-tokens, E width of the prompt's states.
+Shapes: B rows (texts times `num_return_sequences`), L tokens of a row, F fine and C coarse codes of a row, V
+vocabulary size.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from text_diffusers.common.randomness import row_generators
 from text_diffusers.common.token_ids import end_ids, never_written
+from text_diffusers.common.validation import require
 from text_diffusers.pipelines.component_checks import check_words
 from text_diffusers.pipelines.guidance import scales_by_row
 from text_diffusers.pipelines.paraguide.steering import draw_tokens
-from text_diffusers.pipelines.pipeline_base import TextPipeline
-from text_diffusers.pipelines.two_level_vq.drafts import (
-    Drafts,
-    check_request,
-    in_three,
+from text_diffusers.pipelines.pipeline_base import (
+    Steps,
+    TextPipeline,
+    runs_to_its_end,
+    texts_of_each_step,
+)
+from text_diffusers.pipelines.text_batch import TextBatch, cut_at_end, lay_out, repeat_rows
+from text_diffusers.pipelines.text_inputs import text_generators
+from text_diffusers.pipelines.two_level_vq.code_inputs import (
+    CodeInputs,
     longest_text,
     plan_rows,
     prompt_ids,
     read_prompts,
     text_lengths,
-    texts_asked_for,
 )
-from text_diffusers.pipelines.two_level_vq.levels import CodeCanvas, CodeCondition, CodeLevel, finite_scores
+from text_diffusers.pipelines.two_level_vq.levels import CodeLevel, errors_of_level, finite_scores
 
-DECODED_AT_ONCE = 16_384  # tokens
+# Tokens whose logits are computed together: those of all rows might not fit into memory.
+DECODED_AT_ONCE = 16_384
 
 
 @dataclass
@@ -60,6 +68,9 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
     tokens of both at once. With an autoencoder of one level there are fine codes only. A text ends
     at `[EOS]`; the mask and padding are never written.
 
+    `stream` yields after each step of either level, and once more at the end. Codes are no text until the decoder has
+    read all of them, so a text that is still being written is shown as the prompt that it begins with, if any.
+
     Args:
         tokenizer: any transformers tokenizer.
         autoencoder: an `AutoencoderVQTextModel`, or what has its `config`, `code_length`, `full_length` and `decode`.
@@ -73,8 +84,28 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
     Raises:
         ValueError: if the components disagree.
+
+    Example:
+        >>> from text_diffusers import AutoencoderVQTextModel, CodeTransformerModel, D3PMAbsorbingScheduler
+        >>> from text_diffusers import TextDiffusionPipeline, TwoLevelVQDiffusionPipeline
+        >>> tokenizer = TextDiffusionPipeline.from_pretrained("chat-and-novels").tokenizer
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2}
+        >>> pipe = TwoLevelVQDiffusionPipeline(
+        ...     tokenizer,
+        ...     AutoencoderVQTextModel(len(tokenizer), patch_length=2, coarse_ratio=4, **sizes).eval(),
+        ...     CodeTransformerModel(513, max_length=16, num_context_codes=256, context_ratio=4, **sizes).eval(),
+        ...     D3PMAbsorbingScheduler(512),
+        ...     CodeTransformerModel(257, max_length=4, **sizes).eval(),
+        ...     D3PMAbsorbingScheduler(256),
+        ... )
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> output = pipe(max_new_tokens=20, num_inference_steps=(2, 3))
+        >>> output.plan.shape, output.fine_codes.shape, output.tokens.shape
+        (torch.Size([1, 3]), torch.Size([1, 12]), torch.Size([1, 20]))
     """
 
+    kind = "codes"
+    accepted_inputs = ("prompt", "plan", "guidance_scale")
     model_cpu_offload_seq = "prompt_encoder->coarse_denoiser->fine_denoiser->autoencoder"
     # They use weights outside of the layers that hold them, where sequential offloading does not load these.
     _exclude_from_cpu_offload = ["coarse_denoiser", "fine_denoiser", "autoencoder"]
@@ -89,13 +120,13 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
     def __init__(
         self,
-        tokenizer,
-        autoencoder,
-        fine_denoiser,
-        fine_scheduler,
-        coarse_denoiser=None,
-        coarse_scheduler=None,
-        prompt_encoder=None,
+        tokenizer: Any,
+        autoencoder: Any,
+        fine_denoiser: Any,
+        fine_scheduler: Any,
+        coarse_denoiser: Any = None,
+        coarse_scheduler: Any = None,
+        prompt_encoder: Any = None,
         prompt_begins_text: bool = False,
     ):
         super().__init__()
@@ -110,18 +141,19 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
         )
         self.register_to_config(prompt_begins_text=prompt_begins_text)
         self._level: str | None = None
-        if not any(part is None for part in (tokenizer, autoencoder, fine_denoiser, fine_scheduler)):
+        if not any(
+            part is None for part in (tokenizer, autoencoder, fine_denoiser, fine_scheduler)
+        ):
             self._check_components()
 
+    @runs_to_its_end
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | list[str] | None = None,
         max_new_tokens: int | None = None,
-        num_coarse_steps: int = 32,
-        num_fine_steps: int = 8,
-        coarse_guidance_scale: float | list[float] = 1.0,
-        fine_guidance_scale: float | list[float] = 1.0,
+        num_inference_steps: int | tuple[int, int] = (32, 8),
+        guidance_scale: float | list[float] | tuple[float | list[float], float | list[float]] = 1.0,
         plan: Any = None,
         fine_codes: str = "diffusion",
         temperature: float = 0.0,
@@ -134,7 +166,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, float, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("codes",),
-    ) -> TwoLevelVQDiffusionPipelineOutput | tuple:
+    ) -> Steps[TwoLevelVQDiffusionPipelineOutput]:
         """Write text.
 
         Args:
@@ -142,10 +174,12 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
                 `prompt_begins_text` the encoder reads the last tokens of one that is longer than it takes.
             max_new_tokens: the longest text in tokens, without its prompt; by default as long as the denoisers take,
                 or as `plan`.
-            num_coarse_steps, num_fine_steps: steps of each scheduler, and at most that many calls of its denoiser.
-            coarse_guidance_scale, fine_guidance_scale: one, or one a text, of classifier-free guidance,
-                `uncond + scale * (cond - uncond)`, both predictions from one call. The coarse condition is the prompt;
-                the fine one is prompt and plan together. 1 is the conditional model itself, 0 the unconditional one.
+            num_inference_steps: steps of each scheduler, and at most that many calls of its denoiser; one number for
+                both levels, or a pair (coarse, fine). With one level the fine one counts.
+            guidance_scale: of classifier-free guidance, `uncond + scale * (cond - uncond)`, both predictions from one
+                call: a number, or a list with one a text, for all levels; or for two levels a tuple (coarse, fine) of
+                these. The coarse condition is the prompt; the fine one is prompt and plan together. 1 is the
+                conditional model itself, 0 the unconditional one.
             plan: (texts, C) coarse codes, or (1, C) for all texts; -1 or the id of their mask where they are to be
                 written. The coarse denoiser is not called if all are given.
             fine_codes: "diffusion", or "one_shot" to take the likeliest code everywhere from one call.
@@ -173,209 +207,316 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
         """
         # 1. Check the inputs, and the components, which may have been changed
         self._check_components()
-        counts = {"num_coarse_steps": num_coarse_steps, "num_fine_steps": num_fine_steps}
-        counts |= {"max_attempts": max_attempts, "num_return_sequences": num_return_sequences}
-        check_request(counts, prompt, max_new_tokens, fine_codes, temperature, top_p, text_filter)
         self._check_output(output_type, callback_on_step_end_tensor_inputs)
-        # 2. Encode the prompts and cover the codes that are to be written with masks
-        scales = {"coarse": coarse_guidance_scale, "fine": fine_guidance_scale}
-        drafts = self._prepare(prompt, plan, max_new_tokens, scales, num_return_sequences)
-        generators = self._row_generators(generator, len(drafts.tokens))
-        callback = (callback_on_step_end, callback_on_step_end_tensor_inputs)
-        fine_steps = num_fine_steps if fine_codes == "diffusion" else None
+        inputs = CodeInputs(
+            prompt=prompt,
+            plan=plan,
+            max_new_tokens=max_new_tokens,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            fine_codes=fine_codes,
+            temperature=temperature,
+            top_p=top_p,
+            text_filter=text_filter,
+            max_attempts=max_attempts,
+            num_return_sequences=num_return_sequences,
+        )
+
+        # 2. Lay out the texts, blank yet, and the codes of each level, covered with masks
+        levels = self.levels
+        batch, codes = self._prepare(inputs, levels)
+        generators = text_generators(generator, len(batch.tokens))
+        call_back = partial(
+            self.call_back, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
+        if fine_codes == "one_shot":
+            codes["fine"].num_steps = 0
+        self._num_timesteps = sum(level_codes.num_steps for level_codes in codes.values())
+
+        # Texts that the filter refuses are written again, from blank rows and masks.
+        blank = batch.tokens.clone()
+        texts = [""] * len(blank)
+        accepted = [False] * len(blank)
         for _ in range(max_attempts):
-            rows = drafts.refused()
+            rows = [row for row, is_accepted in enumerate(accepted) if not is_accepted]
             if not rows:
                 break
-            draws = zip(*(in_three(generators[row]) for row in rows), strict=True)
-            plan_draws, code_draws, token_draws = (list(stage) for stage in draws)
+            batch.tokens[rows] = blank[rows]  # `stream` shows no text that was refused
+
+            # Each stage draws from a generator of its own, so that none depends on what the others draw.
+            stages = zip(*[row_generators(generators[row], 3) for row in rows], strict=True)
+            plan_generators, code_generators, token_generators = map(list, stages)
+
             # 3. Write the plan
-            coarse = self._write_plan(drafts, rows, num_coarse_steps, plan_draws, callback)
+            plan_codes = None
+            if "coarse" in levels:
+                coarse = levels["coarse"].masked_rows(codes["coarse"], rows, plan_generators)
+                if coarse.editable.any():
+                    for _ in self._write_level(levels["coarse"], coarse, call_back):
+                        yield batch  # to `stream`, as blank as before
+                plan_codes = coarse.tokens
+                codes["coarse"].tokens[rows] = plan_codes
+
             # 4. Write the fine codes
-            fine = self._write_fine_codes(drafts, rows, coarse, fine_steps, code_draws, callback)
-            # 5. Decode and cut each text at its end
-            self._decode(drafts, rows, fine, coarse, temperature, top_p, token_draws)
+            fine = levels["fine"].masked_rows(codes["fine"], rows, code_generators)
+            if plan_codes is not None:
+                fine.condition["context_ids"] = plan_codes
+            if fine_codes == "one_shot":
+                fine.tokens = levels["fine"].likeliest_codes(fine)
+            else:
+                for _ in self._write_level(levels["fine"], fine, call_back):
+                    yield batch
+            codes["fine"].tokens[rows] = fine.tokens
+
+            # 5. Decode, and cut each text at its end
+            drawn = self._decode(
+                fine.tokens,
+                plan_codes,
+                num_tokens=int(batch.editable[0].sum()),
+                temperature=temperature,
+                top_p=top_p,
+                generators=token_generators,
+            )
+            batch.tokens[rows] = blank[rows].masked_scatter(batch.editable[rows], drawn)
+            texts = self.texts_so_far(batch)
+
             # 6. Ask the filter
             for row in rows:
-                drafts.accepted[row] = text_filter is None or bool(text_filter(drafts.texts[row]))
+                accepted[row] = text_filter is None or bool(text_filter(texts[row]))
+        yield batch
+
         # 7. Return what was asked for
         self.maybe_free_model_hooks()
-        texts = drafts.texts if output_type == "text" else None
-        output = (texts, drafts.tokens, drafts.plan, drafts.fine_codes, drafts.accepted)
-        return TwoLevelVQDiffusionPipelineOutput(*output) if return_dict else output
+        outputs: dict[str, Any] = {
+            "texts": texts if output_type == "text" else None,
+            "tokens": self.finished_tokens(batch)[batch.editable].view(len(texts), -1),
+            "plan": codes["coarse"].tokens if "coarse" in levels else None,
+            "fine_codes": codes["fine"].tokens,
+            "accepted": accepted,
+        }
+        if not return_dict:
+            return cast(Any, tuple(outputs.values()))
+        return TwoLevelVQDiffusionPipelineOutput(**outputs)
+
+    stream = texts_of_each_step(__call__)
+
+    # Steps
+
+    def _write_level(
+        self, level: CodeLevel, batch: TextBatch, call_back: Callable
+    ) -> Iterator[TextBatch]:
+        """Step the codes of a batch through the timesteps of their level, and yield it after each."""
+        self._level = level.name
+        timesteps = level.timesteps(batch.num_steps, batch.tokens.device)
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            progress_bar.set_description(f"{level.name} codes")
+            for step, timestep in enumerate(timesteps):
+                batch.tokens = level.step(batch, timestep)
+                batch.steps_done += 1
+                call_back(batch, step, timestep)
+                progress_bar.update()
+                yield batch
+
+        is_code = (batch.tokens >= 0) & (batch.tokens < level.mask_id)
+        if not is_code.all():
+            raise ValueError(
+                f"`{level.name}_scheduler` or the callback must leave {level.name} codes only, but there are others."
+            )
+
+    def call_back(
+        self,
+        callback: Callable | None,
+        names: Sequence[str],
+        batch: TextBatch,
+        step: int,
+        timestep: float,
+    ):
+        """Call `callback(pipe, step, timestep, tensors)`, and take the "codes" that it returns."""
+        if callback is None:
+            return
+        offered = {name: batch.tokens for name in names}
+        changed = callback(self, step, timestep, offered) or {}
+        codes = changed.get("codes", batch.tokens)
+        if codes.shape != batch.tokens.shape:
+            raise ValueError(
+                f"`callback_on_step_end` must return {self.level} codes of {tuple(batch.tokens.shape)}, "
+                f"got {tuple(codes.shape)}."
+            )
+        batch.tokens = codes
+
+    def _decode(
+        self,
+        fine_codes: Tensor,
+        plan_codes: Tensor | None,
+        *,
+        num_tokens: int,
+        temperature: float,
+        top_p: float | None,
+        generators: list[torch.Generator],
+    ) -> Tensor:
+        """(rows, num_tokens) tokens that fine codes (rows, F) and coarse codes (rows, C) stand for."""
+        vocab_size = self.autoencoder.config.vocab_size
+        excluded_ids = [*never_written(self.tokenizer), *range(len(self.tokenizer), vocab_size)]
+        rows_at_once = max(1, DECODED_AT_ONCE // num_tokens)
+        decoded = []
+        for first in range(0, len(fine_codes), rows_at_once):
+            part = slice(first, first + rows_at_once)
+            plan_part = None if plan_codes is None else plan_codes[part]
+            logits = self.autoencoder.decode(fine_codes[part], plan_part)[:, :num_tokens]
+            scores = finite_scores(logits, excluded_ids, component="autoencoder")  # (rows, L, V)
+            if temperature == 0:
+                decoded.append(scores.argmax(dim=-1))
+                continue
+
+            positions = torch.ones(scores.shape[:2], dtype=torch.bool, device=scores.device)
+            scores = scores.flatten(0, 1) / temperature  # (N, V)
+            drawn = draw_tokens(scores, positions, top_p or 1.0, generators[part])
+            decoded.append(drawn.view(positions.shape))
+        return torch.cat(decoded)
+
+    def finished_tokens(self, batch: TextBatch) -> Tensor:
+        """(B, L) tokens with padding after the first `[EOS]` that was written."""
+        end_id = next(iter(end_ids(self.tokenizer)), -1)
+        ends = batch.editable & (batch.tokens == end_id)
+        return cut_at_end(batch.tokens, ends, batch.editable, self.tokenizer.pad_token_id or 0)
+
+    def texts_so_far(self, batch: TextBatch) -> list[str]:
+        """The texts of a batch; of one that is not decoded yet, the prompt that it begins with, if any."""
+        tokens = self.finished_tokens(batch).tolist()
+        rows = [row[:end] for row, end in zip(tokens, batch.text_ends, strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+    # Rows
+
+    def _prepare(
+        self, inputs: CodeInputs, levels: dict[str, CodeLevel]
+    ) -> tuple[TextBatch, dict[str, TextBatch]]:
+        """Rows of tokens, and rows of codes of each level, as they are before anything is written."""
+        if "coarse" not in levels:
+            inputs.refuse_two_levels()
+        device = self._execution_device
+        pad_token_id = self.tokenizer.pad_token_id or 0
+        begins_text = self.config.prompt_begins_text
+        prompts = prompt_ids(self.tokenizer, inputs.prompt)
+        plan = None
+        num_plans = 1
+        if inputs.plan is not None:
+            plan = plan_rows(inputs.plan, levels["coarse"].mask_id, device)
+            num_plans = len(plan)
+        limit = self.max_length
+        num_tokens, row_length = text_lengths(self.autoencoder, limit, inputs.max_new_tokens, plan)
+
+        # A single prompt or plan is that of all texts; copies of a text stand next to each other.
+        repeats = inputs.num_return_sequences
+        num_texts = inputs.num_texts(len(prompts), num_plans)
+        text_indices = repeat_rows(range(num_texts), repeats)
+        prompt_indices = [text % len(prompts) for text in text_indices]
+        plan_indices = [text % num_plans for text in text_indices]
+
+        # Each prompt is read once, by itself if it stands for several texts.
+        condition = {}
+        if inputs.prompt is not None:
+            if self.prompt_encoder is None:
+                raise ValueError("`prompt` must be None: this pipeline has no `prompt_encoder`.")
+            states = read_prompts(
+                self.prompt_encoder, prompts, begins_text, pad_token_id=pad_token_id, device=device
+            )
+            condition = {name: values[prompt_indices] for name, values in states.items()}
+
+        codes = {}
+        for name, level in levels.items():
+            if name == "coarse" and plan is not None:
+                known = plan[plan_indices]
+            else:
+                shape = (len(text_indices), row_length // level.code_length)
+                known = torch.full(shape, level.mask_id, device=device)
+            with errors_of_level(name):
+                scales = scales_by_row(inputs.scales[name], num_texts, repeats)
+                codes[name] = level.new_batch(known, scales, condition, inputs.steps[name])
+
+        beginnings = [prompts[index] if begins_text else [] for index in prompt_indices]
+        blanks = [None] * num_tokens
+        batch = lay_out([[*beginning, *blanks] for beginning in beginnings], pad_token_id, device)
+        return batch, codes
+
+    # Components
+
+    @property
+    def levels(self) -> dict[str, CodeLevel]:
+        """The levels by name, in the order in which they are written."""
+        config = self.autoencoder.config
+        levels = {}
+        if self.coarse_denoiser is not None:
+            levels["coarse"] = CodeLevel(
+                name="coarse",
+                denoiser=self.coarse_denoiser,
+                scheduler=self.coarse_scheduler,
+                num_codes=config.num_coarse_codes,
+                code_length=self.autoencoder.code_length,
+            )
+        levels["fine"] = CodeLevel(
+            name="fine",
+            denoiser=self.fine_denoiser,
+            scheduler=self.fine_scheduler,
+            num_codes=config.num_fine_codes,
+            code_length=config.patch_length,
+            num_context_codes=config.num_coarse_codes,
+            context_ratio=config.coarse_ratio,
+        )
+        return levels
 
     @property
     def level(self) -> str | None:
         """The level, "coarse" or "fine", of the step that a callback is called after; `None` before any."""
         return self._level
 
-    def _write_plan(
-        self, drafts: Drafts, rows: list[int], num_steps: int, generators: list[torch.Generator], callback: tuple
-    ) -> Tensor | None:
-        """(rows, C) coarse codes; `None` with one level."""
-        if drafts.coarse is None or drafts.plan is None:
-            return None
-        canvas = drafts.coarse.rows(rows)
-        if canvas.editable.any():
-            self._write("coarse", canvas, num_steps, generators, callback)
-        drafts.plan[rows] = canvas.codes
-        return canvas.codes
+    @property
+    def max_length(self) -> int:
+        """The longest row in tokens that the autoencoder and every denoiser take; 0 if there is none."""
+        limit = min(level.longest_row for level in self.levels.values())
+        return longest_text(self.autoencoder, limit)
 
-    def _write_fine_codes(
-        self,
-        drafts: Drafts,
-        rows: list[int],
-        coarse: Tensor | None,
-        num_steps: int | None,
-        generators: list[torch.Generator],
-        callback: tuple,
-    ) -> Tensor:
-        """(rows, F) fine codes given the coarse ones (rows, C); without steps the likeliest."""
-        canvas = drafts.fine.rows(rows)
-        canvas.condition = replace(canvas.condition, context_ids=coarse)
-        if num_steps is None:
-            self._levels()["fine"].write_at_once(canvas)
-        else:
-            self._write("fine", canvas, num_steps, generators, callback)
-        drafts.fine_codes[rows] = canvas.codes
-        return canvas.codes
+    @property
+    def scheduler_names(self) -> tuple[str, ...]:
+        """The components that hold a scheduler, one for each level."""
+        return tuple(f"{name}_scheduler" for name in self.levels)
 
-    def _write(
-        self, name: str, canvas: CodeCanvas, num_steps: int, generators: list[torch.Generator], callback: tuple
-    ):
-        """Step `canvas.codes` of a level through its timesteps, calling back after each."""
-        level, (call_back, tensors) = self._levels()[name], callback
-        self._level = name
-        timesteps = level.timesteps(num_steps, canvas.codes.device)
-        with self.progress_bar(total=len(timesteps)) as bar:
-            bar.set_description(f"{name} codes")
-            for step, timestep in enumerate(timesteps):
-                level.step(canvas, timestep, generators)
-                if call_back is not None:
-                    offered = {tensor: getattr(canvas, tensor) for tensor in tensors}
-                    codes = (call_back(self, step, timestep, offered) or {}).get("codes", canvas.codes)
-                    if codes.shape != canvas.codes.shape:
-                        shapes = f"{tuple(canvas.codes.shape)}, got {tuple(codes.shape)}"
-                        raise ValueError(f"`callback_on_step_end` must return {name} codes of {shapes}.")
-                    canvas.codes = codes
-                bar.update()
-        if not ((canvas.codes >= 0) & (canvas.codes < level.mask_id)).all():
-            raise ValueError(f"`{name}_scheduler` or the callback must leave {name} codes only, but there are others.")
-
-    def _decode(
-        self,
-        drafts: Drafts,
-        rows: list[int],
-        fine: Tensor,
-        coarse: Tensor | None,
-        temperature: float,
-        top_p: float | None,
-        generators: list[torch.Generator],
-    ):
-        """Write the tokens and texts of some rows, by their fine codes (rows, F) and coarse codes (rows, C)."""
-        tokenizer, length = self.tokenizer, drafts.tokens.shape[1]
-        parts = []
-        never = [*never_written(tokenizer), *range(len(tokenizer), self.autoencoder.config.vocab_size)]
-        at_once = max(1, DECODED_AT_ONCE // length)  # the logits of all rows might not fit into memory
-        for some in (slice(first, first + at_once) for first in range(0, len(rows), at_once)):
-            logits = self.autoencoder.decode(fine[some], None if coarse is None else coarse[some])[:, :length]
-            scores = finite_scores(logits, never, "autoencoder")  # (rows, L, V)
-            if temperature == 0:
-                parts.append(scores.argmax(dim=-1))
-                continue
-            everywhere = torch.ones(scores.shape[:2], dtype=torch.bool, device=scores.device)
-            drawn = draw_tokens(scores.flatten(0, 1) / temperature, everywhere, top_p or 1.0, generators[some])
-            parts.append(drawn.view(everywhere.shape))
-        tokens = torch.cat(parts)
-        ends = tokens == next(iter(end_ids(tokenizer)), -1)
-        tokens = tokens.masked_fill(ends.cumsum(dim=1) - ends.long() > 0, tokenizer.pad_token_id or 0)
-        drafts.tokens[rows] = tokens
-        whole = [
-            drafts.prompts[row] * self.config.prompt_begins_text + ids
-            for row, ids in zip(rows, tokens.tolist(), strict=True)
-        ]
-        for row, text in zip(rows, tokenizer.batch_decode(whole, skip_special_tokens=True), strict=True):
-            drafts.texts[row] = text
-
-    def _prepare(
-        self, prompt: Any, plan: Any, max_new_tokens: int | None, scales: dict[str, Any], repeats: int
-    ) -> Drafts:
-        """The canvases of each row, and places for what is to be written."""
-        device, levels = self._execution_device, self._levels()
-        if "coarse" not in levels and (plan is not None or scales["coarse"] != 1):
-            raise ValueError("`plan` and `coarse_guidance_scale` must be left as they are: there is one level only.")
-        prompts, given = prompt_ids(self.tokenizer, prompt), None
-        if plan is not None:  # (texts, C), or (1, C) for all
-            given = plan_rows(plan, levels["coarse"].mask_id, device)
-        longest_row = min(level.longest_row for level in levels.values())
-        plan_length = None if given is None else given.shape[1]
-        new_tokens, length = text_lengths(self.autoencoder, longest_row, max_new_tokens, plan_length)
-        sizes = {"prompt": len(prompts), "plan": 1 if given is None else len(given)}
-        count = texts_asked_for(sizes, scales)
-        texts = [text for text in range(count) for _ in range(repeats)]
-        prompt_of, plan_of = ([text if size > 1 else 0 for text in texts] for size in sizes.values())
-        told = self._read(prompt, prompts).rows(prompt_of)
-        canvases = {}
-        for name, level in levels.items():
-            known = given[plan_of] if name == "coarse" and given is not None else None
-            by_row = scales_by_row(scales[name], count, repeats, f"{name}_guidance_scale")
-            canvases[name] = level.canvas(length, known, told, by_row, device)
-        coarse, fine = canvases.get("coarse"), canvases["fine"]
-        return Drafts(
-            prompts=[prompts[row] for row in prompt_of],
-            coarse=coarse,
-            fine=fine,
-            plan=None if coarse is None else coarse.codes.clone(),
-            fine_codes=fine.codes.clone(),
-            tokens=torch.zeros(len(texts), new_tokens, dtype=torch.long, device=device),
-            texts=[""] * len(texts),
-            accepted=[False] * len(texts),
-        )
-
-    def _read(self, prompt: Any, prompts: list[list[int]]) -> CodeCondition:
-        """What the denoisers are told of each prompt."""
-        if prompt is None:
-            return CodeCondition()
-        if self.prompt_encoder is None:
-            raise ValueError("`prompt` must be None: this pipeline has no `prompt_encoder`.")
-        keep_last, padding = self.config.prompt_begins_text, self.tokenizer.pad_token_id or 0
-        return read_prompts(self.prompt_encoder, prompts, keep_last, padding, self._execution_device)
-
-    def _levels(self) -> dict[str, CodeLevel]:
-        """The levels in the order in which they are written."""
-        config, levels = self.autoencoder.config, {}
-        if self.coarse_denoiser is not None:
-            parts = self.coarse_denoiser, self.coarse_scheduler
-            levels["coarse"] = CodeLevel("coarse", *parts, self.autoencoder.code_length)
-        parts = self.fine_denoiser, self.fine_scheduler
-        above = config.num_coarse_codes, config.coarse_ratio
-        levels["fine"] = CodeLevel("fine", *parts, config.patch_length, *above)
-        return levels
+    @property
+    def label_names(self) -> list[str | None]:
+        """Empty: there are no class labels."""
+        return []
 
     def _check_components(self):
-        config, encoder = self.autoencoder.config, self.prompt_encoder
-        two = config.coarse_ratio is not None
-        for name, part in (("coarse_denoiser", self.coarse_denoiser), ("coarse_scheduler", self.coarse_scheduler)):
-            if (part is not None) != two:
-                need = "must be given" if two else "must be None"
-                raise ValueError(f"`{name}` {need}: the autoencoder has {'two levels' if two else 'one level'}.")
-        for name, part in (("autoencoder", self.autoencoder), ("prompt_encoder", encoder)):
-            if part is not None:
-                check_words(self.tokenizer, name, part.config.vocab_size)
-        if not isinstance(self.config.prompt_begins_text, bool):
-            raise ValueError(f"`prompt_begins_text` must be true or false, got {self.config.prompt_begins_text!r}.")
-        levels = self._levels()
-        for name, level in levels.items():
-            level.check(getattr(config, f"num_{name}_codes"))
-        sizes = [level.prompt_size for level in levels.values() if level.prompt_size is not None]
-        if encoder is not None and (not sizes or set(sizes) != {encoder.config.hidden_size}):
+        config = self.autoencoder.config
+        encoder = self.prompt_encoder
+        has_two = config.coarse_ratio is not None
+        needed = (
+            "given: the autoencoder has two levels"
+            if has_two
+            else "None: the autoencoder has one level"
+        )
+        for name in ("coarse_denoiser", "coarse_scheduler"):
+            is_given = getattr(self, name) is not None
+            if is_given != has_two:
+                raise ValueError(f"`{name}` must be {needed}.")
+        check_words(self.tokenizer, "autoencoder", config.vocab_size)
+        if encoder is not None:
+            check_words(self.tokenizer, "prompt_encoder", encoder.config.vocab_size)
+        begins_text = self.config.prompt_begins_text
+        require(isinstance(begins_text, bool), "prompt_begins_text", "true or false", begins_text)
+
+        levels = self.levels.values()
+        for level in levels:
+            level.check()
+        sizes = [level.prompt_size for level in levels if level.prompt_size is not None]
+        if encoder is not None and set(sizes) != {encoder.config.hidden_size}:
             raise ValueError(
                 f"`prompt_encoder` has `hidden_size`={encoder.config.hidden_size}, which must be the `prompt_size` of "
                 f"the denoisers that take prompts, got {sizes or 'none that does'}."
             )
-        shortest = min(level.longest_row for level in levels.values())
-        if not longest_text(self.autoencoder, shortest):
+        if not self.max_length:
+            limit = min(level.longest_row for level in levels)
             raise ValueError(
                 f"`autoencoder` needs rows of {self.autoencoder.full_length(1)} tokens, but the denoisers' "
-                f"`max_length` allows {shortest}."
+                f"`max_length` allows {limit}."
             )

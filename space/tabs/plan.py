@@ -118,8 +118,10 @@ def planned(
     begin = accepted_prompt(page, prompt)
     length = integer("length", length, 1, served.longest)
     asked: dict[str, Any] = {
-        "num_coarse_steps": integer("plan.coarse", coarse_steps, 1, served.most_steps),
-        "num_fine_steps": integer("plan.fine", fine_steps, 1, served.most_steps),
+        "num_inference_steps": (
+            integer("plan.coarse", coarse_steps, 1, served.most_steps),
+            integer("plan.fine", fine_steps, 1, served.most_steps),
+        ),
         "temperature": number("temperature", temperature, 0.0, settings.HOTTEST),
         "generator": generator(settings.accepted_seed(seed)),
     }

@@ -5,15 +5,11 @@ from .models.transformer_code import CodeTransformerModel
 from .models.transformer_embedding import EmbeddingTransformerModel
 from .models.transformer_text import TextTransformerModel
 from .pipelines.diffusion_lm.pipeline_diffusion_lm import DiffusionLMPipeline, DiffusionLMPipelineOutput
-from .pipelines.diffusion_lm.pipeline_diffusion_lm_guided import GuidedDiffusionLMPipeline
 from .pipelines.paraguide.pipeline_paraguide import ParaGuidePipeline
-from .pipelines.paraguide.pipeline_paraguide_tokens import TokenParaGuidePipeline
-from .pipelines.text_diffusion.pipeline_text_block_diffusion import TextBlockDiffusionPipeline
 from .pipelines.text_diffusion.pipeline_text_diffusion import (
     TextDiffusionPipeline,
     TextDiffusionPipelineOutput,
 )
-from .pipelines.text_diffusion.pipeline_text_diffusion_cfg import TextDiffusionCFGPipeline
 from .pipelines.two_level_vq.pipeline_two_level_vq import (
     TwoLevelVQDiffusionPipeline,
     TwoLevelVQDiffusionPipelineOutput,
@@ -56,20 +52,16 @@ __all__ = [
     "EmbeddingDPMSolverScheduler",
     "EmbeddingTransformerModel",
     "FirstHittingScheduler",
-    "GuidedDiffusionLMPipeline",
     "ParaGuidePipeline",
     "PredictorCorrectorAbsorbingScheduler",
     "PredictorCorrectorUniformScheduler",
     "PromptEncoderModel",
     "ReMDMScheduler",
-    "TextBlockDiffusionPipeline",
     "TextClassifierModel",
-    "TextDiffusionCFGPipeline",
     "TextDiffusionPipeline",
     "TextDiffusionPipelineOutput",
     "TextTransformerModel",
     "TokenDDIMScheduler",
-    "TokenParaGuidePipeline",
     "TwoLevelVQDiffusionPipeline",
     "TwoLevelVQDiffusionPipelineOutput",
 ]

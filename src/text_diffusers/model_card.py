@@ -1,3 +1,5 @@
-"""Earlier name of `text_diffusers.hub.model_card`."""
+"""Earlier name of `text_diffusers.hub.model_card`, kept for programs that import it."""
 
-from text_diffusers.hub.model_card import *  # noqa: F403
+from text_diffusers.hub.model_card import model_card
+
+__all__ = ["model_card"]

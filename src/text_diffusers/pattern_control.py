@@ -1,3 +1,5 @@
-"""Earlier name of `text_diffusers.guidance.patterns`."""
+"""Earlier name of `text_diffusers.guidance.patterns`, kept for programs that import it."""
 
-from text_diffusers.guidance.patterns import *  # noqa: F403
+from text_diffusers.guidance.patterns import PatternControl, TokenTags, tag_tokens
+
+__all__ = ["PatternControl", "TokenTags", "tag_tokens"]

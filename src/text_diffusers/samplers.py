@@ -1,14 +1,16 @@
-"""Samplers by name: the schedulers that can write with a trained pipeline, and pipelines that use them."""
+"""Samplers by name: the schedulers that can write with a trained pipeline, and pipelines that use them.
+
+A new sampler is a scheduler in `schedulers/` and a line in one of the tables here, by which the command line and the
+Space offer it.
+"""
 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from text_diffusers.pipelines.paraguide.pipeline_paraguide import ParaGuidePipeline
-from text_diffusers.pipelines.paraguide.pipeline_paraguide_tokens import TokenParaGuidePipeline
+from text_diffusers.pipelines.pipeline_base import TextPipeline
 from text_diffusers.pipelines.scheduler_adapters import STEP_SETTINGS, as_token_scheduler, stock_class
-from text_diffusers.pipelines.two_level_vq.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
 from text_diffusers.schedulers.scheduling_confidence import ConfidenceScheduler
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
 from text_diffusers.schedulers.scheduling_ddim_embedding import EmbeddingDDIMScheduler
@@ -23,8 +25,6 @@ from text_diffusers.schedulers.scheduling_predictor_corrector import (
 from text_diffusers.schedulers.scheduling_remdm import ReMDMScheduler
 
 SHAPING = ("temperature", "top_k", "top_p")
-PARAPHRASES = (ParaGuidePipeline, TokenParaGuidePipeline)
-SCHEDULERS = ("scheduler", "coarse_scheduler", "fine_scheduler")  # the components that hold one
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ class Sampler:
         settings: the names that `make` takes.
         token_a_step: whether it wants as many steps as there are tokens to write; `most_steps` are always enough.
         config: of the scheduler that it takes the place of.
+
+    Example:
+        >>> absorbing = D3PMAbsorbingScheduler(mask_token_id=4)
+        >>> sampler = replace(ABSORBING["confidence"], config=absorbing.config)
+        >>> sampler.make(temperature=0.5).config.order
+        'confidence'
     """
 
     scheduler: type
@@ -53,20 +59,20 @@ class Sampler:
         Raises:
             ValueError: if it has no such setting, or a value is out of its range.
         """
-        unknown = [name for name in settings if name not in self.settings]
-        if unknown:
-            known = f"takes {', '.join(self.settings)} only" if self.settings else "takes no settings"
-            raise ValueError(
-                f"`{unknown[0]}` must be left out: {self.scheduler.__name__} {known}, got {settings[unknown[0]]!r}."
-            )
-        build: Any = self.scheduler
-        made = build.from_config(dict(self.config), **self.preset, **settings)
-        if stock_class(made) is not None:  # it takes them at each step, from its configuration
-            made.register_to_config(**settings)
-        return made
+        for name, value in settings.items():
+            if name not in self.settings:
+                limit = f"takes {', '.join(self.settings)} only" if self.settings else "takes no settings"
+                raise ValueError(f"`{name}` must be left out: {self.scheduler.__name__} {limit}, got {value!r}.")
+
+        factory: Any = self.scheduler
+        scheduler = factory.from_config(dict(self.config), **self.preset, **settings)
+        if stock_class(scheduler) is not None:  # it takes them at each step, from its configuration
+            scheduler.register_to_config(**settings)
+        return scheduler
 
 
 def by_order(order: str | None = None, **bound: float) -> dict[str, Any]:
+    """Settings of a `ConfidenceScheduler` by an order alone, or by a bound on what is written at once."""
     return {"order": order, "threshold": None, "entropy_bound": None, "order_temperature": 0.0} | bound
 
 
@@ -134,42 +140,45 @@ TABLES = {"absorbing": ABSORBING, "uniform": UNIFORM, "embeddings": EMBEDDINGS}
 OWN = "Draws from the reverse of the model's own noise."
 
 
-def samplers_for(pipe: Any) -> dict[str, Sampler]:
+def samplers_for(pipe: TextPipeline) -> dict[str, Sampler]:
     """The samplers of a pipeline by name: all that undo the noise which its model was trained with.
 
-    None for pipelines of paraphrases, which ask a scheduler for its noise only. Those of a pipeline with two levels
-    are made for its fine codes; `with_sampler` gives each level its own.
+    None for pipelines that ask a scheduler for its noise only, as those of paraphrases do. Those of a pipeline with
+    two levels are made for its fine codes; `with_sampler` gives each level its own.
     """
-    if isinstance(pipe, PARAPHRASES):
+    if not pipe.draws_from_scheduler:
         return {}
-    return samplers_of(pipe, "fine_scheduler" if isinstance(pipe, TwoLevelVQDiffusionPipeline) else "scheduler")
+    return samplers_of(pipe, pipe.scheduler_names[-1])
 
 
-def samplers_of(pipe: Any, component: str) -> dict[str, Sampler]:
-    """As `samplers_for`, of one component."""
+def samplers_of(pipe: TextPipeline, component: str) -> dict[str, Sampler]:
+    """As `samplers_for`, of one component that holds a scheduler."""
     scheduler = getattr(pipe, component)
+    denoiser = getattr(pipe, component.replace("scheduler", "denoiser"))
     if hasattr(scheduler, "alphas_cumprod"):
-        kind, more = "embeddings", {"prediction_type": pipe.denoiser.config.prediction_type}
+        kind = "embeddings"
+        config = {"prediction_type": denoiser.config.prediction_type}
     elif stock_class(scheduler) is None:
-        kind, more = scheduler.corruption, {}
-    elif component == "scheduler":
-        adapter = as_token_scheduler(scheduler, pipe.tokenizer)
-        kind, more = adapter.corruption, {"mask_token_id": adapter.mask_token_id, "vocab_size": adapter.vocab_size}
+        kind = scheduler.corruption
+        config = {}
+    elif pipe.kind == "codes":
+        kind = "absorbing"
+        config = {"mask_token_id": denoiser.config.vocab_size - 1}
     else:
-        denoiser = getattr(pipe, component.replace("scheduler", "denoiser"))
-        kind, more = "absorbing", {"mask_token_id": denoiser.config.vocab_size - 1}
+        adapter = as_token_scheduler(scheduler, pipe.tokenizer)
+        kind = adapter.corruption
+        config = {"mask_token_id": adapter.mask_token_id, "vocab_size": adapter.vocab_size}
+
     table = TABLES.get(kind) or {"ancestral": Sampler(type(scheduler), OWN)}
-    return {name: replace(sampler, config={**scheduler.config, **more}) for name, sampler in table.items()}
+    return {name: replace(sampler, config={**scheduler.config, **config}) for name, sampler in table.items()}
 
 
-def current_sampler(pipe: Any) -> str | None:
+def current_sampler(pipe: TextPipeline) -> str | None:
     """The name under which `samplers_for` has the pipeline's own scheduler, if it has."""
+    scheduler = getattr(pipe, pipe.scheduler_names[-1])
     for name, sampler in samplers_for(pipe).items():
-        component = next(name for name in reversed(SCHEDULERS) if getattr(pipe, name, None) is not None)
-        own = getattr(pipe, component)
-        if type(own) is sampler.scheduler and all(
-            own.config.get(key) == sampler.preset[key] for key in sampler.preset
-        ):
+        has_preset = all(scheduler.config.get(key) == value for key, value in sampler.preset.items())
+        if type(scheduler) is sampler.scheduler and has_preset:
             return name
     return None
 
@@ -186,33 +195,34 @@ def with_sampler(pipe: Any, name: str | None = None, **settings: Any) -> Any:
     """
     known = samplers_for(pipe)
     if name is not None and name not in known:
-        offered = f"one of {', '.join(known)}" if known else "left out, since this pipeline takes steps of its own"
-        raise ValueError(f"`scheduler` must be {offered}, got {name!r}.")
+        limit = f"one of {', '.join(known)}" if known else "left out, since this pipeline takes steps of its own"
+        raise ValueError(f"`scheduler` must be {limit}, got {name!r}.")
+
     changed = copy.copy(pipe)
     if name is None and not settings:
         return changed
-    for component in SCHEDULERS:
-        own = getattr(pipe, component, None)
-        if own is not None:
-            sampler = own_sampler(pipe, component) if name is None else samplers_of(pipe, component)[name]
-            setattr(changed, component, sampler.make(**settings))
+    for component in pipe.scheduler_names:
+        sampler = own_sampler(pipe, component) if name is None else samplers_of(pipe, component)[name]
+        setattr(changed, component, sampler.make(**settings))
     return changed
 
 
-def own_sampler(pipe: Any, component: str) -> Sampler:
+def own_sampler(pipe: TextPipeline, component: str) -> Sampler:
     """The scheduler of a component as it is."""
-    own: Any = getattr(pipe, component)
-    stock = stock_class(own)
-    shaping = SHAPING if stock is None else STEP_SETTINGS[stock]
-    if hasattr(own, "alphas_cumprod") or not samplers_for(pipe):
-        shaping = ()
-    return Sampler(type(own), OWN, settings=shaping, config=own.config)
+    scheduler: Any = getattr(pipe, component)
+    stock = stock_class(scheduler)
+    if hasattr(scheduler, "alphas_cumprod") or not pipe.draws_from_scheduler:
+        settings = ()
+    else:
+        settings = SHAPING if stock is None else STEP_SETTINGS[stock]
+    return Sampler(type(scheduler), OWN, settings=settings, config=scheduler.config)
 
 
 def most_steps(pipe: Any) -> int:
     """As many steps as there can be tokens, or codes, to write at once; no more than the scheduler has."""
-    if isinstance(pipe, TwoLevelVQDiffusionPipeline):
-        longest, scheduler = pipe.fine_denoiser.config.max_length, pipe.fine_scheduler
+    scheduler = getattr(pipe, pipe.scheduler_names[-1])
+    if pipe.kind == "codes":
+        longest = pipe.fine_denoiser.config.max_length
     else:
-        longest, scheduler = getattr(pipe.denoiser.config, "block_length", None) or pipe._max_length, pipe.scheduler
+        longest = pipe.block_length or pipe.max_length
     return min(longest, scheduler.config.get("num_train_timesteps") or longest)

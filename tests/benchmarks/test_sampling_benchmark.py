@@ -5,34 +5,32 @@ Shapes: B batch, L length, V vocabulary size.
 
 import itertools
 import json
-import sys
 from dataclasses import replace
-from importlib import import_module
-from pathlib import Path
 
 import pytest
+import sampling
 import torch
 from scipy.stats import chi2_contingency
+from speed import forward_passes, measuring, sampling_steps, tokens_per_second
 from support.oracles import chi_square_passes
 
 from text_diffusers import ConfidenceScheduler, D3PMAbsorbingScheduler, D3PMUniformScheduler
 
-FOLDER = str(Path(__file__).parent.parent.parent / "benchmarks")
-sys.path.insert(0, FOLDER)
-measuring, sampling, sampling_steps, tokens_per_second = (
-    import_module(name) for name in ("speed.measuring", "sampling", "speed.sampling_steps", "speed.tokens_per_second")
-)
-sys.path.remove(FOLDER)
-
-TINY = measuring.Size(layers=1, width=16, heads=2, batch=8, length=16)
+TINY = measuring.Size(layers=1, width=16, heads=2, batch=8, length=16, vocab_size=60)
 VOCAB_SIZE, LENGTH, ROWS, STEPS, TIME = 5, 3, 4_000, 4, 0.5
 MASK = VOCAB_SIZE - 1
-HALF = ("entropy", "margin", "entropy-bounded", "threshold", "token DDIM, eta 1")  # of the positions are needed
+HALF = (
+    "entropy",
+    "margin",
+    "entropy-bounded",
+    "threshold",
+    "token DDIM, eta 1",
+)  # of the positions are needed
 
 
 @pytest.fixture(scope="module")
 def model():
-    model = measuring.random_model(measuring.Size(1, 8, 2, 1, LENGTH), VOCAB_SIZE)
+    model = measuring.random_model(measuring.Size(1, 8, 2, 1, LENGTH, VOCAB_SIZE))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     return model
@@ -81,7 +79,9 @@ def test_the_textbook_posterior_is_that_of_the_plug_in_rule(model):
     scheduler.set_timesteps(STEPS)
     logits = model(tokens, TIME).logits
     got = sampling_steps.naive_uniform_posterior(logits, tokens, 1 - TIME, 1 - TIME + 1 / STEPS)
-    torch.testing.assert_close(got, scheduler.reverse_probs(logits, TIME, tokens).double(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        got, scheduler.reverse_probs(logits, TIME, tokens).double(), atol=1e-6, rtol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -93,7 +93,9 @@ def test_the_textbook_confidence_step_has_the_law_of_the_scheduler(model):
     texts = []
     for step in (
         lambda generator: sampling_steps.naive_confidence_step(model, tokens, 0.5, 0.25, generator),
-        lambda generator: sampling_steps.select_first_step(model, scheduler, tokens, 1.0, generator),
+        lambda generator: sampling_steps.select_first_step(
+            model, scheduler, tokens, 1.0, generator
+        ),
     ):
         drawn = step(torch.Generator().manual_seed(3))
         assert ((drawn == MASK).sum(dim=1) == 1).all() and (drawn[:, 1] == 2).all()
@@ -127,8 +129,8 @@ def test_guidance_is_the_stated_mixture_of_both_predictions(model, scale):
 
 @torch.no_grad()
 def test_each_case_asks_for_the_predictions_that_its_name_says():
-    size = replace(TINY, length=64)  # enough masks for a quota
-    model = measuring.random_model(size, 64)
+    size = replace(TINY, length=64, vocab_size=64)  # enough masks for a quota
+    model = measuring.random_model(size)
     cases = sampling_steps.all_cases(model, size)
     assert set(sampling_steps.TARGETS) <= set(cases)
     calls = Calls(model)
@@ -147,22 +149,28 @@ def test_each_case_asks_for_the_predictions_that_its_name_says():
             shares = [positions.float().mean() for positions in asked]
             assert len(asked) == 20 and all(0.3 < share < 0.7 for share in shares), name
         elif name == "first hitting":
-            assert all((positions.sum(dim=1) == 1).all() for positions in asked) and len(asked) == 20
+            assert (
+                all((positions.sum(dim=1) == 1).all() for positions in asked) and len(asked) == 20
+            )
         else:
             assert 0 < len(asked) <= 20 * case.calls, name
-            assert sum(int(positions.sum()) for positions in asked) < 20 * case.calls * size.batch * size.length / 4
+            assert (
+                sum(int(positions.sum()) for positions in asked)
+                < 20 * case.calls * size.batch * size.length / 4
+            )
         if name.startswith("predictor-corrector"):
             assert all((times == TIME).all() for times in calls.times) and len(asked) > 20
 
 
 def test_the_corrector_is_timed_with_the_predictor_after_it():
-    model = measuring.random_model(TINY, 64)
+    model = measuring.random_model(replace(TINY, vocab_size=64))
     scheduler = sampling_steps.PredictorCorrectorUniformScheduler(64)
     noisy = torch.zeros(TINY.batch, TINY.length, dtype=torch.long)
     case = sampling_steps.corrector_case(model, scheduler, noisy, None)
     case.prepare()
     assert (
-        scheduler._plan[scheduler._next_step] == (16, True) and scheduler._plan[scheduler._next_step + 1][1] is False
+        scheduler._plan[scheduler._next_step] == (16, True)
+        and scheduler._plan[scheduler._next_step + 1][1] is False
     )
     case.run()
     assert float(scheduler.timesteps[scheduler._next_step]) == pytest.approx(TIME - 1 / 32)
@@ -171,26 +179,26 @@ def test_the_corrector_is_timed_with_the_predictor_after_it():
 @pytest.mark.parametrize("steps, tokens", [(3, 2), (2, 4), (5, 1)])
 def test_expected_steps_are_those_of_enumeration(steps, tokens):
     used = [len(set(times)) for times in itertools.product(range(steps), repeat=tokens)]
-    assert sampling.expected_steps(steps, tokens) == pytest.approx(sum(used) / len(used))
+    assert forward_passes.expected_steps(steps, tokens) == pytest.approx(sum(used) / len(used))
 
 
 def test_rows_are_counted_by_the_pipeline_and_are_as_many_as_expected():
-    (line,) = sampling.row_counts(steps=[40], batches=[32], length=20)
+    (line,) = forward_passes.row_counts(steps=[40], batches=[32], length=20)
     assert line["first hitting"] == 20
     assert line["expected"] == pytest.approx(40 * (1 - (1 - 1 / 40) ** 20), abs=0.05)
     # The number of occupied steps varies by less than that of 20 independent tokens.
     assert abs(line["rows per text"] - line["expected"]) < 4 * (20 * 0.25 / 32) ** 0.5
     assert line["expected"] < line["batch-wide cache (formula)"] <= 40
-    (line,) = sampling.row_counts(steps=[4], batches=[2], length=20)
+    (line,) = forward_passes.row_counts(steps=[4], batches=[2], length=20)
     assert line["first hitting"] == "-" and line["rows per text"] <= 4
 
 
 def test_both_sides_write_every_token_and_have_as_many_parameters():
     calls = []
-    parameters, write = tokens_per_second.autoregressive_writer(TINY, 60)
+    parameters, write = tokens_per_second.autoregressive_writer(TINY)
     assert write().shape == (TINY.batch, TINY.length)
     for steps, block_length in ((4, None), (2, 8)):
-        mine, write = tokens_per_second.diffusion_writer(TINY, steps, parameters, block_length, 60)
+        mine, write = tokens_per_second.diffusion_writer(TINY, steps, parameters, block_length)
         tokens = write()
         assert tokens.shape == (TINY.batch, TINY.length) and (tokens != 59).all()
         assert abs(mine - parameters) <= TINY.width * TINY.layers
@@ -200,7 +208,9 @@ def test_both_sides_write_every_token_and_have_as_many_parameters():
 
 def test_missing_tokens_and_masks_are_reported():
     def check(tokens, mask_token_id):
-        tokens_per_second.all_written(lambda: tokens, measuring.Size(batch=2, length=4), mask_token_id)()
+        return tokens_per_second.check_written(
+            tokens, measuring.Size(batch=2, length=4), mask_token_id
+        )
 
     check(torch.zeros(2, 4), 7)
     check(torch.full((2, 4), 7), None)
@@ -213,10 +223,12 @@ def test_missing_tokens_and_masks_are_reported():
 def test_autoregression_uses_its_cache_and_samples_from_the_whole_distribution(monkeypatch):
     made = []
     monkeypatch.setattr(
-        tokens_per_second, "gpt2", lambda *sizes, gpt2=tokens_per_second.gpt2: made.append(gpt2(*sizes)) or made[0]
+        tokens_per_second,
+        "gpt2",
+        lambda *sizes, gpt2=tokens_per_second.gpt2: made.append(gpt2(*sizes)) or made[0],
     )
-    size = measuring.Size(layers=1, width=16, heads=2, batch=1_000, length=3)
-    _, write = tokens_per_second.autoregressive_writer(size, 100)
+    size = measuring.Size(layers=1, width=16, heads=2, batch=1_000, length=3, vocab_size=100)
+    _, write = tokens_per_second.autoregressive_writer(size)
     lengths = []
     hook = made[0].register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
@@ -243,10 +255,11 @@ def test_targets_are_judged_in_both_directions():
 def test_the_command_prints_and_writes_its_tables(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tokens_per_second, "SHORT", 8)
     monkeypatch.setattr(tokens_per_second, "LONG", 64)
-    monkeypatch.setattr(tokens_per_second, "VOCAB_SIZE", 50)
     file = tmp_path / "tables.json"
-    arguments = ["--parts", "steps", "tokens", "--vocab_sizes", "64", "--repetitions", "1", "--quick"]
-    sampling.main([*arguments, "--json", str(file)], size=measuring.Size(1, 16, 2, 2, 8))
+    options = sampling.SamplingOptions(
+        ["steps", "tokens"], [64], repetitions=1, quick=True, json=str(file)
+    )
+    sampling.main(options, size=measuring.Size(1, 16, 2, 2, 8, 50))
     first, *printed = capsys.readouterr().out.splitlines()
     assert first.startswith(f"torch {torch.__version__}, threads 1, load")
     tables = json.loads(file.read_text(encoding="utf-8"))

@@ -17,19 +17,36 @@ from text_diffusers.cli.batch_generation import BatchFile, generate_file, read_r
 from text_diffusers.cli.text_requests import Settings, TextRequest, Writer, text_seed
 from text_diffusers.training.checkpoints import weights_digest
 
-PROMPTS = ["the cat", "", "a bird sang in the tree", "she was", "the dog", "the", "she", "a", "the mat", "late"]
+PROMPTS = [
+    "the cat",
+    "",
+    "a bird sang in the tree",
+    "she was",
+    "the dog",
+    "the",
+    "she",
+    "a",
+    "the mat",
+    "late",
+]
 
 
 @pytest.fixture
 def labelled(tokenizer):
-    parts = tokenizer, make_denoiser(tokenizer, num_classes=2), D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    parts = (
+        tokenizer,
+        make_denoiser(tokenizer, num_classes=2),
+        D3PMAbsorbingScheduler(tokenizer.mask_token_id),
+    )
     pipe = TextDiffusionCFGPipeline(*parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def writer_of(pipe, **settings):
-    return Writer(pipe, Settings(**{"num_inference_steps": 3, "max_new_tokens": 5, "seed": 7} | settings))
+    return Writer(
+        pipe, Settings(**{"num_inference_steps": 3, "max_new_tokens": 5, "seed": 7} | settings)
+    )
 
 
 def requests_of(prompts):
@@ -37,19 +54,25 @@ def requests_of(prompts):
 
 
 def write_file(pipe, path, prompts=PROMPTS, batch_size=4, overwrite=False, **settings):
-    return generate_file(writer_of(pipe, **settings), requests_of(prompts), path, batch_size, overwrite)
+    return generate_file(
+        writer_of(pipe, **settings), requests_of(prompts), path, batch_size, overwrite
+    )
 
 
 def lines_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_each_line_holds_the_texts_that_the_pipeline_writes_alone_with_the_seed_of_its_place(pipe, tmp_path):
+def test_each_line_holds_the_texts_that_the_pipeline_writes_alone_with_the_seed_of_its_place(
+    pipe, tmp_path
+):
     write_file(pipe, tmp_path / "out.jsonl", num_return_sequences=2)
     found = lines_of(tmp_path / "out.jsonl")
     assert [line["line"] for line in found] == list(range(1, len(PROMPTS) + 1))
     for place, line in enumerate(found):
-        generators = [torch.Generator().manual_seed(text_seed(7, place, number)) for number in range(2)]
+        generators = [
+            torch.Generator().manual_seed(text_seed(7, place, number)) for number in range(2)
+        ]
         options = {"num_inference_steps": 3, "max_new_tokens": 5, "num_return_sequences": 2}
         assert line["texts"] == pipe(PROMPTS[place], generator=generators, **options).texts
         assert line["prompt"] == PROMPTS[place]
@@ -63,7 +86,12 @@ def test_the_file_does_not_depend_on_the_batch_size(pipe, tmp_path):
 
 
 def test_seeds_differ_between_places_texts_and_runs():
-    seeds = {text_seed(seed, place, number) for seed in range(3) for place in range(50) for number in range(4)}
+    seeds = {
+        text_seed(seed, place, number)
+        for seed in range(3)
+        for place in range(50)
+        for number in range(4)
+    }
     assert len(seeds) == 600 and all(0 <= seed < 2**32 for seed in seeds)
 
 
@@ -72,7 +100,17 @@ def test_a_file_that_was_cut_anywhere_is_finished_to_the_same_bytes(pipe, tmp_pa
     write_file(pipe, whole)
     content = whole.read_bytes()
     ends = [place + 1 for place, byte in enumerate(content) if byte == ord("\n")]
-    for size in (0, 1, ends[0] - 1, ends[0], ends[0] + 5, ends[3], ends[4] + 30, ends[-2], len(content) - 1):
+    for size in (
+        0,
+        1,
+        ends[0] - 1,
+        ends[0],
+        ends[0] + 5,
+        ends[3],
+        ends[4] + 30,
+        ends[-2],
+        len(content) - 1,
+    ):
         write_file(pipe, cut, overwrite=True)
         cut.write_bytes(content[:size])
         assert write_file(pipe, cut) == 0
@@ -128,7 +166,11 @@ def test_files_of_others_are_left_as_they_are(pipe, tmp_path):
     assert path.read_text() == "my notes\n"
     write_file(pipe, path, overwrite=True)
     lines = path.read_bytes().split(b"\n")
-    for damaged in (lines[:2] + lines[3:], [*lines[:2], b'{"line": "x"}', *lines[3:]], [b"[1]", *lines[1:]]):
+    for damaged in (
+        lines[:2] + lines[3:],
+        [*lines[:2], b'{"line": "x"}', *lines[3:]],
+        [b"[1]", *lines[1:]],
+    ):
         path.write_bytes(b"\n".join(damaged))
         with pytest.raises(ValueError, match=r"out.jsonl, line [13]: not of this file"):
             write_file(pipe, path)
@@ -162,11 +204,16 @@ def test_labels_and_gaps_reach_the_pipeline_row_by_row(labelled, tmp_path):
     for place, line in enumerate(found):
         options = {"num_inference_steps": 3, "max_new_tokens": 5, "guidance_scale": 2.0}
         generator = [torch.Generator().manual_seed(text_seed(7, place, 0))]
-        assert line["texts"] == labelled(class_labels=[line["label"]], generator=generator, **options).texts
+        assert (
+            line["texts"]
+            == labelled(class_labels=[line["label"]], generator=generator, **options).texts
+        )
     without = [TextRequest(0, {"prompt": "the"}, 1), TextRequest(1, {"prompt": "the"})]
     assert len(writer_of(labelled)(without)) == 2  # no label is one of the choices of this pipeline
     plain = TextDiffusionPipeline(labelled.tokenizer, labelled.denoiser, labelled.scheduler)
-    with pytest.raises(ValueError, match="`label` must be given for all texts or none, got none for number 2"):
+    with pytest.raises(
+        ValueError, match="`label` must be given for all texts or none, got none for number 2"
+    ):
         writer_of(plain)(without)
 
 
@@ -181,9 +228,21 @@ def test_labels_and_gaps_reach_the_pipeline_row_by_row(labelled, tmp_path):
         ("in.jsonl", '{"prompt": "a", "text": "b"}', "line 1: expected one of"),
         ("in.jsonl", '{"prompts": "a"}', "line 1: expected one of"),
         ("in.jsonl", '{"prompt": 3}', "line 1: `prompt` must be a string, got 3"),
-        ("in.jsonl", '{"prompt": "a", "label": 1.5}', "line 1: `label` must be an integer or a name, got 1.5"),
-        ("in.jsonl", '{"prompt": "a"}\n{"text": "b"}', "line 2: must have prompt as line 1, got text"),
-        ("in.jsonl", '{"label": 1}\n{"text": "b"}', "line 2: must have no text as line 1, got text"),
+        (
+            "in.jsonl",
+            '{"prompt": "a", "label": 1.5}',
+            "line 1: `label` must be an integer or a name, got 1.5",
+        ),
+        (
+            "in.jsonl",
+            '{"prompt": "a"}\n{"text": "b"}',
+            "line 2: must have prompt as line 1, got text",
+        ),
+        (
+            "in.jsonl",
+            '{"label": 1}\n{"text": "b"}',
+            "line 2: must have no text as line 1, got text",
+        ),
     ],
 )
 def test_inputs_that_cannot_be_read_are_named_with_their_line(tmp_path, name, content, message):
@@ -213,7 +272,9 @@ def test_settings_are_there_before_the_first_line(tmp_path):
 def test_a_run_that_was_killed_is_continued_by_two_processes_to_the_bytes_of_one(pipe, tmp_path):
     prompts = PROMPTS * 15
     killed, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
-    run = multiprocessing.get_context("fork").Process(target=write_file, args=(pipe, killed, prompts, 2))
+    run = multiprocessing.get_context("fork").Process(
+        target=write_file, args=(pipe, killed, prompts, 2)
+    )
     run.start()
     while run.is_alive() and not (killed.exists() and killed.read_bytes().count(b"\n") >= 5):
         time.sleep(0.005)
@@ -233,7 +294,9 @@ def test_a_run_that_was_killed_is_continued_by_two_processes_to_the_bytes_of_one
     words = [sys.executable, *launch, tmp_path / "model", "--input", tmp_path / "in.txt", *options]
     variables = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     variables |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*map(str, words)], env=variables, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(
+        [*map(str, words)], env=variables, capture_output=True, text=True, timeout=250
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "text-diffusers: 2 processes write" in done.stderr
     write_file(pipe, whole, prompts, batch_size=2)

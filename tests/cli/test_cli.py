@@ -79,7 +79,20 @@ def model(labelled, tmp_path):
 
 
 def test_generate_prints_the_texts_of_the_pipeline(labelled, model):
-    options = ["--num", 2, "--steps", 4, "--max-new-tokens", 6, "--seed", 3, "--label", "loud", "--guidance-scale", 2]
+    options = [
+        "--num",
+        2,
+        "--steps",
+        4,
+        "--max-new-tokens",
+        6,
+        "--seed",
+        3,
+        "--label",
+        "loud",
+        "--guidance-scale",
+        2,
+    ]
     found = run("generate", model, "--prompt", "the cat", "--prompt", "she", *options)
     texts = labelled(
         ["the cat", "she"],
@@ -92,14 +105,30 @@ def test_generate_prints_the_texts_of_the_pipeline(labelled, model):
     ).texts
     assert found.stdout == "".join(f"{text}\n" for text in texts) and not found.stderr
     by_number = [1 if word == "loud" else word for word in options]
-    assert run("generate", model, "--prompt", "the cat", "--prompt", "she", *by_number).stdout == found.stdout
+    assert (
+        run("generate", model, "--prompt", "the cat", "--prompt", "she", *by_number).stdout
+        == found.stdout
+    )
 
 
 def test_scheduler_and_shaping_are_those_that_were_asked_for(labelled, model):
-    words = ["--steps", 4, "--scheduler", "margin", "--temperature", 0.5, "--top-k", 9, "--top-p", 0.7]
+    words = [
+        "--steps",
+        4,
+        "--scheduler",
+        "margin",
+        "--temperature",
+        0.5,
+        "--top-k",
+        9,
+        "--top-p",
+        0.7,
+    ]
     found = run("generate", model, *words)
     shaping = {"temperature": 0.5, "top_k": 9, "top_p": 0.7}
-    labelled.scheduler = ConfidenceScheduler.from_config(labelled.scheduler.config, order="margin", **shaping)
+    labelled.scheduler = ConfidenceScheduler.from_config(
+        labelled.scheduler.config, order="margin", **shaping
+    )
     assert found.stdout == labelled(num_inference_steps=4, generator=generators(1)).texts[0] + "\n"
 
 
@@ -118,16 +147,24 @@ def test_a_stream_ends_with_the_text_and_begins_with_masks(model):
 def test_infill_keeps_what_is_given(labelled, model):
     text = "the [MASK] sat on the [MASK] dog"
     found = run("infill", model, text, "--steps", 4, "--num", 3).stdout.splitlines()
-    options = {"num_inference_steps": 4, "num_return_sequences": 3, "generator": generators(1, number=3)}
+    options = {
+        "num_inference_steps": 4,
+        "num_return_sequences": 3,
+        "generator": generators(1, number=3),
+    }
     assert found == labelled(text=[text], **options).texts
-    assert all(line.startswith("the") and " sat on the" in line and line.endswith(" dog") for line in found)
+    assert all(
+        line.startswith("the") and " sat on the" in line and line.endswith(" dog") for line in found
+    )
     assert "must hold [MASK]" in refused("infill", model, "nothing to fill in")
 
 
 def test_gaps_are_those_of_the_tokenizer(tmp_path):
     denoiser, tokenizer = make_masked_lm("roberta")
     assert tokenizer.mask_token == "<mask>"
-    pipe = TextDiffusionPipeline(tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id))
+    pipe = TextDiffusionPipeline(
+        tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    )
     pipe.save_pretrained(tmp_path / "model")
     by_ours, by_theirs = (
         run("infill", tmp_path / "model", f"The cat sat on the {mask}.", "--steps", 2).stdout
@@ -141,16 +178,21 @@ def test_pipelines_take_the_options_that_they_have(tokenizer, tmp_path):
     two.save_pretrained(tmp_path / "two")
     words = ["--steps", 3, "--temperature", 0.5, "--top-p", 0.9, "--max-new-tokens", 8]
     found = run("generate", tmp_path / "two", "--prompt", "the cat", "--guidance-scale", 2, *words)
-    options = {"num_coarse_steps": 3, "num_fine_steps": 3, "temperature": 0.5, "top_p": 0.9, "max_new_tokens": 8}
-    scales = {"coarse_guidance_scale": 2.0, "fine_guidance_scale": 2.0}
-    assert found.stdout == two(["the cat"], generator=generators(1), **options, **scales).texts[0] + "\n"
+    options = {"num_inference_steps": 3, "temperature": 0.5, "top_p": 0.9, "max_new_tokens": 8}
+    output = two(["the cat"], guidance_scale=2.0, generator=generators(1), **options)
+    assert found.stdout == output.texts[0] + "\n"
     folder = tmp_path / "two"
-    assert "`top_k` must be left out: TwoLevelVQDiffusionPipeline" in refused("generate", folder, "--top-k", 3)
-    assert "`stream` must be left out" in refused("generate", folder, "--stream")
+    assert "`top_k` must be left out: TwoLevelVQDiffusionPipeline" in refused(
+        "generate", folder, "--top-k", 3
+    )
     assert "`class_labels` must be left out" in refused("generate", folder, "--label", 1)
     make_embedding_pipe(tokenizer).save_pretrained(tmp_path / "lm")
-    assert run("generate", tmp_path / "lm", "--scheduler", "dpm_solver", "--steps", 4).exit_code == 0
-    assert "`temperature` must be left out" in refused("generate", tmp_path / "lm", "--temperature", 0.5)
+    assert (
+        run("generate", tmp_path / "lm", "--scheduler", "dpm_solver", "--steps", 4).exit_code == 0
+    )
+    assert "`temperature` must be left out" in refused(
+        "generate", tmp_path / "lm", "--temperature", 0.5
+    )
 
 
 def test_a_list_of_samplers_names_the_own_one(model):
@@ -167,7 +209,14 @@ def test_files_of_requests_are_written_and_their_errors_counted(model, tmp_path)
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [("texts" in line, line["line"]) for line in found] == [(True, 1), (False, 2), (True, 3)]
     (tmp_path / "gaps.jsonl").write_text('{"text": "the [MASK]", "label": "loud"}\n')
-    words = ["--input", tmp_path / "gaps.jsonl", "--output", tmp_path / "filled.jsonl", "--steps", 2]
+    words = [
+        "--input",
+        tmp_path / "gaps.jsonl",
+        "--output",
+        tmp_path / "filled.jsonl",
+        "--steps",
+        2,
+    ]
     run("infill", model, *words)
     assert json.loads((tmp_path / "filled.jsonl").read_text())["texts"][0].startswith("the")
     assert "was begun with another" in refused("infill", model, *words, "--seed", 5)
@@ -189,16 +238,22 @@ def test_corruption_begins_clean_ends_in_noise_and_never_goes_back(labelled, mod
     assert lost == sorted(lost) and lost[0] == 0 < lost[2] < lost[-1]
     ids = labelled.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     assert lost[-1] == len(ids)
-    kept = [[i for i, word in enumerate(tokens(labelled, line[6:])) if word != "[MASK]"] for line in lines]
+    kept = [
+        [i for i, word in enumerate(tokens(labelled, line[6:])) if word != "[MASK]"]
+        for line in lines
+    ]
     assert all(set(later) <= set(earlier) for earlier, later in zip(kept, kept[1:], strict=False))
 
 
 def tokens(pipe, text):
-    return pipe.tokenizer.convert_ids_to_tokens(pipe.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return pipe.tokenizer.convert_ids_to_tokens(
+        pipe.tokenizer(text, add_special_tokens=False)["input_ids"]
+    )
 
 
 @pytest.mark.parametrize(
-    "kernel", [pytest.param(name, marks=[pytest.mark.slow] * (name == "gaussian")) for name in KERNELS]
+    "kernel",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "gaussian")) for name in KERNELS],
 )
 def test_every_kernel_corrupts_and_its_pieces_say_how(kernel, pipe):
     text = " ".join([TEXT] * 30)
@@ -210,7 +265,9 @@ def test_every_kernel_corrupts_and_its_pieces_say_how(kernel, pipe):
     assert clean == [(text, "kept")]
 
 
-@pytest.mark.parametrize("kernel, state", [("absorbing", "masked"), ("uniform", "changed"), ("neighbors", "changed")])
+@pytest.mark.parametrize(
+    "kernel, state", [("absorbing", "masked"), ("uniform", "changed"), ("neighbors", "changed")]
+)
 def test_kernels_corrupt_the_words_of_a_masked_lm_whose_special_tokens_come_first(kernel, state):
     model, tokenizer = make_masked_lm("bert")
     pipe = TextDiffusionPipeline(tokenizer, model, D3PMAbsorbingScheduler(tokenizer.mask_token_id))
@@ -230,18 +287,24 @@ def test_colours_are_for_terminals(model, monkeypatch):
 
 def test_words_of_noisy_embeddings_go_with_the_noise(tokenizer):
     pipe = make_embedding_pipe(tokenizer)
-    clean, mild, noise = ("".join(text for text, _ in found) for found in corrupted_texts(pipe, TEXT, [0, 0.001, 1]))
+    clean, mild, noise = (
+        "".join(text for text, _ in found) for found in corrupted_texts(pipe, TEXT, [0, 0.001, 1])
+    )
     assert clean == TEXT and mild == TEXT != noise and "[MASK]" not in noise
 
 
 def test_wordpieces_keep_their_spaces():
     denoiser, tokenizer = make_masked_lm("bert")
-    pipe = TextDiffusionPipeline(tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id))
+    pipe = TextDiffusionPipeline(
+        tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    )
     ((*pieces,),) = corrupted_texts(pipe, "the cat sat on the mat", [0.5], seed=1)
     words = "".join(text for text, _ in pieces)
     ids = tokenizer("the cat sat on the mat", add_special_tokens=False)["input_ids"]
     again = tokenizer(words, add_special_tokens=False)["input_ids"]
-    assert len(again) == len(ids) and all(a in (b, tokenizer.mask_token_id) for a, b in zip(again, ids, strict=True))
+    assert len(again) == len(ids) and all(
+        a in (b, tokenizer.mask_token_id) for a, b in zip(again, ids, strict=True)
+    )
 
 
 # Evaluation
@@ -267,7 +330,10 @@ def test_a_model_that_knows_nothing_pays_the_logarithm_of_its_vocabulary(tokeniz
     assert found.perplexity == pytest.approx(math.exp(found.nats_per_token))
     bits = found.nats_per_token * found.num_tokens / math.log(2)
     assert found.bits_per_character == pytest.approx(bits / sum(map(len, SENTENCES)))
-    counts = [tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for text in SENTENCES]
+    counts = [
+        tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        for text in SENTENCES
+    ]
     flat = torch.tensor(sum(counts, []))
     shares = flat.bincount().double() / len(flat)
     assert found.unigram_entropy == pytest.approx(float(torch.special.entr(shares).sum()))
@@ -277,9 +343,20 @@ def test_a_model_that_knows_nothing_pays_the_logarithm_of_its_vocabulary(tokeniz
 def test_evaluate_prints_the_likelihood_of_the_file(labelled, model, tmp_path):
     lines = [json.dumps({"words": text, "mood": place % 2}) for place, text in enumerate(SENTENCES)]
     (tmp_path / "held_out.jsonl").write_text("\n".join(lines) + "\n")
-    words = ["--dataset", tmp_path / "held_out.jsonl", "--text-column", "words", "--num-times", 4, "--seed", 5]
+    words = [
+        "--dataset",
+        tmp_path / "held_out.jsonl",
+        "--text-column",
+        "words",
+        "--num-times",
+        4,
+        "--seed",
+        5,
+    ]
     found = json.loads(run("evaluate", model, *words, "--label-column", "mood", "--json").stdout)
-    known = evaluate_likelihood(labelled, SENTENCES, class_labels=[0, 1, 0, 1], num_times=4, seed=5, max_length=32)
+    known = evaluate_likelihood(
+        labelled, SENTENCES, class_labels=[0, 1, 0, 1], num_times=4, seed=5, max_length=32
+    )
     for name in ("nats_per_token", "standard_error", "perplexity", "bits_per_byte", "num_tokens"):
         assert found[name] == pytest.approx(getattr(known, name), rel=1e-5)
     for_people = run("evaluate", model, *words).stdout
@@ -307,7 +384,10 @@ def test_texts_that_are_too_long_are_cut_and_counted(tokenizer, pipe):
 
 @pytest.mark.parametrize("two", [True, False])
 def test_embeddings_and_codes_have_bounds_too(tokenizer, two):
-    lm, codes = make_embedding_pipe(tokenizer, num_train_timesteps=50), make_two_level(tokenizer, two=two)
+    lm, codes = (
+        make_embedding_pipe(tokenizer, num_train_timesteps=50),
+        make_two_level(tokenizer, two=two),
+    )
     for pipe in (lm, codes):
         found = evaluate_texts(pipe, ["the cat", "a dog sat"], num_times=1)
         bits = found.nats_per_token * found.num_tokens / math.log(2)
@@ -335,35 +415,61 @@ def test_pipelines_without_a_bound_are_refused(tokenizer, pipe):
 
 def test_a_dry_run_writes_the_folder_that_would_be_uploaded(labelled, model, tmp_path):
     target = tmp_path / "upload"
-    words = ["publish", model, "ada/mine", "--license", "mit", "--dataset-name", "chitchat", "--dry-run", target]
+    words = [
+        "publish",
+        model,
+        "ada/mine",
+        "--license",
+        "mit",
+        "--dataset-name",
+        "chitchat",
+        "--dry-run",
+        target,
+    ]
     assert run(*words).stdout.strip() == str(target)
     card = (target / "README.md").read_text(encoding="utf-8")
     assert "license: mit" in card and "ada/mine" in card and "chitchat" in card
     options = {"num_inference_steps": 3, "max_new_tokens": 5}
     texts = [
-        p(generator=generators(1), **options).texts for p in (labelled, TextDiffusionPipeline.from_pretrained(target))
+        p(generator=generators(1), **options).texts
+        for p in (labelled, TextDiffusionPipeline.from_pretrained(target))
     ]
     assert texts[0] == texts[1]
     assert "must name a folder that is empty" in refused(*words)
     assert "holds no pipeline" in refused("publish", tmp_path, "ada/mine", "--license", "mit")
 
 
-def test_publish_hands_over_what_was_asked_for_and_prints_no_token(labelled, model, tmp_path, monkeypatch):
+def test_publish_hands_over_what_was_asked_for_and_prints_no_token(
+    labelled, model, tmp_path, monkeypatch
+):
     asked = []
     monkeypatch.setattr(
-        "text_diffusers.hub.export.push_to_hub", lambda *args, **more: asked.append((args[1], more)) or "URL"
+        "text_diffusers.hub.export.push_to_hub",
+        lambda *args, **more: asked.append((args[1], more)) or "URL",
     )
     monkeypatch.setattr(
-        "text_diffusers.hub.export.push_space", lambda *args, **more: asked.append((args, more)) or "SPACE"
+        "text_diffusers.hub.export.push_space",
+        lambda *args, **more: asked.append((args, more)) or "SPACE",
     )
     (tmp_path / "token").write_text("hf_canary\n")
-    words = ["--license", "mit", "--private", "--space", "ada/demo", "--token-file", tmp_path / "token"]
+    words = [
+        "--license",
+        "mit",
+        "--private",
+        "--space",
+        "ada/demo",
+        "--token-file",
+        tmp_path / "token",
+    ]
     result = run("publish", model, "ada/mine", *words)
     assert result.stdout == "URL\nSPACE\n" and "canary" not in result.output
     (repo, model_options), (space, space_options) = asked
     assert repo == "ada/mine" and space == ("ada/demo", "ada/mine")
     assert model_options["token"] == space_options["token"] == "hf_canary"
-    assert model_options["private"] is space_options["private"] is True and model_options["records"] == model
+    assert (
+        model_options["private"] is space_options["private"] is True
+        and model_options["records"] == model
+    )
 
 
 @pytest.mark.parametrize("package, extra", [("gradio", "demo"), ("datasets", "eval")])
@@ -377,7 +483,10 @@ def test_the_environment_has_versions_and_no_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
     found = json.loads(run("env", "--json").stdout)
     assert found["torch"] == version("torch") and found["diffusers"] == version("diffusers")
-    assert found["text-diffusers"] == text_diffusers.__version__ and found["threads"] == torch.get_num_threads()
+    assert (
+        found["text-diffusers"] == text_diffusers.__version__
+        and found["threads"] == torch.get_num_threads()
+    )
     shown = run("env").output
     assert (
         "canary" not in shown
@@ -435,7 +544,9 @@ def test_help_is_a_manual_with_examples_that_parse(name):
     assert run(name, "--help").stdout
     command = typer.main.get_command(cli.app).commands[name]
     options = {option for parameter in command.params for option in parameter.opts}
-    examples = re.findall(r"`([^`]*text[-_]diffusers(?:\.cli)? [^`]*)`", inspect.cleandoc(command.help))
+    examples = re.findall(
+        r"`([^`]*text[-_]diffusers(?:\.cli)? [^`]*)`", inspect.cleandoc(command.help)
+    )
     assert examples
     for example in examples:
         words = shlex.split(example)
@@ -454,5 +565,7 @@ def test_help_needs_no_torch():
         f"package.__path__ = [{str(package)!r}]; sys.modules['torch'] = sys.modules['diffusers'] = None;"
         "from text_diffusers.cli.app import app; app(['generate', '--help'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ
+    )
     assert done.returncode == 0 and "--prompt" in done.stdout, done.stderr

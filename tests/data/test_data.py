@@ -11,7 +11,8 @@ from datasets import Dataset
 from scipy.stats import chisquare
 
 from text_diffusers.data.rows import CroppedRows, ShuffledRows, encode_texts, tokenize
-from text_diffusers.data.sources import load_documents, split_documents, train_tokenizer
+from text_diffusers.data.sources import load_documents, split_documents
+from text_diffusers.data.tokenizers import train_tokenizer
 from text_diffusers.training.text_options import TextTrainingConfig, row_order
 
 STRANGE = ["Привет, мир! Ёжик.", "emoji 🙂 and tabs\t\n", "[MASK] is not a token here, nor is [EOS]", "  spaces  "]

@@ -20,7 +20,7 @@ from text_diffusers.evaluation.embedding import (
     rounding_accuracy,
     time_distribution,
 )
-from text_diffusers.evaluation.embedding_plots import plot_rounding
+from text_diffusers.evaluation.plots import plot_rounding
 from text_diffusers.losses.embedding import reconstruction
 from text_diffusers.models.transformer_embedding import EmbeddingTransformerModel
 from text_diffusers.schedulers.scheduling_ddpm_embedding import EmbeddingDDPMScheduler

@@ -14,7 +14,8 @@ from support.control_states import generators, holds, ids_of, make_state, random
 from support.oracles import chi_square_passes
 
 from text_diffusers.guidance.controls import Control, LengthControl, WordsControl
-from text_diffusers.guidance.soft_text import continues_word, soft_text
+from text_diffusers.guidance.soft_text import soft_text
+from text_diffusers.guidance.vocabulary import continues_word
 from text_diffusers.pipelines.guidance import TextState
 
 

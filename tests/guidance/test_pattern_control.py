@@ -17,15 +17,16 @@ from transformers import PreTrainedTokenizerFast
 from text_diffusers import (
     D3PMAbsorbingScheduler,
     D3PMUniformScheduler,
+    DiffusionLMPipeline,
     EmbeddingDDIMScheduler,
     EmbeddingTransformerModel,
     TextClassifierModel,
-    TextDiffusionCFGPipeline,
+    TextDiffusionPipeline,
 )
 from text_diffusers.guidance.controls import Control, LengthControl, WordsControl
 from text_diffusers.guidance.patterns import PatternControl, TokenTags, tag_tokens
-from text_diffusers.guidance.soft_text import continues_word, soft_text
-from text_diffusers.pipelines.diffusion_lm.pipeline_diffusion_lm_guided import GuidedDiffusionLMPipeline
+from text_diffusers.guidance.soft_text import soft_text
+from text_diffusers.guidance.vocabulary import continues_word
 from text_diffusers.pipelines.guidance import TextState
 
 WHOLE = torch.tensor([[1, 0, 1, 1], [1, 1, 0, 1]], dtype=torch.bool)
@@ -350,7 +351,7 @@ def test_a_random_model_writes_whole_words_only_one_a_tag(tokenizer, sentence_ta
         scheduler = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
     else:
         scheduler = D3PMUniformScheduler(len(tokenizer))
-    pipe = TextDiffusionCFGPipeline(tokenizer, make_denoiser(tokenizer), scheduler)
+    pipe = TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), scheduler)
     pipe.set_progress_bar_config(disable=True)
     pattern, likelihoods = ["NOUN", "DET", "VERB", "NOUN", "VERB", "DET"], []
     for scale in (1.0, 30.0):
@@ -370,7 +371,7 @@ def test_a_pattern_guides_a_model_over_word_embeddings_to_whole_words(tokenizer,
     sizes = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "max_length": 16}
     model = EmbeddingTransformerModel(len(tokenizer), num_train_timesteps=100, **sizes, **ids).eval()
     torch.nn.init.normal_(model.proj_out.weight, std=0.1)
-    pipe = GuidedDiffusionLMPipeline(tokenizer, model, EmbeddingDDIMScheduler(100))
+    pipe = DiffusionLMPipeline(tokenizer, model, EmbeddingDDIMScheduler(100))
     pipe.set_progress_bar_config(disable=True)
     arguments = {"num_return_sequences": 8, "num_inference_steps": 20, "inner_steps": 3, "output_type": "tokens"}
     whole = []

@@ -105,10 +105,16 @@ def check_verdicts(verdicts: list[dict]):
     """Every mutation was loaded and written with, or refused by an error that says what is wrong."""
     bad = [verdict for verdict in verdicts if verdict["outcome"] not in ("written", "refused")]
     assert not bad, bad[:5]
-    silent = [verdict for verdict in verdicts if verdict["outcome"] == "refused" and not says_what(verdict)]
+    silent = [
+        verdict
+        for verdict in verdicts
+        if verdict["outcome"] == "refused" and not says_what(verdict)
+    ]
     assert not silent, silent[:5]
     outcomes = Counter((verdict["family"], verdict["outcome"]) for verdict in verdicts)
-    assert all(outcomes[family, outcome] for family in FAMILIES for outcome in ("written", "refused")), outcomes
+    assert all(
+        outcomes[family, outcome] for family in FAMILIES for outcome in ("written", "refused")
+    ), outcomes
 
 
 def says_what(verdict: dict) -> bool:
@@ -120,7 +126,9 @@ def says_what(verdict: dict) -> bool:
     names = {path.partition("/")[0] for path in changed}
     if INDEX in changed:
         names |= {f"in/{verdict['family']}", *ENTRIES}
-    return "`" in message and (verdict["stage"] == "write" or any(name in message for name in names))
+    return "`" in message and (
+        verdict["stage"] == "write" or any(name in message for name in names)
+    )
 
 
 def test_mutations_load_and_write_or_are_refused_by_name(driven):
@@ -193,8 +201,12 @@ def test_a_scheduler_refuses_values_of_another_type(cls, name, types):
 
 @pytest.mark.parametrize("cls", SCHEDULERS)
 def test_a_clock_of_billions_of_steps_is_refused_at_once(cls):
-    given = {key: value for key, value in ARGUMENTS.items() if key in inspect.signature(cls).parameters}
-    with pytest.raises(ValueError, match="`num_train_timesteps` must be .* at most 1048576, got 4000000000"):
+    given = {
+        key: value for key, value in ARGUMENTS.items() if key in inspect.signature(cls).parameters
+    }
+    with pytest.raises(
+        ValueError, match="`num_train_timesteps` must be .* at most 1048576, got 4000000000"
+    ):
         cls(**given | {"num_train_timesteps": 4_000_000_000})
 
 
@@ -236,7 +248,10 @@ def test_weights_that_are_no_numbers_are_refused_by_name(copy, family, value):
         spoiled = whole[name].clone()
         spoiled.view(-1)[draw.randrange(spoiled.numel())] = value
         save_file(whole | {name: spoiled}, file)
-        with pytest.raises(ValueError, match=f"`{file.parent}` holds NaN or infinite numbers in `{re.escape(name)}`"):
+        with pytest.raises(
+            ValueError,
+            match=f"`{file.parent}` holds NaN or infinite numbers in `{re.escape(name)}`",
+        ):
             TextDiffusionPipeline.from_pretrained(folder)
         save_file(whole, file)
 
@@ -264,19 +279,54 @@ def test_a_model_whose_weights_become_nan_writes_no_text(saved, family):
             {"_class_name": "DDPMScheduler"},
             "must be of a D3PMAbsorbingScheduler",
         ),
-        ("denoiser", "config.json", {"_class_name": "EmbeddingTransformerModel"}, "must be of a TextTransformerModel"),
-        ("scheduler", "scheduler_config.json", {"mask_token_id": 3}, "`scheduler` has `mask_token_id`=3"),
-        ("denoiser", "config.json", {"mask_token_id": 3}, "`denoiser` has `mask_token_id`=3, but the tokenizer's is"),
-        ("denoiser", "config.json", {"pad_token_id": 3}, "`denoiser` has `pad_token_id`=3, but the tokenizer's is"),
-        ("denoiser", "config.json", {"max_length": 5}, "`lengths` must not go beyond the 3 tokens .* got 5"),
+        (
+            "denoiser",
+            "config.json",
+            {"_class_name": "EmbeddingTransformerModel"},
+            "must be of a TextTransformerModel",
+        ),
+        (
+            "scheduler",
+            "scheduler_config.json",
+            {"mask_token_id": 3},
+            "`scheduler` has `mask_token_id`=3",
+        ),
+        (
+            "denoiser",
+            "config.json",
+            {"mask_token_id": 3},
+            "`denoiser` has `mask_token_id`=3, but the tokenizer's is",
+        ),
+        (
+            "denoiser",
+            "config.json",
+            {"pad_token_id": 3},
+            "`denoiser` has `pad_token_id`=3, but the tokenizer's is",
+        ),
+        (
+            "denoiser",
+            "config.json",
+            {"max_length": 5},
+            "`lengths` must not go beyond the 3 tokens .* got 5",
+        ),
         (".", INDEX, {"lengths": [1, -1]}, "`lengths` must be .* number of texts of each length"),
-        (".", INDEX, {"lengths": [0.5, 0.5]}, "`lengths` must be .* number of texts of each length"),
+        (
+            ".",
+            INDEX,
+            {"lengths": [0.5, 0.5]},
+            "`lengths` must be .* number of texts of each length",
+        ),
         (".", INDEX, {"lengths": [0, 0, 0]}, "`lengths` must be .* not all of them 0"),
         (".", INDEX, {"label_names": ["a", "b", "c"]}, "`label_names` must be 2"),
         (".", INDEX, {"label_names": ["a", "a"]}, "`label_names` must be 2"),
         (".", INDEX, {"label_names": [1, 2]}, "`label_names` must be None or a list of strings"),
         (".", INDEX, {"denoiser": [None, None]}, "must name module and class of `denoiser`"),
-        (".", INDEX, {"_class_name": "NoSuchPipeline"}, "`_class_name` must be a pipeline of texts"),
+        (
+            ".",
+            INDEX,
+            {"_class_name": "NoSuchPipeline"},
+            "`_class_name` must be a pipeline of texts",
+        ),
     ],
 )
 def test_what_contradicts_itself_is_refused(copy, component, file, changes, message):
@@ -289,7 +339,9 @@ def test_what_contradicts_itself_is_refused(copy, component, file, changes, mess
 def test_a_setting_without_a_default_is_missed_by_name(copy):
     folder = copy()
     (folder / "scheduler/scheduler_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"scheduler_config.json` must hold .* but lacks \['mask_token_id'\]"):
+    with pytest.raises(
+        ValueError, match=r"scheduler_config.json` must hold .* but lacks \['mask_token_id'\]"
+    ):
         TextDiffusionPipeline.from_pretrained(folder)
 
 
@@ -299,7 +351,9 @@ def test_a_word_with_an_id_beyond_the_vocabulary_is_refused(copy):
     content = json.loads(file.read_text(encoding="utf-8"))
     content["model"]["vocab"]["t"] = 5_000
     file.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ValueError, match="`denoiser` has `vocab_size`=302, but the tokenizer .* ids up to 5000"):
+    with pytest.raises(
+        ValueError, match="`denoiser` has `vocab_size`=302, but the tokenizer .* ids up to 5000"
+    ):
         TextDiffusionPipeline.from_pretrained(folder)
 
 
@@ -311,7 +365,10 @@ def test_links_into_the_blobs_of_the_hubs_cache_are_followed(saved, tmp_path):
         file.rename(blobs / str(number))
         file.symlink_to(os.path.relpath(blobs / str(number), file.parent))
     pipe = TextDiffusionPipeline.from_pretrained(snapshot)
-    assert sample_pipe(pipe).texts == sample_pipe(TextDiffusionPipeline.from_pretrained(saved["token"])).texts
+    assert (
+        sample_pipe(pipe).texts
+        == sample_pipe(TextDiffusionPipeline.from_pretrained(saved["token"])).texts
+    )
 
 
 def test_a_component_that_is_given_is_not_read(copy):

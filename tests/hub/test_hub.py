@@ -94,23 +94,37 @@ def pipelines(tokenizer):
             {"class_labels": "loud", "guidance_scale": 2.0, **STEPS},
         ),
         "block": (
-            TextBlockDiffusionPipeline(tokenizer, make_denoiser(tokenizer, block_length=4), absorbing),
+            TextBlockDiffusionPipeline(
+                tokenizer, make_denoiser(tokenizer, block_length=4), absorbing
+            ),
             FAR,
         ),
-        "masked_lm": (TextDiffusionPipeline(words, masked_lm, D3PMAbsorbingScheduler(words.mask_token_id)), FAR),
-        "two_level": (make_two_level(tokenizer), {"num_coarse_steps": 3, "num_fine_steps": 3, "prompt": "the cat"}),
+        "masked_lm": (
+            TextDiffusionPipeline(words, masked_lm, D3PMAbsorbingScheduler(words.mask_token_id)),
+            FAR,
+        ),
+        "two_level": (make_two_level(tokenizer), {"num_inference_steps": 3, "prompt": "the cat"}),
         "diffusion_lm": (DiffusionLMPipeline(tokenizer, embedded, EmbeddingDDPMScheduler()), FAR),
         "guided": (
             GuidedDiffusionLMPipeline(tokenizer, embedded, EmbeddingDPMSolverScheduler()),
             {"class_labels": 1, "guidance_scale": 2.0, **FAR},
         ),
-        "paraguide": (ParaGuidePipeline(tokenizer, embedded, ddim), {"source": "the cat sat", **STEPS}),
-        "token_paraguide": (TokenParaGuidePipeline(tokenizer, plain, absorbing), {"source": "the cat sat", **STEPS}),
+        "paraguide": (
+            ParaGuidePipeline(tokenizer, embedded, ddim),
+            {"source": "the cat sat", **STEPS},
+        ),
+        "token_paraguide": (
+            TokenParaGuidePipeline(tokenizer, plain, absorbing),
+            {"source": "the cat sat", **STEPS},
+        ),
     }
     wide = make_denoiser(tokenizer, time_conditioning=True, vocab_size=512)
     for name, scheduler in token_schedulers(tokenizer).items():
         few = {"max_new_tokens": 3} if name == "first_hitting" else {}  # it wants a step a token
-        found[name] = TextDiffusionPipeline(tokenizer, wide if name == "bits" else plain, scheduler), STEPS | few
+        found[name] = (
+            TextDiffusionPipeline(tokenizer, wide if name == "bits" else plain, scheduler),
+            STEPS | few,
+        )
     for pipe, _ in found.values():
         pipe.set_progress_bar_config(disable=True)
     return found
@@ -132,7 +146,10 @@ def published(pipelines, tmp_path_factory):
 def loaded_without_the_package(pipelines, published):
     """`(package, class, tokens)` of each pipeline in a process of its own, which also saves it again."""
     asked = [(str(published / name), arguments) for name, (_, arguments) in pipelines.items()]
-    environment = os.environ | {"HF_MODULES_CACHE": str(published / "modules"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "HF_MODULES_CACHE": str(published / "modules"),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED, json.dumps(asked)],
         capture_output=True,
@@ -155,12 +172,23 @@ PIPELINES = (
     "paraguide",
     "token_paraguide",
 )
-SCHEDULERS = ("confidence", "first_hitting", "remdm", "corrector", "uniform", "uniform_corrector", "ddim", "hybrid")
+SCHEDULERS = (
+    "confidence",
+    "first_hitting",
+    "remdm",
+    "corrector",
+    "uniform",
+    "uniform_corrector",
+    "ddim",
+    "hybrid",
+)
 ALL = (*PIPELINES, *SCHEDULERS, "neighbors", "bits", "matrix", "stock")
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_stock_diffusers_without_the_package_writes_the_same(pipelines, loaded_without_the_package, name):
+def test_stock_diffusers_without_the_package_writes_the_same(
+    pipelines, loaded_without_the_package, name
+):
     pipe, arguments = pipelines[name]
     package, owner, tokens = loaded_without_the_package[name]
     assert (package, owner) == ("diffusers_modules", type(pipe).__name__)
@@ -169,7 +197,11 @@ def test_stock_diffusers_without_the_package_writes_the_same(pipelines, loaded_w
 
 def test_every_public_pipeline_and_scheduler_is_among_them(pipelines):
     public = {name for name in text_diffusers.__all__ if name.endswith(("Pipeline", "Scheduler"))}
-    covered = {type(part).__name__ for pipe, _ in pipelines.values() for part in (pipe, *pipe.components.values())}
+    covered = {
+        type(part).__name__
+        for pipe, _ in pipelines.values()
+        for part in (pipe, *pipe.components.values())
+    }
     assert public - covered == {"BlockAncestralScheduler"}
 
 
@@ -190,11 +222,18 @@ def test_installed_classes_load_folders_with_code_and_those_saved_after_remote_l
 
 def test_a_folder_holds_one_file_a_class_and_weights_as_safetensors_only(published):
     index = json.loads((published / "two_level" / "model_index.json").read_text())
-    listed = {value[0] for value in index.values() if isinstance(value, list) and "text_diffusers" in str(value[0])}
+    listed = {
+        value[0]
+        for value in index.values()
+        if isinstance(value, list) and "text_diffusers" in str(value[0])
+    }
     files = [path for path in (published / "two_level").rglob("*") if path.is_file()]
     assert {path.stem for path in files if path.suffix == ".py"} == listed
     assert {path.suffix for path in files} <= {".py", ".json", ".safetensors"}
-    assert all(name.startswith(f"text_diffusers_{text_diffusers.__version__.replace('.', '_')}_") for name in listed)
+    assert all(
+        name.startswith(f"text_diffusers_{text_diffusers.__version__.replace('.', '_')}_")
+        for name in listed
+    )
 
 
 def test_what_is_published_does_not_tell_where_it_was_loaded_from(published, tmp_path):
@@ -207,7 +246,9 @@ def test_what_is_published_does_not_tell_where_it_was_loaded_from(published, tmp
 def test_code_that_differs_has_another_file_name_and_replaces_the_old(tmp_path, monkeypatch):
     first = write_source(D3PMAbsorbingScheduler, tmp_path)
     assert write_source(D3PMAbsorbingScheduler, tmp_path) == first
-    monkeypatch.setattr("text_diffusers.hub.export.standalone_source", lambda module: "changed = 1\n")
+    monkeypatch.setattr(
+        "text_diffusers.hub.export.standalone_source", lambda module: "changed = 1\n"
+    )
     assert write_source(D3PMAbsorbingScheduler, tmp_path) != first
     assert len(list(tmp_path.glob("*.py"))) == 1
 
@@ -252,20 +293,30 @@ def test_trusted_code_of_a_class_that_is_not_installed_runs(pipelines, tmp_path)
     file, name = index["_class_name"]
     source = (folder / f"{file}.py").read_text().replace(name, "AnotherPipeline")
     (folder / f"{file}_2.py").write_text(source)
-    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": [f"{file}_2", "AnotherPipeline"]}))
+    (folder / "model_index.json").write_text(
+        json.dumps(index | {"_class_name": [f"{file}_2", "AnotherPipeline"]})
+    )
     with pytest.raises(ValueError, match="AnotherPipeline"):
         TextDiffusionPipeline.from_pretrained(folder)
     loaded = TextDiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-    assert type(loaded).__name__ == "AnotherPipeline" and type(loaded).__module__.startswith("diffusers_modules")
+    assert type(loaded).__name__ == "AnotherPipeline" and type(loaded).__module__.startswith(
+        "diffusers_modules"
+    )
 
 
 class OwnScheduler(D3PMAbsorbingScheduler):
     pass
 
 
-def test_classes_whose_source_is_unknown_are_refused_before_anything_is_written(pipelines, tokenizer, tmp_path):
-    pipe = TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), OwnScheduler(tokenizer.mask_token_id))
-    with pytest.raises(ValueError, match="`scheduler` must be of a class of text_diffusers.*OwnScheduler"):
+def test_classes_whose_source_is_unknown_are_refused_before_anything_is_written(
+    pipelines, tokenizer, tmp_path
+):
+    pipe = TextDiffusionPipeline(
+        tokenizer, make_denoiser(tokenizer), OwnScheduler(tokenizer.mask_token_id)
+    )
+    with pytest.raises(
+        ValueError, match="`scheduler` must be of a class of text_diffusers.*OwnScheduler"
+    ):
         save_with_code(pipe, tmp_path / "pipe")
     assert not (tmp_path / "pipe").exists()
 
@@ -284,7 +335,9 @@ def test_only_pairs_that_name_an_installed_class_change():
     assert with_installed_classes(index) == index | changed
 
 
-def test_the_shipped_model_is_found_by_its_name_unless_a_folder_has_it(pipelines, tmp_path, monkeypatch):
+def test_the_shipped_model_is_found_by_its_name_unless_a_folder_has_it(
+    pipelines, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert DEFAULT_MODEL == SHIPPED_MODEL  # the command line cannot import it before it is needed
     shipped = TextDiffusionPipeline.from_pretrained(SHIPPED_MODEL)
@@ -294,18 +347,26 @@ def test_the_shipped_model_is_found_by_its_name_unless_a_folder_has_it(pipelines
     assert type(TextDiffusionPipeline.from_pretrained(SHIPPED_MODEL)) is TextBlockDiffusionPipeline
 
 
-@pytest.mark.parametrize("name", ["no/such", "no-such", "a/b/c", "../../etc", "", "shipped/..", "..", "x" * 300])
+@pytest.mark.parametrize(
+    "name", ["no/such", "no-such", "a/b/c", "../../etc", "", "shipped/..", "..", "x" * 300]
+)
 def test_names_of_nothing_are_refused(name, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises((ValueError, OSError), match="is no folder here|no pipeline|model_index|too long"):
+    with pytest.raises(
+        (ValueError, OSError), match="is no folder here|no pipeline|model_index|too long"
+    ):
         TextDiffusionPipeline.from_pretrained(name)
 
 
 def test_label_names_mean_their_labels(pipelines):
     pipe = pipelines["cfg"][0]
-    assert write(pipe, {"class_labels": ["loud", None], **STEPS}) == write(pipe, {"class_labels": [1, None], **STEPS})
-    with pytest.raises(ValueError, match=r"`class_labels` must be among .*\['calm', 'loud'\], got 'quiet'"):
+    assert write(pipe, {"class_labels": ["loud", None], **STEPS}) == write(
+        pipe, {"class_labels": [1, None], **STEPS}
+    )
+    with pytest.raises(
+        ValueError, match=r"`class_labels` must be among .*\['calm', 'loud'\], got 'quiet'"
+    ):
         pipe(class_labels="quiet")
     with pytest.raises(ValueError, match="`label_names` must be 2, one a label"):
         TextDiffusionCFGPipeline(pipe.tokenizer, pipe.denoiser, pipe.scheduler, label_names=["one"])
@@ -334,15 +395,22 @@ def test_the_files_of_a_space_hold_the_whole_package_and_name_the_model(tmp_path
         "assert pathlib.Path(text_diffusers.__file__).is_relative_to(pathlib.Path.cwd());"
         "import text_diffusers.schedulers.scheduling_d3pm, text_diffusers.space.app"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "text_diffusers/shipped").exists() and not list(tmp_path.rglob("__pycache__/*"))[:0]
+    assert (
+        not (tmp_path / "text_diffusers/shipped").exists()
+        and not list(tmp_path.rglob("__pycache__/*"))[:0]
+    )
 
 
 def test_records_of_training_and_the_card_go_along(pipelines, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.json").write_text("{}")
     (tmp_path / "run/secret.txt").write_text("")
-    folder = save_with_code(pipelines["token"][0], tmp_path / "pipe", card="# A card", records=tmp_path / "run")
+    folder = save_with_code(
+        pipelines["token"][0], tmp_path / "pipe", card="# A card", records=tmp_path / "run"
+    )
     assert Path(folder, "README.md").read_text() == "# A card"
     assert Path(folder, "metrics.json").is_file() and not Path(folder, "secret.txt").exists()

@@ -28,7 +28,9 @@ def world(tokenizer, tmp_path_factory):
     labelled = make_denoiser(tokenizer, num_classes=2, hidden_size=16)
     pipes = {
         "plain": TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), absorbing),
-        "labelled": TextDiffusionCFGPipeline(tokenizer, labelled, absorbing, label_names=["calm", "loud"]),
+        "labelled": TextDiffusionCFGPipeline(
+            tokenizer, labelled, absorbing, label_names=["calm", "loud"]
+        ),
         "two_level": make_two_level(tokenizer),
     }
     for name, pipe in pipes.items():
@@ -102,7 +104,11 @@ def loaded(world, pushed):
     start = len(world.hub.requests)
     reader = machine(world, "reader", token=None)
     told = reader.run(code, TOKEN, STRANGER)
-    return told | {"home": reader.home, "requests": world.hub.requests[start:], "ran": (world.folder / "ran").exists()}
+    return told | {
+        "home": reader.home,
+        "requests": world.hub.requests[start:],
+        "ran": (world.folder / "ran").exists(),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -144,14 +150,17 @@ def stock(world, pushed, loaded):
 
 def test_a_push_says_where_it_went_and_tries_again_when_storage_refuses(world, pushed):
     hub = world.hub
-    assert pushed["urls"][:3] == [f"{hub.endpoint}/{name}" for name in ("ada/text", "ada/text", "ada/secret")]
+    assert pushed["urls"][:3] == [
+        f"{hub.endpoint}/{name}" for name in ("ada/text", "ada/text", "ada/secret")
+    ]
     assert [request.status for request in hub.asked("PUT", "/_lfs/")].count(503) == 2
     assert hub.repository("ada/text").files()["README.md"].endswith(b"Of a card.\n")
     assert hub.repository("ada/secret").private and not hub.repository("ada/text").private
 
 
 @pytest.mark.parametrize(
-    ("name", "revision", "num_models"), [("ada/text", "main", 1), ("ada/text", "labels", 1), ("ada/secret", "main", 4)]
+    ("name", "revision", "num_models"),
+    [("ada/text", "main", 1), ("ada/text", "labels", 1), ("ada/secret", "main", 4)],
 )
 def test_weights_as_safetensors_one_file_a_class_and_a_card_are_there_and_nothing_else(
     world, pushed, name, revision, num_models
@@ -160,10 +169,14 @@ def test_weights_as_safetensors_one_file_a_class_and_a_card_are_there_and_nothin
     files = found.commits[found.find(revision)]
     kinds = {Path(path).suffix for path in files if path != ".gitattributes"}
     assert kinds == {".json", ".safetensors", ".py", ".md"}
-    assert [file.large for path, file in files.items() if path.endswith(".safetensors")] == [True] * num_models
+    assert [file.large for path, file in files.items() if path.endswith(".safetensors")] == [
+        True
+    ] * num_models
     index = json.loads(files["model_index.json"].data)
     named = {
-        f"{key}/{value[0]}.py" for key, value in index.items() if isinstance(value, list) and key != "_class_name"
+        f"{key}/{value[0]}.py"
+        for key, value in index.items()
+        if isinstance(value, list) and key != "_class_name"
     }
     code = {path for path in files if path.endswith(".py")}
     assert code - named == {f"{index['_class_name'][0]}.py"}
@@ -176,7 +189,9 @@ def test_what_is_there_already_makes_no_commit(world, pushed):
 
 def test_refusals_of_the_hub_reach_the_author(world, pushed):
     assert "403" in pushed["others"]["text"]
-    assert pushed["stranger"] is not None and "bob/text" not in {name for _, name in world.hub.repositories}
+    assert pushed["stranger"] is not None and "bob/text" not in {
+        name for _, name in world.hub.repositories
+    }
     assert "ValueError" in pushed["unnamed"]["kinds"] and "a/b/c" in pushed["unnamed"]["text"]
 
 
@@ -201,7 +216,9 @@ def test_a_revision_is_the_one_that_was_asked_for(world, loaded):
 
 def test_no_file_of_code_is_downloaded_or_run_without_trust(world, loaded):
     fetched = [request.path for request in loaded["requests"] if "/resolve/" in request.path]
-    assert any(path.endswith(".json") for path in fetched) and not any(path.endswith(".py") for path in fetched)
+    assert any(path.endswith(".json") for path in fetched) and not any(
+        path.endswith(".py") for path in fetched
+    )
     assert loaded["planted"] == world.tokens["plain"]
     assert not list((loaded["home"] / "huggingface").rglob("*.py"))
     assert not loaded["ran"]
@@ -226,7 +243,10 @@ def test_a_repository_that_is_no_pipeline_or_not_there_is_refused_by_name(loaded
 def test_what_was_loaded_once_is_had_without_a_network(world, offline):
     assert offline["requests"] == []
     assert offline["plain"] == offline["elsewhere"] == world.tokens["plain"]
-    assert offline["labelled"] == world.tokens["labelled"] and offline["secret"] == world.tokens["two_level"]
+    assert (
+        offline["labelled"] == world.tokens["labelled"]
+        and offline["secret"] == world.tokens["two_level"]
+    )
     assert "OSError" in offline["never"]["kinds"] and "ada/never" in offline["never"]["text"]
 
 
@@ -238,7 +258,10 @@ def test_stock_diffusers_without_the_package_writes_the_same(world, stock):
 
 
 def test_stock_diffusers_runs_the_code_with_trust_only(stock):
-    assert "ValueError" in stock["untrusted"]["kinds"] and "trust_remote_code" in stock["untrusted"]["text"]
+    assert (
+        "ValueError" in stock["untrusted"]["kinds"]
+        and "trust_remote_code" in stock["untrusted"]["text"]
+    )
     assert not stock["ran"] and stock["ran_with_trust"]
 
 
@@ -278,7 +301,9 @@ def test_a_space_serves_the_model_it_was_made_for_from_nothing_but_what_was_uplo
     assert told["title"] == "text"
     assert told["here"] > 10 and told["elsewhere"] == []
     assert {"app.py", "requirements.txt", "README.md", "text_diffusers"} <= set(told["top"])
-    card = yaml.safe_load(world.hub.repository("ada/demo", "space").files()["README.md"].decode().split("---")[1])
+    card = yaml.safe_load(
+        world.hub.repository("ada/demo", "space").files()["README.md"].decode().split("---")[1]
+    )
     assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and "ada/text" in card["models"]
 
 
@@ -301,10 +326,18 @@ def test_the_command_publishes_what_is_loaded_by_name(world, pushed, tmp_path):
     told = publisher.run(code, world.folder, tmp_path / "strangers", tmp_path / "token")
     assert told == {"ends": [2, 0], "tokens": world.tokens["labelled"]}
     output, errors = publisher.transcript[-2:]
-    assert output.splitlines()[:-1] == [f"{world.hub.endpoint}/{name}" for name in ("ada/shown", "spaces/ada/stage")]
-    assert [line for line in errors.splitlines() if line.startswith("text-diffusers: ") and "403" in line]
+    assert output.splitlines()[:-1] == [
+        f"{world.hub.endpoint}/{name}" for name in ("ada/shown", "spaces/ada/stage")
+    ]
+    assert [
+        line
+        for line in errors.splitlines()
+        if line.startswith("text-diffusers: ") and "403" in line
+    ]
     assert STRANGER not in output + errors
-    card = yaml.safe_load(world.hub.repository("ada/shown").files()["README.md"].decode().split("---")[1])
+    card = yaml.safe_load(
+        world.hub.repository("ada/shown").files()["README.md"].decode().split("---")[1]
+    )
     assert card["license"] == "mit" and card["datasets"] == ["some/texts"]
 
 
@@ -314,7 +347,10 @@ def test_the_token_is_seen_in_the_header_of_requests_only(world, pushed, loaded,
     assert any(request.authorized for request in hub.requests)
     assert not any(canary in request.body or TOKEN in request.path for request in hub.requests)
     stored = [
-        data for found in hub.repositories.values() for files in found.commits.values() for data in files.values()
+        data
+        for found in hub.repositories.values()
+        for files in found.commits.values()
+        for data in files.values()
     ]
     assert stored and not any(canary in file.data for file in stored)
     said = [text for client in world.clients for text in client.transcript]

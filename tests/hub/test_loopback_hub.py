@@ -23,7 +23,9 @@ def client(hub, tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "folder" / "part").mkdir(parents=True)
-    (tmp_path / "folder" / "README.md").write_text("---\nlicense: mit\nlibrary_name: x\n---\nA card.\n")
+    (tmp_path / "folder" / "README.md").write_text(
+        "---\nlicense: mit\nlibrary_name: x\n---\nA card.\n"
+    )
     (tmp_path / "folder" / "part" / "weights.safetensors").write_bytes(WEIGHTS)
     return tmp_path / "folder"
 
@@ -108,9 +110,17 @@ def test_every_revision_keeps_its_files(hub, client, folder):
     told = client.run(code, first)
     assert told["words"] == ["second", "third", "third"]
     assert told["listed"] == [".gitattributes"]
-    assert sorted(told["main"]) == sorted(told["first"]) == [".gitattributes", "README.md", "part/weights.safetensors"]
+    assert (
+        sorted(told["main"])
+        == sorted(told["first"])
+        == [".gitattributes", "README.md", "part/weights.safetensors"]
+    )
     assert told["refs"] == ["main", "try/one"]
-    assert "409" in told["again"]["text"] and "412" in told["stale"]["text"] and "403" in told["pull"]["text"]
+    assert (
+        "409" in told["again"]["text"]
+        and "412" in told["stale"]["text"]
+        and "403" in told["pull"]["text"]
+    )
     assert "RevisionNotFoundError" in told["unknown"]["kinds"]
     assert "EntryNotFoundError" in told["missing"]["kinds"]
 
@@ -145,7 +155,9 @@ def test_a_private_repository_exists_for_its_owner_only(hub, client, tmp_path):
 def test_a_download_that_is_cut_is_resumed_where_it_ended(hub, client, folder):
     (folder / "part" / "weights.safetensors").write_bytes(WEIGHTS * 11)
     publish(client, folder)
-    hub.faults += [Fault("GET", "/_lfs/", cut_after=len(WEIGHTS) * 10 + 5)]  # the client keeps parts of 10 MiB
+    hub.faults += [
+        Fault("GET", "/_lfs/", cut_after=len(WEIGHTS) * 10 + 5)
+    ]  # the client keeps parts of 10 MiB
     code = """
     from huggingface_hub import hf_hub_download
     tell(file=hf_hub_download("ada/model", "part/weights.safetensors"))
@@ -189,11 +201,16 @@ def test_a_card_that_the_hub_cannot_read_is_refused_before_any_upload(hub, clien
 
 def test_the_commands_of_the_hub_work_and_storage_sees_no_token(hub, client, folder, tmp_path):
     hf = [sys.executable, "-m", "huggingface_hub.cli.hf"]
-    for command in (["upload", "ada/cli", folder], ["download", "ada/cli", "--local-dir", tmp_path / "got"]):
+    for command in (
+        ["upload", "ada/cli", folder],
+        ["download", "ada/cli", "--local-dir", tmp_path / "got"],
+    ):
         done = client.start([*hf, *command])
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "got" / "part" / "weights.safetensors").read_bytes() == WEIGHTS
     elsewhere = hub.asked("PUT", "/_lfs/") + hub.asked("GET", "/_lfs/")
     assert len(elsewhere) == 2 and not any(request.authorized for request in elsewhere)
     assert all(request.authorized for request in hub.requests if "ada/cli" in request.path)
-    assert not any(TOKEN.encode() in request.body or TOKEN in request.path for request in hub.requests)
+    assert not any(
+        TOKEN.encode() in request.body or TOKEN in request.path for request in hub.requests
+    )

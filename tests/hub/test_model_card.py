@@ -55,7 +55,9 @@ NASTY = [
 
 
 def embedding_model(tokenizer, **changes):
-    return make_embedding_model(tokenizer, **{"num_layers": 1, "num_train_timesteps": STEPS} | changes)
+    return make_embedding_model(
+        tokenizer, **{"num_layers": 1, "num_train_timesteps": STEPS} | changes
+    )
 
 
 def absorbing_of(tokenizer):
@@ -82,22 +84,38 @@ def all_pipes(tokenizer):
     source = {"source_column": "source", "condition_dropout": 0.1}
     return {
         "tokens": (TextDiffusionPipeline(tokenizer, plain, continuous), {}),
-        "tokens-few-steps": (TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), uniform, drawn), {}),
+        "tokens-few-steps": (
+            TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), uniform, drawn),
+            {},
+        ),
         "labels": (TextDiffusionPipeline(tokenizer, labelled, absorbing), {}),
         "cfg-names": (
-            TextDiffusionCFGPipeline(tokenizer, labelled, absorbing, drawn, ["good", 'it\'s "bad"']),
+            TextDiffusionCFGPipeline(
+                tokenizer, labelled, absorbing, drawn, ["good", 'it\'s "bad"']
+            ),
             {"condition_dropout": 0.1},
         ),
         "cfg-source": (TextDiffusionCFGPipeline(tokenizer, plain, absorbing), source),
-        "cfg-undropped": (TextDiffusionCFGPipeline(tokenizer, labelled, absorbing), {"condition_dropout": 0.0}),
-        "blocks": (TextBlockDiffusionPipeline(tokenizer, make_denoiser(tokenizer, block_length=8), absorbing), {}),
+        "cfg-undropped": (
+            TextDiffusionCFGPipeline(tokenizer, labelled, absorbing),
+            {"condition_dropout": 0.0},
+        ),
+        "blocks": (
+            TextBlockDiffusionPipeline(
+                tokenizer, make_denoiser(tokenizer, block_length=8), absorbing
+            ),
+            {},
+        ),
         "bert": (TextDiffusionPipeline(words, masked_lm, absorbing_of(words)), {}),
         "roberta": (
             TextDiffusionPipeline(bytes_of, roberta, absorbing_of(bytes_of), drawn),
             {},
         ),
         "token-paraguide": (TokenParaGuidePipeline(tokenizer, plain, absorbing), {}),
-        "paraguide": (ParaGuidePipeline(tokenizer, embedding_model(tokenizer, partial_noising=True), ddim), {}),
+        "paraguide": (
+            ParaGuidePipeline(tokenizer, embedding_model(tokenizer, partial_noising=True), ddim),
+            {},
+        ),
         "diffusion-lm": (DiffusionLMPipeline(tokenizer, embedding_model(tokenizer), ddim), {}),
         "diffusion-lm-source": (
             DiffusionLMPipeline(tokenizer, embedding_model(tokenizer, partial_noising=True), ddim),
@@ -115,7 +133,17 @@ def all_pipes(tokenizer):
 
 
 NAMES = (
-    *("tokens", "tokens-few-steps", "labels", "cfg-names", "cfg-source", "cfg-undropped", "blocks", "bert", "roberta"),
+    *(
+        "tokens",
+        "tokens-few-steps",
+        "labels",
+        "cfg-names",
+        "cfg-source",
+        "cfg-undropped",
+        "blocks",
+        "bert",
+        "roberta",
+    ),
     *("token-paraguide", "paraguide", "diffusion-lm", "diffusion-lm-source", "guided"),
     *("two-level", "two-level-continues", "two-level-source", "one-level"),
 )
@@ -180,7 +208,11 @@ def test_the_code_of_the_card_writes_the_texts_of_the_card(name, card_of, pipes,
 
 def test_every_kind_of_pipeline_has_a_card(pipes):
     assert set(NAMES) == set(pipes)
-    public = {getattr(text_diffusers, name) for name in text_diffusers.__all__ if name.endswith("Pipeline")}
+    public = {
+        getattr(text_diffusers, name)
+        for name in text_diffusers.__all__
+        if name.endswith("Pipeline")
+    }
     assert public == {type(pipe) for pipe, _ in pipes.values()}
 
 
@@ -203,22 +235,46 @@ def test_the_code_for_stock_diffusers_writes_the_same_where_the_package_is_not(c
     stock = {name: blocks(card_of(name), "python")[1] for name in kinds}
     (tmp_path / "blocks.json").write_text(json.dumps(stock))
     (tmp_path / "run.py").write_text(STOCK)
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
-        [sys.executable, "run.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250
+        [sys.executable, "run.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for name, output in json.loads(done.stdout.splitlines()[-1]).items():
         printed = [unbroken(text) for text in printed_texts(output)]
-        assert printed and printed == [unbroken(text) for text in shown_texts(card_of(name))][: len(printed)], name
+        assert (
+            printed
+            and printed == [unbroken(text) for text in shown_texts(card_of(name))][: len(printed)]
+        ), name
 
 
 def test_calls_fit_what_the_model_was_trained_for(card_of):
     first = {name: blocks(card_of(name), "python")[0] for name in NAMES}
-    assert "class_labels=[" in first["cfg-names"] and "good" in first["cfg-names"] and "bad" in first["cfg-names"]
-    assert "guidance_scale=2.0" in first["cfg-names"] and "guidance_scale" not in first["cfg-undropped"]
-    assert 'source="It was late."' in first["cfg-source"] and "guidance_scale=2.0" in first["cfg-source"]
-    assert "class_labels=[0, 1, 2]" in first["guided"] and "num_inference_steps=20" in first["tokens-few-steps"]
+    assert (
+        "class_labels=[" in first["cfg-names"]
+        and "good" in first["cfg-names"]
+        and "bad" in first["cfg-names"]
+    )
+    assert (
+        "guidance_scale=2.0" in first["cfg-names"]
+        and "guidance_scale" not in first["cfg-undropped"]
+    )
+    assert (
+        'source="It was late."' in first["cfg-source"]
+        and "guidance_scale=2.0" in first["cfg-source"]
+    )
+    assert (
+        "class_labels=[0, 1, 2]" in first["guided"]
+        and "num_inference_steps=20" in first["tokens-few-steps"]
+    )
     assert "max_new_tokens" in first["bert"] and "max_new_tokens" not in first["roberta"]
     assert "<mask>" in first["roberta"] and "prompt=" not in first["two-level"]
 
@@ -230,7 +286,11 @@ def test_the_front_matter_is_what_the_hub_reads(pipe, tmp_path):
     (tmp_path / "README.md").write_text(card)
     data = metadata_load(tmp_path / "README.md")
     assert data["library_name"] == "diffusers" and data["pipeline_tag"] == "text-generation"
-    assert data["license"] == "apache-2.0" and data["datasets"] == ["me/texts"] and "text-diffusers" in data["tags"]
+    assert (
+        data["license"] == "apache-2.0"
+        and data["datasets"] == ["me/texts"]
+        and "text-diffusers" in data["tags"]
+    )
     assert "widget" not in data
     results = {result.metric_type: result for result in ModelCard(card).data.eval_results}
     assert results["nats-per-token"].metric_value == 5.02
@@ -242,18 +302,34 @@ def test_the_front_matter_is_what_the_hub_reads(pipe, tmp_path):
 
 def test_without_a_folder_the_card_claims_nothing_of_training(pipe):
     card = model_card(pipe, name="bare")
-    assert "## Training" not in card and "## Worth" not in card and "## Licence" not in card and "![" not in card
+    assert (
+        "## Training" not in card
+        and "## Worth" not in card
+        and "## Licence" not in card
+        and "![" not in card
+    )
     data = yaml.safe_load(card.split("---")[1])
     assert data.keys() == {"library_name", "pipeline_tag", "tags"}
 
 
 def test_figures_are_those_that_were_left(pipe, tmp_path):
-    metrics = {"bound": 2.5, "standard_error": 0.25, "unigram_entropy": 2.0, "mean_length": 7.25, "unheard_of": 8.5}
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"length_distance": None, "fine_bound": "many"}))
+    metrics = {
+        "bound": 2.5,
+        "standard_error": 0.25,
+        "unigram_entropy": 2.0,
+        "mean_length": 7.25,
+        "unheard_of": 8.5,
+    }
+    (tmp_path / "metrics.json").write_text(
+        json.dumps(metrics | {"length_distance": None, "fine_bound": "many"})
+    )
     worth = model_card(pipe, tmp_path, name="x").split("## Worth")[1].split("\n## ")[0]
     numbers = re.findall(r"\| ([\d.]+)(?: ± ([\d.]+))? \|", worth)
     assert numbers == [("2.500", "0.250"), ("2.000", ""), ("7.250", "")]
-    assert f"e^-2.500 = {math.exp(-2.5):.3g}" in worth and f"at most {math.exp(2.5):.4g} per token" in worth
+    assert (
+        f"e^-2.500 = {math.exp(-2.5):.3g}" in worth
+        and f"at most {math.exp(2.5):.4g} per token" in worth
+    )
     assert "not shown to know more" in worth and "8.5" not in worth and "many" not in worth
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"bound": 1.9}))
     assert "not shown to know more" not in model_card(pipe, tmp_path, name="x")
@@ -261,7 +337,8 @@ def test_figures_are_those_that_were_left(pipe, tmp_path):
 
 def test_training_is_told_as_it_was_noted(pipe, tmp_path):
     command = (
-        "accelerate launch training_scripts/train_d3pm.py --dataset 'my texts.txt' --packing false " + "--seed 7 " * 12
+        "accelerate launch training_scripts/train_d3pm.py --dataset 'my texts.txt' --packing false "
+        + "--seed 7 " * 12
     )
     note = {
         "command": command,
@@ -271,12 +348,20 @@ def test_training_is_told_as_it_was_noted(pipe, tmp_path):
     }
     note |= {"mixed_precision": "bf16", "versions": {"torch": "2.13.0+cpu"}}
     (tmp_path / "training_config.json").write_text(json.dumps(note))
-    rows = [{"step": step, "seconds": 6.0 * step, "loss": 3.0, "learning_rate": 0.1} for step in range(10, 101, 10)]
+    rows = [
+        {"step": step, "seconds": 6.0 * step, "loss": 3.0, "learning_rate": 0.1}
+        for step in range(10, 101, 10)
+    ]
     (tmp_path / "curves.jsonl").write_text("\n".join(map(json.dumps, rows)))
     card = model_card(pipe, tmp_path, name="x")
     (shown,) = blocks(card, "bash")
-    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {shown}"], capture_output=True, text=True).stdout
-    before, after = "accelerate launch training_scripts/train_d3pm.py --dataset", f"--packing false {'--seed 7 ' * 12}"
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\0' {shown}"], capture_output=True, text=True
+    ).stdout
+    before, after = (
+        "accelerate launch training_scripts/train_d3pm.py --dataset",
+        f"--packing false {'--seed 7 ' * 12}",
+    )
     assert words.split("\0")[:-1] == [*before.split(), "my texts.txt", *after.split()]
     assert "100 optimizer steps in 10.0 minutes" in card and "2 processes on `cuda`" in card
     assert "torch `2.13.0+cpu`" in card and "| `seed` | `7` |" in card
@@ -287,7 +372,9 @@ def test_training_is_told_as_it_was_noted(pipe, tmp_path):
 
 
 def test_the_curves_that_are_drawn_are_those_of_the_file():
-    curve = [{"step": 10 * i, "loss": 5 - i / 100, "learning_rate": 1e-3 * i} for i in range(1, 101)]
+    curve = [
+        {"step": 10 * i, "loss": 5 - i / 100, "learning_rate": 1e-3 * i} for i in range(1, 101)
+    ]
     curve[49]["validation"], curve[99]["validation"] = {"bound": 4.5}, {"bound": 4.0}
     axes = Figure().subplots(3)
     draw_column(axes, curve + [{"step": 1005, "validation": {"bound": "?"}}], entropy=6.0)
@@ -296,14 +383,18 @@ def test_the_curves_that_are_drawn_are_those_of_the_file():
     slope = (smooth[-1, 1] - smooth[0, 1]) / (smooth[-1, 0] - smooth[0, 0])
     assert len(smooth) == 97 and slope == pytest.approx(-0.001)  # averaging keeps a straight line
     assert axes[1].lines[0].get_xydata().tolist() == [[500, 4.5], [1000, 4.0]]
-    assert axes[1].lines[1].get_ydata()[0] == 6.0 and axes[2].lines[0].get_ydata()[-1] == pytest.approx(0.1)
+    assert axes[1].lines[1].get_ydata()[0] == 6.0 and axes[2].lines[0].get_ydata()[
+        -1
+    ] == pytest.approx(0.1)
 
 
 def test_stages_are_drawn_beside_each_other_and_no_curves_make_no_picture(tmp_path):
     assert draw_curves(tmp_path) is None and not list(tmp_path.iterdir())
     for stage in ("coarse", "fine"):
         (tmp_path / stage).mkdir()
-        (tmp_path / stage / "curves.jsonl").write_text('{"step": 10, "validation": {"cross_entropy": 1.0}}\n')
+        (tmp_path / stage / "curves.jsonl").write_text(
+            '{"step": 10, "validation": {"cross_entropy": 1.0}}\n'
+        )
     with Image.open(draw_curves(tmp_path)) as two:
         assert two.size[0] > 1.5 * two.size[1]
 
@@ -328,20 +419,38 @@ def breakouts(card):
     known = {*"h1 h2 p table thead tbody tr th td code pre ul li a img details summary hr".split()}
     own = re.compile(r"https://arxiv\.org/abs/[\d.]+|curves\.png")
     tags = Reader(MARKDOWN.render(card.split("\n---\n", 1)[1])).tags
-    places = [attributes.get("href") or attributes.get("src") for tag, attributes in tags if tag in ("a", "img")]
-    return [tag for tag, _ in tags if tag not in known] + [place for place in places if not own.fullmatch(place)]
+    places = [
+        attributes.get("href") or attributes.get("src")
+        for tag, attributes in tags
+        if tag in ("a", "img")
+    ]
+    return [tag for tag, _ in tags if tag not in known] + [
+        place for place in places if not own.fullmatch(place)
+    ]
 
 
 @pytest.mark.parametrize("nasty", NASTY)
 def test_no_name_breaks_out(nasty, tokenizer, tmp_path):
     labels = [nasty, f"{nasty} "]
-    pipe = TextDiffusionCFGPipeline(tokenizer, make_denoiser(tokenizer, num_classes=2), absorbing_of(tokenizer))
+    pipe = TextDiffusionCFGPipeline(
+        tokenizer, make_denoiser(tokenizer, num_classes=2), absorbing_of(tokenizer)
+    )
     pipe.register_to_config(label_names=labels)
-    note = {"command": f"run --dataset {json.dumps(nasty)}", "options": {"dataset": nasty, nasty: nasty}}
-    note |= {"num_processes": 1, "device": nasty, "mixed_precision": nasty, "versions": {nasty: nasty}}
+    note = {
+        "command": f"run --dataset {json.dumps(nasty)}",
+        "options": {"dataset": nasty, nasty: nasty},
+    }
+    note |= {
+        "num_processes": 1,
+        "device": nasty,
+        "mixed_precision": nasty,
+        "versions": {nasty: nasty},
+    }
     (tmp_path / "training_config.json").write_text(json.dumps(note))
     (tmp_path / "metrics.json").write_text(json.dumps(BOUNDS | {nasty: 1.0}))
-    (tmp_path / "curves.jsonl").write_text('{"step": 10, "seconds": 60, "loss": 1.0, "learning_rate": 0.1}\n')
+    (tmp_path / "curves.jsonl").write_text(
+        '{"step": 10, "seconds": 60, "loss": 1.0, "learning_rate": 0.1}\n'
+    )
     card = model_card(pipe, tmp_path, name=nasty, datasets=[nasty])
     assert breakouts(card) == []
     seen = " ".join("".join(char if char.isprintable() else " " for char in nasty).split())
@@ -371,7 +480,9 @@ def test_written_texts_are_shown_as_they_are_and_do_not_break_out(pipe, start):
     assert shown_texts(card)[:4] == [as_shown(text) for text in NASTY[start : start + 4]]
 
 
-@pytest.mark.parametrize("text", [*NASTY, "", " ", "`", "``` `", "a" * 300, "word " * 60, "  two  spaces \n\n end"])
+@pytest.mark.parametrize(
+    "text", [*NASTY, "", " ", "`", "``` `", "a" * 300, "word " * 60, "  two  spaces \n\n end"]
+)
 def test_markdown_reads_back_what_it_was_given(text):
     (block,) = blocks(fenced(wrapped(text), "text"), "text")
     assert unbroken(block) == unbroken(as_shown(text))
@@ -399,7 +510,7 @@ def test_what_is_no_name_is_refused(pipe, changes, match):
 @pytest.mark.parametrize("content", ["{", "[1]", '{"options": 3}'])
 def test_a_file_that_cannot_be_read_is_named(pipe, tmp_path, content):
     (tmp_path / "training_config.json").write_text(content)
-    with pytest.raises(ValueError, match="training_config.json must hold"):
+    with pytest.raises(ValueError, match="training_config.json` must"):
         model_card(pipe, tmp_path, name="x")
 
 
@@ -410,10 +521,21 @@ def test_the_bar_is_as_before(pipe):
 
 
 def test_every_scheduler_has_a_paper_and_every_title_is_used():
-    schedulers = [getattr(text_diffusers, name) for name in text_diffusers.__all__ if name.endswith("Scheduler")]
+    schedulers = [
+        getattr(text_diffusers, name)
+        for name in text_diffusers.__all__
+        if name.endswith("Scheduler")
+    ]
     assert len(schedulers) > 10
     for owner in schedulers:
         assert papers_of(owner.__new__(owner)), owner
     parts = [getattr(text_diffusers, name) for name in text_diffusers.__all__]
-    cited = {number for part in parts if isinstance(part, type) for number, _ in papers_of(part.__new__(part))}
-    assert set(TITLES) == cited and all(ARXIV.fullmatch(f"arxiv.org/abs/{number}") for number in TITLES)
+    cited = {
+        number
+        for part in parts
+        if isinstance(part, type)
+        for number, _ in papers_of(part.__new__(part))
+    }
+    assert set(TITLES) == cited and all(
+        ARXIV.fullmatch(f"arxiv.org/abs/{number}") for number in TITLES
+    )

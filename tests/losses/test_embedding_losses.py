@@ -42,10 +42,14 @@ def test_diffusion_lm_loss_is_that_of_the_authors(case):
     table, noise = float64(inputs["embedding"]), float64(inputs["noise_x_t"])
     clean = table[ids]
     start = noisy_start(clean, alphas[0], float64(inputs["noise_x_start"]))
-    noisy = reparameterize(alphas[times].sqrt().view(-1, 1, 1) * start, (1 - alphas[times]).sqrt(), noise)
+    noisy = reparameterize(
+        alphas[times].sqrt().view(-1, 1, 1) * start, (1 - alphas[times]).sqrt(), noise
+    )
     assert_golden(noisy, want["x_t"], case)
     target = prediction_target("sample", start, clean, noise, alphas[times], first=times == 0)
-    terms = diffusion_lm_loss(float64(inputs["model_output"]), target, start @ table.T, ids, start, alphas[-1])
+    terms = diffusion_lm_loss(
+        float64(inputs["model_output"]), target, start @ table.T, ids, start, alphas[-1]
+    )
     for got, name in zip(terms, ("mse", "decoder_nll", "tT_loss"), strict=True):
         assert_golden(got.mean(dim=1), want[name], case)
     assert_golden(sum(terms).mean(dim=1), want["loss"], case)
@@ -56,13 +60,17 @@ def test_the_clean_estimate_of_the_target_is_the_start(prediction_type):
     start, clean, noise = random_embeddings(3)
     alpha = float64([0.93, 0.02])
     noisy = reparameterize(alpha.sqrt().view(-1, 1, 1) * start, (1 - alpha).sqrt(), noise)
-    target = prediction_target(prediction_type, start, clean, noise, alpha, first=torch.tensor([False, False]))
+    target = prediction_target(
+        prediction_type, start, clean, noise, alpha, first=torch.tensor([False, False])
+    )
     torch.testing.assert_close(clean_estimate(prediction_type, target, noisy, alpha), start)
 
 
 def test_at_the_first_timestep_the_target_is_without_noise():
     start, clean, noise = random_embeddings(3)
-    target = prediction_target("sample", start, clean, noise, float64([0.9, 0.9]), first=torch.tensor([True, False]))
+    target = prediction_target(
+        "sample", start, clean, noise, float64([0.9, 0.9]), first=torch.tensor([True, False])
+    )
     assert torch.equal(target[0], clean[0]) and torch.equal(target[1], start[1])
 
 
@@ -82,14 +90,19 @@ def test_targets_and_estimates_are_those_of_stock_schedulers(prediction_type):
         velocity = DDPMScheduler().get_velocity(start, noise, times)
         first = torch.tensor([False, False])
         torch.testing.assert_close(
-            prediction_target("v_prediction", start, clean, noise, alphas, first), velocity, rtol=1e-5, atol=1e-6
+            prediction_target("v_prediction", start, clean, noise, alphas, first),
+            velocity,
+            rtol=1e-5,
+            atol=1e-6,
         )
 
 
 @pytest.mark.parametrize("function", ["target", "estimate"])
 def test_an_unknown_prediction_type_is_refused(function):
     values = random_embeddings(3)
-    with pytest.raises(ValueError, match="`prediction_type` must be one of sample, epsilon, v_prediction, got 'x0'"):
+    with pytest.raises(
+        ValueError, match="`prediction_type` must be one of sample, epsilon, v_prediction, got 'x0'"
+    ):
         if function == "target":
             prediction_target("x0", *values, float64(0.5), torch.tensor([False, False]))
         else:
@@ -120,9 +133,14 @@ def test_rounding_hears_of_the_noisy_words_and_the_anchor_of_the_estimate():
     prediction.requires_grad_(True)
     start = noisy_start(table[ids], float64(0.98), target)
     terms = diffusion_lm_loss(prediction, target, start @ table.T, ids, start, float64(1e-4))
-    assert torch.autograd.grad(terms.rounding.sum(), prediction, allow_unused=True, retain_graph=True) == (None,)
+    assert torch.autograd.grad(
+        terms.rounding.sum(), prediction, allow_unused=True, retain_graph=True
+    ) == (None,)
     assert torch.autograd.grad(terms.rounding.sum(), table, retain_graph=True)[0].abs().min() > 0
-    assert torch.autograd.grad(anchor_loss(prediction @ table.T, ids).sum(), prediction)[0].abs().min() > 0
+    assert (
+        torch.autograd.grad(anchor_loss(prediction @ table.T, ids).sum(), prediction)[0].abs().min()
+        > 0
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -131,7 +149,9 @@ def test_the_anchor_is_the_cross_entropy_of_smoothed_targets(smoothing):
     ids = torch.tensor([[0, 6, 3], [2, 2, 5]])
     wanted = (1 - smoothing) * torch.eye(7, dtype=torch.float64)[ids] + smoothing / 7
     probs = logits.exp() / logits.exp().sum(dim=-1, keepdim=True)
-    torch.testing.assert_close(anchor_loss(logits, ids, smoothing), -(wanted * probs.log()).sum(dim=-1))
+    torch.testing.assert_close(
+        anchor_loss(logits, ids, smoothing), -(wanted * probs.log()).sum(dim=-1)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -142,7 +162,9 @@ def test_losses_are_float32_at_least_whatever_the_coefficients_are(dtype):
     assert clean_estimate("epsilon", prediction, target, alpha).dtype == dtype
     losses = [*diffusion_lm_loss(prediction, target, prediction, ids, start, float64(0.01))]
     losses += [prior_kl(start, alpha[1]), transition_kl(start, prediction, alpha, alpha + 0.05)]
-    assert {loss.dtype for loss in losses} == {torch.float32} and {loss.shape for loss in losses} == {(2, 5)}
+    assert {loss.dtype for loss in losses} == {torch.float32} and {
+        loss.shape for loss in losses
+    } == {(2, 5)}
 
 
 # The bound
@@ -168,7 +190,9 @@ def test_transition_term_is_the_divergence_of_posteriors():
     clean, estimate, noisy = random_embeddings(3)
     alpha_t, alpha_s = float64([0.93, 0.02]), float64([0.95, 0.3])
     alphas = alpha_t.view(-1, 1, 1), alpha_s.view(-1, 1, 1)
-    want = kl_divergence(posterior(noisy, clean, *alphas), posterior(noisy, estimate, *alphas)).sum(dim=-1)
+    want = kl_divergence(posterior(noisy, clean, *alphas), posterior(noisy, estimate, *alphas)).sum(
+        dim=-1
+    )
     torch.testing.assert_close(transition_kl(clean, estimate, alpha_t, alpha_s), want)
 
 
@@ -183,7 +207,9 @@ def test_the_bound_of_the_exact_denoiser_comes_down_to_the_entropy(source):
         steps, prior = source.exact_steps(cosine_alphas(num_timesteps))
         gaps.append(float(steps.sum()) + prior - source.entropy)
     assert gaps[2] > 0 and gaps[2] < 0.001
-    assert gaps[0] / gaps[1] == pytest.approx(4, abs=0.5) and gaps[1] / gaps[2] == pytest.approx(4, abs=0.5)
+    assert gaps[0] / gaps[1] == pytest.approx(4, abs=0.5) and gaps[1] / gaps[2] == pytest.approx(
+        4, abs=0.5
+    )
 
 
 def test_a_worse_denoiser_costs_what_it_is_off():

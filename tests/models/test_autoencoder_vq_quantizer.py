@@ -60,7 +60,9 @@ def test_a_vector_is_given_the_code_nearest_to_it(training):
     assert len(set(expected)) > 10
     np.testing.assert_array_equal(codes.flatten().numpy(), expected)
     out = torch.from_numpy(book[expected]).float()
-    torch.testing.assert_close(quantised.flatten(0, 1), quantizer.layer.project_out(out), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        quantised.flatten(0, 1), quantizer.layer.project_out(out), atol=1e-5, rtol=1e-5
+    )
     distance = ((points - book[expected]) ** 2).mean()
     assert loss.item() == pytest.approx(0.25 * distance if training else 0.0, rel=1e-5)
 
@@ -68,7 +70,10 @@ def test_a_vector_is_given_the_code_nearest_to_it(training):
 def test_the_codebook_is_the_moving_average_of_its_vectors():
     quantizer, decay, epsilon = started(), 0.9, 1e-5
     state = quantizer.layer._codebook
-    number, total = state.cluster_size[0].double().numpy().copy(), state.embed_avg[0].double().numpy().copy()
+    number, total = (
+        state.cluster_size[0].double().numpy().copy(),
+        state.embed_avg[0].double().numpy().copy(),
+    )
     for step in range(4):
         x = vectors(rows=3, seed=10 + step)
         points = compared(quantizer, x)
@@ -77,7 +82,9 @@ def test_the_codebook_is_the_moving_average_of_its_vectors():
         number = decay * number + (1 - decay) * of_code.sum(0)
         total = decay * total + (1 - decay) * of_code.T @ points
         smooth = (number + epsilon) / (number.sum() + CODES * epsilon) * number.sum()
-        np.testing.assert_allclose(codebook(quantizer), total / smooth[:, None], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            codebook(quantizer), total / smooth[:, None], rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_codebook_starts_by_k_means():
@@ -119,7 +126,10 @@ def test_a_code_is_replaced_below_its_part_of_an_even_share_however_large_the_ba
     even = 7.0 * copies  # of the batches before, of whatever size
     state.cluster_size[0] = even * torch.tensor([0.1, 0.45, 0.6, 1.0, 1.2, 2.65])
     state.embed_avg[0] = state.cluster_size[0, :, None] * state.embed[0]
-    number, total = state.cluster_size[0].double().numpy().copy(), state.embed_avg[0].double().numpy().copy()
+    number, total = (
+        state.cluster_size[0].double().numpy().copy(),
+        state.embed_avg[0].double().numpy().copy(),
+    )
     quantizer(x)
     of_code = np.eye(CODES)[nearest(points, book)]
     number = 0.9 * number + 0.1 * of_code.sum(0)
@@ -127,11 +137,15 @@ def test_a_code_is_replaced_below_its_part_of_an_even_share_however_large_the_ba
     dead = number < 0.5 * even
     assert 0 < dead.sum() < CODES
     replaced = codebook(quantizer)
-    np.testing.assert_allclose(replaced[~dead], (total / number[:, None])[~dead], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        replaced[~dead], (total / number[:, None])[~dead], rtol=1e-4, atol=1e-5
+    )
     for code in np.flatnonzero(dead):  # a vector of the batch with an even share
         assert np.abs(points - replaced[code]).max(1).min() < 1e-6
         assert state.cluster_size[0, code] == pytest.approx(even)
-        np.testing.assert_allclose(state.embed_avg[0, code].numpy(), even * replaced[code], rtol=1e-5)
+        np.testing.assert_allclose(
+            state.embed_avg[0, code].numpy(), even * replaced[code], rtol=1e-5
+        )
 
 
 def test_without_a_threshold_no_code_is_replaced():
@@ -146,11 +160,15 @@ def test_without_a_threshold_no_code_is_replaced():
 def gradients(quantizer, x, upstream):
     """`(normalised x, quantised, gradient)` (n, D), the gradient that of the normalised x."""
     kept = []
-    handle = quantizer.norm.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    handle = quantizer.norm.register_forward_hook(
+        lambda module, inputs, output: kept.append(output)
+    )
     quantised, *_ = quantizer(x.requires_grad_())
     handle.remove()
     (gradient,) = torch.autograd.grad((quantised * upstream).sum(), kept[0])
-    return (value.detach().flatten(0, 1).double().numpy() for value in (kept[0], quantised, gradient))
+    return (
+        value.detach().flatten(0, 1).double().numpy() for value in (kept[0], quantised, gradient)
+    )
 
 
 @pytest.mark.parametrize("kind, rotation", [("ema", True), ("ema", False), ("gumbel", True)])
@@ -161,7 +179,9 @@ def test_gradients_go_through_codes_by_rotation_or_straight(kind, rotation):
     upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(6))
     e, q, gradient = gradients(quantizer, x, upstream)
     reached = np.abs(q[:, None] - book).max(-1)
-    assert reached.min(1).max() < 1e-5 and (reached.argmin(1) == nearest(e, book)).all() == (kind == "ema")
+    assert reached.min(1).max() < 1e-5 and (reached.argmin(1) == nearest(e, book)).all() == (
+        kind == "ema"
+    )
     wanted = upstream.flatten(0, 1).double().numpy()
     if rotation and kind == "ema":
         lengths = np.linalg.norm(q, axis=1) / np.linalg.norm(e, axis=1)
@@ -173,7 +193,9 @@ def test_gradients_go_through_codes_by_rotation_or_straight(kind, rotation):
             one, other = one / np.linalg.norm(one), other / np.linalg.norm(other)
             half = (one + other) / np.linalg.norm(one + other)
             turn = np.eye(WIDTH) - 2 * np.outer(half, half) + 2 * np.outer(other, one)
-            np.testing.assert_allclose(gradient[row], lengths[row] * turn.T @ wanted[row], atol=1e-4)
+            np.testing.assert_allclose(
+                gradient[row], lengths[row] * turn.T @ wanted[row], atol=1e-4
+            )
     else:
         np.testing.assert_allclose(gradient, wanted, atol=1e-6)
 
@@ -186,7 +208,10 @@ def test_gumbel_draws_codes_by_the_softmax_of_their_distances():
     quantised, codes, _ = quantizer(x.expand(200, 100, WIDTH))
     assert chisquare(np.bincount(codes.flatten(), minlength=CODES), 20_000 * probs).pvalue > 1e-3
     drawn = quantizer.eval()(x.expand(2, 100, WIDTH))[1]
-    assert len(drawn.unique()) == 1 and int(drawn[0, 0]) == nearest(compared(quantizer, x), codebook(quantizer))[0]
+    assert (
+        len(drawn.unique()) == 1
+        and int(drawn[0, 0]) == nearest(compared(quantizer, x), codebook(quantizer))[0]
+    )
 
 
 def test_fsq_rounds_and_counts_in_mixed_radix():
@@ -200,11 +225,14 @@ def test_fsq_rounds_and_counts_in_mixed_radix():
     steps = np.round(np.tanh(compared(quantizer, x) + np.arctanh(offset / half)) * half - offset)
     digits = steps + levels // 2
     assert digits.min() == 0 and (digits < levels).all()
-    assert (codes.flatten().numpy() == digits @ np.array([1, 4, 12])).mean() > 0.999  # float32 rounds elsewhere
+    # Float32 rounds elsewhere.
+    assert (codes.flatten().numpy() == digits @ np.array([1, 4, 12])).mean() > 0.999
     assert float(loss) == 0 and codes.dtype == torch.long and len(codes.unique()) == 60
     torch.testing.assert_close(quantizer.vectors(codes), quantised, atol=1e-5, rtol=0)
     every = torch.arange(60)[None]
-    scaled = (every[0, :, None].numpy() // np.array([1, 4, 12]) % levels - levels // 2) / (levels // 2)
+    scaled = (every[0, :, None].numpy() // np.array([1, 4, 12]) % levels - levels // 2) / (
+        levels // 2
+    )
     expected = quantizer.layer.project_out(torch.from_numpy(scaled).float())
     torch.testing.assert_close(quantizer.vectors(every)[0], expected)
     assert (torch.cdist(expected, expected) + torch.eye(60)).min() > 1e-2

@@ -52,7 +52,11 @@ def model(request):
 
 def test_codes_of_a_window_depend_on_its_tokens_only(model):
     tokens = texts()
-    codes, first, second = model.encode(tokens), model.encode(tokens[:, :16]), model.encode(tokens[:, 16:])
+    codes, first, second = (
+        model.encode(tokens),
+        model.encode(tokens[:, :16]),
+        model.encode(tokens[:, 16:]),
+    )
     assert torch.equal(codes.fine, torch.cat([first.fine, second.fine], dim=1))
     assert codes.fine.shape == (4, 16) and len(codes.fine.unique()) > 5
     if codes.coarse is not None:
@@ -64,8 +68,12 @@ def test_codes_of_a_window_depend_on_its_tokens_only(model):
     torch.testing.assert_close(logits, torch.cat(parts, dim=1), atol=1e-5, rtol=0)
     changed = codes.fine.clone()
     changed[:, 8:] = (changed[:, 8:] + 1) % 24
-    torch.testing.assert_close(model.decode(changed, codes.coarse)[:, :16], logits[:, :16], atol=1e-5, rtol=0)
-    assert (model.decode(changed, codes.coarse)[:, 16:] - logits[:, 16:]).abs().amax(dim=(1, 2)).min() > 1e-3
+    torch.testing.assert_close(
+        model.decode(changed, codes.coarse)[:, :16], logits[:, :16], atol=1e-5, rtol=0
+    )
+    assert (model.decode(changed, codes.coarse)[:, 16:] - logits[:, 16:]).abs().amax(
+        dim=(1, 2)
+    ).min() > 1e-3
 
 
 def test_a_training_pass_without_mistakes_decodes_the_codes_that_encode_finds(model):
@@ -74,9 +82,15 @@ def test_a_training_pass_without_mistakes_decodes_the_codes_that_encode_finds(mo
     assert torch.equal(output.codes.fine, codes.fine)
     if codes.coarse is not None:
         assert torch.equal(output.codes.coarse, codes.coarse)
-    torch.testing.assert_close(model.decode(codes.fine, codes.coarse), output.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.decode(codes.fine, codes.coarse), output.logits, atol=1e-5, rtol=1e-5
+    )
     logits, loss, topic_loss, listed = model(tokens, return_dict=False)
-    assert torch.equal(logits, output.logits) and torch.equal(listed.fine, codes.fine) and loss.shape == ()
+    assert (
+        torch.equal(logits, output.logits)
+        and torch.equal(listed.fine, codes.fine)
+        and loss.shape == ()
+    )
     assert torch.equal(topic_loss, output.topic_loss)
 
 
@@ -89,7 +103,9 @@ def test_encoding_in_training_mode_changes_nothing(model):
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
     assert not codes.fine.requires_grad
     model(tokens)
-    moved = [name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])]
+    moved = [
+        name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])
+    ]
     assert bool(moved) == (model.config.quantizer != "fsq")
 
 
@@ -111,7 +127,9 @@ def test_rows_without_fine_codes_are_decoded_from_coarse_codes_alone():
     assert (output.logits[0] - plain.logits[0]).abs().max() > 1e-2
     wrong = torch.zeros_like(plain.codes.fine)
     again = model(tokens, without_fine=without, wrong_fine=wrong).logits
-    assert torch.equal(again[without], output.logits[without]) and not torch.equal(again[1], output.logits[1])
+    assert torch.equal(again[without], output.logits[without]) and not torch.equal(
+        again[1], output.logits[1]
+    )
 
 
 def test_the_decoder_is_given_wrong_codes_where_there_are_any(model):
@@ -128,8 +146,11 @@ def test_the_decoder_is_given_wrong_codes_where_there_are_any(model):
         given[level] = torch.where(chosen, random, codes[level])
         wrong[f"wrong_{level}"] = random.masked_fill(~chosen, -1)
     output = model(tokens, **wrong)
-    assert torch.equal(output.codes.fine, codes.fine)  # the mistakes are the decoder's, not the encoder's
-    torch.testing.assert_close(output.logits, model.decode(given["fine"], given["coarse"]), atol=1e-5, rtol=1e-5)
+    # The mistakes are the decoder's, not the encoder's.
+    assert torch.equal(output.codes.fine, codes.fine)
+    torch.testing.assert_close(
+        output.logits, model.decode(given["fine"], given["coarse"]), atol=1e-5, rtol=1e-5
+    )
     assert (output.logits - model(tokens).logits).abs().max() > 1e-2
     none = {name: torch.full_like(values, -1) for name, values in wrong.items()}
     assert torch.equal(model(tokens, **none).logits, model(tokens).logits)
@@ -149,7 +170,10 @@ def test_coarse_codes_learn_what_they_change_in_the_text_when_fine_codes_are_kep
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(book[name])
-        direction, size = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(3)), 1e-2
+        direction, size = (
+            torch.randn(gradient.shape, generator=torch.Generator().manual_seed(3)),
+            1e-2,
+        )
         ends = []
         for sign in (1, -1):
             model.coarse_out.bias += sign * size * direction
@@ -180,10 +204,18 @@ def test_the_topic_loss_is_how_badly_each_coarse_code_alone_tells_the_tokens_of_
 def test_both_levels_teach_the_encoder():
     model, tokens = make(commitment_weight=0.0).train(), texts()
     plain = cross_entropy(model(tokens).logits, tokens)
-    for layer in (model.coarse_in, model.coarse_encoder, model.quantize_coarse, model.quantize_fine, model.encoder):
+    for layer in (
+        model.coarse_in,
+        model.coarse_encoder,
+        model.quantize_coarse,
+        model.quantize_fine,
+        model.encoder,
+    ):
         found = torch.autograd.grad(plain, list(layer.parameters()), retain_graph=True)
         assert sum(float(gradient.abs().sum()) for gradient in found) > 1e-3
-    alone = cross_entropy(model(tokens, without_fine=torch.ones(4, dtype=torch.bool)).logits, tokens)
+    alone = cross_entropy(
+        model(tokens, without_fine=torch.ones(4, dtype=torch.bool)).logits, tokens
+    )
     fine = list(model.quantize_fine.parameters())
     found = torch.autograd.grad(alone, fine, retain_graph=True, allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in found)
@@ -258,24 +290,45 @@ def test_the_full_length_is_the_least_that_is_taken(kind, code):
     "changes, message",
     [
         *(({name: 0}, f"`{name}` must be an integer of at least 1, got 0") for name in COUNTS),
-        ({"num_encoder_layers": -1}, "`num_encoder_layers` must be an integer of at least 0, got -1"),
+        (
+            {"num_encoder_layers": -1},
+            "`num_encoder_layers` must be an integer of at least 0, got -1",
+        ),
         ({"vocab_size": 0}, "`vocab_size`"),
         ({"num_coarse_layers": 0}, "`num_coarse_layers`"),
-        ({"num_coarse_codes": None}, "`num_coarse_codes` must be an integer of at least 1, got None"),
+        (
+            {"num_coarse_codes": None},
+            "`num_coarse_codes` must be an integer of at least 1, got None",
+        ),
         ({"patch_length": 0}, "`patch_length`"),
         ({"coarse_ratio": 0}, "`coarse_ratio`"),
         ({"codebook_dim": 2.0}, "`codebook_dim`"),
         ({"feed_forward_ratio": 0}, "`feed_forward_ratio`"),
         ({"num_attention_heads": 3}, "`hidden_size` must be an even multiple"),
         ({"quantizer": "nearest"}, "`quantizer` must be one of .*, got 'nearest'"),
-        ({"window_length": 12}, "`window_length` must be a multiple of 8, the tokens of a code, got 12"),
+        (
+            {"window_length": 12},
+            "`window_length` must be a multiple of 8, the tokens of a code, got 12",
+        ),
         ({"window_length": 0}, "`window_length`"),
-        ({"fine_levels": [5, 5]}, '`fine_levels` must be given with `quantizer` "fsq" and not otherwise'),
+        (
+            {"fine_levels": [5, 5]},
+            '`fine_levels` must be given with `quantizer` "fsq" and not otherwise',
+        ),
         (KINDS["fsq"] | {"fine_levels": None}, "`fine_levels` must be given with"),
         (KINDS["fsq"] | {"coarse_levels": None}, "`coarse_levels` must be given with"),
-        (KINDS["fsq"] | {"fine_levels": []}, "`fine_levels` must be a list of integers of at least 3, got \\[\\]"),
-        (KINDS["fsq"] | {"fine_levels": 8}, "`fine_levels` must be a list of integers of at least 3, got 8"),
-        (KINDS["fsq"] | {"coarse_levels": [5, 2]}, "`coarse_levels` must be a list of integers of at least 3"),
+        (
+            KINDS["fsq"] | {"fine_levels": []},
+            "`fine_levels` must be a list of integers of at least 3, got \\[\\]",
+        ),
+        (
+            KINDS["fsq"] | {"fine_levels": 8},
+            "`fine_levels` must be a list of integers of at least 3, got 8",
+        ),
+        (
+            KINDS["fsq"] | {"coarse_levels": [5, 2]},
+            "`coarse_levels` must be a list of integers of at least 3",
+        ),
         (KINDS["fsq"] | KINDS["one level"], "`coarse_levels` must be given with"),
         ({"decay": 1.0}, "`decay` must be at least 0, below 1, got 1.0"),
         ({"decay": float("nan")}, "`decay`"),
@@ -305,10 +358,13 @@ def test_codes_that_do_not_fit_are_refused():
         for code in (-1, number):
             bad = dict(codes) | {level: torch.full_like(codes[level], code)}
             with pytest.raises(
-                ValueError, match=f"`{level}` must be \\(batch, length\\) codes from 0 to {number - 1}"
+                ValueError,
+                match=f"`{level}` must be \\(batch, length\\) codes from 0 to {number - 1}",
             ):
                 model.decode(**bad)
-    with pytest.raises(ValueError, match="must be a multiple of 8, and of `window_length`=16 .*, got 24"):
+    with pytest.raises(
+        ValueError, match="must be a multiple of 8, and of `window_length`=16 .*, got 24"
+    ):
         model.decode(codes.fine[:, :12], codes.coarse[:, :3])
     with pytest.raises(ValueError, match="`input_ids` must be \\(batch, length\\), got \\(32,\\)"):
         model.encode(texts()[0])
@@ -331,7 +387,9 @@ def test_the_decoder_sees_the_sum_of_what_both_levels_say_of_a_patch():
     for layer in (model.quantize_coarse.layer.project_out, model.coarse_out):
         book = book @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
     detail = model.quantize_fine.vectors(codes.fine).detach().numpy()  # (B, 8, D)
-    np.testing.assert_allclose(seen[-1].detach().numpy(), book.reshape(4, 8, 32) + detail, atol=1e-5)
+    np.testing.assert_allclose(
+        seen[-1].detach().numpy(), book.reshape(4, 8, 32) + detail, atol=1e-5
+    )
     coarse, fine = model.code_vectors("coarse"), model.code_vectors("fine")
     assert coarse.shape == (10, 4, 32) and fine.shape == (24, 1, 32)
     parts = coarse[codes.coarse].flatten(1, 2) + fine[codes.fine].squeeze(2)

@@ -28,12 +28,16 @@ class Rows:
     def __init__(self, tokenizer, model):
         generator = torch.Generator().manual_seed(0)
         self.clean = torch.randint(1, 256, (3, LENGTH), generator=generator)
-        self.noisy = self.clean.masked_fill(torch.rand(3, LENGTH, generator=generator) < 0.5, tokenizer.mask_token_id)
+        self.noisy = self.clean.masked_fill(
+            torch.rand(3, LENGTH, generator=generator) < 0.5, tokenizer.mask_token_id
+        )
         self.mask = (torch.arange(LENGTH) < torch.tensor([[LENGTH], [6], [9]])).long()
         block_times = torch.rand(3, -(-LENGTH // BLOCK), generator=generator)
         self.times = block_times.repeat_interleave(BLOCK, dim=1)[:, :LENGTH]
         self.labels = None if model.config.num_classes is None else torch.tensor([0, 2, 3])
-        self.blocks = [slice(start, min(start + BLOCK, LENGTH)) for start in range(0, LENGTH, BLOCK)]
+        self.blocks = [
+            slice(start, min(start + BLOCK, LENGTH)) for start in range(0, LENGTH, BLOCK)
+        ]
 
     def block(self, model, number, **inputs):
         block = self.blocks[number]
@@ -76,14 +80,23 @@ def test_logits_with_a_cache_equal_those_without(tokenizer, changes, read):
         for number, block in enumerate(rows.blocks):
             if read == "alone" and block.start:
                 before = rows.blocks[number - 1]
-                model(rows.clean[:, before], 0.0, rows.mask[:, : before.stop], rows.labels, cache=cache)
+                model(
+                    rows.clean[:, before],
+                    0.0,
+                    rows.mask[:, : before.stop],
+                    rows.labels,
+                    cache=cache,
+                )
                 cache.length = block.start
             new = slice(cache.length, block.stop)
             known = block.start - cache.length
             ids = torch.cat([rows.clean[:, new][:, :known], rows.noisy[:, block]], dim=1)
             times = torch.cat([torch.zeros(3, known), rows.times[:, block]], dim=1)
-            for _ in range(2):  # what a call leaves behind the finished tokens does not matter to the next
-                logits = model(ids, times, rows.mask[:, : block.stop], rows.labels, cache=cache).logits[:, known:]
+            # Twice: the keys that a call leaves behind the finished tokens do not matter to the next.
+            for _ in range(2):
+                logits = model(
+                    ids, times, rows.mask[:, : block.stop], rows.labels, cache=cache
+                ).logits[:, known:]
             cache.length = block.start
             close(logits[rows.real(number)], rows.block(model, number)[rows.real(number)])
 
@@ -100,10 +113,14 @@ def test_a_choice_of_rows_reads_its_own_cache(tokenizer):
         mask = rows.mask[:, : block.stop]
         chosen = torch.tensor([True, False, True])
         for part in (chosen, torch.tensor([2, 0])):
-            logits = model(rows.noisy[:, block][part], None, mask[part], cache=cache.view(part)).logits
+            logits = model(
+                rows.noisy[:, block][part], None, mask[part], cache=cache.view(part)
+            ).logits
             close(logits[0 if part is chosen else 1], want[0])
         cache.keep(chosen)
-        close(model(rows.noisy[:, block][chosen], None, mask[chosen], cache=cache).logits[0], want[0])
+        close(
+            model(rows.noisy[:, block][chosen], None, mask[chosen], cache=cache).logits[0], want[0]
+        )
 
 
 def test_a_later_block_never_changes_an_earlier_one_and_all_else_does(tokenizer):
@@ -137,9 +154,14 @@ def test_one_block_of_the_whole_text_has_the_loss_of_a_bidirectional_model(token
     model.load_state_dict(ordinary.state_dict())
     rows = Rows(tokenizer, model)
     batch = {"input_ids": rows.clean, "attention_mask": rows.mask}
-    scheduler, uniform = D3PMAbsorbingScheduler(tokenizer.mask_token_id), torch.tensor([0.2, 0.5, 0.9])
+    scheduler, uniform = (
+        D3PMAbsorbingScheduler(tokenizer.mask_token_id),
+        torch.tensor([0.2, 0.5, 0.9]),
+    )
     losses = [
-        batch_bound(one, scheduler, batch, uniform, [torch.Generator().manual_seed(i) for i in range(3)])
+        batch_bound(
+            one, scheduler, batch, uniform, [torch.Generator().manual_seed(i) for i in range(3)]
+        )
         for one in (ordinary, model)
     ]
     assert (losses[0] > 0).all()
@@ -176,7 +198,9 @@ def test_blocks_of_one_token_are_an_autoregressive_model(tokenizer):
     assert (bounds.mean() - exact).abs() < 4 * bounds.std() / count**0.5 < 0.05 * exact
 
 
-@pytest.mark.parametrize("changes", [{}, {"time_conditioning": True, "num_classes": 3}], ids=["plain", "conditioned"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"time_conditioning": True, "num_classes": 3}], ids=["plain", "conditioned"]
+)
 def test_checkpointing_and_a_chunked_head_give_the_same_gradients(tokenizer, changes):
     gradients = []
     for way in ("plain", "checkpointing", "chunks"):
@@ -204,7 +228,11 @@ def test_adapters_act_through_the_cache_too(tokenizer):
     model = block_model(tokenizer)
     rows = Rows(tokenizer, model)
     before = rows.block(model, 1)
-    model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False))
+    model.add_adapter(
+        LoraConfig(
+            r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False
+        )
+    )
     want = rows.block(model, 1)
     assert (want - before).abs().max() > 1e-4
     with torch.no_grad():
@@ -212,7 +240,9 @@ def test_adapters_act_through_the_cache_too(tokenizer):
         model(rows.clean[:, :BLOCK], cache=cache)
         cache.length = BLOCK
         block = rows.blocks[1]
-        close(model(rows.noisy[:, block], None, rows.mask[:, : block.stop], cache=cache).logits, want)
+        close(
+            model(rows.noisy[:, block], None, rows.mask[:, : block.stop], cache=cache).logits, want
+        )
 
 
 def test_a_saved_model_keeps_its_blocks(tokenizer, tmp_path):
@@ -232,7 +262,9 @@ def test_a_cache_or_clean_tokens_that_do_not_fit_are_refused(tokenizer):
         ordinary(ids, clean_ids=ids)
     with pytest.raises(ValueError, match="`cache` was given, but .* `block_length=None`"):
         ordinary(ids, cache=model.new_cache())
-    with pytest.raises(ValueError, match=r"`clean_ids` must be \(3, 14\) like `input_ids`.*got \(3, 12\)"):
+    with pytest.raises(
+        ValueError, match=r"`clean_ids` must be \(3, 14\) like `input_ids`.*got \(3, 12\)"
+    ):
         model(ids, clean_ids=ids[:, :12])
     with torch.enable_grad(), pytest.raises(ValueError, match="`cache` carries no gradients"):
         model(ids, cache=model.new_cache())
@@ -244,9 +276,13 @@ def test_a_cache_or_clean_tokens_that_do_not_fit_are_refused(tokenizer):
     cache.length = 4
     with pytest.raises(ValueError, match="room for the 14 of `input_ids`, got 4 of 16 in use"):
         model(ids, cache=cache)
-    with pytest.raises(ValueError, match="`capacity` must be between 1 and `max_length`=32, got 33"):
+    with pytest.raises(
+        ValueError, match="`capacity` must be between 1 and `max_length`=32, got 33"
+    ):
         model.new_cache(33)
     with pytest.raises(ValueError, match=r"`timestep` must be \(\), \(B,\) or \(3, 14\)"):
         block_model(tokenizer, time_conditioning=True)(ids, torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="`block_length` must be None or an integer of at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="`block_length` must be None or an integer of at least 1, got 0"
+    ):
         block_model(tokenizer, block_length=0)

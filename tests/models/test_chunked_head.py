@@ -25,7 +25,8 @@ class Batch:
         scheduler = {"absorbing": mask, "uniform": uniform}[kernel]
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(0, words, (rows, length), generator=generator)
-        self.times = scheduler.training_timesteps(torch.arange(rows) / rows)  # (B,), the first clamped
+        # (B,), the first clamped
+        self.times = scheduler.training_timesteps(torch.arange(rows) / rows)
         self.noisy = scheduler.add_noise(tokens, self.times, generator)  # (B, L)
         self.positions = predicted_positions(scheduler, self.noisy, torch.ones_like(tokens))
         self.targets, self.inputs = tokens[self.positions], self.noisy[self.positions]  # (N,)
@@ -34,7 +35,9 @@ class Batch:
 
     def loss(self, logits, chunk):
         times = self.row_times[chunk]
-        return token_bound(self.scheduler, logits, self.targets[chunk], self.inputs[chunk], times).sum()
+        return token_bound(
+            self.scheduler, logits, self.targets[chunk], self.inputs[chunk], times
+        ).sum()
 
     def logits(self, model):
         return model(self.noisy, self.times, positions=self.positions).logits  # (N, V)
@@ -73,11 +76,17 @@ def assert_same(got, expected):
 @pytest.mark.parametrize("chunk_size", [1, 3, "N", "more than N"])
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_loss_and_gradients_equal_those_of_all_logits_at_once(tokenizer, kernel, tied, chunk_size, dtype):
+def test_loss_and_gradients_equal_those_of_all_logits_at_once(
+    tokenizer, kernel, tied, chunk_size, dtype
+):
     batch = Batch(tokenizer, kernel)
     count = len(batch.targets)
     size = {"N": count, "more than N": count + 5}.get(chunk_size, chunk_size)
-    model = make_denoiser(tokenizer, tie_embeddings=tied, time_conditioning=kernel == "uniform").train().to(dtype)
+    model = (
+        make_denoiser(tokenizer, tie_embeddings=tied, time_conditioning=kernel == "uniform")
+        .train()
+        .to(dtype)
+    )
     expected = gradients(model, batch.dense_loss(model))
     assert all(gradient.abs().max() > 0 for gradient in expected[1].values())
     assert_same(gradients(model, batch.chunked_loss(model, size)), expected)
@@ -85,19 +94,25 @@ def test_loss_and_gradients_equal_those_of_all_logits_at_once(tokenizer, kernel,
 
 def logits_alive(vocab_size):
     """How many matrices of V columns exist."""
-    return sum(type(x) is torch.Tensor and x.ndim == 2 and x.shape[1] == vocab_size for x in gc.get_objects())
+    return sum(
+        type(x) is torch.Tensor and x.ndim == 2 and x.shape[1] == vocab_size
+        for x in gc.get_objects()
+    )
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["gradients", "no gradients"])
 @pytest.mark.parametrize("chunk_size", [5, 1000])
-def test_chunks_cover_each_position_once_and_one_chunk_of_logits_exists(tokenizer, denoiser, chunk_size, training):
+def test_chunks_cover_each_position_once_and_one_chunk_of_logits_exists(
+    tokenizer, denoiser, chunk_size, training
+):
     batch = Batch(tokenizer, "absorbing")
     count, seen, before = len(batch.targets), [], logits_alive(len(tokenizer))
 
     def recording_loss(logits, chunk):
         assert logits.shape == (chunk.stop - chunk.start, len(tokenizer))
         assert logits.requires_grad == training
-        assert logits_alive(len(tokenizer)) == before + 1  # nor does the gradient of the chunk before
+        # Nor does the gradient of the chunk before.
+        assert logits_alive(len(tokenizer)) == before + 1
         seen.append(chunk)
         return batch.loss(logits, chunk)
 
@@ -118,7 +133,9 @@ def test_without_positions_the_chunks_run_over_all_of_them_in_order(tokenizer, d
     got = denoiser(rows, loss_function=loss, chunk_size=4)
     assert got.logits is None
     assert_same(gradients(denoiser, got.loss), expected)
-    assert torch.equal(denoiser(rows, loss_function=loss, chunk_size=4, return_dict=False)[0], got.loss)
+    assert torch.equal(
+        denoiser(rows, loss_function=loss, chunk_size=4, return_dict=False)[0], got.loss
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -173,7 +190,10 @@ def test_a_frozen_part_gets_no_gradient_and_changes_no_other(tokenizer, frozen):
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_autocast_and_half_weights_stay_close_to_float32(tokenizer, tied):
     """Nearly as close as all logits at once: sums over many chunks are kept in float32."""
-    batch, model = Batch(tokenizer, "absorbing", rows=40), make_denoiser(tokenizer, tie_embeddings=tied)
+    batch, model = (
+        Batch(tokenizer, "absorbing", rows=40),
+        make_denoiser(tokenizer, tie_embeddings=tied),
+    )
     head = "token_embedding.weight" if tied else "head.weight"
     full = gradients(model, batch.dense_loss(model))
 
@@ -185,9 +205,15 @@ def test_autocast_and_half_weights_stay_close_to_float32(tokenizer, tied):
         return abs(float(loss / full[0]) - 1), float(relative)
 
     with torch.autocast("cpu", torch.bfloat16):
-        autocast = distances(lambda: batch.dense_loss(model)), distances(lambda: batch.chunked_loss(model, 1))
+        autocast = (
+            distances(lambda: batch.dense_loss(model)),
+            distances(lambda: batch.chunked_loss(model, 1)),
+        )
     model.to(torch.bfloat16)
-    half = distances(lambda: batch.dense_loss(model)), distances(lambda: batch.chunked_loss(model, 1))
+    half = (
+        distances(lambda: batch.dense_loss(model)),
+        distances(lambda: batch.chunked_loss(model, 1)),
+    )
     for dense, chunked in (autocast, half):
         assert max(chunked) < 0.05
         assert chunked[1] < 1.25 * dense[1]
@@ -202,7 +228,10 @@ def test_autocast_leaves_no_weight_without_gradient_in_its_cache(tokenizer, deno
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tokenizer):
-    batch, model = Batch(tokenizer, "uniform"), make_denoiser(tokenizer, time_conditioning=True).train()
+    batch, model = (
+        Batch(tokenizer, "uniform"),
+        make_denoiser(tokenizer, time_conditioning=True).train(),
+    )
     expected = gradients(model, batch.dense_loss(model))
     model.enable_gradient_checkpointing()
     assert_same(gradients(model, batch.chunked_loss(model, 3)), expected)
@@ -211,11 +240,16 @@ def test_gradient_checkpointing_gives_the_same_gradients(tokenizer):
 def test_gradients_accumulate_over_micro_batches(tokenizer, denoiser):
     batches = [Batch(tokenizer, "absorbing", rows) for rows in (3, 5)]
     expected = gradients(denoiser, sum(batch.dense_loss(denoiser) for batch in batches))
-    assert_same(gradients(denoiser, sum(batch.chunked_loss(denoiser, 3) for batch in batches)), expected)
+    assert_same(
+        gradients(denoiser, sum(batch.chunked_loss(denoiser, 3) for batch in batches)), expected
+    )
 
 
 def test_a_prepared_model_gives_its_loss_through_accelerate(tokenizer, denoiser):
-    batch, accelerator = Batch(tokenizer, "absorbing"), Accelerator(cpu=True, mixed_precision="bf16")
+    batch, accelerator = (
+        Batch(tokenizer, "absorbing"),
+        Accelerator(cpu=True, mixed_precision="bf16"),
+    )
     expected = batch.dense_loss(denoiser).detach()
     loss = batch.chunked_loss(accelerator.prepare(denoiser), 3)
     accelerator.backward(loss)

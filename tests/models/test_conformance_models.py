@@ -43,11 +43,18 @@ def normal(*shape):
 def text_case(inputs=None, reads_weights=False, **arguments):
     told = {"input_ids": ids(), "timestep": HALF} | (inputs or {})
     sizes = {"vocab_size": V} | SIZES | arguments
-    return ModelCase(TextTransformerModel, sizes, lambda: dict(told), (B, L, V), reads_weights=reads_weights)
+    return ModelCase(
+        TextTransformerModel, sizes, lambda: dict(told), (B, L, V), reads_weights=reads_weights
+    )
 
 
 CODES = {"num_context_codes": 6, "context_ratio": 2, "prompt_size": 16}
-AUTOENCODER = {"num_encoder_layers": 1, "num_decoder_layers": 2, "window_length": L, "codebook_dim": 4}
+AUTOENCODER = {
+    "num_encoder_layers": 1,
+    "num_decoder_layers": 2,
+    "window_length": L,
+    "codebook_dim": 4,
+}
 ONE_LEVEL = {"coarse_ratio": None, "num_coarse_codes": None}
 CASES = {
     "text": text_case(),
@@ -59,7 +66,11 @@ CASES = {
     "embedding": ModelCase(
         EmbeddingTransformerModel,
         {"vocab_size": V, "embedding_dim": 8} | SIZES,
-        lambda: {"sample": normal(B, L, 8), "timestep": torch.tensor([3, 500]), "attention_mask": MASK},
+        lambda: {
+            "sample": normal(B, L, 8),
+            "timestep": torch.tensor([3, 500]),
+            "attention_mask": MASK,
+        },
         (B, L, 8),
         unused={"token_embedding.weight", "self_condition_in.weight"},
         reads_weights=True,
@@ -115,13 +126,21 @@ CASES = {
     ),
     "autoencoder_fsq": ModelCase(
         AutoencoderVQTextModel,
-        {"vocab_size": V, "hidden_size": 32, "num_attention_heads": 2, "quantizer": "fsq", "fine_levels": [4, 4]}
+        {
+            "vocab_size": V,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "quantizer": "fsq",
+            "fine_levels": [4, 4],
+        }
         | {"num_fine_codes": 16}
         | ONE_LEVEL
         | AUTOENCODER,
         lambda: {"input_ids": ids()},
         (B, L, V),
-        unused={"quantize_fine.layer.project_out.weight"},  # the codes of these weights are vectors of zeros
+        unused={
+            "quantize_fine.layer.project_out.weight"
+        },  # the codes of these weights are vectors of zeros
         reads_weights=True,
     ),
 }
@@ -129,7 +148,9 @@ WITH_LORA = [name for name, case in CASES.items() if issubclass(case.model_class
 
 
 def test_every_model_is_held_to_them():
-    public = {getattr(text_diffusers, name) for name in text_diffusers.__all__ if name.endswith("Model")}
+    public = {
+        getattr(text_diffusers, name) for name in text_diffusers.__all__ if name.endswith("Model")
+    }
     assert {case.model_class for case in CASES.values()} == public
 
 

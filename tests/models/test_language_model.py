@@ -27,7 +27,9 @@ def seeded(seed):
 
 def make_pipe(kind, lengths=None, **changes):
     model, tokenizer = make_masked_lm(kind, **changes)
-    pipe = TextDiffusionPipeline(tokenizer, model, D3PMAbsorbingScheduler(tokenizer.mask_token_id), lengths)
+    pipe = TextDiffusionPipeline(
+        tokenizer, model, D3PMAbsorbingScheduler(tokenizer.mask_token_id), lengths
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -48,13 +50,19 @@ def kind(request):
 def test_logits_at_selected_positions_are_those_of_the_whole_model(model_type):
     model, tokenizer = make_masked_lm(model_type)
     batch = tokenizer(SENTENCES, padding=True, return_tensors="pt")
-    positions = batch.attention_mask.bool() & (torch.rand(batch.input_ids.shape, generator=seeded(0)) < 0.4)
+    positions = batch.attention_mask.bool() & (
+        torch.rand(batch.input_ids.shape, generator=seeded(0)) < 0.4
+    )
     whole = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     keep = possible(tokenizer, model.config.vocab_size)
     widths = []
     output_layer = model.get_output_embeddings()
-    hook = output_layer.register_forward_hook(lambda *call: widths.append(call[2].shape[:-1].numel()))
-    got = as_denoiser(model, tokenizer)(batch.input_ids, 0.5, batch.attention_mask, positions=positions).logits
+    hook = output_layer.register_forward_hook(
+        lambda *call: widths.append(call[2].shape[:-1].numel())
+    )
+    got = as_denoiser(model, tokenizer)(
+        batch.input_ids, 0.5, batch.attention_mask, positions=positions
+    ).logits
     hook.remove()
     torch.testing.assert_close(got[:, keep], whole[positions][:, keep], atol=1e-5, rtol=1e-5)
     assert (got[:, ~keep] == -torch.inf).all() and int((~keep).sum()) >= 8
@@ -70,7 +78,9 @@ def test_logits_of_a_row_are_the_same_alone_and_padded_in_a_batch(kind):
     positions = batch.attention_mask.bool()
     together = denoiser(batch.input_ids, None, batch.attention_mask, positions=positions).logits
     alone_ids = tokenizer(SENTENCES[0], return_tensors="pt").input_ids
-    alone = denoiser(alone_ids, None, torch.ones_like(alone_ids), positions=torch.ones_like(alone_ids).bool()).logits
+    alone = denoiser(
+        alone_ids, None, torch.ones_like(alone_ids), positions=torch.ones_like(alone_ids).bool()
+    ).logits
     torch.testing.assert_close(together[: alone_ids.shape[1]], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -79,18 +89,25 @@ def test_a_text_is_the_same_alone_and_in_a_batch(kind):
     mask = pipe.tokenizer.mask_token
     texts = [f"The {mask} sat.", f"She was {mask} for the train and {mask} all the way."]
     filled = pipe(text=texts, num_inference_steps=5, generator=[seeded(0), seeded(1)]).texts
-    assert [pipe(text=t, num_inference_steps=5, generator=seeded(i)).texts[0] for i, t in enumerate(texts)] == filled
+    assert [
+        pipe(text=t, num_inference_steps=5, generator=seeded(i)).texts[0]
+        for i, t in enumerate(texts)
+    ] == filled
     prompts = ["The cat", "A bird sang in the tree and"]
     settings = {"max_new_tokens": 6, "num_inference_steps": 4}
     written = pipe(prompts, generator=[seeded(0), seeded(1)], **settings).texts
-    assert [pipe(p, generator=seeded(i), **settings).texts[0] for i, p in enumerate(prompts)] == written
+    assert [
+        pipe(p, generator=seeded(i), **settings).texts[0] for i, p in enumerate(prompts)
+    ] == written
 
 
 def test_the_model_reads_what_its_own_tokenizer_makes_of_the_text(kind):
     """First step: the ids of `tokenizer(text)`, special tokens at both ends included, and no token of padding seen."""
     pipe = make_pipe(kind)
     tokenizer, seen = pipe.tokenizer, []
-    pipe.denoiser.base_model.register_forward_pre_hook(lambda *call: seen.append(call[2]), with_kwargs=True)
+    pipe.denoiser.base_model.register_forward_pre_hook(
+        lambda *call: seen.append(call[2]), with_kwargs=True
+    )
     texts = [f"Paris is the {tokenizer.mask_token} of France.", f"The {tokenizer.mask_token}"]
     filled = pipe(text=texts, num_inference_steps=1, generator=seeded(0))
     want = tokenizer(texts, padding=True, return_tensors="pt")
@@ -110,7 +127,9 @@ def test_a_filled_in_token_follows_the_masked_lm(kind):
     encoded = tokenizer(text, return_tensors="pt")
     at = int((encoded.input_ids[0] == tokenizer.mask_token_id).nonzero())
     with torch.no_grad():
-        logits = pipe.denoiser(**{name: encoded[name] for name in ("input_ids", "attention_mask")}).logits[0, at]
+        logits = pipe.denoiser(
+            **{name: encoded[name] for name in ("input_ids", "attention_mask")}
+        ).logits[0, at]
     keep = possible(tokenizer, len(logits))
     probs = torch.where(keep, logits, -torch.inf).double().softmax(dim=-1)
     settings = {"num_return_sequences": rows, "num_inference_steps": 3, "output_type": "tokens"}
@@ -125,7 +144,9 @@ def test_special_tokens_are_never_written_however_much_the_model_likes_them(kind
     pipe.denoiser.get_output_embeddings().register_forward_hook(
         lambda module, args, logits: logits.index_fill(-1, special, 1e4)
     )
-    output = pipe(max_new_tokens=12, num_return_sequences=20, num_inference_steps=4, generator=seeded(0))
+    output = pipe(
+        max_new_tokens=12, num_return_sequences=20, num_inference_steps=4, generator=seeded(0)
+    )
     assert output.tokens.shape == (20, 14) and not torch.isin(output.tokens[:, 1:-1], special).any()
     ends = tokenizer("", return_tensors="pt").input_ids[0]
     assert torch.equal(output.tokens[:, [0, -1]], ends.expand(20, -1))
@@ -133,29 +154,41 @@ def test_special_tokens_are_never_written_however_much_the_model_likes_them(kind
 
 
 def test_a_masked_lm_must_be_told_the_length_or_draws_it_from_lengths(kind):
-    with pytest.raises(ValueError, match="`max_new_tokens` must be given: a masked LM does not predict"):
+    with pytest.raises(
+        ValueError, match="`max_new_tokens` must be given: a masked LM does not predict"
+    ):
         make_pipe(kind)("The cat")
     pipe = make_pipe(kind, lengths=[0, 0, 300, 0, 0, 700])
-    output = pipe(num_return_sequences=500, num_inference_steps=1, generator=seeded(0), output_type="tokens").tokens
+    output = pipe(
+        num_return_sequences=500, num_inference_steps=1, generator=seeded(0), output_type="tokens"
+    ).tokens
     sizes = (output != pipe.tokenizer.pad_token_id).sum(dim=1)
     counts = np.array([int((sizes == n + 2).sum()) for n in (2, 5)])
     assert counts.sum() == 500 and chi_square_passes(counts, np.array([0.3, 0.7]), level=1e-3)
     end = tokenizer_end(pipe.tokenizer)
-    assert (output.gather(1, sizes.unsqueeze(1) - 1) == end).all() and ((output == end).sum(dim=1) == 1).all()
+    assert (output.gather(1, sizes.unsqueeze(1) - 1) == end).all() and (
+        (output == end).sum(dim=1) == 1
+    ).all()
 
 
 def tokenizer_end(tokenizer):
     return tokenizer("").input_ids[-1]
 
 
-@pytest.mark.parametrize("model_type, limit", [("bert", 20), ("roberta", 18), ("xlm-roberta", 18), ("modernbert", 20)])
+@pytest.mark.parametrize(
+    "model_type, limit", [("bert", 20), ("roberta", 18), ("xlm-roberta", 18), ("modernbert", 20)]
+)
 def test_the_longest_text_is_what_the_position_embeddings_hold(model_type, limit):
     """RoBERTa's positions start after its padding id 1, so 20 embeddings are for 18 tokens."""
     pipe = make_pipe(model_type, max_position_embeddings=20)
     assert masked_lm_length(pipe.denoiser) == limit
-    longest = pipe(max_new_tokens=limit - 2, num_inference_steps=2, generator=seeded(0), output_type="tokens")
+    longest = pipe(
+        max_new_tokens=limit - 2, num_inference_steps=2, generator=seeded(0), output_type="tokens"
+    )
     assert longest.tokens.shape == (1, limit)
-    with pytest.raises(ValueError, match=rf"must fit into the model's {limit} tokens .*, got {limit + 1}"):
+    with pytest.raises(
+        ValueError, match=rf"must fit into the model's {limit} tokens .*, got {limit + 1}"
+    ):
         pipe(max_new_tokens=limit - 1, num_inference_steps=2)
 
 
@@ -181,9 +214,13 @@ def test_saved_pipelines_give_the_same_tokens_in_a_fresh_process(tmp_path):
 
 def test_what_a_masked_lm_cannot_do_is_refused_by_name():
     pipe = make_pipe("bert")
-    with pytest.raises(ValueError, match="`class_labels` were given, but a masked LM takes no labels"):
+    with pytest.raises(
+        ValueError, match="`class_labels` were given, but a masked LM takes no labels"
+    ):
         pipe(max_new_tokens=2, class_labels=1, num_inference_steps=2)
-    with pytest.raises(ValueError, match="`scheduler` must be of an absorbing kernel for a masked LM"):
+    with pytest.raises(
+        ValueError, match="`scheduler` must be of an absorbing kernel for a masked LM"
+    ):
         TextDiffusionPipeline(pipe.tokenizer, pipe.denoiser, D3PMUniformScheduler(100))
     small, _ = make_masked_lm("bert", extra_ids=-1)
     with pytest.raises(ValueError, match="`denoiser` has `vocab_size`"):
@@ -203,7 +240,9 @@ def test_offloading_moves_the_model_before_it_is_called(kind):
 
     pipe, hook = make_pipe(kind), Counting()
     add_hook_to_module(pipe.denoiser, hook)
-    assert pipe(max_new_tokens=4, num_inference_steps=1, generator=seeded(0)).texts and hook.calls == 1
+    assert (
+        pipe(max_new_tokens=4, num_inference_steps=1, generator=seeded(0)).texts and hook.calls == 1
+    )
 
 
 @torch.no_grad()
@@ -215,17 +254,23 @@ def test_the_bound_of_a_text_is_what_the_masked_lm_pays_for_its_hidden_words(kin
     encoded = tokenizer(texts, return_tensors="pt", **settings)
     ids, real = encoded.input_ids, encoded.attention_mask
     assert (tokenizer.unk_token_id in ids) == (kind != "roberta")  # bytes know every word
-    batch = to_tensors(tokenize(Dataset.from_dict({"text": texts}), tokenizer, 30, False, given_ends=True)[:])
+    batch = to_tensors(
+        tokenize(Dataset.from_dict({"text": texts}), tokenizer, 30, False, given_ends=True)[:]
+    )
     assert torch.equal(batch["input_ids"], ids) and torch.equal(batch["attention_mask"], real)
     scheduler = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
     times = torch.tensor([0.2, 0.5, 0.8, 1 - 1e-9], dtype=torch.float64)
     generators = [[seeded(i) for i in range(4)] for _ in range(2)]
-    bounds = batch_bound(training_denoiser(model, tokenizer), scheduler, batch, times, generators[0])
+    bounds = batch_bound(
+        training_denoiser(model, tokenizer), scheduler, batch, times, generators[0]
+    )
     noisy = scheduler.add_noise(ids, times, generators[1])
     assert (noisy[3] == tokenizer.mask_token_id).all()  # its ends too
     special = {tokenizer.pad_token_id, *tokenizer("").input_ids, tokenizer.mask_token_id}
     hidden = (noisy == tokenizer.mask_token_id) & ~torch.isin(ids, torch.tensor([*special]))
-    logits = model(input_ids=torch.where(hidden, tokenizer.mask_token_id, ids), attention_mask=real).logits
+    logits = model(
+        input_ids=torch.where(hidden, tokenizer.mask_token_id, ids), attention_mask=real
+    ).logits
     keep = possible(tokenizer, logits.shape[-1])
     keep[tokenizer.unk_token_id] = True  # texts may hold unknown words
     log_probs = torch.where(keep, logits, -torch.inf).log_softmax(dim=-1)

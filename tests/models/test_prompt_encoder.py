@@ -25,11 +25,17 @@ def test_padding_does_not_matter_on_either_side(encoder):
     assert base.shape == (3, 7, 32) == (*prompts.shape, encoder.config.hidden_size)
     torch.testing.assert_close(encoder(prompts, ones).last_hidden_state, base, atol=1e-5, rtol=0)
     noise = tokens(length=5, seed=1)
-    right = encoder(torch.cat([prompts, noise], dim=1), torch.cat([ones, zeros], dim=1)).last_hidden_state[:, :7]
+    right = encoder(
+        torch.cat([prompts, noise], dim=1), torch.cat([ones, zeros], dim=1)
+    ).last_hidden_state[:, :7]
     torch.testing.assert_close(right, base, atol=1e-5, rtol=0)
-    left = encoder(torch.cat([noise, prompts], dim=1), torch.cat([zeros, ones], dim=1)).last_hidden_state[:, 5:]
+    left = encoder(
+        torch.cat([noise, prompts], dim=1), torch.cat([zeros, ones], dim=1)
+    ).last_hidden_state[:, 5:]
     torch.testing.assert_close(left, base, atol=1e-5, rtol=0)
-    assert (encoder(torch.cat([prompts, noise], dim=1)).last_hidden_state[:, :7] - base).abs().max() > 1e-2
+    assert (
+        encoder(torch.cat([prompts, noise], dim=1)).last_hidden_state[:, :7] - base
+    ).abs().max() > 1e-2
 
 
 def test_a_row_of_padding_is_finite_and_leaves_the_others_as_they_are(encoder):
@@ -37,7 +43,9 @@ def test_a_row_of_padding_is_finite_and_leaves_the_others_as_they_are(encoder):
     with torch.no_grad():
         states = encoder(tokens(), mask).last_hidden_state
     assert states.isfinite().all()
-    torch.testing.assert_close(states[:1], encoder(tokens()[:1]).last_hidden_state, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        states[:1], encoder(tokens()[:1]).last_hidden_state, atol=1e-5, rtol=0
+    )
     short = encoder(tokens()[2:, :4]).last_hidden_state
     torch.testing.assert_close(states[2:, :4], short, atol=1e-5, rtol=0)
     loss = encoder(tokens(), mask).last_hidden_state.square().sum()
@@ -58,12 +66,20 @@ def test_every_token_sees_every_other_and_where_it_is(encoder):
 def test_it_is_called_as_encoders_of_transformers_are(encoder):
     torch.manual_seed(0)
     bert = BertModel(
-        BertConfig(vocab_size=20, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+        BertConfig(
+            vocab_size=20,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+        )
     ).eval()
     mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 4 + [0] * 3])
     shapes = {tuple(one(tokens(), mask).last_hidden_state.shape) for one in (encoder, bert)}
     assert shapes == {(3, 7, bert.config.hidden_size)}
-    assert torch.equal(encoder(tokens(), mask, return_dict=False)[0], encoder(tokens(), mask).last_hidden_state)
+    assert torch.equal(
+        encoder(tokens(), mask, return_dict=False)[0], encoder(tokens(), mask).last_hidden_state
+    )
 
 
 def test_a_saved_encoder_gives_the_same_states(encoder, tmp_path):
@@ -72,7 +88,9 @@ def test_a_saved_encoder_gives_the_same_states(encoder, tmp_path):
     assert torch.equal(loaded(tokens()).last_hidden_state, encoder(tokens()).last_hidden_state)
 
 
-@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "num_layers", "num_attention_heads", "max_length"])
+@pytest.mark.parametrize(
+    "name", ["vocab_size", "hidden_size", "num_layers", "num_attention_heads", "max_length"]
+)
 def test_a_config_that_makes_no_sense_is_refused(name):
     with pytest.raises(ValueError, match=f"`{name}` must be an integer of at least 1, got 0"):
         PromptEncoderModel(**{"vocab_size": 20} | SIZES | {name: 0})
@@ -85,5 +103,7 @@ def test_a_prompt_that_is_too_long_is_refused(encoder, shape):
 
 
 def test_a_mask_of_other_tokens_is_refused(encoder):
-    with pytest.raises(ValueError, match="`attention_mask` must be \\(3, 7\\) as `input_ids`, got \\(3, 6\\)"):
+    with pytest.raises(
+        ValueError, match="`attention_mask` must be \\(3, 7\\) as `input_ids`, got \\(3, 6\\)"
+    ):
         encoder(tokens(), torch.ones(3, 6))

@@ -10,7 +10,13 @@ CODES, CONTEXT, RATIO, WIDTH = 20, 6, 4, 12
 
 def make(**changes):
     torch.manual_seed(0)
-    sizes = {"vocab_size": CODES + 1, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "max_length": 32}
+    sizes = {
+        "vocab_size": CODES + 1,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "max_length": 32,
+    }
     sizes |= {"num_context_codes": CONTEXT, "context_ratio": RATIO, "prompt_size": WIDTH}
     model = CodeTransformerModel(**sizes | changes)
     for parameter in model.parameters():  # the zero-initialised layers would hide mistakes
@@ -44,7 +50,9 @@ def test_positions_select_rows_of_the_same_logits(model):
     positions = torch.rand(3, 16, generator=seeded(1)) < 0.4
     every = model(codes(), **inputs).logits
     assert every.shape == (3, 16, CODES + 1)
-    torch.testing.assert_close(model(codes(), positions=positions, **inputs).logits, every[positions])
+    torch.testing.assert_close(
+        model(codes(), positions=positions, **inputs).logits, every[positions]
+    )
     assert model(codes(), positions=torch.zeros_like(positions)).logits.shape == (0, CODES + 1)
     assert torch.equal(model(codes(), return_dict=False, **inputs)[0], every)
 
@@ -55,7 +63,9 @@ def test_a_row_does_not_depend_on_who_shares_its_batch(model):
     every = model(rows, context_ids=told, prompt_states=states, prompt_mask=mask).logits
     for row in range(4):
         one = slice(row, row + 1)
-        alone = model(rows[one], context_ids=told[one], prompt_states=states[one], prompt_mask=mask[one]).logits
+        alone = model(
+            rows[one], context_ids=told[one], prompt_states=states[one], prompt_mask=mask[one]
+        ).logits
         torch.testing.assert_close(alone, every[one], atol=1e-5, rtol=0)
 
 
@@ -100,7 +110,8 @@ def test_a_coarser_code_enters_at_its_own_codes_only():
         changed[:, place] = (told[:, place] + 1) % CONTEXT
         moved = (model(rows, context_ids=changed).logits - base).abs().amax(dim=(0, 2)) > 1e-4
         assert moved.nonzero().flatten().tolist() == list(range(ratio * place, ratio * (place + 1)))
-    same = torch.zeros_like(rows)  # equal codes of one coarser code are told apart by their place in it
+    # Equal codes of one coarser code are told apart by their place in it.
+    same = torch.zeros_like(rows)
     entered = model(same, context_ids=told).logits[0, :ratio]
     assert (torch.cdist(entered, entered) + torch.eye(ratio)).min() > 1e-3
 
@@ -110,7 +121,10 @@ def test_without_a_prompt_is_a_prompt_that_is_not_seen(model):
     told, base = context(), model(codes(), context_ids=context()).logits
     for length in (1, 7, 40):
         unseen = model(
-            codes(), context_ids=told, prompt_states=prompt(length=length), prompt_mask=torch.zeros(3, length)
+            codes(),
+            context_ids=told,
+            prompt_states=prompt(length=length),
+            prompt_mask=torch.zeros(3, length),
         )
         assert torch.equal(unseen.logits, base)
     some = torch.tensor([[0] * 7, [1] * 7, [1] * 7])
@@ -121,11 +135,15 @@ def test_without_a_prompt_is_a_prompt_that_is_not_seen(model):
 
 def test_padding_of_a_prompt_does_not_matter(model):
     base = model(codes(), prompt_states=prompt()).logits
-    assert torch.equal(model(codes(), prompt_states=prompt(), prompt_mask=torch.ones(3, 7)).logits, base)
+    assert torch.equal(
+        model(codes(), prompt_states=prompt(), prompt_mask=torch.ones(3, 7)).logits, base
+    )
     noise = 100 * prompt(length=5, seed=9)
     ones, zeros = torch.ones(3, 7, dtype=torch.long), torch.zeros(3, 5, dtype=torch.long)
     for states, mask in (((prompt(), noise), (ones, zeros)), ((noise, prompt()), (zeros, ones))):
-        padded = model(codes(), prompt_states=torch.cat(states, dim=1), prompt_mask=torch.cat(mask, dim=1)).logits
+        padded = model(
+            codes(), prompt_states=torch.cat(states, dim=1), prompt_mask=torch.cat(mask, dim=1)
+        ).logits
         torch.testing.assert_close(padded, base, atol=1e-5, rtol=0)
     unmasked = model(codes(), prompt_states=torch.cat([prompt(), noise], dim=1)).logits
     assert (unmasked - base).abs().max() > 1e-2
@@ -162,20 +180,27 @@ def test_dropout_is_training_only():
 def test_half_precision_around_it_keeps_what_is_not_seen_out(model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         base = model(codes()).logits
-        unseen = model(codes(), prompt_states=prompt().bfloat16(), prompt_mask=torch.zeros(3, 7)).logits
+        unseen = model(
+            codes(), prompt_states=prompt().bfloat16(), prompt_mask=torch.zeros(3, 7)
+        ).logits
     assert torch.equal(base, unseen) and base.isfinite().all()
     half = make().bfloat16()
-    assert half(codes(), context_ids=context(), prompt_states=prompt()).logits.dtype == torch.bfloat16
+    assert (
+        half(codes(), context_ids=context(), prompt_states=prompt()).logits.dtype == torch.bfloat16
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_context_codes": None, "prompt_size": None}])
 def test_a_saved_model_gives_the_same_logits(tmp_path, changes):
     model = make(**changes)
     model.save_pretrained(tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir() if path.name != "config.json"] == [".safetensors"]
+    assert [path.suffix for path in tmp_path.iterdir() if path.name != "config.json"] == [
+        ".safetensors"
+    ]
     told = {} if changes else {"context_ids": context(), "prompt_states": prompt()}
     assert torch.equal(
-        CodeTransformerModel.from_pretrained(tmp_path)(codes(), **told).logits, model(codes(), **told).logits
+        CodeTransformerModel.from_pretrained(tmp_path)(codes(), **told).logits,
+        model(codes(), **told).logits,
     )
 
 
@@ -202,7 +227,10 @@ def test_a_config_that_makes_no_sense_is_refused(changes, message):
 @pytest.mark.parametrize(
     "inputs, message",
     [
-        ({"input_ids": codes(length=36)}, "`max_length`=32, a multiple of `context_ratio`=4, got \\(3, 36\\)"),
+        (
+            {"input_ids": codes(length=36)},
+            "`max_length`=32, a multiple of `context_ratio`=4, got \\(3, 36\\)",
+        ),
         ({"input_ids": codes(length=15)}, "a multiple of `context_ratio`=4, got \\(3, 15\\)"),
         ({"input_ids": codes(length=0)}, "`input_ids`"),
         ({"input_ids": codes()[0]}, "`input_ids` must be \\(batch, length\\)"),
@@ -212,14 +240,23 @@ def test_a_config_that_makes_no_sense_is_refused(changes, message):
             "`context_ids` must be \\(3, 4\\) for `input_ids` \\(3, 16\\), got \\(3, 3\\)",
         ),
         ({"context_ids": context(rows=2)}, "`context_ids` must be \\(3, 4\\)"),
-        ({"prompt_states": prompt()[..., :5]}, "`prompt_states` must be \\(3, length, 12\\), got \\(3, 7, 5\\)"),
-        ({"prompt_states": prompt(rows=1)}, "`prompt_states` must be \\(3, length, 12\\), got \\(1, 7, 12\\)"),
+        (
+            {"prompt_states": prompt()[..., :5]},
+            "`prompt_states` must be \\(3, length, 12\\), got \\(3, 7, 5\\)",
+        ),
+        (
+            {"prompt_states": prompt(rows=1)},
+            "`prompt_states` must be \\(3, length, 12\\), got \\(1, 7, 12\\)",
+        ),
         ({"prompt_states": prompt()[0]}, "`prompt_states`"),
         (
             {"prompt_states": prompt(), "prompt_mask": torch.ones(3, 6)},
             "`prompt_mask` must be that of `prompt_states`",
         ),
-        ({"prompt_mask": torch.ones(3, 7)}, "`prompt_mask` must be that of `prompt_states`, got \\(3, 7\\) for None"),
+        (
+            {"prompt_mask": torch.ones(3, 7)},
+            "`prompt_mask` must be that of `prompt_states`, got \\(3, 7\\) for None",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(model, inputs, message):
@@ -229,5 +266,7 @@ def test_inputs_that_do_not_fit_are_refused(model, inputs, message):
 
 @pytest.mark.parametrize("told", [{"context_ids": context()}, {"prompt_states": prompt()}])
 def test_what_a_model_was_not_built_to_take_is_refused(told):
-    with pytest.raises(ValueError, match=f"`{next(iter(told))}` were given, but this model was built to take none"):
+    with pytest.raises(
+        ValueError, match=f"`{next(iter(told))}` were given, but this model was built to take none"
+    ):
         make(num_context_codes=None, prompt_size=None)(codes(), **told)

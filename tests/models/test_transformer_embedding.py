@@ -11,8 +11,16 @@ V, E = 40, 8
 
 def make_model(**changes):
     torch.manual_seed(0)
-    sizes = {"vocab_size": V, "embedding_dim": E, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2}
-    model = EmbeddingTransformerModel(**sizes | {"max_length": 24, "mask_token_id": 39, "pad_token_id": 38} | changes)
+    sizes = {
+        "vocab_size": V,
+        "embedding_dim": E,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+    }
+    model = EmbeddingTransformerModel(
+        **sizes | {"max_length": 24, "mask_token_id": 39, "pad_token_id": 38} | changes
+    )
     for parameter in model.parameters():  # the zero-initialised layers would hide mistakes
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
@@ -36,7 +44,9 @@ def test_padding_and_other_rows_do_not_matter_and_every_position_sees_every_othe
     assert (model(padded, times).sample[1:2, :9] - alone).abs().max() > 1e-3
     changed = sample.clone()
     changed[1, 8] += 1
-    assert (model(changed, times).sample[1] - model(sample, times).sample[1]).abs().amax(dim=-1).min() > 1e-6
+    assert (model(changed, times).sample[1] - model(sample, times).sample[1]).abs().amax(
+        dim=-1
+    ).min() > 1e-6
 
 
 def test_the_network_sees_the_share_of_the_clock_and_not_its_length():
@@ -47,19 +57,35 @@ def test_the_network_sees_the_share_of_the_clock_and_not_its_length():
 
 def test_no_earlier_estimate_is_zeros_and_at_first_none_matters():
     model, estimate = make_model(), noise(seed=2)
-    torch.testing.assert_close(model(noise(), 7).sample, model(noise(), 7, self_condition=0 * estimate).sample)
-    assert (model(noise(), 7).sample - model(noise(), 7, self_condition=estimate).sample).abs().max() > 1e-3
-    fresh = {"vocab_size": V, "embedding_dim": E, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2}
+    torch.testing.assert_close(
+        model(noise(), 7).sample, model(noise(), 7, self_condition=0 * estimate).sample
+    )
+    assert (
+        model(noise(), 7).sample - model(noise(), 7, self_condition=estimate).sample
+    ).abs().max() > 1e-3
+    fresh = {
+        "vocab_size": V,
+        "embedding_dim": E,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+    }
     torch.manual_seed(0)
     with_it = EmbeddingTransformerModel(**fresh, categorical_output=True)
     without = EmbeddingTransformerModel(**fresh, categorical_output=True, self_conditioning=False)
-    without.load_state_dict({name: t for name, t in with_it.state_dict().items() if "self_condition" not in name})
-    torch.testing.assert_close(with_it(noise(), 7, self_condition=estimate).sample, without(noise(), 7).sample)
+    without.load_state_dict(
+        {name: t for name, t in with_it.state_dict().items() if "self_condition" not in name}
+    )
+    torch.testing.assert_close(
+        with_it(noise(), 7, self_condition=estimate).sample, without(noise(), 7).sample
+    )
 
 
 def test_training_is_embedding_corruption_and_denoising_in_one_call():
     model, ids, fixed = make_model(), words(), noise(seed=3)
-    output = model(None, 300, input_ids=ids, corrupt=lambda clean: (clean + 0.1 * fixed, 0.5 * clean + fixed))
+    output = model(
+        None, 300, input_ids=ids, corrupt=lambda clean: (clean + 0.1 * fixed, 0.5 * clean + fixed)
+    )
     torch.testing.assert_close(output.clean, model.embed(ids))
     torch.testing.assert_close(output.start, output.clean + 0.1 * fixed)
     torch.testing.assert_close(output.noisy, 0.5 * output.clean + fixed)
@@ -86,21 +112,26 @@ def test_a_categorical_estimate_is_the_mean_embedding_of_its_words():
     probabilities = output.logits.index_fill(-1, torch.tensor([38, 39]), -torch.inf).softmax(dim=-1)
     want = torch.einsum("blv,ve->ble", probabilities, model.embedding_table())
     torch.testing.assert_close(output.sample, want)
-    assert output.sample.square().mean(dim=-1).max() <= 1 + 1e-5  # inside the hull of unit embeddings
+    # Inside the hull of unit embeddings.
+    assert output.sample.square().mean(dim=-1).max() <= 1 + 1e-5
 
 
 @pytest.mark.parametrize("normalized", [True, False])
 def test_what_a_noisy_embedding_says_is_added_by_bayes_rule(normalized):
     """And shown to the network; one that says nothing is the exact posterior mean of equally frequent words."""
     alphas = EmbeddingDDIMScheduler(num_train_timesteps=50).alphas_cumprod
-    model = make_model(categorical_output=True, num_train_timesteps=50, normalize_embeddings=normalized)
+    model = make_model(
+        categorical_output=True, num_train_timesteps=50, normalize_embeddings=normalized
+    )
     model.set_noise(alphas)
     times, sample, table = torch.tensor([2, 20, 49]), noise(), model.embedding_table()
     alpha = alphas[times].view(3, 1, 1, 1).float()
     words = torch.distributions.Normal(alpha.sqrt() * table, (1 - alpha).sqrt())
     evidence = words.log_prob(sample.unsqueeze(2)).sum(dim=-1)  # (B, L, V)
     shown = model._own_words(sample, times, None)
-    torch.testing.assert_close(shown, pad(evidence[..., :38].softmax(dim=-1), (0, 2)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        shown, pad(evidence[..., :38].softmax(dim=-1), (0, 2)), atol=1e-5, rtol=1e-4
+    )
     given = torch.arange(9).expand(3, 9) < 2
     least = model._own_words(sample, 0, None)
     torch.testing.assert_close(model._own_words(sample, times, given)[given], least[given])
@@ -108,16 +139,22 @@ def test_what_a_noisy_embedding_says_is_added_by_bayes_rule(normalized):
         torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(model.proj_out.bias)
     got = model(sample, times)
-    torch.testing.assert_close(got.logits.log_softmax(-1), evidence.log_softmax(-1), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(
+        got.logits.log_softmax(-1), evidence.log_softmax(-1), atol=1e-3, rtol=1e-4
+    )
     posterior = evidence[..., :38].softmax(dim=-1) @ table[:38]
     torch.testing.assert_close(got.sample, posterior, atol=1e-4, rtol=1e-4)
 
 
 def test_noise_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="`set_noise` needs a model with `categorical_output=True`"):
+    with pytest.raises(
+        ValueError, match="`set_noise` needs a model with `categorical_output=True`"
+    ):
         make_model().set_noise(torch.full((2000,), 0.5))
     for alphas in (torch.full((3,), 0.5), torch.ones(2000)):
-        with pytest.raises(ValueError, match=r"`alphas_cumprod` must be \(2000,\) and between 0 and 1"):
+        with pytest.raises(
+            ValueError, match=r"`alphas_cumprod` must be \(2000,\) and between 0 and 1"
+        ):
             make_model(categorical_output=True).set_noise(alphas)
 
 
@@ -130,7 +167,8 @@ def test_clean_embeddings_round_to_their_words(rounding, normalized):
         model.set_codebook(model.embedding_table().detach(), torch.arange(V))
     found = model.round(model.embed(words()))
     assert torch.equal(found, words()) == (normalized or rounding != "head")
-    assert model.round(100 * noise()).max() < 38 or rounding == "codebook"  # padding and mask are never written
+    # Padding and mask are never written.
+    assert model.round(100 * noise()).max() < 38 or rounding == "codebook"
 
 
 def test_nearest_words_agree_with_all_distances_and_are_idempotent():
@@ -174,11 +212,16 @@ def test_given_words_and_labels_matter_only_where_the_model_knows_them():
     model = make_model(partial_noising=True, num_classes=2)
     sample, given = noise(), torch.arange(9).expand(3, 9) < 4
     base = model(sample, 7).sample
-    torch.testing.assert_close(model(sample, 7, given=torch.zeros(3, 9, dtype=torch.bool)).sample, base)
+    torch.testing.assert_close(
+        model(sample, 7, given=torch.zeros(3, 9, dtype=torch.bool)).sample, base
+    )
     assert (model(sample, 7, given=given).sample - base).abs().max() > 1e-3
     torch.testing.assert_close(model(sample, 7, class_labels=torch.tensor([2, 2, 2])).sample, base)
     assert (model(sample, 7, class_labels=torch.tensor([0, 1, 1])).sample - base).abs().max() > 1e-3
-    with pytest.raises(ValueError, match="`given` was passed, but this model was built with `partial_noising=False`"):
+    with pytest.raises(
+        ValueError,
+        match="`given` was passed, but this model was built with `partial_noising=False`",
+    ):
         make_model()(sample, 7, given=given)
     with pytest.raises(ValueError, match="`class_labels` must be between 0 and 1"):
         model(sample, 7, class_labels=torch.tensor([0, 1, 3]))
@@ -203,9 +246,18 @@ def test_gradient_checkpointing_leaves_gradients_as_they_are():
         ({"hidden_size": 30, "num_attention_heads": 4}, "even multiple of `num_attention_heads`"),
         ({"prediction_type": "noise"}, "`prediction_type` must be one of .*, got 'noise'"),
         ({"rounding": "argmax"}, "`rounding` must be one of .*, got 'argmax'"),
-        ({"categorical_output": True, "prediction_type": "epsilon"}, 'needs `prediction_type="sample"`'),
-        ({"codebook_size": 4}, '`codebook_size` must be at least 1 and needs `rounding="codebook"`'),
-        ({"time_bins": 3000}, "`time_bins` must be between 0 and `num_train_timesteps`=2000, got 3000"),
+        (
+            {"categorical_output": True, "prediction_type": "epsilon"},
+            'needs `prediction_type="sample"`',
+        ),
+        (
+            {"codebook_size": 4},
+            '`codebook_size` must be at least 1 and needs `rounding="codebook"`',
+        ),
+        (
+            {"time_bins": 3000},
+            "`time_bins` must be between 0 and `num_train_timesteps`=2000, got 3000",
+        ),
         ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\), got 1.0"),
         ({"pad_token_id": 40}, "`pad_token_id` must be in the vocabulary of 40, got 40"),
     ],
@@ -220,5 +272,7 @@ def test_inputs_that_do_not_fit_are_refused():
     for sample in (noise(1, 25), torch.zeros(3, 9, 4), torch.zeros(9, E)):
         with pytest.raises(ValueError, match=r"`sample` must be \(batch, length, 8\)"):
             model(sample, 7)
-    with pytest.raises(ValueError, match="`sample` must be given, or both `input_ids` and `corrupt`"):
+    with pytest.raises(
+        ValueError, match="`sample` must be given, or both `input_ids` and `corrupt`"
+    ):
         model(None, 7, input_ids=words())

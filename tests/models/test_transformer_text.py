@@ -8,7 +8,9 @@ from text_diffusers import TextTransformerModel
 
 
 def batch(tokenizer, rows=3, length=9, seed=0):
-    return torch.randint(0, len(tokenizer), (rows, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        0, len(tokenizer), (rows, length), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def test_padding_changes_logits_by_less_than_1e_5(tokenizer, denoiser):
@@ -17,17 +19,22 @@ def test_padding_changes_logits_by_less_than_1e_5(tokenizer, denoiser):
     padded[:, :9] = short
     mask = (torch.arange(20) < 9).long().unsqueeze(0)
     alone = denoiser(short).logits
-    torch.testing.assert_close(denoiser(padded, attention_mask=mask).logits[:, :9], alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        denoiser(padded, attention_mask=mask).logits[:, :9], alone, atol=1e-5, rtol=0
+    )
     shifted = torch.full((1, 20), tokenizer.pad_token_id)
     shifted[:, 11:] = short  # left padding: only distances between tokens count
     left = denoiser(shifted, attention_mask=mask.flip(1)).logits[:, 11:]
     torch.testing.assert_close(left, alone, atol=1e-5, rtol=0)
-    assert (denoiser(padded).logits[:, :9] - alone).abs().max() > 1e-3  # without the mask it does matter
+    # Without the mask it does matter.
+    assert (denoiser(padded).logits[:, :9] - alone).abs().max() > 1e-3
 
 
 def test_a_row_does_not_depend_on_who_shares_its_batch(tokenizer, denoiser):
     rows = batch(tokenizer, rows=4)
-    torch.testing.assert_close(denoiser(rows).logits[2:3], denoiser(rows[2:3]).logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        denoiser(rows).logits[2:3], denoiser(rows[2:3]).logits, atol=1e-5, rtol=0
+    )
 
 
 def test_every_position_sees_every_other(tokenizer, denoiser):
@@ -44,7 +51,9 @@ def test_positions_select_rows_of_the_same_logits(tokenizer, tied):
     model = make_denoiser(tokenizer, tie_embeddings=tied)
     rows = batch(tokenizer)
     positions = torch.rand(rows.shape, generator=torch.Generator().manual_seed(1)) < 0.4
-    torch.testing.assert_close(model(rows, positions=positions).logits, model(rows).logits[positions])
+    torch.testing.assert_close(
+        model(rows, positions=positions).logits, model(rows).logits[positions]
+    )
     assert model(rows, positions=torch.zeros_like(positions)).logits.shape == (0, len(tokenizer))
     assert isinstance(model(rows, return_dict=False), tuple)
 
@@ -65,7 +74,9 @@ def test_class_labels_enter_by_row_and_none_is_the_extra_label(tokenizer):
     model = make_denoiser(tokenizer, num_classes=3)
     rows = batch(tokenizer, rows=2)
     mixed = model(rows, class_labels=torch.tensor([0, 2])).logits
-    torch.testing.assert_close(mixed[:1], model(rows[:1], class_labels=torch.tensor([0])).logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        mixed[:1], model(rows[:1], class_labels=torch.tensor([0])).logits, atol=1e-5, rtol=0
+    )
     unlabelled = model(rows, class_labels=torch.tensor([3, 3])).logits
     torch.testing.assert_close(model(rows).logits, unlabelled)
     assert (mixed - unlabelled).abs().max() > 1e-3
@@ -89,7 +100,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(tokenizer):
 
 def test_a_saved_model_gives_the_same_logits(tokenizer, denoiser, tmp_path):
     denoiser.save_pretrained(tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir() if path.name != "config.json"] == [".safetensors"]
+    assert [path.suffix for path in tmp_path.iterdir() if path.name != "config.json"] == [
+        ".safetensors"
+    ]
     loaded = TextTransformerModel.from_pretrained(tmp_path)
     rows = batch(tokenizer)
     assert torch.equal(loaded(rows).logits, denoiser(rows).logits)
@@ -100,7 +113,11 @@ def test_a_lora_adapter_changes_the_model_and_can_be_switched_off(tokenizer, den
 
     rows = batch(tokenizer)
     before = denoiser(rows).logits
-    denoiser.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False))
+    denoiser.add_adapter(
+        LoraConfig(
+            r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False
+        )
+    )
     assert (denoiser(rows).logits - before).abs().max() > 1e-4
     denoiser.disable_adapters()
     torch.testing.assert_close(denoiser(rows).logits, before)
@@ -109,7 +126,10 @@ def test_a_lora_adapter_changes_the_model_and_can_be_switched_off(tokenizer, den
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"num_attention_heads": 0}, "`num_attention_heads` must be an integer of at least 1, got 0"),
+        (
+            {"num_attention_heads": 0},
+            "`num_attention_heads` must be an integer of at least 1, got 0",
+        ),
         ({"num_attention_heads": 3}, "`hidden_size` must be an even multiple"),
         ({"hidden_size": 6, "num_attention_heads": 2}, "even head width"),
         ({"hidden_size": 32.0}, "`hidden_size` must be an integer"),
@@ -125,7 +145,9 @@ def test_a_lora_adapter_changes_the_model_and_can_be_switched_off(tokenizer, den
 )
 def test_a_config_that_makes_no_sense_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        TextTransformerModel(**{"vocab_size": 10, "hidden_size": 32, "num_attention_heads": 4, **changes})
+        TextTransformerModel(
+            **{"vocab_size": 10, "hidden_size": 32, "num_attention_heads": 4, **changes}
+        )
 
 
 def test_a_sequence_beyond_max_length_is_refused(tokenizer, denoiser):

@@ -18,7 +18,7 @@ from text_diffusers import (
     TokenParaGuidePipeline,
     TwoLevelVQDiffusionPipeline,
 )
-from text_diffusers.data.sources import train_tokenizer
+from text_diffusers.data.tokenizers import train_tokenizer
 
 TOKENIZER = train_tokenizer(SENTENCES, vocab_size=300)
 STEPS = 3
@@ -68,13 +68,13 @@ CASES = {
     "two_levels": case(
         TwoLevelVQDiffusionPipeline,
         lambda _: make_two_level(TOKENIZER),
-        {"prompt": "the cat", "max_new_tokens": 6, "num_coarse_steps": 2, "num_fine_steps": 2},
+        {"prompt": "the cat", "max_new_tokens": 6, "num_inference_steps": 2},
         "codes",
         batches={"prompt": ["the cat", "a bird", "she"]},
         num_timesteps=4,
         stops=False,
         optional=({"prompt_encoder": None}, {"prompt": None}),
-        guidance={"coarse_guidance_scale": 4.0, "fine_guidance_scale": 4.0},
+        guidance={"guidance_scale": 4.0},
     ),
 }
 

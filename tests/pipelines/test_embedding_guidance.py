@@ -6,7 +6,11 @@ import pytest
 import torch
 from support.gaussian_chains import MEAN, STD, prediction_of, sample
 
-from text_diffusers import EmbeddingDDIMScheduler, EmbeddingDDPMScheduler, EmbeddingDPMSolverScheduler
+from text_diffusers import (
+    EmbeddingDDIMScheduler,
+    EmbeddingDDPMScheduler,
+    EmbeddingDPMSolverScheduler,
+)
 from text_diffusers.pipelines.diffusion_lm.guidance import (
     InnerUpdates,
     drawn_noise,
@@ -48,12 +52,16 @@ def guided_denoiser(kind):
         clean = MEAN + alpha_bar.sqrt() * STD**2 / variance * (noisy - alpha_bar.sqrt() * MEAN)
         leaf = noisy.clone().requires_grad_()
         gradient = torch.autograd.grad(exact_log_prob(leaf, alpha_bar).sum(), leaf)[0]
-        said = tilt_prediction(prediction_of(kind, clean, noisy, alpha_bar), gradient, kind, float(alpha_bar))
+        said = tilt_prediction(
+            prediction_of(kind, clean, noisy, alpha_bar), gradient, kind, float(alpha_bar)
+        )
         noise = (1 - alpha_bar).sqrt()
         if kind == "sample":
             return said
         return (
-            (noisy - noise * said) / alpha_bar.sqrt() if kind == "epsilon" else alpha_bar.sqrt() * noisy - noise * said
+            (noisy - noise * said) / alpha_bar.sqrt()
+            if kind == "epsilon"
+            else alpha_bar.sqrt() * noisy - noise * said
         )
 
     return denoise
@@ -64,8 +72,14 @@ def test_the_guided_estimate_is_the_mean_given_the_condition_at_every_time(kind)
     """E[x_0 | x_t, c] is known: x_t and c are two Gaussian observations of x_0."""
     noisy = normal(4, 5, 3)
     for alpha_bar in torch.tensor([0.999, 0.7, 0.2, 1e-3], dtype=torch.float64):
-        precisions = torch.stack([alpha_bar * 0 + 1 / STD**2, alpha_bar / (1 - alpha_bar), alpha_bar * 0 + 1 / 0.36])
-        seen = [torch.full_like(noisy, MEAN), noisy / alpha_bar.sqrt(), torch.full_like(noisy, OBSERVED)]
+        precisions = torch.stack(
+            [alpha_bar * 0 + 1 / STD**2, alpha_bar / (1 - alpha_bar), alpha_bar * 0 + 1 / 0.36]
+        )
+        seen = [
+            torch.full_like(noisy, MEAN),
+            noisy / alpha_bar.sqrt(),
+            torch.full_like(noisy, OBSERVED),
+        ]
         want = sum(p * x for p, x in zip(precisions, seen, strict=True)) / precisions.sum()
         torch.testing.assert_close(guided_denoiser(kind)(noisy, alpha_bar), want)
 
@@ -93,7 +107,9 @@ def test_sampling_with_noise_has_the_mean_and_variance_of_the_exact_posterior(na
     assert abs(float(ends.mean()) - mean) < 4 * error + 0.003
     assert abs(float(ends.var()) / std**2 - 1) < 0.05  # of which 0.03 are chance
     unguided = sample(scheduler, start, generator=generator, **arguments)
-    assert abs(float(unguided.mean()) - MEAN) < 0.02 and abs(float(unguided.var()) / STD**2 - 1) < 0.05
+    assert (
+        abs(float(unguided.mean()) - MEAN) < 0.02 and abs(float(unguided.var()) / STD**2 - 1) < 0.05
+    )
 
 
 def test_adagrad_remembers_the_gradients_of_all_updates_as_torch_does():
@@ -120,7 +136,9 @@ def test_a_fresh_adagrad_in_each_update_is_a_step_by_the_sign():
     kept, updates = start, InnerUpdates("adagrad", 0.1, 0.0)
     for _ in range(3):
         kept = updates.descend(kept, gradient)
-    torch.testing.assert_close((kept - start).abs(), torch.full_like(start, 0.1 * (1 + 2**-0.5 + 3**-0.5)))
+    torch.testing.assert_close(
+        (kept - start).abs(), torch.full_like(start, 0.1 * (1 + 2**-0.5 + 3**-0.5))
+    )
 
 
 def test_an_update_goes_down_the_gradient_of_what_it_is_to_lower():
@@ -150,7 +168,9 @@ def test_the_mean_of_a_step_is_what_the_scheduler_steps_to_without_its_noise(eta
     torch.testing.assert_close(step_mean(clean, noisy, *alphas, eta), settled)
     noise = normal(2, 3, 4, seed=2)
     drawn = scheduler.step(clean, time, noisy, eta=1.0, variance_noise=noise).prev_sample
-    torch.testing.assert_close(step_mean(clean, noisy, *alphas, 1.0) + step_std(*alphas) * noise, drawn)
+    torch.testing.assert_close(
+        step_mean(clean, noisy, *alphas, 1.0) + step_std(*alphas) * noise, drawn
+    )
 
 
 def test_schedulers_draw_the_noise_they_are_known_for():
@@ -177,7 +197,12 @@ def test_controls_act_within_their_part_of_the_steps_unless_their_scale_is_0():
 
         def latent_log_prob(self, latents, timestep, attention_mask): ...
 
-    assert [is_acting(Wanted(), done) for done in (0.0, 0.25, 0.5, 0.75)] == [False, True, True, False]
+    assert [is_acting(Wanted(), done) for done in (0.0, 0.25, 0.5, 0.75)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
     assert reads_latents(Wanted()) and not reads_latents(object())
     Wanted.scale = 0.0
     assert not is_acting(Wanted(), 0.5)

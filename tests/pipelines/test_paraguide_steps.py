@@ -68,8 +68,12 @@ def test_the_schedule_is_a_half_sine_that_is_0_to_the_last_bit_at_both_ends():
     assert sine_schedule(200.0, 0.0) == sine_schedule(200.0, 1.0) == 0.0
     assert sine_schedule(200.0, 0.5) == 200.0
     for progress in np.linspace(0, 1, 21):
-        assert sine_schedule(3.0, progress) == pytest.approx(3 * math.sin(math.pi * progress), abs=1e-12)
-        assert sine_schedule(3.0, progress) == pytest.approx(sine_schedule(3.0, 1 - progress), abs=1e-12)
+        assert sine_schedule(3.0, progress) == pytest.approx(
+            3 * math.sin(math.pi * progress), abs=1e-12
+        )
+        assert sine_schedule(3.0, progress) == pytest.approx(
+            sine_schedule(3.0, 1 - progress), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
@@ -97,7 +101,9 @@ def test_the_losses_of_several_controls_add_up_each_times_its_scale():
     both = Steering([LogLinear(one, scale=2.0), LogLinear(other, scale=-0.5)], 4.0)
     joint = Steering(LogLinear(2 * one - 0.5 * other), 4.0)
     ends = nowhere(state)
-    torch.testing.assert_close(both.steer(logits, state, ends, END), joint.steer(logits, state, ends, END))
+    torch.testing.assert_close(
+        both.steer(logits, state, ends, END), joint.steer(logits, state, ends, END)
+    )
 
 
 def test_the_wanted_share_of_a_convex_toy_grows_with_the_strength():
@@ -134,8 +140,12 @@ def test_where_nothing_acts_the_logits_are_the_very_same():
 
 def test_excluded_tokens_stay_excluded_through_the_drift():
     state, logits = make_state(), without_tokens(make_logits(), [5, VOCAB + 3])
-    steered = Steering(LogLinear(torch.arange(VOCAB)), 1000.0).steer(logits, state, nowhere(state), END)
-    assert (steered[:, 5] == -torch.inf).all() and torch.isfinite(steered[:, [0, 1, 2, 3, 4, 6]]).all()
+    steered = Steering(LogLinear(torch.arange(VOCAB)), 1000.0).steer(
+        logits, state, nowhere(state), END
+    )
+    assert (steered[:, 5] == -torch.inf).all() and torch.isfinite(
+        steered[:, [0, 1, 2, 3, 4, 6]]
+    ).all()
 
 
 def test_soft_text_is_soft_where_it_is_open_and_certain_elsewhere():
@@ -153,15 +163,31 @@ def test_a_text_ends_for_controls_at_its_first_likeliest_end_in_each_drift_step(
     logits[1, END] = logits[3, END] = 9.0  # row 0: its second open token; row 1: its first
     ended = ended_state(logits, state, state.open, END)
     assert ended.attention_mask.tolist() == [[1, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
-    assert ended.open.tolist() == [[False, True, True, False, False], [False, True, False, False, False]]
-    assert ended.settled.tolist() == [[True, False, False, False, False], [True, False, False, False, False]]
-    assert ended_state(logits, state, nowhere(state), END).attention_mask.tolist() == state.attention_mask.tolist()
+    assert ended.open.tolist() == [
+        [False, True, True, False, False],
+        [False, True, False, False, False],
+    ]
+    assert ended.settled.tolist() == [
+        [True, False, False, False, False],
+        [True, False, False, False, False],
+    ]
+    assert (
+        ended_state(logits, state, nowhere(state), END).attention_mask.tolist()
+        == state.attention_mask.tolist()
+    )
     # A revealed end counts too, and what is shown follows the drift: END gains until the text is over.
     state.tokens[0, 3] = END
-    shown = ended_state(make_logits().index_fill(1, torch.tensor(END), -9.0), state, state.attention_mask.bool(), END)
+    shown = ended_state(
+        make_logits().index_fill(1, torch.tensor(END), -9.0),
+        state,
+        state.attention_mask.bool(),
+        END,
+    )
     assert shown.attention_mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 0]]
     control = LogLinear(torch.eye(VOCAB)[END])
-    Steering(control, 200.0, drift_steps=2).steer(make_logits(), make_state(), make_state().open, END)
+    Steering(control, 200.0, drift_steps=2).steer(
+        make_logits(), make_state(), make_state().open, END
+    )
     first, second = (state.attention_mask.sum(dim=1) for state in control.seen)
     assert (second <= first).all() and (second < first).any()
 
@@ -170,8 +196,12 @@ def test_a_text_ends_for_controls_at_its_first_likeliest_end_in_each_drift_step(
 def test_the_nucleus_is_the_smallest_set_that_reaches_its_mass(top_p):
     """Against all subsets: the fewest tokens whose mass reaches top_p, of these the most probable."""
     logits = make_logits()
-    for row, got in zip(logits.softmax(dim=-1).numpy(), nucleus(logits, top_p).numpy(), strict=True):
-        sets = [list(s) for n in range(1, VOCAB + 1) for s in itertools.combinations(range(VOCAB), n)]
+    for row, got in zip(
+        logits.softmax(dim=-1).numpy(), nucleus(logits, top_p).numpy(), strict=True
+    ):
+        sets = [
+            list(s) for n in range(1, VOCAB + 1) for s in itertools.combinations(range(VOCAB), n)
+        ]
         reaching = [s for s in sets if row[s].sum() >= top_p - 1e-12]
         best = min(reaching, key=lambda s: (len(s), -row[s].sum()))
         want = np.zeros(VOCAB)
@@ -196,7 +226,9 @@ def test_the_draw_of_a_row_depends_on_its_own_generator_and_not_on_padding():
     positions = torch.ones(3, 6, dtype=torch.bool)
     positions[1, 4:] = False
     together = torch.zeros(3, 6).long()
-    together[positions] = draw_tokens(logits[positions], positions, 0.9, [seeded(i) for i in range(3)])
+    together[positions] = draw_tokens(
+        logits[positions], positions, 0.9, [seeded(i) for i in range(3)]
+    )
     alone = draw_tokens(logits[1, :4], torch.ones(1, 4, dtype=torch.bool), 0.9, [seeded(1)])
     assert torch.equal(alone, together[1, :4])
     again = draw_tokens(logits[1, :4], torch.ones(1, 4, dtype=torch.bool), 0.9, [seeded(9)])
@@ -204,7 +236,10 @@ def test_the_draw_of_a_row_depends_on_its_own_generator_and_not_on_padding():
 
 
 def test_a_large_vocabulary_is_drawn_in_blocks_with_the_same_result(monkeypatch):
-    logits, positions = torch.randn(40, 30, generator=seeded(0)), torch.ones(4, 10, dtype=torch.bool)
+    logits, positions = (
+        torch.randn(40, 30, generator=seeded(0)),
+        torch.ones(4, 10, dtype=torch.bool),
+    )
     want = draw_tokens(logits, positions, 0.8, [seeded(i) for i in range(4)])
     monkeypatch.setattr("text_diffusers.pipelines.paraguide.steering.LOGITS_AT_A_TIME", 70)
     assert torch.equal(draw_tokens(logits, positions, 0.8, [seeded(i) for i in range(4)]), want)
@@ -216,7 +251,7 @@ def test_settings_that_make_no_sense_are_named():
         ("strength", math.inf),
         ("drift_steps", 0),
         ("drift_steps", 1.5),
-        ("temperature", 0.0),
+        ("drift_temperature", 0.0),
         ("top_p", 0.0),
         ("top_p", 1.1),
     ):
@@ -231,7 +266,9 @@ def test_settings_that_make_no_sense_are_named():
 
 def test_controls_and_models_that_give_no_numbers_are_named():
     logits = make_logits()
-    with pytest.raises(ValueError, match="`controls` must give log-probabilities that can be differentiated"):
+    with pytest.raises(
+        ValueError, match="`controls` must give log-probabilities that can be differentiated"
+    ):
         drift(logits, lambda x: x.detach().sum(), 1.0, 1)
     with pytest.raises(ValueError, match="`controls` gave NaN or infinite gradients"):
         drift(logits, lambda x: (0 * x).log().sum(), 1.0, 1)

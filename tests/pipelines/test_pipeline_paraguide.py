@@ -1,14 +1,15 @@
-"""Laws of the ParaGuide pipelines: exact laws of the texts, fresh noise, steering, seeds, batches, saving, errors."""
+"""Laws of ParaGuidePipeline over embeddings and tokens: exact laws of the texts, steering, batches, saving, errors."""
 
 import copy
-from types import SimpleNamespace
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 from conftest import make_denoiser, make_embedding_model
+from support.exact_models import ExactWords, TokenTable
 from support.oracles import MarkovSource, chi_square_passes, transition_matrix
+from support.pipeline_calls import Recorder
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -20,9 +21,7 @@ from text_diffusers import (
     EmbeddingDDPMScheduler,
     ParaGuidePipeline,
     TextClassifierModel,
-    TextDiffusionCFGPipeline,
     TextDiffusionPipeline,
-    TokenParaGuidePipeline,
 )
 from text_diffusers.guidance.classifiers import (
     ClassifierGuidance,
@@ -61,7 +60,7 @@ def make_pipe(tokenizer, kind, **changes):
         "uniform": lambda: D3PMUniformScheduler(words),
         "hybrid": lambda: D3PMHybridScheduler(mask, words),
     }[kind]()
-    return quiet(TokenParaGuidePipeline(tokenizer, make_denoiser(tokenizer, **changes), scheduler))
+    return quiet(ParaGuidePipeline(tokenizer, make_denoiser(tokenizer, **changes), scheduler))
 
 
 @pytest.fixture
@@ -96,49 +95,22 @@ class Planned(Wanted):
         return [self.length] * len(generators)
 
 
-class Recorder:
-    """What `callback_on_step_end` is offered, step by step."""
-
-    def __init__(self):
-        self.times, self.tensors = [], []
-
-    def __call__(self, pipe, step, timestep, tensors):
-        self.times.append(timestep)
-        self.tensors.append({name: tensor.clone() for name, tensor in tensors.items()})
-
-
-class TokenTable(nn.Module):
-    """A denoiser of the texts behind a source of one token: `predict(text (B, L), time) -> (B, L, n)` of ids below n.
-
-    The text begins at the fourth token of a row and has `length` of them.
-    """
-
-    def __init__(self, predict, length, vocab_size):
-        super().__init__()
-        self.predict, self.length = predict, length
-        self.config = SimpleNamespace(vocab_size=vocab_size, max_length=64, num_classes=None)
-        self.anchor = nn.Parameter(torch.zeros(1))
-
-    @property
-    def device(self):
-        return self.anchor.device
-
-    def forward(self, input_ids, timestep=None, attention_mask=None, class_labels=None, positions=None):
-        logits = torch.full((*input_ids.shape, self.config.vocab_size), -torch.inf, dtype=torch.float64)
-        said = self.predict(input_ids[:, 3 : 3 + self.length], float(timestep[0]))
-        logits[:, 3 : 3 + self.length, : said.shape[-1]] = said
-        return SimpleNamespace(logits=logits[positions])
-
-
 def table_pipe(tokenizer, scheduler, predict, length):
-    return quiet(TokenParaGuidePipeline(tokenizer, TokenTable(predict, length, len(tokenizer)), scheduler))
+    return quiet(
+        ParaGuidePipeline(tokenizer, TokenTable(predict, length, len(tokenizer)), scheduler)
+    )
 
 
 def write_rows(pipe, length, rows, steps, seed=0, **arguments):
     """(rows, length) tokens written from a source of one token, by the model as it is."""
     source = "the"
     assert len(pipe.tokenizer(source)["input_ids"]) == 1
-    settings = {"top_p": 1.0, "controls": Planned(length), "output_type": "tokens", "num_return_sequences": rows}
+    settings = {
+        "top_p": 1.0,
+        "controls": Planned(length),
+        "output_type": "tokens",
+        "num_return_sequences": rows,
+    }
     output = pipe(source, num_inference_steps=steps, generator=seeded(seed), **settings | arguments)
     return output.tokens[:, :length]
 
@@ -156,14 +128,20 @@ def exact_law(source, kernel, num_steps):
     for step in range(num_steps):
         time, following = 1 - step / num_steps, 1 - (step + 1) / num_steps
         absorbing = kernel == "absorbing"
-        table = (source.masked_denoiser() if absorbing else source.uniform_denoiser(1 - time)).exp().numpy()
+        table = (
+            (source.masked_denoiser() if absorbing else source.uniform_denoiser(1 - time))
+            .exp()
+            .numpy()
+        )
         clean = np.ones((len(states), len(source.sequences)))
         for place in range(length):
             clean *= table[tuple(states.T)][:, place][:, source.sequences[:, place]]
         law = law @ clean
         if step < num_steps - 1:
             noise = transition_matrix(kernel, 1 - following, size, num_tokens)[:num_tokens]
-            law = law @ np.prod([noise[source.sequences[:, [i]], states[:, i]] for i in range(length)], axis=0)
+            law = law @ np.prod(
+                [noise[source.sequences[:, [i]], states[:, i]] for i in range(length)], axis=0
+            )
     return law
 
 
@@ -173,7 +151,13 @@ def predictor(source, kernel, tokenizer, leave_out=False):
 
     def predict(text, time):
         if kernel == "absorbing":
-            return masked[tuple(text.masked_fill(text == tokenizer.mask_token_id, source.num_tokens).unbind(dim=1))]
+            return masked[
+                tuple(
+                    text.masked_fill(text == tokenizer.mask_token_id, source.num_tokens).unbind(
+                        dim=1
+                    )
+                )
+            ]
         logits = source.uniform_denoiser(1 - time)[tuple(text.unbind(dim=1))]
         seen = torch.tensor(transition_matrix("uniform", 1 - time, source.num_tokens)).log()
         return logits - seen[text] if leave_out else logits
@@ -204,23 +188,33 @@ def test_texts_of_an_exact_model_follow_the_enumerated_chain(tokenizer, kernel, 
 
 
 @pytest.mark.parametrize("kernel", ["absorbing", "uniform"])
-def test_fresh_noise_keeps_independent_tokens_exact_and_dependent_ones_nearer_the_more_steps(kernel):
+def test_fresh_noise_keeps_independent_tokens_exact_and_dependent_ones_nearer_the_more_steps(
+    kernel,
+):
     golden = MarkovSource.golden()
-    free = MarkovSource(golden.initial, np.tile(golden.initial, (golden.num_tokens, 1)), golden.length)
+    free = MarkovSource(
+        golden.initial, np.tile(golden.initial, (golden.num_tokens, 1)), golden.length
+    )
     for num_steps in (1, 2, 5):
         np.testing.assert_allclose(exact_law(free, kernel, num_steps), free.probs, atol=1e-12)
-    distance = [np.abs(exact_law(golden, kernel, n) - golden.probs).sum() / 2 for n in (1, 4, 16, 64)]
+    distance = [
+        np.abs(exact_law(golden, kernel, n) - golden.probs).sum() / 2 for n in (1, 4, 16, 64)
+    ]
     assert distance[0] > distance[1] > distance[2] > distance[3]
     assert distance[3] < distance[0] / 3
 
 
 def test_texts_follow_a_source_of_independent_tokens(tokenizer):
     golden = MarkovSource.golden()
-    free = MarkovSource(golden.initial, np.tile(golden.initial, (golden.num_tokens, 1)), golden.length)
+    free = MarkovSource(
+        golden.initial, np.tile(golden.initial, (golden.num_tokens, 1)), golden.length
+    )
     for kernel in ("absorbing", "uniform"):
         scheduler = kernel_scheduler(kernel, tokenizer, free.num_tokens)
         pipe = table_pipe(tokenizer, scheduler, predictor(free, kernel, tokenizer), free.length)
-        assert chi_square_passes(frequencies(write_rows(pipe, free.length, 4000, 4), free), free.probs)
+        assert chi_square_passes(
+            frequencies(write_rows(pipe, free.length, 4000, 4), free), free.probs
+        )
 
 
 def test_a_prediction_that_leaves_the_token_itself_out_means_the_same(tokenizer):
@@ -229,7 +223,11 @@ def test_a_prediction_that_leaves_the_token_itself_out_means_the_same(tokenizer)
     for rule in ("marginal", "plug_in"):
         scheduler = D3PMUniformScheduler(source.num_tokens, reverse_rule=rule)
         predict = predictor(source, "uniform", tokenizer, leave_out=rule == "plug_in")
-        rows.append(write_rows(table_pipe(tokenizer, scheduler, predict, source.length), source.length, 500, 5))
+        rows.append(
+            write_rows(
+                table_pipe(tokenizer, scheduler, predict, source.length), source.length, 500, 5
+            )
+        )
     assert torch.equal(*rows)
 
 
@@ -248,80 +246,62 @@ def test_tokens_are_noised_afresh_by_the_forward_marginal(tokenizer, kernel):
     for timestep, tensors in list(zip(recorder.times, recorder.tensors, strict=True))[:-1]:
         tokens = tensors["tokens"][:, 3 : 3 + length]
         tokens = tokens.masked_fill(tokens == tokenizer.mask_token_id, num_tokens)
-        probs = transition_matrix(kernel, 1 - (timestep - 1 / steps), num_tokens + (kernel == "absorbing"), num_tokens)
-        assert chi_square_passes(np.bincount(tokens.flatten().numpy(), minlength=len(probs)), probs[2])
+        probs = transition_matrix(
+            kernel, 1 - (timestep - 1 / steps), num_tokens + (kernel == "absorbing"), num_tokens
+        )
+        assert chi_square_passes(
+            np.bincount(tokens.flatten().numpy(), minlength=len(probs)), probs[2]
+        )
         if before is not None:  # what was noise before says nothing of what is noise now
             again = tokens[before != 2]
             assert chi_square_passes(np.bincount(again.numpy(), minlength=len(probs)), probs[2])
             if kernel == "absorbing":
                 revealed = tokens[before == 2]
-                assert chi_square_passes(np.bincount(revealed.numpy(), minlength=len(probs)), probs[2])
+                assert chi_square_passes(
+                    np.bincount(revealed.numpy(), minlength=len(probs)), probs[2]
+                )
         before = tokens
-
-
-class ExactWords(nn.Module):
-    """Independent words of given frequencies, by Bayes' rule: ids 1 to K, embedded at the ends of the axes."""
-
-    device, dtype = torch.device("cpu"), torch.float64
-
-    def __init__(self, probs, vocab_size, scheduler):
-        super().__init__()
-        self.probs, self.alphas_cumprod = probs, scheduler.alphas_cumprod
-        self.words = 3**0.5 * torch.cat([torch.eye(3), -torch.eye(3)])[: len(probs)].double()  # (K, 3)
-        flags = {"self_conditioning": False, "partial_noising": True, "num_classes": None}
-        sizes = {"vocab_size": vocab_size, "max_length": 128, "num_train_timesteps": 2000}
-        self.config = SimpleNamespace(prediction_type="sample", **sizes | flags)
-
-    def embed(self, input_ids):
-        table = torch.zeros(self.config.vocab_size, 3, dtype=torch.float64)
-        table[1 : len(self.words) + 1] = self.words
-        return table[input_ids]
-
-    def round(self, clean):
-        return torch.cdist(clean, self.words).argmin(dim=-1) + 1
-
-    def nearest_words(self, clean):
-        return self.embed(self.round(clean))
-
-    def logits(self, clean):
-        raise AssertionError("probabilities of words are not to be read off the clean estimate")
-
-    def forward(self, sample, timestep, attention_mask=None, class_labels=None, given=None):
-        alpha = self.alphas_cumprod[int(timestep)]
-        errors = (sample.unsqueeze(-2) - alpha.sqrt() * self.words).square().sum(dim=-1)  # (B, L, K)
-        log_probs = (self.probs.log() - errors / (2 * (1 - alpha))).log_softmax(dim=-1)
-        logits = torch.full((*sample.shape[:2], self.config.vocab_size), -torch.inf, dtype=torch.float64)
-        logits[..., 1 : len(self.words) + 1] = log_probs
-        return SimpleNamespace(sample=log_probs.exp() @ self.words, logits=logits)
 
 
 EMBEDDING_SCHEDULERS = {
     "ddim": lambda: EmbeddingDDIMScheduler(),
     "ddpm": lambda: EmbeddingDDPMScheduler(),
     "stock ddim": lambda: diffusers.DDIMScheduler.from_config(EmbeddingDDIMScheduler().config),
-    "stock dpm": lambda: diffusers.DPMSolverMultistepScheduler.from_config(EmbeddingDDIMScheduler().config),
+    "stock dpm": lambda: diffusers.DPMSolverMultistepScheduler.from_config(
+        EmbeddingDDIMScheduler().config
+    ),
 }
 
 
 @pytest.mark.parametrize("name", EMBEDDING_SCHEDULERS)
-def test_words_of_an_exact_model_have_their_frequencies_and_their_noise_is_the_forward_marginal(tokenizer, name):
+def test_words_of_an_exact_model_have_their_frequencies_and_their_noise_is_the_forward_marginal(
+    tokenizer, name
+):
     """x_s given the drawn words is N(sqrt(alpha_bar_s) x_0, 1 - alpha_bar_s), with fresh noise at each step."""
-    probs, scheduler = (
-        torch.tensor([0.35, 0.05, 0.2, 0.1, 0.25, 0.05], dtype=torch.float64),
-        EMBEDDING_SCHEDULERS[name](),
-    )
-    pipe = quiet(ParaGuidePipeline(tokenizer, ExactWords(probs, len(tokenizer), EmbeddingDDIMScheduler()), scheduler))
+    probs = torch.tensor([0.35, 0.05, 0.2, 0.1, 0.25, 0.05], dtype=torch.float64)
+    scheduler = EMBEDDING_SCHEDULERS[name]()
+    pipe = quiet(ParaGuidePipeline(tokenizer, ExactWords(probs, len(tokenizer)), scheduler))
     recorder, before = Recorder(), None
     settings = {"length": 100, "top_p": 1.0, "num_inference_steps": 8, "output_type": "latents"}
-    output = pipe("the cat", num_return_sequences=30, generator=seeded(0), callback_on_step_end=recorder, **settings)
-    assert chi_square_passes(np.bincount(output.tokens[:, :-1].flatten() - 1, minlength=6), probs.numpy())
+    output = pipe(
+        "the cat",
+        num_return_sequences=30,
+        generator=seeded(0),
+        callback_on_step_end=recorder,
+        **settings,
+    )
+    assert chi_square_passes(
+        np.bincount(output.tokens[:, :-1].flatten() - 1, minlength=6), probs.numpy()
+    )
     assert torch.equal(output.latents[:, :-1], pipe.denoiser.embed(output.tokens[:, :-1]))
     alphas = EmbeddingDDIMScheduler().alphas_cumprod
     for following, tensors in zip(recorder.times[1:], recorder.tensors, strict=False):
         written = slice(-101, -1)
         clean = pipe.denoiser.embed(tensors["tokens"][:, written])
         alpha = alphas[int(following)]
-        noise = ((tensors["latents"][:, written] - alpha.sqrt() * clean) / (1 - alpha).sqrt()).flatten()
+        noise = (
+            (tensors["latents"][:, written] - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+        ).flatten()
         spread = 5 / len(noise) ** 0.5
         assert noise.mean().abs() < spread and (noise.var() - 1).abs() < 2 * spread
         assert (noise * clean.flatten()).mean().abs() < spread
@@ -336,7 +316,9 @@ def test_strength_0_is_unguided_to_the_last_bit(pipe_of, kind):
     settings = WRITE | {"num_return_sequences": 2, "output_type": "tokens", "return_history": True}
 
     def history(*controls, **arguments):
-        return torch.stack(pipe(SOURCES[:2], list(controls), generator=seeded(0), **settings | arguments).history)
+        return torch.stack(
+            pipe(SOURCES[:2], list(controls), generator=seeded(0), **settings | arguments).history
+        )
 
     unguided = history()
     wanted = Wanted(list(range(20, 60)))
@@ -344,7 +326,9 @@ def test_strength_0_is_unguided_to_the_last_bit(pipe_of, kind):
     assert torch.equal(history(Wanted([5], scale=0.0), Wanted([7], start=1.0)), unguided)
     assert not wanted.states
     steered = history(wanted, strength=500.0)
-    assert torch.equal(steered[:2], unguided[:2])  # noise, and the first step, in which the sine is 0
+    assert torch.equal(
+        steered[:2], unguided[:2]
+    )  # noise, and the first step, in which the sine is 0
     assert not torch.equal(steered, unguided)
 
 
@@ -378,7 +362,9 @@ def test_a_text_is_the_same_alone_and_in_a_batch(pipe_of, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_controls_are_shown_the_state_of_their_step_and_texts_that_end(pipe_of, tokenizer, kind):
     pipe, control = pipe_of(kind), Wanted([tokenizer.eos_token_id])
-    pipe(SOURCES, control, 20_000.0, 2, generator=seeded(0), num_inference_steps=5, max_new_tokens=8)
+    pipe(
+        SOURCES, control, 20_000.0, 2, generator=seeded(0), num_inference_steps=5, max_new_tokens=8
+    )
     assert [s.progress for s in control.states] == [0.2, 0.2, 0.4, 0.4, 0.6, 0.6, 0.8, 0.8]
     assert [s.last for s in control.states] == [False] * 6 + [True] * 2
     cut = 0
@@ -386,7 +372,9 @@ def test_controls_are_shown_the_state_of_their_step_and_texts_that_end(pipe_of, 
         real = state.attention_mask.bool()
         assert not (state.open & state.settled).any()
         assert not ((state.open | state.settled) & ~real).any()
-        assert torch.equal(real.cumprod(dim=1).bool(), real)  # padding follows the text, and nothing follows it
+        assert torch.equal(
+            real.cumprod(dim=1).bool(), real
+        )  # padding follows the text, and nothing follows it
         lengths = [len(tokenizer(source)["input_ids"]) + 2 for source in SOURCES]
         assert state.starts == lengths
         sizes = real.sum(dim=1) - torch.tensor(lengths)
@@ -402,7 +390,11 @@ def test_controls_are_shown_the_state_of_their_step_and_texts_that_end(pipe_of, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_caller_gave_is_not_changed(pipe_of, kind):
     pipe = pipe_of(kind)
-    given = {"source": list(SOURCES[:2]), "controls": [Wanted([30])], "generator": [seeded(0), seeded(1)]}
+    given = {
+        "source": list(SOURCES[:2]),
+        "controls": [Wanted([30])],
+        "generator": [seeded(0), seeded(1)],
+    }
     before = given["source"].copy(), given["controls"].copy(), given["generator"].copy()
     plain = vars(copy.copy(given["controls"][0])).copy()
     pipe(**given, **WRITE)
@@ -420,7 +412,8 @@ def test_a_saved_pipeline_comes_back_as_its_class_and_writes_the_same(pipe_of, k
     assert type(loaded) is type(pipe)
     settings = WRITE | {"controls": Wanted([30, 31])}
     assert (
-        loaded(SOURCES, generator=seeded(0), **settings).texts == pipe(SOURCES, generator=seeded(0), **settings).texts
+        loaded(SOURCES, generator=seeded(0), **settings).texts
+        == pipe(SOURCES, generator=seeded(0), **settings).texts
     )
 
 
@@ -428,7 +421,9 @@ def test_a_saved_pipeline_comes_back_as_its_class_and_writes_the_same(pipe_of, k
 def test_steps_can_be_watched_streamed_and_kept(pipe_of, kind):
     pipe, recorder = pipe_of(kind), Recorder()
     settings = WRITE | {"controls": Wanted([30, 31]), "num_return_sequences": 2}
-    output = pipe(SOURCES, generator=seeded(0), return_history=True, callback_on_step_end=recorder, **settings)
+    output = pipe(
+        SOURCES, generator=seeded(0), return_history=True, callback_on_step_end=recorder, **settings
+    )
     assert len(output.history) == 7 and len(recorder.times) == 6 and len(output.texts) == 8
     frames = list(pipe.stream(SOURCES, generator=seeded(0), **settings))
     assert len(frames) == 6 and frames[-1] == [text.strip() for text in output.texts]
@@ -438,7 +433,9 @@ def test_steps_can_be_watched_streamed_and_kept(pipe_of, kind):
 @pytest.mark.parametrize("kind", [*KINDS, "hybrid"])
 def test_the_denoiser_sees_the_source_clean_in_every_step(pipe_of, tokenizer, kind):
     pipe, seen = pipe_of(kind), []
-    pipe.denoiser.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args[0], kwargs)), with_kwargs=True)
+    pipe.denoiser.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args[0], kwargs)), with_kwargs=True
+    )
     recorder = Recorder()
     pipe("a bird sang in the tree", generator=seeded(0), callback_on_step_end=recorder, **WRITE)
     row = tokenizer(["a bird sang in the tree"])["input_ids"][0]
@@ -469,7 +466,12 @@ def test_every_kind_of_embedding_model_ends_with_the_words_it_drew(tokenizer, ch
     pipe = make_pipe(tokenizer, "embeddings", **changes)
     if changes.get("categorical_output"):
         pipe.denoiser.set_noise(pipe.scheduler.alphas_cumprod)
-    settings = WRITE | {"generator": seeded(0), "output_type": "latents", "return_history": True, "length": 8}
+    settings = WRITE | {
+        "generator": seeded(0),
+        "output_type": "latents",
+        "return_history": True,
+        "length": 8,
+    }
     del settings["max_new_tokens"]
     output = pipe(SOURCES, Wanted([30]), **settings)
     assert torch.equal(output.tokens, output.history[-1])
@@ -480,8 +482,10 @@ def test_every_kind_of_embedding_model_ends_with_the_words_it_drew(tokenizer, ch
         assert not torch.equal(pipe.denoiser.round(output.latents[:, :8]), output.tokens[:, :8])
 
 
-def test_candidates_are_chosen_among(pipe_of):
-    pipe, seen = pipe_of("embeddings"), []
+@pytest.mark.parametrize("kind", ["absorbing", "embeddings"])
+def test_candidates_are_chosen_among(pipe_of, kind):
+    pipe = pipe_of(kind)
+    seen = []
 
     def longest(texts):
         seen.append(texts)
@@ -489,6 +493,14 @@ def test_candidates_are_chosen_among(pipe_of):
 
     texts = pipe(SOURCES, num_candidates=3, choose=longest, generator=seeded(0), **WRITE).texts
     assert [max(three, key=len) for three in seen] == texts and len(seen) == 4
+
+
+@pytest.mark.parametrize("kind", ["absorbing", "embeddings"])
+def test_a_text_of_a_given_length_has_it(pipe_of, tokenizer, kind):
+    tokens = pipe_of(kind)(
+        SOURCES[:2], length=[3, 5], num_inference_steps=4, generator=seeded(0)
+    ).tokens
+    assert tokens.shape == (2, 6) and tokens[0, 3] == tokens[1, 5] == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -501,12 +513,22 @@ def test_classifiers_styles_words_and_lengths_steer_as_controls(pipe_of, tokeniz
     classifier = TextClassifierModel(len(tokenizer), num_classes=2, **sizes, **ids).eval()
     for parameter in classifier.parameters():
         nn.init.normal_(parameter, std=0.5)
-    bert = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     bert |= {"intermediate_size": 16, "max_position_embeddings": 32}
     encoder = BertModel(BertConfig(**bert), add_pooling_layer=False).eval()
     nn.init.normal_(encoder.embeddings.word_embeddings.weight, std=0.5)
     style = style_vector(encoder, tokenizer, ["the cat sat on the mat", "the cat sat on the dog"])
-    settings = {"num_inference_steps": 8, "num_return_sequences": 16, "output_type": "tokens", "strength": 3_000.0}
+    settings = {
+        "num_inference_steps": 8,
+        "num_return_sequences": 16,
+        "output_type": "tokens",
+        "strength": 3_000.0,
+    }
     start = torch.full((16, 1), tokenizer.bos_token_id)
 
     def label_score(tokens):
@@ -532,11 +554,18 @@ def test_classifiers_styles_words_and_lengths_steer_as_controls(pipe_of, tokeniz
             assert score(steered) > score(free)
 
 
-def test_guidance_by_the_source_is_that_of_the_cfg_pipeline(pipe_of, tokenizer):
+def test_guidance_by_the_source_is_classifier_free(pipe_of, tokenizer):
     """In one step nothing is noised: the draws at scale 3 are of uncond + 3 (cond - uncond)."""
     pipe = pipe_of("absorbing")
-    settings = {"num_inference_steps": 1, "max_new_tokens": 1, "num_return_sequences": 3000, "output_type": "tokens"}
-    got = pipe("the cat", guidance_scale=3.0, top_p=1.0, generator=seeded(0), **settings).tokens[:, 0]
+    settings = {
+        "num_inference_steps": 1,
+        "max_new_tokens": 1,
+        "num_return_sequences": 3000,
+        "output_type": "tokens",
+    }
+    got = pipe("the cat", guidance_scale=3.0, top_p=1.0, generator=seeded(0), **settings).tokens[
+        :, 0
+    ]
     logits = []
     for source in ("the cat", ""):
         row = [
@@ -549,44 +578,63 @@ def test_guidance_by_the_source_is_that_of_the_cfg_pipeline(pipe_of, tokenizer):
             logits.append(pipe.denoiser(torch.tensor([row]), torch.ones(1)).logits[0, -1].double())
     guided = logits[1] + 3 * (logits[0] - logits[1])
     guided[tokenizer.mask_token_id] = -torch.inf
-    assert chi_square_passes(np.bincount(got.numpy(), minlength=len(guided)), guided.softmax(dim=-1).numpy())
-
-
-def test_a_parent_is_not_changed_by_its_child(pipe_of):
-    """What ParaGuide adds stays out of the pipeline it extends."""
-    pipe = pipe_of("absorbing")
-    parent = quiet(TextDiffusionCFGPipeline(pipe.tokenizer, pipe.denoiser, pipe.scheduler))
-    before = parent(source=SOURCES, generator=seeded(0), **WRITE).texts
-    pipe(SOURCES, Wanted([30]), generator=seeded(0), **WRITE)
-    assert parent(source=SOURCES, generator=seeded(0), **WRITE).texts == before
+    assert chi_square_passes(
+        np.bincount(got.numpy(), minlength=len(guided)), guided.softmax(dim=-1).numpy()
+    )
 
 
 def test_what_does_not_fit_is_named(pipe_of, tokenizer):
     for kind in KINDS:
         pipe = pipe_of(kind)
-        with pytest.raises(ValueError, match="`source` must be a string or a list of strings, got None"):
+        with pytest.raises(
+            ValueError, match="`source` must be a string or a list of strings, got None"
+        ):
             pipe(None)
         with pytest.raises(TypeError, match="source"):
             pipe()
-        with pytest.raises(ValueError, match="`strength` must be a finite number of at least 0, got -1"):
+        with pytest.raises(
+            ValueError, match="`strength` must be a finite number of at least 0, got -1"
+        ):
             pipe("she", strength=-1)
         with pytest.raises(ValueError, match="`controls` that fix the length exclude"):
             pipe("she", controls=Planned(3), max_new_tokens=3)
         with pytest.raises(ValueError, match="`output_type` must be"):
             pipe("she", output_type="images")
     embedded, tokens = pipe_of("embeddings"), pipe_of("absorbing")
-    noisy = ClassifierGuidance(TextClassifierModel(len(tokenizer), num_classes=2, hidden_size=16).eval(), 1)
-    with pytest.raises(ValueError, match="`controls` must have a `log_prob` of clean text.*got ClassifierGuidance"):
+    noisy = ClassifierGuidance(
+        TextClassifierModel(len(tokenizer), num_classes=2, hidden_size=16).eval(), 1
+    )
+    with pytest.raises(
+        ValueError, match="`controls` must have a `log_prob` of clean text.*got ClassifierGuidance"
+    ):
         tokens("she", noisy)
     plain = make_embedding_model(tokenizer, partial_noising=False)
     with pytest.raises(ValueError, match="`source` needs a denoiser with `partial_noising=True`"):
         ParaGuidePipeline(tokenizer, plain, EmbeddingDDIMScheduler())("she")
+    for arguments in ({"guidance_scale": 2.0}, {"negative_prompt": "a"}):
+        with pytest.raises(
+            ValueError, match="`guidance_scale` must be 1, and `negative_prompt` be left out"
+        ):
+            embedded("she", **arguments)
     euler = diffusers.EulerDiscreteScheduler.from_config(EmbeddingDDIMScheduler().config)
-    with pytest.raises(ValueError, match="`scheduler` must noise on the scale of the model.*got EulerDiscrete"):
+    with pytest.raises(
+        ValueError, match="`scheduler` must noise on the scale of the model.*got EulerDiscrete"
+    ):
         ParaGuidePipeline(tokenizer, embedded.denoiser, euler)("she")
     stock = diffusers.BlockRefinementScheduler()
-    with pytest.raises(ValueError, match="`scheduler` must have `add_noise`.*got BlockRefinementScheduler"):
-        TokenParaGuidePipeline(tokenizer, tokens.denoiser, stock)("she")
-    hybrid = D3PMHybridScheduler(tokenizer.mask_token_id, tokenizer.pad_token_id, reverse_rule="plug_in")
-    with pytest.raises(ValueError, match='`scheduler` must have `reverse_rule="marginal"` or uniform noise'):
-        TokenParaGuidePipeline(tokenizer, tokens.denoiser, hybrid)("she")
+    with pytest.raises(
+        ValueError, match="`scheduler` must have `add_noise`.*got BlockRefinementScheduler"
+    ):
+        ParaGuidePipeline(tokenizer, tokens.denoiser, stock)("she")
+    blocks = make_denoiser(tokenizer, block_length=8)
+    with pytest.raises(
+        ValueError, match="`denoiser` must write whole rows, but has `block_length`=8"
+    ):
+        ParaGuidePipeline(tokenizer, blocks, tokens.scheduler)("she")
+    hybrid = D3PMHybridScheduler(
+        tokenizer.mask_token_id, tokenizer.pad_token_id, reverse_rule="plug_in"
+    )
+    with pytest.raises(
+        ValueError, match='`scheduler` must have `reverse_rule="marginal"` or uniform noise'
+    ):
+        ParaGuidePipeline(tokenizer, tokens.denoiser, hybrid)("she")

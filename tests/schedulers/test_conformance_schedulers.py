@@ -13,7 +13,10 @@ B, L, E, V = 3, 16, 8, 16
 MASK = V - 1
 GREEDY = {"temperature": 0.0}
 NEAR = torch.stack([torch.arange(V - 1), torch.arange(1, V)])
-NEIGHBORS = {"edges": torch.cat([NEAR, NEAR.flip(0)], dim=1), "rates": torch.full((2 * (V - 1),), 0.5)}
+NEIGHBORS = {
+    "edges": torch.cat([NEAR, NEAR.flip(0)], dim=1),
+    "rates": torch.full((2 * (V - 1),), 0.5),
+}
 SCHEDULE = [1.0, 0.8, 0.3, 0.0]
 TOKENS = torch.randint(0, MASK, (B, L), generator=torch.Generator().manual_seed(0))
 LOGITS = torch.randn((B, L, V), generator=torch.Generator().manual_seed(1))
@@ -27,14 +30,22 @@ def token_case(name, arguments, other=None, betas="schedule", **changes):
         sample[:, ::4] = MASK
     given = ({"schedule": SCHEDULE}, "schedule") if betas == "schedule" else betas
     return SchedulerCase(
-        getattr(text_diffusers, name), arguments, sample, LOGITS, given, other=other or GREEDY, **changes
+        getattr(text_diffusers, name),
+        arguments,
+        sample,
+        LOGITS,
+        given,
+        other=other or GREEDY,
+        **changes,
     )
 
 
 def embedding_case(name, other, **arguments):
     betas = torch.linspace(0.01, 0.5, 8, dtype=torch.float64).tolist()
     given = {"num_train_timesteps": 8, "beta_schedule": "custom", "trained_betas": betas}
-    sample, prediction = torch.randn((2, B, L, E), generator=torch.Generator().manual_seed(0)).unbind()
+    sample, prediction = torch.randn(
+        (2, B, L, E), generator=torch.Generator().manual_seed(0)
+    ).unbind()
     noisy = "DDPM" in name or arguments.get("algorithm_type") == "sde-dpmsolver++"
     return SchedulerCase(
         getattr(text_diffusers, name),
@@ -56,33 +67,53 @@ MATRIX = ({"num_train_timesteps": 6, "betas": BETAS}, "betas")
 EPSILON = {"prediction_type": "epsilon"}
 CASES = {
     "absorbing": token_case("D3PMAbsorbingScheduler", ABSORBING),
-    "absorbing_in_steps": token_case("D3PMAbsorbingScheduler", ABSORBING | {"num_train_timesteps": 12}, {"top_k": 1}),
+    "absorbing_in_steps": token_case(
+        "D3PMAbsorbingScheduler", ABSORBING | {"num_train_timesteps": 12}, {"top_k": 1}
+    ),
     "uniform": token_case("D3PMUniformScheduler", UNIFORM),
     "uniform_plug_in": token_case("D3PMUniformScheduler", UNIFORM | {"reverse_rule": "plug_in"}),
     "bit_flip": token_case("D3PMBitFlipScheduler", IN_STEPS),
-    "bit_flip_codes": token_case("D3PMBitFlipScheduler", IN_STEPS | {"codes": torch.arange(V).flip(0)}),
-    "hybrid": token_case("D3PMHybridScheduler", IN_STEPS | {"vocab_size": MASK, "mask_token_id": MASK}),
-    "matrix_gaussian": token_case("D3PMMatrixScheduler", IN_STEPS | {"beta_end": 0.5}, betas=MATRIX),
+    "bit_flip_codes": token_case(
+        "D3PMBitFlipScheduler", IN_STEPS | {"codes": torch.arange(V).flip(0)}
+    ),
+    "hybrid": token_case(
+        "D3PMHybridScheduler", IN_STEPS | {"vocab_size": MASK, "mask_token_id": MASK}
+    ),
+    "matrix_gaussian": token_case(
+        "D3PMMatrixScheduler", IN_STEPS | {"beta_end": 0.5}, betas=MATRIX
+    ),
     "matrix_band": token_case(
-        "D3PMMatrixScheduler", IN_STEPS | {"kernel": "band", "bandwidth": 3, "beta_end": 0.9}, betas=MATRIX
+        "D3PMMatrixScheduler",
+        IN_STEPS | {"kernel": "band", "bandwidth": 3, "beta_end": 0.9},
+        betas=MATRIX,
     ),
     "matrix_given": token_case(
-        "D3PMMatrixScheduler", IN_STEPS | {"kernel": "matrix", "transitions": JUMPS, "beta_end": 0.9}, betas=MATRIX
+        "D3PMMatrixScheduler",
+        IN_STEPS | {"kernel": "matrix", "transitions": JUMPS, "beta_end": 0.9},
+        betas=MATRIX,
     ),
     "neighbors": token_case("D3PMNeighborScheduler", IN_STEPS | NEIGHBORS),
     "confidence": token_case("ConfidenceScheduler", ABSORBING, {"order": "random"}),
-    "first_hitting": token_case("FirstHittingScheduler", ABSORBING, {"temperature": 0.5}, least_steps=L // 4),
+    "first_hitting": token_case(
+        "FirstHittingScheduler", ABSORBING, {"temperature": 0.5}, least_steps=L // 4
+    ),
     "remdm": token_case("ReMDMScheduler", ABSORBING, {"eta": 0.5}),
     "remdm_confidence": token_case(
         "ReMDMScheduler", ABSORBING | {"remasking": "confidence", "eta": 0.9}, {"eta": 0.0}
     ),
     "token_ddim": token_case("TokenDDIMScheduler", UNIFORM, {"eta": 1.0}),
-    "corrector_absorbing": token_case("PredictorCorrectorAbsorbingScheduler", ABSORBING, {"corrector_length": 2.0}),
-    "corrector_uniform": token_case("PredictorCorrectorUniformScheduler", UNIFORM, {"corrector_steps": 0}),
+    "corrector_absorbing": token_case(
+        "PredictorCorrectorAbsorbingScheduler", ABSORBING, {"corrector_length": 2.0}
+    ),
+    "corrector_uniform": token_case(
+        "PredictorCorrectorUniformScheduler", UNIFORM, {"corrector_steps": 0}
+    ),
     "ddim": embedding_case("EmbeddingDDIMScheduler", EPSILON),
     "ddpm": embedding_case("EmbeddingDDPMScheduler", {"variance_type": "fixed_large"}),
     "dpm_solver": embedding_case("EmbeddingDPMSolverScheduler", EPSILON),
-    "dpm_solver_sde": embedding_case("EmbeddingDPMSolverScheduler", EPSILON, algorithm_type="sde-dpmsolver++"),
+    "dpm_solver_sde": embedding_case(
+        "EmbeddingDPMSolverScheduler", EPSILON, algorithm_type="sde-dpmsolver++"
+    ),
     "block_ancestral": token_case(
         "BlockAncestralScheduler",
         {"block_length": L, "num_inference_steps": STEPS},
@@ -95,7 +126,11 @@ CASES["block_ancestral"].other = {}  # what its steps depend on is told to each 
 
 
 def test_every_scheduler_is_held_to_them():
-    public = {getattr(text_diffusers, name) for name in text_diffusers.__all__ if name.endswith("Scheduler")}
+    public = {
+        getattr(text_diffusers, name)
+        for name in text_diffusers.__all__
+        if name.endswith("Scheduler")
+    }
     assert {case.scheduler_class for case in CASES.values()} == public
 
 

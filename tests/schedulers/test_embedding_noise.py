@@ -18,7 +18,11 @@ from diffusers import (
 from support.gaussian_chains import embedding_cases, prediction_of, sample
 from support.oracles import assert_golden, chi_square_passes
 
-from text_diffusers import EmbeddingDDIMScheduler, EmbeddingDDPMScheduler, EmbeddingDPMSolverScheduler
+from text_diffusers import (
+    EmbeddingDDIMScheduler,
+    EmbeddingDDPMScheduler,
+    EmbeddingDPMSolverScheduler,
+)
 from text_diffusers.common.randomness import randn
 from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES, embedding_betas
 
@@ -34,7 +38,9 @@ STOCK = [
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("case", embedding_cases("diffusion_lm", "dlm_schedule"), ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", embedding_cases("diffusion_lm", "dlm_schedule"), ids=lambda case: case["name"]
+)
 def test_schedules_equal_the_golden_numbers(case):
     inputs, indices = case["inputs"], case["inputs"]["indices"]
     betas = embedding_betas(inputs["schedule"], inputs["T"])
@@ -73,7 +79,9 @@ def test_first_numbers_of_a_row_do_not_depend_on_length_or_batch():
         assert torch.equal(both[1, :3], alone[0])
         assert not torch.equal(both[0], both[1])
     # What torch does by itself, and why rows are drawn in whole blocks.
-    long, short = (torch.randn(count, 5, generator=torch.Generator().manual_seed(7)) for count in (9, 4))
+    long, short = (
+        torch.randn(count, 5, generator=torch.Generator().manual_seed(7)) for count in (9, 4)
+    )
     assert not torch.equal(long[:4], short)
 
 
@@ -95,7 +103,10 @@ def test_one_generator_draws_what_torch_draws():
     def generator():
         return torch.Generator().manual_seed(3)
 
-    assert torch.equal(randn((2, 5, 6), generator(), CPU, torch.float32), torch.randn(2, 5, 6, generator=generator()))
+    assert torch.equal(
+        randn((2, 5, 6), generator(), CPU, torch.float32),
+        torch.randn(2, 5, 6, generator=generator()),
+    )
     half = randn((2, 5, 6), generator(), CPU, torch.bfloat16)
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, torch.randn(2, 5, 6, generator=generator()).bfloat16())
@@ -106,7 +117,9 @@ def test_one_generator_draws_what_torch_draws():
 @pytest.mark.parametrize("ours", OURS)
 @pytest.mark.parametrize("schedule", sorted(EMBEDDING_SCHEDULES))
 @pytest.mark.parametrize("num_train_timesteps", [200, 1000, 2000])
-def test_every_number_of_steps_yields_that_many_distinct_timesteps(ours, schedule, num_train_timesteps):
+def test_every_number_of_steps_yields_that_many_distinct_timesteps(
+    ours, schedule, num_train_timesteps
+):
     scheduler = ours(num_train_timesteps, schedule)
     lambdas = 0.5 * (scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)).log()
     first = num_train_timesteps - 1
@@ -158,7 +171,9 @@ def test_spacings_are_those_of_stock(spacing, count):
 def test_wrong_grids_are_refused(ours):
     scheduler = ours(20, "cosine")
     for count in (0, -1, 21, 2.0, True):
-        with pytest.raises(ValueError, match=f"`num_inference_steps` must be in 1 to .*, got {count}"):
+        with pytest.raises(
+            ValueError, match=f"`num_inference_steps` must be in 1 to .*, got {count}"
+        ):
             scheduler.set_timesteps(count)
     for timesteps in ([], [20, 3], [3, 3], [3, 5], [3, -1]):
         with pytest.raises(ValueError, match="`timesteps` must be descending"):
@@ -177,8 +192,13 @@ def test_wrong_grids_are_refused(ours):
 def test_stock_schedulers_take_our_noise_and_give_it_back(ours, stock):
     scheduler = ours(200, "sqrt", prediction_type="v_prediction", clamp_steps=3)
     swapped = stock.from_config(scheduler.config)
-    torch.testing.assert_close(swapped.alphas_cumprod, scheduler.alphas_cumprod.float(), atol=1e-6, rtol=1e-5)
-    assert swapped.config.prediction_type == "v_prediction" and swapped.config.num_train_timesteps == 200
+    torch.testing.assert_close(
+        swapped.alphas_cumprod, scheduler.alphas_cumprod.float(), atol=1e-6, rtol=1e-5
+    )
+    assert (
+        swapped.config.prediction_type == "v_prediction"
+        and swapped.config.num_train_timesteps == 200
+    )
     assert swapped.config.timestep_spacing == "trailing"
     assert not swapped.config.clip_sample and not swapped.config.thresholding
     swapped.set_timesteps(10)
@@ -190,7 +210,9 @@ def test_stock_schedulers_take_our_noise_and_give_it_back(ours, stock):
 @pytest.mark.parametrize("ours", OURS)
 @pytest.mark.parametrize("other", OURS)
 def test_our_schedulers_swap_with_each_other(ours, other):
-    scheduler = ours(100, "cosine", prediction_type="epsilon", timestep_spacing="linspace", clamp_steps=1)
+    scheduler = ours(
+        100, "cosine", prediction_type="epsilon", timestep_spacing="linspace", clamp_steps=1
+    )
     swapped = other.from_config(scheduler.config)
     assert torch.equal(swapped.alphas_cumprod, scheduler.alphas_cumprod)
     names = ("prediction_type", "timestep_spacing", "clamp_steps", "beta_schedule", "trained_betas")
@@ -199,7 +221,9 @@ def test_our_schedulers_swap_with_each_other(ours, other):
 
 @pytest.mark.parametrize("stock", STOCK)
 @pytest.mark.parametrize("ours", OURS)
-@pytest.mark.parametrize("noise", [{}, {"beta_schedule": "scaled_linear"}, {"beta_schedule": "squaredcos_cap_v2"}])
+@pytest.mark.parametrize(
+    "noise", [{}, {"beta_schedule": "scaled_linear"}, {"beta_schedule": "squaredcos_cap_v2"}]
+)
 def test_our_schedulers_take_the_noise_of_stock_ones(ours, stock, noise, tmp_path):
     scheduler = stock(num_train_timesteps=500, **noise)
     scheduler.save_pretrained(tmp_path)
@@ -219,8 +243,12 @@ def clipping_schedulers():
             (DPMSolverMultistepScheduler, {"thresholding": True}),
         ]:
             clips = stock(num_train_timesteps=50, prediction_type="sample", **arguments)
-            yield pytest.param(ours.from_config(clips.config), id=f"{ours.__name__} from {stock.__name__}")
-            yield pytest.param(stock.from_config(ours(50).config), id=f"{stock.__name__} from {ours.__name__}")
+            yield pytest.param(
+                ours.from_config(clips.config), id=f"{ours.__name__} from {stock.__name__}"
+            )
+            yield pytest.param(
+                stock.from_config(ours(50).config), id=f"{stock.__name__} from {ours.__name__}"
+            )
 
 
 @pytest.mark.parametrize("scheduler", clipping_schedulers())
@@ -239,13 +267,17 @@ def test_saved_schedulers_load_with_the_same_float64_noise(ours, tmp_path):
     scheduler = ours(300, "sqrt", prediction_type="epsilon", clamp_steps=2)
     scheduler.save_pretrained(tmp_path)
     loaded = ours.from_pretrained(tmp_path)
-    assert torch.equal(loaded.betas, scheduler.betas) and loaded.alphas_cumprod.dtype == torch.float64
+    assert (
+        torch.equal(loaded.betas, scheduler.betas) and loaded.alphas_cumprod.dtype == torch.float64
+    )
     assert loaded.config.trained_betas == embedding_betas("sqrt", 300).tolist()
     ignored = {"_class_name", "_diffusers_version"}
     assert {k: v for k, v in loaded.config.items() if k not in ignored} == {
         k: v for k, v in scheduler.config.items() if k not in ignored
     }
-    assert sys.modules[ours.__module__].SchedulerMixin is SchedulerMixin  # by which a pipeline recognises it
+    assert (
+        sys.modules[ours.__module__].SchedulerMixin is SchedulerMixin
+    )  # by which a pipeline recognises it
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.DoubleTensor, tuple])
@@ -266,13 +298,27 @@ def test_betas_may_be_an_array(kind, tmp_path):
     ("changes", "words"),
     [
         ({"beta_schedule": "cosine"}, "`trained_betas` must be those of `beta_schedule`='cosine'"),
-        ({"num_train_timesteps": 30}, "`trained_betas` must be `num_train_timesteps`=30 long, got 40"),
+        (
+            {"num_train_timesteps": 30},
+            "`trained_betas` must be `num_train_timesteps`=30 long, got 40",
+        ),
         ({"beta_schedule": "line"}, "`beta_schedule` must be one of"),
         ({"beta_schedule": "custom", "trained_betas": None}, "`trained_betas` must be given"),
-        ({"beta_schedule": "custom", "trained_betas": [1.0] * 40}, "`trained_betas` must be between 0 and 1"),
-        ({"beta_schedule": "linear", "trained_betas": None, "beta_start": 0.1}, "`beta_end` must be given"),
         (
-            {"beta_schedule": "sigmoid", "trained_betas": None, "beta_start": 1e-4, "beta_end": 0.02},
+            {"beta_schedule": "custom", "trained_betas": [1.0] * 40},
+            "`trained_betas` must be between 0 and 1",
+        ),
+        (
+            {"beta_schedule": "linear", "trained_betas": None, "beta_start": 0.1},
+            "`beta_end` must be given",
+        ),
+        (
+            {
+                "beta_schedule": "sigmoid",
+                "trained_betas": None,
+                "beta_start": 1e-4,
+                "beta_end": 0.02,
+            },
             "`beta_start` must be None for 'sigmoid'",
         ),
         ({"num_train_timesteps": 0, "trained_betas": None}, "`num_train_timesteps` must be"),
@@ -300,19 +346,16 @@ def test_other_noise_is_taken_when_it_is_asked_for():
 
 @pytest.mark.parametrize("ours", OURS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_noise_and_velocity_follow_their_definitions(ours, dtype):
+def test_noise_follows_its_definition(ours, dtype):
     scheduler = ours(100, "sqrt")
     clean, noise = torch.randn(2, 3, 4, 5, dtype=dtype, generator=torch.Generator().manual_seed(0))
     timesteps = torch.tensor([2, 50, 99])
     level = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
     noisy = scheduler.add_noise(clean, noise, timesteps)
-    velocity = scheduler.get_velocity(clean, noise, timesteps)
-    assert noisy.dtype == velocity.dtype == dtype
+    assert noisy.dtype == dtype
     want = level.sqrt() * clean.double() + (1 - level).sqrt() * noise.double()
     torch.testing.assert_close(noisy.double(), want, atol=tolerance, rtol=tolerance)
-    want = level.sqrt() * noise.double() - (1 - level).sqrt() * clean.double()
-    torch.testing.assert_close(velocity.double(), want, atol=tolerance, rtol=tolerance)
     assert torch.equal(scheduler.add_noise(clean, noise, torch.tensor(50))[1], noisy[1])
 
 
@@ -320,7 +363,9 @@ def test_noise_and_velocity_follow_their_definitions(ours, dtype):
 @pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
 def test_clean_estimate_of_the_true_prediction_is_the_clean_sample(ours, prediction_type):
     scheduler = ours(100, "cosine", prediction_type=prediction_type)
-    clean, noise = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    clean, noise = torch.randn(
+        2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     for timestep in scheduler.timesteps[::9]:
         noisy = scheduler.add_noise(clean, noise, timestep)
         predicted = prediction_of(prediction_type, clean, noisy, scheduler.alphas_cumprod[timestep])
@@ -375,7 +420,10 @@ def test_clamping_what_is_rounded_changes_nothing(ours):
     for clamp_steps in (0, 5):
         scheduler = ours(100, clamp_steps=clamp_steps)
         scheduler.set_timesteps(5)
-        arguments = {"round_function": nearest_integer, "generator": torch.Generator().manual_seed(1)}
+        arguments = {
+            "round_function": nearest_integer,
+            "generator": torch.Generator().manual_seed(1),
+        }
         ends.append(sample(scheduler, noisy, denoise=lambda noisy, alpha_bar: words, **arguments))
     assert torch.equal(*ends) and torch.equal(ends[0], words)
 
@@ -390,7 +438,9 @@ def test_clamping_needs_a_round_function(ours):
 STOCHASTIC = [
     pytest.param(EmbeddingDDIMScheduler(100), {"eta": 1.0}, id="ddim"),
     pytest.param(EmbeddingDDPMScheduler(100), {}, id="ddpm"),
-    pytest.param(EmbeddingDPMSolverScheduler(100, algorithm_type="sde-dpmsolver++"), {}, id="dpmsolver"),
+    pytest.param(
+        EmbeddingDPMSolverScheduler(100, algorithm_type="sde-dpmsolver++"), {}, id="dpmsolver"
+    ),
 ]
 
 
@@ -399,7 +449,10 @@ def test_a_row_alone_is_the_row_of_a_batch(scheduler, arguments):
     noise = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(0))
     scheduler.set_timesteps(6)
     together = sample(
-        scheduler, noise, generator=[torch.Generator().manual_seed(seed) for seed in range(3)], **arguments
+        scheduler,
+        noise,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(3)],
+        **arguments,
     )
     for row, length in enumerate((7, 4, 2)):
         scheduler.set_timesteps(6)
@@ -414,9 +467,15 @@ def test_noise_is_drawn_or_given(scheduler, arguments):
     scheduler.set_timesteps(6)
     timestep, clean, noisy = scheduler.timesteps[0], torch.zeros(2, 3, 4), torch.ones(2, 3, 4)
     given = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(5))
-    drawn = scheduler.step(clean, timestep, noisy, generator=torch.Generator().manual_seed(5), **arguments)
+    drawn = scheduler.step(
+        clean, timestep, noisy, generator=torch.Generator().manual_seed(5), **arguments
+    )
     scheduler.set_timesteps(6)
     used = scheduler.step(clean, timestep, noisy, variance_noise=given, **arguments)
     assert torch.equal(drawn.prev_sample, used.prev_sample)
-    with pytest.raises(ValueError, match="`generator` must be None where `variance_noise` is given"):
-        scheduler.step(clean, timestep, noisy, generator=torch.Generator(), variance_noise=given, **arguments)
+    with pytest.raises(
+        ValueError, match="`generator` must be None where `variance_noise` is given"
+    ):
+        scheduler.step(
+            clean, timestep, noisy, generator=torch.Generator(), variance_noise=given, **arguments
+        )

@@ -32,9 +32,13 @@ def test_the_gradient_of_a_relaxed_sample_is_the_numeric_derivative(temperature,
 def test_a_hard_sample_is_one_hot_with_the_gradient_of_the_relaxed_one():
     logits, weights = random_logits(50, 7).requires_grad_(), random_logits(50, 7, seed=5)
     soft, hard = (gumbel_softmax(logits, 0.7, seeded(2), hard=hard) for hard in (False, True))
-    assert torch.equal(hard.sort(dim=-1).values, torch.eye(7, dtype=torch.float64)[-1].expand(50, 7))
+    assert torch.equal(
+        hard.sort(dim=-1).values, torch.eye(7, dtype=torch.float64)[-1].expand(50, 7)
+    )
     assert torch.equal(hard.argmax(dim=-1), soft.argmax(dim=-1))
-    gradients = [torch.autograd.grad((sample * weights).sum(), logits)[0] for sample in (soft, hard)]
+    gradients = [
+        torch.autograd.grad((sample * weights).sum(), logits)[0] for sample in (soft, hard)
+    ]
     assert gradients[0].abs().min() > 0
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-15, rtol=1e-12)
 
@@ -57,7 +61,9 @@ def test_the_noise_is_gumbel_noise_of_float64(dtype):
     want = np.exp(logits.double().numpy() / 0.5) * np.power(-np.log(uniform), -1 / 0.5)
     want /= want.sum(axis=1, keepdims=True)
     got = gumbel_softmax(logits, 0.5, seeded(4))
-    np.testing.assert_allclose(got.numpy(), want, rtol=1e-12 if dtype == torch.float64 else 1e-6, atol=1e-300)
+    np.testing.assert_allclose(
+        got.numpy(), want, rtol=1e-12 if dtype == torch.float64 else 1e-6, atol=1e-300
+    )
 
 
 def test_relaxed_samples_tend_to_one_hot_and_to_uniform():
@@ -84,7 +90,9 @@ def test_a_row_depends_on_its_own_generator_only():
     together = gumbel_softmax(logits, 1.0, [seeded(i) for i in range(4)])
     for i in range(4):
         assert torch.equal(gumbel_softmax(logits[i : i + 1], 1.0, [seeded(i)])[0], together[i])
-    assert torch.equal(gumbel_softmax(logits, 1.0, seeded(9)), gumbel_softmax(logits, 1.0, seeded(9)))
+    assert torch.equal(
+        gumbel_softmax(logits, 1.0, seeded(9)), gumbel_softmax(logits, 1.0, seeded(9))
+    )
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), None])

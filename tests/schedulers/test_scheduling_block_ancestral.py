@@ -53,10 +53,14 @@ def enumerated(source, num_steps):
             choices = []
             for position, token in enumerate(x_t):
                 reveal = 1 / (num_steps - step)
-                revealed = {k: reveal * table[x_t][position, k] for k in range(mask)} | {mask: 1 - reveal}
+                revealed = {k: reveal * table[x_t][position, k] for k in range(mask)} | {
+                    mask: 1 - reveal
+                }
                 choices.append(revealed if token == mask else {token: 1.0})
             for x_s in itertools.product(*choices):
-                probability = mass * np.prod([choice[token] for choice, token in zip(choices, x_s, strict=True)])
+                probability = mass * np.prod(
+                    [choice[token] for choice, token in zip(choices, x_s, strict=True)]
+                )
                 following[x_s] = following.get(x_s, 0.0) + probability
         state = following
     return state
@@ -66,23 +70,41 @@ def enumerated(source, num_steps):
 def test_the_stock_pipeline_writes_what_enumeration_says(num_steps):
     source = MarkovSource.golden()
     pipe = stock_pipe(TableModel(source.masked_denoiser()), BlockAncestralScheduler())
-    sizes = {"gen_length": source.length, "block_length": source.length, "num_inference_steps": num_steps}
-    settings = {"temperature": 1.0, "mask_token_id": source.num_tokens, "output_type": "seq", "generator": seeded(0)}
+    sizes = {
+        "gen_length": source.length,
+        "block_length": source.length,
+        "num_inference_steps": num_steps,
+    }
+    settings = {
+        "temperature": 1.0,
+        "mask_token_id": source.num_tokens,
+        "output_type": "seq",
+        "generator": seeded(0),
+    }
     empty = torch.zeros(ROWS, 0, dtype=torch.long)
     written = pipe(input_ids=empty, editing_threshold=None, **sizes, **settings).sequences
     counts = [int((written == torch.tensor(s)).all(dim=1).sum()) for s in source.sequences]
     exact = enumerated(source, num_steps)
-    probs = [exact.get(tuple(int(token) for token in sequence), 0.0) for sequence in source.sequences]
+    probs = [
+        exact.get(tuple(int(token) for token in sequence), 0.0) for sequence in source.sequences
+    ]
     assert sum(counts) == ROWS and sum(probs) == pytest.approx(1)
     assert chi_square_passes(np.array(counts), np.array(probs))
     assert pipe.model.calls == num_steps
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "top_p": 0.9}, {"sampling_method": "greedy"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 1.0, "top_p": 0.9}, {"sampling_method": "greedy"}]
+)
 def test_a_language_model_fills_every_mask_and_keeps_the_prompt(settings):
     """With the defaults of the stock pipeline too, which asks for editing and a threshold."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=40, num_key_value_heads=2, **sizes)).eval()
     with torch.no_grad():
         model.lm_head.weight[39] *= 50  # would like to write masks
@@ -118,15 +140,24 @@ def test_a_step_leaves_its_inputs_alone_and_says_what_it_revealed():
     logits, sample = torch.randn(50, 6, 9, generator=seeded(0)), torch.full((50, 6), 8)
     sample[:, 0] = 3
     kept = logits.clone(), sample.clone()
-    output = scheduler.step(logits, 0, sample, mask_token_id=8, temperature=1.0, generator=seeded(1))
+    output = scheduler.step(
+        logits, 0, sample, mask_token_id=8, temperature=1.0, generator=seeded(1)
+    )
     assert torch.equal(logits, kept[0]) and torch.equal(sample, kept[1])
     assert torch.equal(output.transfer_index, output.prev_sample != sample)
     assert not output.transfer_index[:, 0].any() and not output.editing_transfer_index.any()
-    probs = logits[..., :8].softmax(dim=-1).gather(-1, output.prev_sample.clamp(max=7).unsqueeze(-1)).squeeze(-1)
+    probs = (
+        logits[..., :8]
+        .softmax(dim=-1)
+        .gather(-1, output.prev_sample.clamp(max=7).unsqueeze(-1))
+        .squeeze(-1)
+    )
     torch.testing.assert_close(output.sampled_probs, torch.where(output.transfer_index, probs, 0.0))
     late = scheduler.step(logits, 3, sample, mask_token_id=8)
     assert torch.equal(late.prev_sample, sample) and not late.transfer_index.any()
-    same = scheduler.step(logits, 0, sample, mask_token_id=8, temperature=1.0, generator=seeded(1), return_dict=False)
+    same = scheduler.step(
+        logits, 0, sample, mask_token_id=8, temperature=1.0, generator=seeded(1), return_dict=False
+    )
     assert torch.equal(same[0], output.prev_sample) and len(same) == 6
 
 

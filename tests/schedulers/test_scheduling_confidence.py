@@ -24,7 +24,9 @@ ORDERS = ["confidence", "entropy", "margin"]
 ROWS = 12_000
 GOLDEN = MarkovSource.golden()
 # The first token has the lowest entropy, the second the largest margin.
-CONTRARY = MarkovSource([0.49, 0.49, 0.02], [[0.8, 0.1, 0.1], [0.2, 0.45, 0.35], [0.1, 0.1, 0.8]], 3)
+CONTRARY = MarkovSource(
+    [0.49, 0.49, 0.02], [[0.8, 0.1, 0.1], [0.2, 0.45, 0.35], [0.1, 0.1, 0.8]], 3
+)
 
 
 def seeded(*seeds):
@@ -40,7 +42,9 @@ def denoise(scheduler, denoiser, tokens, generator):
         logits = torch.zeros(0, denoiser.config.vocab_size)
         if positions.any():
             logits = denoiser(tokens, timestep, positions=positions).logits
-        tokens = scheduler.step(logits, timestep, tokens, positions=positions, generator=generator).prev_sample
+        tokens = scheduler.step(
+            logits, timestep, tokens, positions=positions, generator=generator
+        ).prev_sample
         states.append(tokens)
     return states
 
@@ -78,17 +82,25 @@ def text_probs(source, steps, order, temperature=1.0, noise=0.0, threshold=None,
         if kept == 0:
             return [(1.0, ranked)]
         if threshold is not None:
-            sure = [position for position in ranked if probs[position][candidates[position]] > threshold]
+            sure = [
+                position for position in ranked if probs[position][candidates[position]] > threshold
+            ]
             return [(1.0, sure or ranked[:1])]
         if bound is not None:
             entropies = [-score(probs[position], None, "entropy") for position in ranked]
-            sizes = [n for n in range(1, len(ranked) + 1) if sum(entropies[:n]) - max(entropies[:n]) <= bound]
+            sizes = [
+                n
+                for n in range(1, len(ranked) + 1)
+                if sum(entropies[:n]) - max(entropies[:n]) <= bound
+            ]
             return [(1.0, ranked[: max(sizes)])]
         if noise == 0:
             return [(1.0, ranked[: len(ranked) - kept])]
         assert kept == len(ranked) - 1  # Gumbel noise: the first is drawn from the softmax
         weights = {position: math.exp(scores[position] / noise) for position in ranked}
-        return [(weight / sum(weights.values()), [position]) for position, weight in weights.items()]
+        return [
+            (weight / sum(weights.values()), [position]) for position, weight in weights.items()
+        ]
 
     @cache
     def finish(pattern, step):
@@ -101,7 +113,9 @@ def text_probs(source, steps, order, temperature=1.0, noise=0.0, threshold=None,
             own = table[pattern][position][:mask]
             own = (own == own.max()) * 1.0 if temperature == 0 else own ** (1 / temperature)
             probs[position] = (own / own.sum()).tolist()
-        judged = {p: table[pattern][p][:mask].tolist() for p in masked} if temperature == 0 else probs
+        judged = (
+            {p: table[pattern][p][:mask].tolist() for p in masked} if temperature == 0 else probs
+        )
         texts = {}
         for drawn in itertools.product(range(mask), repeat=len(masked)):
             candidates = dict(zip(masked, drawn, strict=True))
@@ -109,8 +123,12 @@ def text_probs(source, steps, order, temperature=1.0, noise=0.0, threshold=None,
             if joint == 0:
                 continue
             scores = {p: score(judged[p], candidates[p], order) for p in masked}
-            for chance, chosen in choices(scores, candidates, judged, kept) if masked else [(1.0, [])]:
-                after = tuple(candidates[p] if p in chosen else token for p, token in enumerate(pattern))
+            for chance, chosen in (
+                choices(scores, candidates, judged, kept) if masked else [(1.0, [])]
+            ):
+                after = tuple(
+                    candidates[p] if p in chosen else token for p, token in enumerate(pattern)
+                )
                 for text, weight in finish(after, step + 1).items():
                     texts[text] = texts.get(text, 0.0) + joint * chance * weight
         return texts
@@ -124,7 +142,9 @@ def text_counts(source, steps, **config):
     scheduler.set_timesteps(steps)
     denoiser = TableDenoiser(source.masked_denoiser(), source.num_tokens + 1)
     tokens = denoise(scheduler, denoiser, scheduler.prior((ROWS, source.length)), seeded(0))[-1]
-    return [int((tokens == torch.tensor(sequence)).all(dim=1).sum()) for sequence in source.sequences]
+    return [
+        int((tokens == torch.tensor(sequence)).all(dim=1).sum()) for sequence in source.sequences
+    ]
 
 
 # Distributions
@@ -133,8 +153,12 @@ def text_counts(source, steps, **config):
 @pytest.mark.parametrize("order", ["random", "entropy", "margin"])
 def test_one_token_a_step_in_an_order_blind_to_the_candidates_reaches_the_source(order):
     assert chi_square_passes(text_counts(GOLDEN, GOLDEN.length, order=order), GOLDEN.probs)
-    assert chi_square_passes(text_counts(GOLDEN, GOLDEN.length, order=order, order_temperature=0.5), GOLDEN.probs)
-    np.testing.assert_allclose(text_probs(GOLDEN, GOLDEN.length, order, noise=1.0), GOLDEN.probs, atol=1e-12)
+    assert chi_square_passes(
+        text_counts(GOLDEN, GOLDEN.length, order=order, order_temperature=0.5), GOLDEN.probs
+    )
+    np.testing.assert_allclose(
+        text_probs(GOLDEN, GOLDEN.length, order, noise=1.0), GOLDEN.probs, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
@@ -167,9 +191,14 @@ def test_order_temperature_draws_the_first_in_proportion_to_a_power_of_its_score
     scheduler = ConfidenceScheduler(MASK, order=order, order_temperature=0.7, temperature=0.0)
     scheduler.set_timesteps(5)
     sample = scheduler.prior((ROWS, 5))
-    first = scheduler.step(logits.expand(ROWS, 5, V), 1.0, sample, generator=seeded(6)).prev_sample != MASK
+    first = (
+        scheduler.step(logits.expand(ROWS, 5, V), 1.0, sample, generator=seeded(6)).prev_sample
+        != MASK
+    )
     weights = (scores if order == "entropy" else scores.log()).div(0.7).softmax(dim=0)
-    assert (first.sum(dim=1) == 1).all() and chi_square_passes(first.sum(dim=0).numpy(), weights.numpy())
+    assert (first.sum(dim=1) == 1).all() and chi_square_passes(
+        first.sum(dim=0).numpy(), weights.numpy()
+    )
 
 
 def test_texts_in_a_noisy_order_have_the_enumerated_distribution():
@@ -178,11 +207,15 @@ def test_texts_in_a_noisy_order_have_the_enumerated_distribution():
     assert not chi_square_passes(text_counts(GOLDEN, 3), want)
 
 
-@pytest.mark.parametrize("config", [{"threshold": 0.5}, {"entropy_bound": 0.7}, {"entropy_bound": 2.0}])
+@pytest.mark.parametrize(
+    "config", [{"threshold": 0.5}, {"entropy_bound": 0.7}, {"entropy_bound": 2.0}]
+)
 @pytest.mark.parametrize("steps", [2, 3])
 def test_adaptive_commits_have_the_enumerated_distribution(config, steps):
     order = "confidence" if "threshold" in config else "entropy"
-    want = text_probs(GOLDEN, steps, order, threshold=config.get("threshold"), bound=config.get("entropy_bound"))
+    want = text_probs(
+        GOLDEN, steps, order, threshold=config.get("threshold"), bound=config.get("entropy_bound")
+    )
     assert chi_square_passes(text_counts(GOLDEN, steps, **config), want)
 
 
@@ -231,10 +264,14 @@ def test_a_large_vocabulary_is_ranked_as_by_the_dense_formula(order, shaping, dt
     scheduler = ConfidenceScheduler(size - 1, order=order, **shaping)
     scheduler.set_timesteps(4)
     kept = logits.clone()
-    stepped = scheduler.step(logits, 1.0, scheduler.prior((2, length)), generator=generator).prev_sample
+    stepped = scheduler.step(
+        logits, 1.0, scheduler.prior((2, length)), generator=generator
+    ).prev_sample
     shown = {**shaping, "temperature": shaping.get("temperature", 1.0) or 1.0}
     scores = dense_scores(dense_probs(logits, **shown), order)
-    best = torch.zeros(2, length, dtype=torch.bool).scatter(1, scores.topk(3).indices, True)  # 12 / 4 of 12
+    best = torch.zeros(2, length, dtype=torch.bool).scatter(
+        1, scores.topk(3).indices, True
+    )  # 12 / 4 of 12
     assert torch.equal(stepped != size - 1, best)
     assert torch.equal(logits, kept)
     if shaping.get("temperature") == 0:
@@ -248,10 +285,14 @@ def test_threshold_commits_what_exceeds_it_or_the_best(threshold):
     scheduler.set_timesteps(3)
     sample = scheduler.prior((40, 8))
     sample[:, 3] = 1
-    stepped = scheduler.step(logits[sample == MASK], 1.0, sample, positions=sample == MASK).prev_sample
+    stepped = scheduler.step(
+        logits[sample == MASK], 1.0, sample, positions=sample == MASK
+    ).prev_sample
     confidence = dense_probs(logits).amax(dim=-1).masked_fill(sample != MASK, -1)
     for row in range(40):
-        want = {i for i in range(8) if confidence[row, i] > threshold} or {int(confidence[row].argmax())}
+        want = {i for i in range(8) if confidence[row, i] > threshold} or {
+            int(confidence[row].argmax())
+        }
         assert {i for i in range(8) if stepped[row, i] != sample[row, i]} == want
 
 
@@ -263,7 +304,9 @@ def test_entropy_bound_commits_the_longest_run_within_it(bound, order):
     scheduler.set_timesteps(3)
     sample = scheduler.prior((40, 8))
     sample[:, 5] = 1
-    stepped = scheduler.step(logits[sample == MASK], 1.0, sample, positions=sample == MASK).prev_sample
+    stepped = scheduler.step(
+        logits[sample == MASK], 1.0, sample, positions=sample == MASK
+    ).prev_sample
     probs = dense_probs(logits)
     entropies, scores = -dense_scores(probs, "entropy"), dense_scores(probs, order or "entropy")
     for row in range(40):
@@ -284,7 +327,9 @@ def test_ties_go_to_the_left():
         scheduler.set_timesteps(3)
         sample = scheduler.prior((1, 7))
         sample[0, 1] = 0
-        stepped = scheduler.step(torch.zeros(6, V), 1.0, sample, positions=sample == MASK).prev_sample
+        stepped = scheduler.step(
+            torch.zeros(6, V), 1.0, sample, positions=sample == MASK
+        ).prev_sample
         assert (stepped != MASK).tolist() == [[True, True, True, False, False, False, False]]
 
 
@@ -335,7 +380,9 @@ def test_all_masks_are_selected_in_rows_that_commit_and_none_in_rows_that_do_not
         assert torch.equal(scheduler.select(1.0, sample), sample == MASK)
 
 
-@pytest.mark.parametrize("config, calls", [({"threshold": 0.0}, 1), ({"threshold": 1.0}, 4), ({}, 4)])
+@pytest.mark.parametrize(
+    "config, calls", [({"threshold": 0.0}, 1), ({"threshold": 1.0}, 4), ({}, 4)]
+)
 def test_steps_with_nothing_to_do_call_no_model(config, calls):
     scheduler = ConfidenceScheduler(MASK, **config)
     scheduler.set_timesteps(50)
@@ -344,7 +391,9 @@ def test_steps_with_nothing_to_do_call_no_model(config, calls):
     assert denoiser.calls == calls and not (tokens == MASK).any()
 
 
-@pytest.mark.parametrize("config", [{"threshold": 1.0}, {"entropy_bound": 0.0}, {}, {"order": "random"}])
+@pytest.mark.parametrize(
+    "config", [{"threshold": 1.0}, {"entropy_bound": 0.0}, {}, {"order": "random"}]
+)
 def test_the_last_step_commits_all_that_is_left(config):
     scheduler = ConfidenceScheduler(MASK, **config)
     scheduler.set_timesteps(2)
@@ -362,7 +411,9 @@ def test_the_last_step_commits_all_that_is_left(config):
         ({"order": "random"}, 8, 12),
     ],
 )
-def test_a_pipeline_stops_early_and_a_text_is_the_same_alone_and_in_a_batch(pipe, config, fewest, most):
+def test_a_pipeline_stops_early_and_a_text_is_the_same_alone_and_in_a_batch(
+    pipe, config, fewest, most
+):
     prompts, calls = ["the cat", "a bird sang in the tree and", "she", "the dog sat on"], []
     pipe.scheduler = ConfidenceScheduler.from_config(pipe.scheduler.config, **config)
     settings = {"num_inference_steps": 24, "max_new_tokens": 12}
@@ -378,7 +429,9 @@ def test_a_pipeline_stops_early_and_a_text_is_the_same_alone_and_in_a_batch(pipe
 # Seeds, edges and errors
 
 
-@pytest.mark.parametrize("config", [{}, {"order": "random"}, {"order_temperature": 1.0}, {"threshold": 0.4}])
+@pytest.mark.parametrize(
+    "config", [{}, {"order": "random"}, {"order_temperature": 1.0}, {"threshold": 0.4}]
+)
 def test_a_row_is_the_same_alone_and_in_a_batch(config):
     logits = torch.randn(3, 6, V, generator=seeded(4)) * 2
 
@@ -410,7 +463,9 @@ def test_sums_of_a_row_do_not_depend_on_other_rows_or_threads():
     torch.testing.assert_close(row_sums(values[:, :7]), values[:, :7].sum(dim=1))
 
 
-@pytest.mark.parametrize("config", [{}, {"temperature": 0.0}, {"order": "entropy"}, {"threshold": 0.5}])
+@pytest.mark.parametrize(
+    "config", [{}, {"temperature": 0.0}, {"order": "entropy"}, {"threshold": 0.5}]
+)
 def test_the_mask_is_never_written_and_the_inputs_stay(config):
     scheduler = ConfidenceScheduler(MASK, **config)
     logits = torch.zeros(16, 5, V)
@@ -431,13 +486,22 @@ def test_the_mask_is_never_written_and_the_inputs_stay(config):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"order": "best"}, r"`order` must be None or one of \['confidence', .*'random'\], got 'best'"),
+        ({"order": "best"}, r"`order` must be None or one of confidence, .*random, got 'best'"),
         ({"threshold": 1.5}, r"`threshold` must be None or a number in \[0, 1\], got 1.5"),
         ({"threshold": -0.1}, "`threshold` must be"),
-        ({"entropy_bound": -1.0}, "`entropy_bound` must be None or a number of at least 0, got -1.0"),
+        (
+            {"entropy_bound": -1.0},
+            "`entropy_bound` must be None or a number of at least 0, got -1.0",
+        ),
         ({"entropy_bound": float("nan")}, "`entropy_bound` must be"),
-        ({"order_temperature": -1.0}, "`order_temperature` must be a number of at least 0, got -1.0"),
-        ({"threshold": 0.5, "entropy_bound": 1.0}, "`entropy_bound` must be None if `threshold` is given, got 1.0"),
+        (
+            {"order_temperature": -1.0},
+            "`order_temperature` must be a number of at least 0, got -1.0",
+        ),
+        (
+            {"threshold": 0.5, "entropy_bound": 1.0},
+            "`entropy_bound` must be None if `threshold` is given, got 1.0",
+        ),
         ({"temperature": -1.0}, "`temperature` must be"),
         ({"top_p": 0.0}, "`top_p` must be"),
         ({"mask_token_id": -1}, "`mask_token_id` must be"),
@@ -467,7 +531,9 @@ def test_wrong_calls_are_refused_by_name():
 def test_swaps_keep_the_settings_in_both_directions_and_on_disk(tmp_path):
     shared = {"num_train_timesteps": 50, "schedule": "cosine", "min_timestep": 0.01}
     shared |= {"temperature": 0.8, "top_k": 4, "top_p": 0.9}
-    ancestral = D3PMAbsorbingScheduler(MASK, **shared)  # by position: diffusers takes it for a default
+    ancestral = D3PMAbsorbingScheduler(
+        MASK, **shared
+    )  # by position: diffusers takes it for a default
     own = {"order": "margin", "threshold": 0.7, "order_temperature": 0.2}
     swapped = ConfidenceScheduler.from_config(ancestral.config, **own)
     swapped.save_pretrained(tmp_path)
@@ -480,5 +546,7 @@ def test_swaps_keep_the_settings_in_both_directions_and_on_disk(tmp_path):
     again = ConfidenceScheduler.from_config(back.config)
     assert {name: again.config[name] for name in own} == own
     plain = ConfidenceScheduler.from_config(D3PMAbsorbingScheduler(MASK).config)
-    assert plain.config.mask_token_id == MASK and plain.config.threshold is None and plain.order == 1
+    assert (
+        plain.config.mask_token_id == MASK and plain.config.threshold is None and plain.order == 1
+    )
     assert {ConfidenceScheduler, D3PMAbsorbingScheduler} <= set(plain.compatibles)

@@ -3,14 +3,23 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from support.gaussian_chains import MEAN, STD, embedding_cases, gaussian_flow, mixture_denoiser, sample
+from support.gaussian_chains import (
+    MEAN,
+    STD,
+    embedding_cases,
+    gaussian_flow,
+    mixture_denoiser,
+    sample,
+)
 from support.oracles import assert_golden, float64
 
 from text_diffusers import EmbeddingDDIMScheduler
 from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES
 
 
-@pytest.mark.parametrize("case", embedding_cases("diffusion_lm", "ddim_step"), ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", embedding_cases("diffusion_lm", "ddim_step"), ids=lambda case: case["name"]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_step_equals_the_golden_numbers(case, dtype):
     inputs = case["inputs"]
@@ -29,13 +38,17 @@ def test_step_equals_the_golden_numbers(case, dtype):
     assert_golden(torch.cat(got), case["outputs"]["sample"], case)
 
 
-@pytest.mark.parametrize("case", embedding_cases("diffusion_lm", "ddim_trajectory"), ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", embedding_cases("diffusion_lm", "ddim_trajectory"), ids=lambda case: case["name"]
+)
 def test_trajectory_equals_the_golden_numbers(case):
     inputs = case["inputs"]
     scheduler = EmbeddingDDIMScheduler(inputs["T"], inputs["schedule"])
     scheduler.set_timesteps(timesteps=inputs["timesteps"])
     denoise = mixture_denoiser(inputs["embedding"], inputs["weights"], inputs["std"])
-    assert_golden(sample(scheduler, float64(inputs["x_T"]), denoise), case["outputs"]["final"], case)
+    assert_golden(
+        sample(scheduler, float64(inputs["x_T"]), denoise), case["outputs"]["final"], case
+    )
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
@@ -53,7 +66,9 @@ def test_equals_stock_where_the_number_of_steps_divides(prediction_type, eta):
         want = stock.step(output, timestep, x, eta=eta, generator=draws[1])
         # Stock's float32 table is off by 1e-4 of alpha_bar at the noisiest timesteps.
         torch.testing.assert_close(got.prev_sample, want.prev_sample, atol=2e-5, rtol=2e-4)
-        torch.testing.assert_close(got.pred_original_sample, want.pred_original_sample, atol=1e-5, rtol=2e-4)
+        torch.testing.assert_close(
+            got.pred_original_sample, want.pred_original_sample, atol=1e-5, rtol=2e-4
+        )
 
 
 @pytest.mark.parametrize("schedule", sorted(EMBEDDING_SCHEDULES))
@@ -62,11 +77,17 @@ def test_a_network_that_knows_the_truth_stays_on_its_path(schedule, steps):
     """From alpha_t x_0 + sigma_t noise a step leads to the same with the next alpha, and in the end to x_0."""
     scheduler = EmbeddingDDIMScheduler(200, schedule)
     scheduler.set_timesteps(steps)
-    clean, noise = torch.randn(2, 1, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    clean, noise = torch.randn(
+        2, 1, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     noisy = scheduler.add_noise(clean, noise, scheduler.timesteps[0])
     for later in scheduler.timesteps[1:]:
-        noisy = scheduler.step(clean, scheduler.timesteps[scheduler.timesteps > later][-1], noisy).prev_sample
-        torch.testing.assert_close(noisy, scheduler.add_noise(clean, noise, later), atol=1e-12, rtol=1e-12)
+        noisy = scheduler.step(
+            clean, scheduler.timesteps[scheduler.timesteps > later][-1], noisy
+        ).prev_sample
+        torch.testing.assert_close(
+            noisy, scheduler.add_noise(clean, noise, later), atol=1e-12, rtol=1e-12
+        )
     assert torch.equal(scheduler.step(clean, scheduler.timesteps[-1], noisy).prev_sample, clean)
 
 
@@ -91,7 +112,9 @@ def test_few_steps_sample_a_gaussian(eta, steps):
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(100, 100, 4, dtype=torch.float64, generator=generator)
     end = sample(scheduler, start, eta=eta, generator=generator)
-    assert end.mean().item() == pytest.approx(MEAN, rel=0.1) and end.std().item() == pytest.approx(STD, rel=0.1)
+    assert end.mean().item() == pytest.approx(MEAN, rel=0.1) and end.std().item() == pytest.approx(
+        STD, rel=0.1
+    )
 
 
 def test_error_falls_in_proportion_to_the_step():

@@ -35,7 +35,9 @@ SOURCE = MarkovSource([0.5, 0.3, 0.2], [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 
 
 def step_matrix(scheduler, timestep):
     """(V, V) q(x_s | x_t, x_0 = CLEAN) as the scheduler has it."""
-    logits = torch.full((1, V, V), -torch.inf, dtype=torch.float64).index_fill(2, torch.tensor(CLEAN), 0.0)
+    logits = torch.full((1, V, V), -torch.inf, dtype=torch.float64).index_fill(
+        2, torch.tensor(CLEAN), 0.0
+    )
     return scheduler.reverse_probs(logits, timestep, torch.arange(V).unsqueeze(0))[0].numpy()
 
 
@@ -63,7 +65,10 @@ def test_eta_zero_adds_no_noise_and_eta_one_forgets_the_current_token():
         elsewhere = ~np.eye(V, dtype=bool)
         elsewhere[:, CLEAN] = False
         np.testing.assert_allclose(matrix[elsewhere], 0, atol=1e-15)
-        stays = timestep - 0.25, timestep  # sigma_max = (1 - alpha_s) / (1 - alpha_t) with alpha = 1 - t
+        stays = (
+            timestep - 0.25,
+            timestep,
+        )  # sigma_max = (1 - alpha_s) / (1 - alpha_t) with alpha = 1 - t
         np.testing.assert_allclose(matrix[0, 0], stays[0] / stays[1], atol=1e-6)
         matrix = step_matrix(fresh, timestep)
         np.testing.assert_allclose(matrix, np.tile(matrix[:1], (V, 1)), atol=1e-15)
@@ -71,7 +76,10 @@ def test_eta_zero_adds_no_noise_and_eta_one_forgets_the_current_token():
 
 def test_ancestral_sampling_is_no_member_of_the_family():
     base = D3PMUniformScheduler(V)
-    for scheduler in (base, *(members := [TokenDDIMScheduler(V, eta=eta) for eta in np.linspace(0, 1, 101).tolist()])):
+    for scheduler in (
+        base,
+        *(members := [TokenDDIMScheduler(V, eta=eta) for eta in np.linspace(0, 1, 101).tolist()]),
+    ):
         scheduler.set_timesteps(4)
     ancestral = step_matrix(base, 0.5)
     assert min(np.abs(step_matrix(member, 0.5) - ancestral).max() for member in members) > 0.02
@@ -82,9 +90,13 @@ def test_ancestral_sampling_is_no_member_of_the_family():
 def test_steps_draw_from_the_reverse_distribution(eta, dense):
     scheduler = TokenDDIMScheduler(V, schedule="cosine", eta=eta, temperature=0.7)
     scheduler.set_timesteps(4)
-    logits = torch.randn(1, V, V + 2, generator=torch.Generator().manual_seed(3))  # ids from V on are ignored
+    logits = torch.randn(
+        1, V, V + 2, generator=torch.Generator().manual_seed(3)
+    )  # ids from V on are ignored
     for timestep in scheduler.timesteps.tolist():
-        assert_steps_follow_reverse_probs(scheduler, logits, timestep, torch.arange(V)[None], dense=dense)
+        assert_steps_follow_reverse_probs(
+            scheduler, logits, timestep, torch.arange(V)[None], dense=dense
+        )
 
 
 @pytest.mark.parametrize("eta", ETAS)
@@ -98,7 +110,9 @@ def test_only_selected_positions_take_x0(eta):
     chosen = int(positions.sum())
     assert chi_square_passes(np.array([chosen, 20_000 - chosen]), np.array([jump, 1 - jump]))
     certain = torch.full((chosen, V), -torch.inf).index_fill(1, torch.tensor(CLEAN), 0.0)
-    after = scheduler.step(certain, 0.5, sample, positions=positions, generator=generator).prev_sample
+    after = scheduler.step(
+        certain, 0.5, sample, positions=positions, generator=generator
+    ).prev_sample
     assert (after[positions] == CLEAN).all()
     rest = np.bincount(after[~positions], minlength=V)
     stays = (1 - eta) * 0.5 / (1 - jump)
@@ -120,8 +134,12 @@ def test_sampling_has_the_enumerated_law_and_comes_closer_to_the_data_with_more_
     scheduler = TokenDDIMScheduler(3, eta=eta)
     law = output_law(scheduler, SOURCE, 5)
     assert chi_square_passes(counts_of(draw(scheduler, SOURCE, 5, rows=20_000), 3), law)
-    divergences = [divergence(SOURCE, output_law(scheduler, SOURCE, steps)) for steps in (1, 2, 4, 8, 16)]
-    assert all(after < 0.6 * before for before, after in zip(divergences, divergences[1:], strict=False))
+    divergences = [
+        divergence(SOURCE, output_law(scheduler, SOURCE, steps)) for steps in (1, 2, 4, 8, 16)
+    ]
+    assert all(
+        after < 0.6 * before for before, after in zip(divergences, divergences[1:], strict=False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +155,8 @@ def test_a_leave_one_out_prediction_under_plug_in_writes_what_the_posterior_writ
     scheduler_class, changes
 ):
     laws = [
-        output_law(scheduler_class(3, reverse_rule=rule, **changes), SOURCE, 6) for rule in ("marginal", "plug_in")
+        output_law(scheduler_class(3, reverse_rule=rule, **changes), SOURCE, 6)
+        for rule in ("marginal", "plug_in")
     ]
     np.testing.assert_allclose(*laws, atol=1e-12)
 
@@ -168,7 +187,9 @@ def test_config_survives_saving_and_swapping(tmp_path):
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_through_the_pipeline_given_tokens_stay(tokenizer, eta):
     scheduler = TokenDDIMScheduler(tokenizer.pad_token_id, eta=eta)
-    pipe = TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer, time_conditioning=True), scheduler)
+    pipe = TextDiffusionPipeline(
+        tokenizer, make_denoiser(tokenizer, time_conditioning=True), scheduler
+    )
     pipe.set_progress_bar_config(disable=True)
     assert_pipeline_keeps_what_is_given(pipe, tokenizer)
 
@@ -194,7 +215,7 @@ def test_wrong_calls_are_refused_by_name():
     sample = scheduler.prior((1, 3))
     with pytest.raises(ValueError, match="one of the 3 `timesteps`"):
         scheduler.select(0.123, sample)
-    with pytest.raises(ValueError, match="at least `vocab_size`=5 wide, got 4"):
+    with pytest.raises(ValueError, match="at least `num_tokens`=5 wide, got 4"):
         scheduler.step(torch.zeros(1, 3, 4), 1.0, sample)
     with pytest.raises(ValueError, match="one row a selected position"):
         scheduler.step(torch.zeros(1, V), 1.0, sample, positions=torch.ones(1, 3, dtype=torch.bool))

@@ -10,16 +10,24 @@ from text_diffusers import EmbeddingDDIMScheduler, EmbeddingDDPMScheduler
 from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES
 
 
-@pytest.mark.parametrize("case", embedding_cases("diffusion_lm", "ddpm_step"), ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", embedding_cases("diffusion_lm", "ddpm_step"), ids=lambda case: case["name"]
+)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_step_equals_the_golden_numbers(case, dtype):
     inputs = case["inputs"]
-    scheduler = EmbeddingDDPMScheduler(inputs["T"], inputs["schedule"], variance_type=inputs["variance"])
+    scheduler = EmbeddingDDPMScheduler(
+        inputs["T"], inputs["schedule"], variance_type=inputs["variance"]
+    )
     means, samples = [], []
-    for t, *values in zip(inputs["t"], inputs["x_t"], inputs["model_output"], inputs["noise"], strict=True):
+    for t, *values in zip(
+        inputs["t"], inputs["x_t"], inputs["model_output"], inputs["noise"], strict=True
+    ):
         noisy, predicted, noise = (float64([value]).to(dtype) for value in values)
         samples.append(scheduler.step(predicted, t, noisy, variance_noise=noise).prev_sample)
-        means.append(scheduler.step(predicted, t, noisy, variance_noise=torch.zeros_like(noise)).prev_sample)
+        means.append(
+            scheduler.step(predicted, t, noisy, variance_noise=torch.zeros_like(noise)).prev_sample
+        )
     assert_golden(torch.cat(means), case["outputs"]["mean"], case)
     assert_golden(torch.cat(samples), case["outputs"]["sample"], case)
 
@@ -34,8 +42,13 @@ def test_equals_stock(variance_type, prediction_type, steps):
     stock.set_timesteps(steps)
     assert torch.equal(ours.timesteps, stock.timesteps)
     noisy, predicted = torch.randn(2, steps, 2, 3, 4, generator=torch.Generator().manual_seed(0))
-    for index in range(0, steps - 1, max(1, steps // 12)):  # the last step has a law of its own, below
-        timestep, draws = ours.timesteps[index], [torch.Generator().manual_seed(2) for _ in range(2)]
+    for index in range(
+        0, steps - 1, max(1, steps // 12)
+    ):  # the last step has a law of its own, below
+        timestep, draws = (
+            ours.timesteps[index],
+            [torch.Generator().manual_seed(2) for _ in range(2)],
+        )
         got = ours.step(predicted[index], timestep, noisy[index], generator=draws[0]).prev_sample
         want = stock.step(predicted[index], timestep, noisy[index], generator=draws[1]).prev_sample
         torch.testing.assert_close(got, want, atol=2e-5, rtol=2e-4)
@@ -59,7 +72,9 @@ def test_small_variance_is_ddim_with_eta_one(schedule, steps):
     ends = []
     for scheduler, arguments in ((ddpm, {}), (ddim, {"eta": 1.0})):
         scheduler.set_timesteps(steps)
-        ends.append(sample(scheduler, start, generator=torch.Generator().manual_seed(1), **arguments))
+        ends.append(
+            sample(scheduler, start, generator=torch.Generator().manual_seed(1), **arguments)
+        )
     torch.testing.assert_close(*ends, atol=1e-10, rtol=1e-10)
 
 
@@ -78,6 +93,8 @@ def test_chain_samples_a_gaussian(variance_type, steps, allowed):
 
 def test_learned_variances_are_refused_and_none_is_the_small_one():
     for variance_type in ("learned", "learned_range", "fixed_small_log"):
-        with pytest.raises(ValueError, match=f"`variance_type` must be one of .*, got '{variance_type}'"):
+        with pytest.raises(
+            ValueError, match=f"`variance_type` must be None or one of .*, got '{variance_type}'"
+        ):
             EmbeddingDDPMScheduler(10, variance_type=variance_type)
     assert EmbeddingDDPMScheduler(10, variance_type=None).config.variance_type == "fixed_small"

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from support.gaussian_chains import MEAN, STD, embedding_cases, gaussian_flow, mixture_denoiser, sample
+from support.gaussian_chains import (
+    MEAN,
+    STD,
+    embedding_cases,
+    gaussian_flow,
+    mixture_denoiser,
+    sample,
+)
 from support.oracles import assert_golden, float64
 
 from text_diffusers import EmbeddingDDIMScheduler, EmbeddingDPMSolverScheduler
@@ -14,7 +21,9 @@ from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES
 SDE = "sde-dpmsolver++"
 
 
-@pytest.mark.parametrize("case", embedding_cases("dpm_solver", "dpm_multistep"), ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", embedding_cases("dpm_solver", "dpm_multistep"), ids=lambda case: case["name"]
+)
 def test_trajectory_equals_the_golden_numbers(case):
     inputs, want = case["inputs"], case["outputs"]
     scheduler = EmbeddingDPMSolverScheduler(
@@ -39,12 +48,16 @@ def test_trajectory_equals_the_golden_numbers(case):
 @pytest.mark.parametrize(("algorithm_type", "eta"), [("dpmsolver++", 0.0), (SDE, 1.0)])
 @pytest.mark.parametrize("steps", [5, 33])
 def test_first_order_is_ddim(schedule, algorithm_type, eta, steps):
-    solver = EmbeddingDPMSolverScheduler(500, schedule, solver_order=1, algorithm_type=algorithm_type)
+    solver = EmbeddingDPMSolverScheduler(
+        500, schedule, solver_order=1, algorithm_type=algorithm_type
+    )
     solver.set_timesteps(steps)
     ddim = EmbeddingDDIMScheduler.from_config(solver.config)
     ddim.set_timesteps(timesteps=solver.timesteps)
     start = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    noise = torch.randn(steps, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(
+        steps, 2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     x = y = start
     for timestep, draw in zip(solver.timesteps, noise, strict=True):
         x = solver.step(torch.sin(x), timestep, x, variance_noise=draw).prev_sample
@@ -52,11 +65,15 @@ def test_first_order_is_ddim(schedule, algorithm_type, eta, steps):
         torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("order", "algorithm_type"), [(1, "dpmsolver++"), (2, "dpmsolver++"), (1, SDE), (2, SDE)])
+@pytest.mark.parametrize(
+    ("order", "algorithm_type"), [(1, "dpmsolver++"), (2, "dpmsolver++"), (1, SDE), (2, SDE)]
+)
 @pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
 @pytest.mark.parametrize("steps", [10, 20])
 @pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
-def test_equals_stock_up_to_the_second_order(order, algorithm_type, solver_type, steps, prediction_type):
+def test_equals_stock_up_to_the_second_order(
+    order, algorithm_type, solver_type, steps, prediction_type
+):
     ours = EmbeddingDPMSolverScheduler(
         200,
         "linear",
@@ -77,7 +94,9 @@ def test_equals_stock_up_to_the_second_order(order, algorithm_type, solver_type,
 
 
 class StockThirdOrder(EmbeddingDPMSolverScheduler):
-    multistep_dpm_solver_third_order_update = DPMSolverMultistepScheduler.multistep_dpm_solver_third_order_update
+    multistep_dpm_solver_third_order_update = (
+        DPMSolverMultistepScheduler.multistep_dpm_solver_third_order_update
+    )
 
 
 def errors_on_even_grids(scheduler_class, order, counts):
@@ -120,27 +139,41 @@ def test_error_falls_with_the_order_of_the_solver(scheduler_class, order, low, h
 
 
 def test_higher_orders_are_better_at_equal_cost():
-    errors = [errors_on_even_grids(EmbeddingDPMSolverScheduler, order, [40]).item() for order in (1, 2, 3)]
+    errors = [
+        errors_on_even_grids(EmbeddingDPMSolverScheduler, order, [40]).item() for order in (1, 2, 3)
+    ]
     assert errors[1] < errors[0] / 4 and errors[2] < errors[1] / 2
 
 
 @pytest.mark.parametrize(
     ("order", "algorithm_type", "steps"),
-    [(1, "dpmsolver++", 20), (2, "dpmsolver++", 20), (3, "dpmsolver++", 20), (1, SDE, 40), (2, SDE, 20)],
+    [
+        (1, "dpmsolver++", 20),
+        (2, "dpmsolver++", 20),
+        (3, "dpmsolver++", 20),
+        (1, SDE, 40),
+        (2, SDE, 20),
+    ],
 )
 def test_few_steps_sample_a_gaussian(order, algorithm_type, steps):
     """A sampler that puts its clean estimate in place of the sample would end with no spread at all."""
-    scheduler = EmbeddingDPMSolverScheduler(beta_schedule="cosine", solver_order=order, algorithm_type=algorithm_type)
+    scheduler = EmbeddingDPMSolverScheduler(
+        beta_schedule="cosine", solver_order=order, algorithm_type=algorithm_type
+    )
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(100, 100, 4, dtype=torch.float64, generator=generator)
     end = sample(scheduler, start, generator=generator)
-    assert end.mean().item() == pytest.approx(MEAN, rel=0.1) and end.std().item() == pytest.approx(STD, rel=0.1)
+    assert end.mean().item() == pytest.approx(MEAN, rel=0.1) and end.std().item() == pytest.approx(
+        STD, rel=0.1
+    )
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_steps_that_clamp_are_of_first_order(order):
-    scheduler = EmbeddingDPMSolverScheduler(200, solver_order=order, clamp_steps=3, lower_order_final=False)
+    scheduler = EmbeddingDPMSolverScheduler(
+        200, solver_order=order, clamp_steps=3, lower_order_final=False
+    )
     scheduler.set_timesteps(8)
     ddim = EmbeddingDDIMScheduler.from_config(scheduler.config)
     ddim.set_timesteps(timesteps=scheduler.timesteps)
@@ -166,7 +199,9 @@ def test_clipped_noise_is_not_used_and_no_more_steps_than_remain():
     scheduler = EmbeddingDPMSolverScheduler(100, "cosine", lambda_min_clipped=-2.0)
     usable = sum(math.log(a / (1 - a)) / 2 >= -2 for a in scheduler.alphas_cumprod.tolist())
     assert 80 < usable < 100 and scheduler.timesteps.tolist() == list(range(usable - 1, -1, -1))
-    with pytest.raises(ValueError, match=f"must be in 1 to the timesteps in use, {usable}, got {usable + 1}"):
+    with pytest.raises(
+        ValueError, match=f"must be in 1 to the timesteps in use, {usable}, got {usable + 1}"
+    ):
         scheduler.set_timesteps(usable + 1)
 
 
@@ -174,7 +209,10 @@ def test_clipped_noise_is_not_used_and_no_more_steps_than_remain():
     ("changes", "words"),
     [
         ({"algorithm_type": "dpmsolver"}, "`algorithm_type` must be one of"),
-        ({"algorithm_type": SDE, "solver_order": 3}, "`solver_order` must be in 1 to 2 for sde-dpmsolver"),
+        (
+            {"algorithm_type": SDE, "solver_order": 3},
+            "`solver_order` must be in 1 to 2 for sde-dpmsolver",
+        ),
         ({"solver_order": 4}, "`solver_order` must be in 1 to 3"),
         ({"solver_order": 0}, "`solver_order` must be in 1 to 3"),
         ({"final_sigmas_type": "one"}, "`final_sigmas_type` must be one of"),

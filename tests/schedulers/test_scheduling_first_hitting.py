@@ -40,10 +40,14 @@ def denoise(scheduler, predict, tokens, generator, editable=True):
         positions &= torch.as_tensor(editable)
         rows = positions.any(dim=1)
         times = scheduler.model_timesteps(timestep, tokens)
-        logits = predict(tokens[rows], times[rows], positions[rows]) if rows.any() else torch.zeros(0, V)
+        logits = (
+            predict(tokens[rows], times[rows], positions[rows]) if rows.any() else torch.zeros(0, V)
+        )
         taken, told = taken + rows, [*told, times]
         before = tokens.clone()
-        stepped = scheduler.step(logits, timestep, tokens, positions=positions, generator=generator).prev_sample
+        stepped = scheduler.step(
+            logits, timestep, tokens, positions=positions, generator=generator
+        ).prev_sample
         assert torch.equal(tokens, before)
         tokens = stepped
     return tokens, taken, torch.stack(told)
@@ -77,10 +81,14 @@ def test_texts_have_the_enumerated_first_hitting_distribution():
     for steps in (2, 7):
         scheduler = FirstHittingScheduler(size)
         scheduler.set_timesteps(steps)
-        tokens, taken, _ = denoise(scheduler, by_table(table), scheduler.prior((rows, 2)), seeded(0))
+        tokens, taken, _ = denoise(
+            scheduler, by_table(table), scheduler.prior((rows, 2)), seeded(0)
+        )
         counts = counts_of(tokens, sequences)
         assert (taken == 2).all() and sum(counts) == rows
-        assert chi_square_passes(counts, want) and not chi_square_passes(counts, np.array(ancestral).ravel())
+        assert chi_square_passes(counts, want) and not chi_square_passes(
+            counts, np.array(ancestral).ravel()
+        )
 
 
 def test_rows_of_different_lengths_in_one_batch_each_reach_their_source():
@@ -115,7 +123,9 @@ def test_a_model_that_depends_on_time_gives_the_law_of_continuous_time(schedule,
 # Times
 
 
-@pytest.mark.parametrize("case", golden_cases("sampling", "reveal_times"), ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", golden_cases("sampling", "reveal_times"), ids=lambda case: case["name"]
+)
 def test_the_times_told_to_the_model_have_the_mean_reveal_times(case):
     length, rows = case["inputs"]["L"], 20_000
     scheduler = FirstHittingScheduler(MASK, schedule=case["inputs"]["schedule"])
@@ -137,7 +147,9 @@ def test_reveal_times_are_the_largest_of_independent_draws_from_the_schedule(sch
     scheduler = FirstHittingScheduler(MASK, schedule=schedule)
     scheduler.set_timesteps(length)
     _, _, told = denoise(scheduler, flat, scheduler.prior((rows, length)), seeded(4))
-    levels = np.array([[1 - alpha_by_definition(schedule, t) for t in row] for row in told.double().tolist()])
+    levels = np.array(
+        [[1 - alpha_by_definition(schedule, t) for t in row] for row in told.double().tolist()]
+    )
     assert kstest(levels[0] ** length, "uniform").pvalue > 1e-3
     for step in (1, 2):
         assert kstest((levels[step] / levels[step - 1]) ** (length - step), "uniform").pvalue > 1e-3
@@ -158,19 +170,28 @@ def test_a_model_trained_in_steps_is_told_the_end_of_its_step():
         scheduler = FirstHittingScheduler(MASK, num_train_timesteps=steps)
         scheduler.set_timesteps(4)
         told.append(denoise(scheduler, flat, scheduler.prior((500, 4)), seeded(6))[2])
-    assert torch.equal(told[1], torch.ceil(told[0] * 8) / 8) and told[1].min() == 1 / 8 and told[1].max() == 1
+    assert (
+        torch.equal(told[1], torch.ceil(told[0] * 8) / 8)
+        and told[1].min() == 1 / 8
+        and told[1].max() == 1
+    )
 
 
 def test_a_run_that_begins_in_the_middle_begins_at_the_noise_of_its_time():
     scheduler = FirstHittingScheduler(MASK, schedule="cosine")
     scheduler.set_timesteps(10)
     middle = scheduler.timesteps[6]
-    assert torch.equal(scheduler.model_timesteps(middle, torch.zeros(2, 3)), torch.full((2,), float(middle)))
+    assert torch.equal(
+        scheduler.model_timesteps(middle, torch.zeros(2, 3)), torch.full((2,), float(middle))
+    )
     scheduler.select(middle, scheduler.prior((5000, 1)), seeded(7))
     told = scheduler.model_timesteps(middle, torch.zeros(5000, 1))
     level = 1 - alpha_by_definition("cosine", float(middle))
     levels = torch.tensor([1 - alpha_by_definition("cosine", t) for t in told.double().tolist()])
-    assert abs(float(levels.mean()) - level / 2) < 5 * level / math.sqrt(12 * 5000) and levels.max() <= level
+    assert (
+        abs(float(levels.mean()) - level / 2) < 5 * level / math.sqrt(12 * 5000)
+        and levels.max() <= level
+    )
 
 
 # How many calls
@@ -192,7 +213,9 @@ def test_too_few_steps_are_refused_before_the_model_is_called(pipe):
     pipe.scheduler = FirstHittingScheduler.from_config(pipe.scheduler.config)
     calls = []
     hook = pipe.denoiser.register_forward_hook(lambda *_: calls.append(1))
-    with pytest.raises(ValueError, match="`num_inference_steps` must be at least 9, one for each token .* got 8"):
+    with pytest.raises(
+        ValueError, match="`num_inference_steps` must be at least 9, one for each token .* got 8"
+    ):
         pipe(["the cat", "she"], max_new_tokens=9, num_inference_steps=8)
     assert not calls
     pipe(["the cat", "she"], max_new_tokens=9, num_inference_steps=9)
@@ -217,7 +240,9 @@ def test_a_token_that_is_masked_again_is_written_again():
     for step, timestep in enumerate(scheduler.timesteps):
         positions = scheduler.select(timestep, tokens, generator)
         logits = flat(tokens, None, positions)
-        after = scheduler.step(logits, timestep, tokens, positions=positions, generator=generator).prev_sample
+        after = scheduler.step(
+            logits, timestep, tokens, positions=positions, generator=generator
+        ).prev_sample
         tokens = tokens if step in (0, 2) else after  # a callback takes the written token away
     assert not (tokens == MASK).any()
 
@@ -229,12 +254,22 @@ def test_ended_texts_are_dropped_and_a_text_is_the_same_alone_and_in_a_batch(pip
     pipe.scheduler = FirstHittingScheduler.from_config(pipe.scheduler.config, temperature=1.5)
     prompts = ["the cat", "a bird sang in the tree and", "she", "the dog sat on"] * 8
     rows = []
-    hook = pipe.denoiser.register_forward_pre_hook(lambda _, arguments: rows.append(len(arguments[0])))
-    together = pipe(prompts, num_inference_steps=32, generator=[seeded(i) for i in range(32)], return_history=True)
+    hook = pipe.denoiser.register_forward_pre_hook(
+        lambda _, arguments: rows.append(len(arguments[0]))
+    )
+    together = pipe(
+        prompts,
+        num_inference_steps=32,
+        generator=[seeded(i) for i in range(32)],
+        return_history=True,
+    )
     hook.remove()
     blanks = (together.history[0] == pipe.tokenizer.mask_token_id).sum(dim=1)
     assert sum(rows) < int(blanks.sum())  # some texts ended before all their blanks were filled
-    assert len(rows) <= int(blanks.max()) and not (together.tokens == pipe.tokenizer.mask_token_id).any()
+    assert (
+        len(rows) <= int(blanks.max())
+        and not (together.tokens == pipe.tokenizer.mask_token_id).any()
+    )
     for i in (0, 1, 6, 31):
         alone = pipe(prompts[i], num_inference_steps=32, generator=seeded(i))
         assert alone.texts[0] == together.texts[i]
@@ -252,7 +287,9 @@ def test_a_row_and_its_times_are_the_same_alone_padded_and_in_a_batch():
     together, _, told = run([0, 1, 2], 5)
     for row in range(3):
         alone, _, own = run([row], 3 + row)
-        assert torch.equal(alone[0], together[row, : 3 + row]) and torch.equal(own[:, 0], told[:, row])
+        assert torch.equal(alone[0], together[row, : 3 + row]) and torch.equal(
+            own[:, 0], told[:, row]
+        )
 
 
 def test_a_second_run_starts_anew():
@@ -261,7 +298,10 @@ def test_a_second_run_starts_anew():
     first = denoise(scheduler, flat, scheduler.prior((6, 4)), seeded(11))
     again = denoise(scheduler, flat, scheduler.prior((6, 4)), seeded(11))
     other = denoise(scheduler, flat, scheduler.prior((2, 3)), seeded(11))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and other[0].shape == (2, 3)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and other[0].shape == (
+        2,
+        3,
+    )
 
 
 def test_the_mask_is_never_written_and_steps_may_select_by_themselves():
@@ -278,7 +318,9 @@ def test_the_mask_is_never_written_and_steps_may_select_by_themselves():
 
 def test_wrong_arguments_are_refused_by_name():
     scheduler = FirstHittingScheduler(MASK, num_train_timesteps=10)
-    with pytest.raises(ValueError, match="`num_inference_steps` must be between 1 and `num_train_timesteps`=10"):
+    with pytest.raises(
+        ValueError, match="`num_inference_steps` must be between 1 and `num_train_timesteps`=10"
+    ):
         scheduler.set_timesteps(11)
     scheduler.set_timesteps(5)
     with pytest.raises(ValueError, match="one of the 5 `timesteps`"):
@@ -286,7 +328,9 @@ def test_wrong_arguments_are_refused_by_name():
     with pytest.raises(ValueError, match="`num_inference_steps` must be at least 6, .* got 5"):
         scheduler.select(1.0, scheduler.prior((2, 6)))
     scheduler.select(1.0, scheduler.prior((2, 3)))
-    with pytest.raises(ValueError, match=r"`sample` must be \(2, 3\) as in the steps before, got \(3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"`sample` must be \(2, 3\) as in the steps before, got \(3, 3\)"
+    ):
         scheduler.select(scheduler.timesteps[1], scheduler.prior((3, 3)))
     with pytest.raises(ValueError, match="`temperature` must be"):
         FirstHittingScheduler(MASK, temperature=-1.0)
@@ -295,7 +339,9 @@ def test_wrong_arguments_are_refused_by_name():
 def test_swaps_keep_the_settings_in_both_directions_and_on_disk(tmp_path):
     shared = {"num_train_timesteps": 50, "schedule": "cosine", "min_timestep": 0.01}
     shared |= {"temperature": 0.8, "top_k": 4, "top_p": 0.9}
-    ancestral = D3PMAbsorbingScheduler(MASK, **shared)  # by position: diffusers takes it for a default
+    ancestral = D3PMAbsorbingScheduler(
+        MASK, **shared
+    )  # by position: diffusers takes it for a default
     swapped = FirstHittingScheduler.from_config(ancestral.config)
     swapped.save_pretrained(tmp_path)
     loaded = FirstHittingScheduler.from_pretrained(tmp_path)
@@ -303,4 +349,6 @@ def test_swaps_keep_the_settings_in_both_directions_and_on_disk(tmp_path):
         assert {name: scheduler.config[name] for name in shared} == shared
         assert scheduler.config.mask_token_id == MASK
     assert {FirstHittingScheduler, D3PMAbsorbingScheduler} <= set(loaded.compatibles)
-    assert isinstance(loaded.step(torch.zeros(1, 3, V), 1.0, loaded.prior((1, 3)), return_dict=False), tuple)
+    assert isinstance(
+        loaded.step(torch.zeros(1, 3, V), 1.0, loaded.prior((1, 3)), return_dict=False), tuple
+    )

@@ -77,8 +77,12 @@ def test_every_model_call_is_one_of_num_inference_steps(kernel, calls, corrector
     assert times == sorted(times, reverse=True)
     visits = [times.count(time) for time in dict.fromkeys(times)]
     predictors = len(visits)
-    np.testing.assert_allclose(list(dict.fromkeys(times)), [1 - i / predictors for i in range(predictors)], atol=1e-6)
-    assert visits[0] == 1 and all(count == 1 + correctors for count in visits[2:])  # nothing corrects pure noise
+    np.testing.assert_allclose(
+        list(dict.fromkeys(times)), [1 - i / predictors for i in range(predictors)], atol=1e-6
+    )
+    assert visits[0] == 1 and all(
+        count == 1 + correctors for count in visits[2:]
+    )  # nothing corrects pure noise
     assert predictors == 1 or 1 <= visits[1] <= 1 + correctors
 
 
@@ -101,9 +105,13 @@ def test_steps_are_taken_in_order_and_anew_after_set_timesteps(kernel):
 def test_trained_steps_limit_the_predictor_steps(kernel):
     scheduler = make(kernel, num_train_timesteps=5, corrector_steps=2)
     scheduler.set_timesteps(13)
-    np.testing.assert_allclose(sorted(set(scheduler.timesteps.tolist())), [0.2, 0.4, 0.6, 0.8, 1.0], atol=1e-6)
+    np.testing.assert_allclose(
+        sorted(set(scheduler.timesteps.tolist())), [0.2, 0.4, 0.6, 0.8, 1.0], atol=1e-6
+    )
     for wrong in (14, 0, 2.5):
-        with pytest.raises(ValueError, match=f"`num_inference_steps` must be between 1 and 13, .*=5, got {wrong}"):
+        with pytest.raises(
+            ValueError, match=f"`num_inference_steps` must be between 1 and 13, .*=5, got {wrong}"
+        ):
             scheduler.set_timesteps(wrong)
 
 
@@ -111,7 +119,9 @@ def test_trained_steps_limit_the_predictor_steps(kernel):
 def test_without_correctors_the_tokens_are_those_of_ancestral_sampling(kernel):
     ancestral = draw(CLASSES[kernel][1](K), SOURCE, 10, rows=200)
     assert torch.equal(draw(for_source(kernel, corrector_steps=0), SOURCE, 10, rows=200), ancestral)
-    assert not torch.equal(draw(for_source(kernel, corrector_steps=1), SOURCE, 19, rows=200), ancestral)
+    assert not torch.equal(
+        draw(for_source(kernel, corrector_steps=1), SOURCE, 19, rows=200), ancestral
+    )
 
 
 # Invariance
@@ -160,8 +170,12 @@ def test_gibbs_at_one_position_draws_the_exact_conditional_and_keeps_the_law(num
     kernel = one_position_kernel(scheduler, timestep, position)
     np.testing.assert_allclose(law @ kernel, law, atol=1e-12)
     joint = law.reshape((K,) * SOURCE.length)
-    conditional = joint / joint.sum(axis=position, keepdims=True)  # q(x_l | the others) from the joint itself
-    got = kernel.sum(axis=0).reshape(joint.shape) / K  # K tokens lead to each state, all with the same probability
+    conditional = joint / joint.sum(
+        axis=position, keepdims=True
+    )  # q(x_l | the others) from the joint itself
+    got = (
+        kernel.sum(axis=0).reshape(joint.shape) / K
+    )  # K tokens lead to each state, all with the same probability
     np.testing.assert_allclose(got, conditional, atol=1e-9)
 
 
@@ -177,25 +191,33 @@ def test_real_corrector_steps_on_noised_data_have_the_computed_law(kernel):
     generator = torch.Generator().manual_seed(9)
     scheduler = for_source(kernel, corrector_length=1.0)
     timestep = at_corrector(scheduler, SOURCE.length, 2)
-    chosen = torch.multinomial(torch.tensor(SOURCE.probs), 20_000, replacement=True, generator=generator)
+    chosen = torch.multinomial(
+        torch.tensor(SOURCE.probs), 20_000, replacement=True, generator=generator
+    )
     noisy = scheduler.add_noise(torch.tensor(SOURCE.sequences)[chosen], timestep, generator)
     size = K + (kernel == "absorbing")
     logits = TableDenoiser(predictions_at(scheduler, SOURCE), size)(noisy, timestep).logits
     want = noisy_law(SOURCE, kernel, 0.5) @ step_kernel(scheduler, SOURCE, timestep)
     corrected = scheduler.step(logits, timestep, noisy, generator=generator).prev_sample
     assert chi_square_passes(counts_of(corrected, size), want)
-    assert not chi_square_passes(counts_of(corrected, size), output_law(for_source(kernel), SOURCE, 4))
+    assert not chi_square_passes(
+        counts_of(corrected, size), output_law(for_source(kernel), SOURCE, 4)
+    )
 
 
 def test_real_gibbs_steps_at_one_random_position_a_row_keep_the_law():
     generator = torch.Generator().manual_seed(10)
     scheduler = for_source("uniform", corrector_length=100.0)
     timestep = at_corrector(scheduler, SOURCE.length, 3)
-    chosen = torch.multinomial(torch.tensor(SOURCE.probs), 20_000, replacement=True, generator=generator)
+    chosen = torch.multinomial(
+        torch.tensor(SOURCE.probs), 20_000, replacement=True, generator=generator
+    )
     noisy = scheduler.add_noise(torch.tensor(SOURCE.sequences)[chosen], timestep, generator)
     logits = TableDenoiser(predictions_at(scheduler, SOURCE), K)(noisy, timestep).logits
     redrawn = scheduler.step(logits, timestep, noisy, generator=generator).prev_sample
-    one = torch.nn.functional.one_hot(torch.randint(SOURCE.length, (20_000,), generator=generator), SOURCE.length)
+    one = torch.nn.functional.one_hot(
+        torch.randint(SOURCE.length, (20_000,), generator=generator), SOURCE.length
+    )
     corrected = torch.where(one.bool(), redrawn, noisy)
     assert (corrected != noisy).any(dim=1).float().mean() > 0.2
     assert chi_square_passes(counts_of(corrected, K), noisy_law(SOURCE, "uniform", 1 - timestep))
@@ -211,7 +233,9 @@ def test_steps_draw_from_the_reverse_distribution(kernel, dense):
     scheduler.set_timesteps(7)
     logits = torch.randn(1, V, V, generator=torch.Generator().manual_seed(3))
     for timestep in scheduler.timesteps.tolist():
-        assert_steps_follow_reverse_probs(scheduler, logits, timestep, torch.arange(V)[None], dense=dense)
+        assert_steps_follow_reverse_probs(
+            scheduler, logits, timestep, torch.arange(V)[None], dense=dense
+        )
 
 
 @kernels
@@ -265,10 +289,14 @@ def test_config_survives_saving_and_swapping(kernel, tmp_path):
 @kernels
 def test_through_the_pipeline_given_tokens_stay_and_no_mask_is_left(pipe, tokenizer, kernel):
     if kernel == "absorbing":
-        pipe.scheduler = PredictorCorrectorAbsorbingScheduler.from_config(pipe.scheduler.config, corrector_steps=2)
+        pipe.scheduler = PredictorCorrectorAbsorbingScheduler.from_config(
+            pipe.scheduler.config, corrector_steps=2
+        )
     else:
         scheduler = PredictorCorrectorUniformScheduler(tokenizer.pad_token_id, corrector_steps=2)
-        pipe = TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer, time_conditioning=True), scheduler)
+        pipe = TextDiffusionPipeline(
+            tokenizer, make_denoiser(tokenizer, time_conditioning=True), scheduler
+        )
         pipe.set_progress_bar_config(disable=True)
     assert_pipeline_keeps_what_is_given(pipe, tokenizer)
 
@@ -278,7 +306,9 @@ def test_the_model_is_told_the_time_of_the_sample_it_sees(kernel, tokenizer):
     told = []
     ids = (tokenizer.mask_token_id,) if kernel == "absorbing" else (tokenizer.pad_token_id,)
     scheduler = CLASSES[kernel][0](*ids, corrector_steps=1)
-    pipe = TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer, time_conditioning=True), scheduler)
+    pipe = TextDiffusionPipeline(
+        tokenizer, make_denoiser(tokenizer, time_conditioning=True), scheduler
+    )
     pipe.set_progress_bar_config(disable=True)
     pipe.denoiser.register_forward_pre_hook(lambda _, args: told.append(args[1].unique().tolist()))
     pipe(num_return_sequences=16, num_inference_steps=7, generator=torch.Generator().manual_seed(0))

@@ -463,8 +463,8 @@ def planned(page, **changes):
 def test_two_levels_write_what_the_pipeline_writes(kind, tokenizer):
     page = make_page(kind, tokenizer)
     draft, pipe = planned(page), page.served.pipe
-    steps = {"num_coarse_steps": 4, "num_fine_steps": 3}
-    output = pipe(max_new_tokens=12, generator=torch.Generator().manual_seed(6), **steps)
+    generator = torch.Generator().manual_seed(6)
+    output = pipe(max_new_tokens=12, num_inference_steps=(4, 3), generator=generator)
     assert draft.text == output.texts[0] and draft.detail == output.fine_codes[0].tolist()
     assert draft.plan == ([] if output.plan is None else output.plan[0].tolist())
 

@@ -19,7 +19,7 @@ from datasets import Dataset
 
 from text_diffusers import D3PMAbsorbingScheduler
 from text_diffusers.data.rows import ShuffledRows, tokenize
-from text_diffusers.data.sources import train_tokenizer
+from text_diffusers.data.tokenizers import train_tokenizer
 from text_diffusers.evaluation.bounds import batch_bound
 from text_diffusers.evaluation.likelihood import estimate_bound
 from text_diffusers.training.config import TrainingConfig

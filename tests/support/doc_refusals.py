@@ -69,6 +69,6 @@ def refused_calls(page: str, models: dict[str, Any], masked_lm: Any) -> list[Any
             lambda: type(two)(**unprompted)("the cat"),
             lambda: two(max_new_tokens=5_000),
             lambda: two(plan=torch.full((1, 4), 9_999)),
-            lambda: two(coarse_guidance_scale=2.0),
+            lambda: two(guidance_scale=2.0),
         ],
     }[page]

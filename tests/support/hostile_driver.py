@@ -37,7 +37,14 @@ from text_diffusers import TextDiffusionPipeline  # noqa: E402
 # Seconds of work, and of the clock, which a busy machine may need for them; bytes beyond those of the start.
 SECONDS, PATIENCE, MEMORY = 10, 120, 1 << 30
 SHORT, BRIEF = 1, 3  # of the same, for controls that hang
-FORBIDDEN_EVENTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect", "webbrowser.open")
+FORBIDDEN_EVENTS = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "socket.connect",
+    "webbrowser.open",
+)
 FORBIDDEN_MODULES = ("antigravity", "this", "evil", "turtle")
 
 
@@ -46,7 +53,7 @@ def sample_pipe(pipe: Any):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     if hasattr(pipe, "autoencoder"):
-        return pipe("the cat", 8, num_coarse_steps=2, num_fine_steps=2, generator=generator)
+        return pipe("the cat", 8, num_inference_steps=2, generator=generator)
     length = {} if pipe.config.lengths else {"max_new_tokens": 8}
     return pipe("the cat", num_inference_steps=2, generator=generator, **length)
 
@@ -64,7 +71,11 @@ def load_and_write(folder: Path, first: Callable[[], Any] | None = None) -> dict
         stage = "write"
         output = sample_pipe(pipe)
         leaked = SECRET in pipe.tokenizer.get_vocab() or SECRET in str(pipe.config)
-        return {"outcome": "executed" if leaked else "written", "stage": None, "text": output.texts[0]}
+        return {
+            "outcome": "executed" if leaked else "written",
+            "stage": None,
+            "text": output.texts[0],
+        }
     except Exception as error:  # noqa: BLE001 - what is raised is what is asked
         clear = isinstance(error, ValueError | OSError)
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -78,7 +89,9 @@ def load_and_write(folder: Path, first: Callable[[], Any] | None = None) -> dict
         }
 
 
-def in_own_process(work: Callable[[], dict], outside: Path, seconds: int = SECONDS, patience: int = PATIENCE) -> dict:
+def in_own_process(
+    work: Callable[[], dict], outside: Path, seconds: int = SECONDS, patience: int = PATIENCE
+) -> dict:
     """The result of `work` in a fork with limited memory and time, or how that ended.
 
     It is "executed" if anything was run or, in the folder `outside`, opened or left there.
@@ -164,13 +177,22 @@ def mutation_results(families: dict[str, Path], numbers: range) -> Iterator[dict
             result = in_own_process(partial(load_and_write, scene.folder), scene.outside)
             seconds = round(time.monotonic() - started, 2)
             changed = changes(families[family], scene.folder)
-        verdict = {"number": number, "family": family, "mutation": described, "changed": changed, "seconds": seconds}
+        verdict = {
+            "number": number,
+            "family": family,
+            "mutation": described,
+            "changed": changed,
+            "seconds": seconds,
+        }
         yield verdict | result
 
 
 def changes(before: Path, after: Path) -> list[str]:
     """The paths at which two folders differ."""
-    old, new = ({str(path.relative_to(folder)): path for path in folder.rglob("*")} for folder in (before, after))
+    old, new = (
+        {str(path.relative_to(folder)): path for path in folder.rglob("*")}
+        for folder in (before, after)
+    )
     same = {path for path in old.keys() & new.keys() if digest(old[path]) == digest(new[path])}
     return sorted((old.keys() | new.keys()) - same)
 
@@ -204,10 +226,14 @@ def main():
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         families = save_pipelines(Path(scratch))
-        for path in families.values():  # everything that is imported late is imported before the forks
+        for (
+            path
+        ) in families.values():  # everything that is imported late is imported before the forks
             sample_pipe(TextDiffusionPipeline.from_pretrained(path))
         chosen = {name: families[name] for name in arguments.families or families}
-        for result in mutation_results(chosen, range(arguments.first, arguments.first + arguments.count)):
+        for result in mutation_results(
+            chosen, range(arguments.first, arguments.first + arguments.count)
+        ):
             print(json.dumps(result), flush=True)
         for result in repository_results(families["token"]) if arguments.repositories else ():
             print(json.dumps(result), flush=True)

@@ -16,14 +16,16 @@ from text_diffusers import (
     TextDiffusionCFGPipeline,
     TextDiffusionPipeline,
 )
-from text_diffusers.data.sources import train_tokenizer
+from text_diffusers.data.tokenizers import train_tokenizer
 
 
 def save_pipelines(folder: Path) -> dict[str, Path]:
     tokenizer = train_tokenizer(SENTENCES, vocab_size=300)
     absorbing = D3PMAbsorbingScheduler(tokenizer.mask_token_id, num_train_timesteps=100)
     torch.manual_seed(0)
-    neighbours = D3PMNeighborScheduler.from_embeddings(torch.randn(len(tokenizer), 4), num_neighbors=2)
+    neighbours = D3PMNeighborScheduler.from_embeddings(
+        torch.randn(len(tokenizer), 4), num_neighbors=2
+    )
     lengths = [0, 0, 3, 5, 4, 2]
     embeddings = EmbeddingTransformerModel(
         len(tokenizer),
@@ -35,10 +37,18 @@ def save_pipelines(folder: Path) -> dict[str, Path]:
         pad_token_id=tokenizer.pad_token_id,
     )
     pipes = {
-        "token": TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer, time_conditioning=True), neighbours),
-        "cfg": TextDiffusionCFGPipeline(tokenizer, make_denoiser(tokenizer, num_classes=2), absorbing, lengths),
-        "block": TextBlockDiffusionPipeline(tokenizer, make_denoiser(tokenizer, block_length=4), absorbing),
-        "embedding": DiffusionLMPipeline(tokenizer, embeddings.eval(), EmbeddingDDIMScheduler(100), lengths),
+        "token": TextDiffusionPipeline(
+            tokenizer, make_denoiser(tokenizer, time_conditioning=True), neighbours
+        ),
+        "cfg": TextDiffusionCFGPipeline(
+            tokenizer, make_denoiser(tokenizer, num_classes=2), absorbing, lengths
+        ),
+        "block": TextBlockDiffusionPipeline(
+            tokenizer, make_denoiser(tokenizer, block_length=4), absorbing
+        ),
+        "embedding": DiffusionLMPipeline(
+            tokenizer, embeddings.eval(), EmbeddingDDIMScheduler(100), lengths
+        ),
         "two-level": make_two_level(tokenizer),
     }
     for name, pipe in pipes.items():

@@ -167,14 +167,20 @@ def denoiser_is_remote_code_of_transformers(scene):
 def tokenizer_is_remote_code_of_transformers(scene):
     code(scene, "tokenizer/evil.py", "class Evil(PreTrainedTokenizerFast): pass\n")
     auto = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
-    edit(scene.folder / "tokenizer/tokenizer_config.json", {"auto_map": auto, "tokenizer_class": "Evil"})
+    edit(
+        scene.folder / "tokenizer/tokenizer_config.json",
+        {"auto_map": auto, "tokenizer_class": "Evil"},
+    )
 
 
 @repository("refused")
 def tokenizer_is_chosen_by_remote_code(scene):
     code(scene, "tokenizer/evil.py", "class Evil(PreTrainedTokenizerFast): pass\n")
     auto = {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
-    edit(scene.folder / "tokenizer/tokenizer_config.json", {"auto_map": auto, "tokenizer_class": "Evil"})
+    edit(
+        scene.folder / "tokenizer/tokenizer_config.json",
+        {"auto_map": auto, "tokenizer_class": "Evil"},
+    )
     index_names(scene, "tokenizer", "transformers", "AutoTokenizer")
 
 
@@ -218,7 +224,10 @@ def link(path: Path, target: Path | str):
 
 @repository("refused")
 def weights_are_a_link(scene):
-    link(scene.folder / "denoiser/diffusion_pytorch_model.safetensors", scene.outside / "weights.safetensors")
+    link(
+        scene.folder / "denoiser/diffusion_pytorch_model.safetensors",
+        scene.outside / "weights.safetensors",
+    )
 
 
 @repository("refused")
@@ -237,7 +246,8 @@ def tokenizer_names_a_file_elsewhere(scene):
     content["model"]["vocab"][SECRET] = content["model"]["vocab"].pop("t")
     (scene.outside / "tokenizer.json").write_text(json.dumps(content))
     elsewhere = dict.fromkeys(
-        ("tokenizer_file", "vocab_file", "fast_tokenizer_file"), str(scene.outside / "tokenizer.json")
+        ("tokenizer_file", "vocab_file", "fast_tokenizer_file"),
+        str(scene.outside / "tokenizer.json"),
     )
     edit(scene.folder / "tokenizer/tokenizer_config.json", elsewhere)
 
@@ -322,13 +332,23 @@ def header_as_long_as_a_disk(scene):
 @repository("refused")
 def edges_of_a_graph_without_end(scene):
     edges = torch.tensor([[0], [2**40]])
-    save_file({"edges": edges, "rates": torch.ones(1)}, scene.folder / "scheduler/scheduler_tensors.safetensors")
+    save_file(
+        {"edges": edges, "rates": torch.ones(1)},
+        scene.folder / "scheduler/scheduler_tensors.safetensors",
+    )
 
 
 @repository("refused")
 def tensors_instead_of_settings(scene):
     file = scene.folder / "scheduler/scheduler_tensors.safetensors"
-    save_file({"edges": torch.tensor([[0, 1], [1, 0]]), "rates": torch.ones(2), "vocab_size": torch.ones(1)}, file)
+    save_file(
+        {
+            "edges": torch.tensor([[0, 1], [1, 0]]),
+            "rates": torch.ones(2),
+            "vocab_size": torch.ones(1),
+        },
+        file,
+    )
 
 
 # What the watching must see: `mutations.load_and_write` is called after these, in the same process.

@@ -20,8 +20,12 @@ USERS = {TOKEN: "ada", STRANGER: "bob"}
 PACKAGE = "text_diffusers"
 CALLS = {
     "TextDiffusionPipeline": {"num_inference_steps": 4, "max_new_tokens": 8},
-    "TextDiffusionCFGPipeline": {"num_inference_steps": 4, "class_labels": "loud", "guidance_scale": 2.0},
-    "TwoLevelVQDiffusionPipeline": {"num_coarse_steps": 3, "num_fine_steps": 2, "prompt": "the cat"},
+    "TextDiffusionCFGPipeline": {
+        "num_inference_steps": 4,
+        "class_labels": "loud",
+        "guidance_scale": 2.0,
+    },
+    "TwoLevelVQDiffusionPipeline": {"num_inference_steps": (3, 2), "prompt": "the cat"},
 }
 
 
@@ -37,7 +41,9 @@ class Client:
     def run(self, code: str, *arguments: Any, **environment: str) -> Any:
         """What `code` gives to `tell`; `arguments` are its `sys.argv[1:]`."""
         prelude = f"import sys\nfrom {__name__} import *\n"
-        done = self.start([sys.executable, "-c", prelude + textwrap.dedent(code), *arguments], **environment)
+        done = self.start(
+            [sys.executable, "-c", prelude + textwrap.dedent(code), *arguments], **environment
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -51,7 +57,11 @@ class Client:
 
     def environment(self) -> dict[str, str]:
         """That of this process, without its settings of the Hub."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "HUGGING"))
+        }
         return kept | {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(self.home / "huggingface"),
@@ -87,7 +97,11 @@ def written(pipe: Any) -> list[list[int]]:
     import torch
 
     pipe.set_progress_bar_config(disable=True)
-    settings = {"generator": torch.Generator().manual_seed(3), "num_return_sequences": 2, "output_type": "tokens"}
+    settings = {
+        "generator": torch.Generator().manual_seed(3),
+        "num_return_sequences": 2,
+        "output_type": "tokens",
+    }
     return pipe(**settings, **CALLS[type(pipe).__name__]).tokens.tolist()
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 
 LARGE = (".safetensors", ".bin", ".png", ".gif")
-GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE).encode()
+GITATTRIBUTES = "".join(
+    f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE
+).encode()
 COLORS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 
 
@@ -41,8 +43,15 @@ class File:
         return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
 
     def described(self) -> dict[str, Any]:
-        large = {"lfs": {"oid": self.oid, "sha256": self.oid, "size": len(self.data), "pointerSize": 130}}
-        return {"size": len(self.data), "oid": self.oid[:40], "blobId": self.oid[:40], **(large if self.large else {})}
+        large = {
+            "lfs": {"oid": self.oid, "sha256": self.oid, "size": len(self.data), "pointerSize": 130}
+        }
+        return {
+            "size": len(self.data),
+            "oid": self.oid[:40],
+            "blobId": self.oid[:40],
+            **(large if self.large else {}),
+        }
 
 
 class Repository:
@@ -58,7 +67,9 @@ class Repository:
     def commit(self, branch: str, files: dict[str, File], message: str) -> str:
         tree = "".join(f"{path} {files[path].oid}\n" for path in sorted(files))
         parents = self.branches.get(branch), len(self.commits)
-        oid = hashlib.sha1(f"{self.kind} {self.name} {parents} {message}\n{tree}".encode()).hexdigest()
+        oid = hashlib.sha1(
+            f"{self.kind} {self.name} {parents} {message}\n{tree}".encode()
+        ).hexdigest()
         self.commits[oid], self.branches[branch] = files, oid
         self.messages.append(message)
         return oid
@@ -133,4 +144,8 @@ def part_of(data: bytes, wanted: str | None, headers: dict[str, str]) -> Answer:
     first, last = int(match[1]), min(int(match[2] or len(data)), len(data) - 1)
     if first > last:
         raise Refusal(416, "Range Not Satisfiable", **{"Content-Range": f"bytes */{len(data)}"})
-    return Answer(data[first : last + 1], 206, headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+    return Answer(
+        data[first : last + 1],
+        206,
+        headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"},
+    )

@@ -41,7 +41,11 @@ ROUTES = [
     ("POST", r"/api/validate-yaml", "validate"),
     ("GET", r"/api/whoami-v2", "whoami"),
     ("GET", rf"{API}(?:/revision/(?P<revision>[^/]+))?", "info"),
-    ("GET", r"/api/(?P<kind>model|dataset|space)s/(?P<name>[\w.-]+)(?:/revision/(?P<revision>[^/]+))?", "info"),
+    (
+        "GET",
+        r"/api/(?P<kind>model|dataset|space)s/(?P<name>[\w.-]+)(?:/revision/(?P<revision>[^/]+))?",
+        "info",
+    ),
     ("GET", rf"{API}/refs", "refs"),
     ("GET", rf"{API}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?", "tree"),
     ("POST", rf"{API}/branch/(?P<revision>[^/]+)", "branch"),
@@ -102,7 +106,9 @@ class LoopbackHub:
 
     @contextmanager
     def serving(self):
-        thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread = threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         thread.start()
         try:
             yield self
@@ -115,7 +121,11 @@ class LoopbackHub:
         return self.repositories[kind, name]
 
     def asked(self, method: str, path: str) -> list[Request]:
-        return [request for request in self.requests if request.method == method and path in request.path]
+        return [
+            request
+            for request in self.requests
+            if request.method == method and path in request.path
+        ]
 
     def fault_of(self, method: str, path: str) -> Fault | None:
         for fault in self.faults:
@@ -150,7 +160,9 @@ class LoopbackHub:
         kind = wish.get("type") or "model"
         url = f"{self.endpoint}/{'' if kind == 'model' else kind + 's/'}{name}"
         if (kind, name) in self.repositories:
-            return as_json({"error": f"You already created this {kind} repo", "url": url}, status=409)
+            return as_json(
+                {"error": f"You already created this {kind} repo", "url": url}, status=409
+            )
         if kind == "space" and wish.get("sdk") not in ("gradio", "docker", "static"):
             raise Refusal(400, "a Space must have an sdk")
         self.repositories[kind, name] = Repository(kind, name, wish.get("visibility") == "private")
@@ -163,8 +175,14 @@ class LoopbackHub:
             return as_json({"errors": [{"message": str(error)}], "warnings": []}, status=400)
         wrong = []
         if ask.json["repoType"] == "space":
-            wrong += [f'"{key}" must be one of {COLORS}' for key in ("colorFrom", "colorTo") if bad_color(card, key)]
-            wrong += [] if card.get("sdk") in ("gradio", "docker", "static") else ['"sdk" is missing']
+            wrong += [
+                f'"{key}" must be one of {COLORS}'
+                for key in ("colorFrom", "colorTo")
+                if bad_color(card, key)
+            ]
+            wrong += (
+                [] if card.get("sdk") in ("gradio", "docker", "static") else ['"sdk" is missing']
+            )
         warnings = [] if card else [{"message": "empty or missing yaml metadata in repo card"}]
         errors = [{"message": message} for message in wrong]
         return as_json({"errors": errors, "warnings": warnings}, status=400 if wrong else 200)
@@ -172,7 +190,9 @@ class LoopbackHub:
     def whoami(self, ask: "Ask") -> Answer:
         if ask.user is None:
             raise Refusal(401, "Invalid username or password.")
-        return as_json({"type": "user", "name": ask.user, "orgs": [], "auth": {"type": "access_token"}})
+        return as_json(
+            {"type": "user", "name": ask.user, "orgs": [], "auth": {"type": "access_token"}}
+        )
 
     def info(self, ask: "Ask") -> Answer:
         found = self.visible(ask)
@@ -180,13 +200,24 @@ class LoopbackHub:
         files = found.commits[oid]
         card = front_matter(files["README.md"].data.decode()) if "README.md" in files else {}
         siblings = [{"rfilename": path, **file.described()} for path, file in files.items()]
-        facts = {"id": found.name, "sha": oid, "private": found.private, "siblings": siblings, "cardData": card}
-        kept = {key: card[key] for key in ("library_name", "pipeline_tag", "sdk", "tags") if key in card}
+        facts = {
+            "id": found.name,
+            "sha": oid,
+            "private": found.private,
+            "siblings": siblings,
+            "cardData": card,
+        }
+        kept = {
+            key: card[key] for key in ("library_name", "pipeline_tag", "sdk", "tags") if key in card
+        }
         return as_json(facts | kept)
 
     def refs(self, ask: "Ask") -> Answer:
         branches = self.visible(ask).branches.items()
-        named = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in branches]
+        named = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid}
+            for name, oid in branches
+        ]
         return as_json({"branches": named, "converts": [], "tags": []})
 
     def tree(self, ask: "Ask") -> Answer:
@@ -197,9 +228,16 @@ class LoopbackHub:
         if inside and not paths:
             raise Refusal(404, f"{ask.folder} does not exist", "EntryNotFound")
         listed = [path for path in paths if ask.recursive or "/" not in path.removeprefix(inside)]
-        folders = {inside + path.removeprefix(inside).split("/")[0] for path in paths if path not in listed}
-        entries = [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in sorted(folders)]
-        return as_json(entries + [{"type": "file", "path": path, **files[path].described()} for path in listed])
+        folders = {
+            inside + path.removeprefix(inside).split("/")[0] for path in paths if path not in listed
+        }
+        entries = [
+            {"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
+            for path in sorted(folders)
+        ]
+        return as_json(
+            entries + [{"type": "file", "path": path, **files[path].described()} for path in listed]
+        )
 
     def branch(self, ask: "Ask") -> Answer:
         found = self.writable(ask)
@@ -215,7 +253,9 @@ class LoopbackHub:
         for wish in ask.json["files"]:
             present = files[wish["path"]].oid if wish["path"] in files else None
             mode = "lfs" if wish["path"].endswith(LARGE) else "regular"
-            answers.append({"path": wish["path"], "uploadMode": mode, "shouldIgnore": False, "oid": present})
+            answers.append(
+                {"path": wish["path"], "uploadMode": mode, "shouldIgnore": False, "oid": present}
+            )
         return as_json({"files": answers})
 
     def lfs_batch(self, ask: "Ask") -> Answer:
@@ -224,7 +264,10 @@ class LoopbackHub:
         for wish in objects:
             if wish["oid"] not in self.objects:
                 upload = {"href": f"{self.storage}/{wish['oid']}"}
-                wish["actions"] = {"upload": upload, "verify": {"href": f"{self.endpoint}/_lfs/verify"}}
+                wish["actions"] = {
+                    "upload": upload,
+                    "verify": {"href": f"{self.endpoint}/_lfs/verify"},
+                }
         return as_json({"transfer": "basic", "objects": objects})
 
     def lfs_upload(self, ask: "Ask") -> Answer:
@@ -257,7 +300,13 @@ class LoopbackHub:
         for change in changes:
             self.apply(change["key"], change["value"], files)
         oid = found.commit(ask.revision, files, header["value"]["summary"])
-        return as_json({"commitUrl": f"{self.endpoint}/{found.name}/commit/{oid}", "commitOid": oid, "success": True})
+        return as_json(
+            {
+                "commitUrl": f"{self.endpoint}/{found.name}/commit/{oid}",
+                "commitOid": oid,
+                "success": True,
+            }
+        )
 
     def apply(self, key: str, value: dict[str, Any], files: dict[str, File]):
         path = value["path"]
@@ -271,7 +320,11 @@ class LoopbackHub:
             files[path] = File(self.objects[value["oid"]], large=True)
         else:
             below = path.rstrip("/") + "/"
-            gone = [name for name in files if name == path or (key == "deletedFolder" and name.startswith(below))]
+            gone = [
+                name
+                for name in files
+                if name == path or (key == "deletedFolder" and name.startswith(below))
+            ]
             if not gone:
                 raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
             for name in gone:
@@ -287,7 +340,9 @@ class LoopbackHub:
         if not file.large:
             return part_of(file.data, ask.range, commit | {"ETag": f'"{file.oid}"'})
         linked = {"X-Linked-Etag": f'"{file.oid}"', "X-Linked-Size": str(len(file.data))}
-        return Answer(status=302, headers=commit | linked | {"Location": f"{self.storage}/{file.oid}"})
+        return Answer(
+            status=302, headers=commit | linked | {"Location": f"{self.storage}/{file.oid}"}
+        )
 
 
 def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
@@ -299,11 +354,22 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             with hub.lock:
                 fault = hub.fault_of(self.command, self.path)
-                refused = Answer(status=fault.status) if fault is not None and fault.cut_after is None else None
+                refused = (
+                    Answer(status=fault.status)
+                    if fault is not None and fault.cut_after is None
+                    else None
+                )
                 cut = fault.cut_after if fault is not None else None
                 answer = refused or (Answer(status=0) if cut == 0 else self.answer(body))
                 authorized = "Authorization" in self.headers
-                seen = (self.command, self.path, authorized, answer.status, self.headers.get("Range"), body)
+                seen = (
+                    self.command,
+                    self.path,
+                    authorized,
+                    answer.status,
+                    self.headers.get("Range"),
+                    body,
+                )
                 hub.requests.append(Request(*seen))
             self.send(answer, cut)
 
@@ -317,11 +383,15 @@ def handler_of(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                 for methods, pattern, name in ROUTES:
                     match = re.fullmatch(pattern, url.path)
                     if match is not None and self.command in methods.split("|"):
-                        parts: dict[str, Any] = {key: unquote(part) for key, part in match.groupdict().items() if part}
+                        parts: dict[str, Any] = {
+                            key: unquote(part) for key, part in match.groupdict().items() if part
+                        }
                         return getattr(hub, name)(replace(ask, **parts))
                 raise Refusal(404, f"no such endpoint: {self.command} {url.path}")
             except Refusal as error:
-                return Answer(json.dumps({"error": str(error)}).encode(), error.status, error.headers)
+                return Answer(
+                    json.dumps({"error": str(error)}).encode(), error.status, error.headers
+                )
 
         def send(self, answer: Answer, cut: int | None):
             self.close_connection = cut is not None

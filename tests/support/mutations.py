@@ -46,12 +46,20 @@ class Scene:
 
 
 def edit(path: Path, changes: dict[str, Any]):
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8"
+    )
 
 
 def spots(value: Any, at: tuple = ()) -> Iterator[tuple]:
     """The paths to all values in parsed JSON but the whole."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in items:
         yield (*at, key)
         yield from spots(inner, (*at, key))
@@ -62,7 +70,17 @@ def neighbours(value: Any) -> list[Any]:
     if isinstance(value, bool):
         return [not value, int(value), str(value)]
     if isinstance(value, int | float):
-        return [value + 1, value - 1, -value, value * 2, value * 1000, float(value), value + 0.5, str(value), [value]]
+        return [
+            value + 1,
+            value - 1,
+            -value,
+            value * 2,
+            value * 1000,
+            float(value),
+            value + 0.5,
+            str(value),
+            [value],
+        ]
     if isinstance(value, str):
         return [value + "x", value[:-1], value.upper(), [value], f"../{value}", value * 100]
     if isinstance(value, list):
@@ -90,14 +108,28 @@ def change_json(scene: Scene) -> str:
         holder = holder[key]
     name, value = spot[-1], holder[spot[-1]]
     kind = draw.choice(
-        ["delete", "rename", "value", "value", "value", "near", "near", "near", "add", "twice", "class"]
+        [
+            "delete",
+            "rename",
+            "value",
+            "value",
+            "value",
+            "near",
+            "near",
+            "near",
+            "add",
+            "twice",
+            "class",
+        ]
     )
     if kind == "class" and not (isinstance(value, list) and path.name == INDEX):
         kind = "near"
     if kind == "delete":
         del holder[name]
     elif kind in ("value", "near", "class"):
-        holder[name] = draw.choice({"value": VALUES, "near": neighbours(value), "class": CLASSES}[kind])
+        holder[name] = draw.choice(
+            {"value": VALUES, "near": neighbours(value), "class": CLASSES}[kind]
+        )
     elif kind == "rename" and isinstance(holder, dict):
         holder[f"{name}_"] = holder.pop(name)
     elif kind == "add":
@@ -107,7 +139,11 @@ def change_json(scene: Scene) -> str:
     text = json.dumps(document, indent=2)
     if kind == "twice":
         again = json.dumps({str(top[0][0]): draw.choice(VALUES)})
-        text = f"{again[:-1]}, {text.lstrip()[1:]}" if draw.random() < 0.5 else f"{text.rstrip()[:-1]}, {again[1:]}"
+        text = (
+            f"{again[:-1]}, {text.lstrip()[1:]}"
+            if draw.random() < 0.5
+            else f"{text.rstrip()[:-1]}, {again[1:]}"
+        )
     path.write_text(text, encoding="utf-8")
     return f"{kind} {'.'.join(map(str, spot))} in {path.relative_to(scene.folder)}: {text_of(holder, name)}"
 
@@ -131,8 +167,12 @@ def nest(scene: Scene) -> str:
 def change_bytes(scene: Scene) -> str:
     path, draw = scene.file(), scene.draw
     data = bytearray(path.read_bytes())
-    place = draw.randrange(len(data)) if draw.random() < 0.5 else draw.randrange(min(len(data), 400))
-    kind = draw.choice(["truncate", "flip", "empty", "garbage", "bom", "utf8", "zeros", "append", "utf16", "cut"])
+    place = (
+        draw.randrange(len(data)) if draw.random() < 0.5 else draw.randrange(min(len(data), 400))
+    )
+    kind = draw.choice(
+        ["truncate", "flip", "empty", "garbage", "bom", "utf8", "zeros", "append", "utf16", "cut"]
+    )
     if kind == "truncate":
         data = data[:place]
     elif kind == "flip":
@@ -161,7 +201,9 @@ def change_header(scene: Scene) -> str:
     header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
     name = draw.choice([key for key in header if key != "__metadata__"])
     tensor = header[name]
-    kind = draw.choice(["length", "offsets", "dtype", "shape", "delete", "rename", "twice", "metadata", "type"])
+    kind = draw.choice(
+        ["length", "offsets", "dtype", "shape", "delete", "rename", "twice", "metadata", "type"]
+    )
     length = None
     if kind == "length":
         length = draw.choice([0, 1, size - 1, size + 1, 2**31, 2**62, 2**64 - 1])
@@ -171,7 +213,9 @@ def change_header(scene: Scene) -> str:
             [[end, start], [0, 10**18], [-1, end], [start, end + 4], [start], "all", [0.5, end]]
         )
     elif kind == "dtype":
-        tensor["dtype"] = draw.choice(["F64", "F16", "I32", "I64", "BOOL", "F8_E4M3", "U8", "X", 5, None])
+        tensor["dtype"] = draw.choice(
+            ["F64", "F16", "I32", "I64", "BOOL", "F8_E4M3", "U8", "X", 5, None]
+        )
     elif kind == "shape":
         shape = tensor["shape"]
         tensor["shape"] = draw.choice(
@@ -190,7 +234,9 @@ def change_header(scene: Scene) -> str:
     else:
         header[name] = draw.choice([None, [], 5, {}])
     encoded = json.dumps(header).encode()
-    path.write_bytes((len(encoded) if length is None else length).to_bytes(8, "little") + encoded + body)
+    path.write_bytes(
+        (len(encoded) if length is None else length).to_bytes(8, "little") + encoded + body
+    )
     return f"{kind} of {name} in the header of {path.relative_to(scene.folder)}: {str(header.get(name))[:80]}"
 
 
@@ -201,7 +247,20 @@ def change_tensor(scene: Scene) -> str:
     name = draw.choice(list(tensors))
     old = tensors[name]
     kind = draw.choice(
-        ["nan", "inf", "huge", "negative", "longer", "shorter", "flat", "int", "half", "gone", "more", "scalar"]
+        [
+            "nan",
+            "inf",
+            "huge",
+            "negative",
+            "longer",
+            "shorter",
+            "flat",
+            "int",
+            "half",
+            "gone",
+            "more",
+            "scalar",
+        ]
     )
     if kind in ("nan", "inf", "huge", "negative"):
         value = {"nan": float("nan"), "inf": float("inf"), "huge": 3e38, "negative": -1}[kind]
@@ -231,7 +290,11 @@ def change_file(scene: Scene) -> str:
     kind = draw.choice(["gone", "folder", "other", "link", "device", "loop", "component", "plain"])
     described = f"{kind} in place of {path.relative_to(scene.folder)}"
     if kind in ("component", "plain"):
-        path = path.parent if path.parent != scene.folder else draw.choice(scene.files(".json")[:-1]).parent
+        path = (
+            path.parent
+            if path.parent != scene.folder
+            else draw.choice(scene.files(".json")[:-1]).parent
+        )
         if path == scene.folder:
             path = scene.folder / "tokenizer"
         shutil.rmtree(path)
@@ -256,7 +319,13 @@ def add_code(scene: Scene) -> str:
     folders = sorted(path for path in scene.folder.iterdir() if path.is_dir())
     folder = draw.choice(folders)
     if draw.random() < 0.5:
-        names = ["diffusion_pytorch_model.bin", "pytorch_model.bin", "tokenizer.model", "vocab.pkl", "scheduler.bin"]
+        names = [
+            "diffusion_pytorch_model.bin",
+            "pytorch_model.bin",
+            "tokenizer.model",
+            "vocab.pkl",
+            "scheduler.bin",
+        ]
         path = folder / draw.choice(names)
         path.write_bytes(pickle.dumps(Touch(scene.marker)))
         if draw.random() < 0.7:
@@ -268,7 +337,10 @@ def add_code(scene: Scene) -> str:
     where, name = draw.choice(
         [(scene.folder, "pipeline"), (folder, "evil"), (folder, "modeling"), (scene.folder, "evil")]
     )
-    code = PAYLOAD.format(marker=str(scene.marker)) + "from diffusers import *\nclass Evil(DiffusionPipeline): pass\n"
+    code = (
+        PAYLOAD.format(marker=str(scene.marker))
+        + "from diffusers import *\nclass Evil(DiffusionPipeline): pass\n"
+    )
     (where / f"{name}.py").write_text(code)
     if where == folder:
         names[folder.name] = [name, "Evil"]
@@ -281,9 +353,18 @@ def add_code(scene: Scene) -> str:
 def add_shards(scene: Scene) -> str:
     """An index of shards that points elsewhere, in place of the weights."""
     draw = scene.draw
-    path = draw.choice([path for path in scene.files(".safetensors") if path.name.startswith("diffusion")])
+    path = draw.choice(
+        [path for path in scene.files(".safetensors") if path.name.startswith("diffusion")]
+    )
     secret = draw.choice(
-        ["../../outside/secret.safetensors", str(scene.outside / "secret.safetensors"), path.name, "x", 5, None]
+        [
+            "../../outside/secret.safetensors",
+            str(scene.outside / "secret.safetensors"),
+            path.name,
+            "x",
+            5,
+            None,
+        ]
     )
     names = list(load_file(path))
     index = draw.choice(

@@ -8,15 +8,14 @@ from datasets import Dataset
 from scipy.stats import binomtest, chisquare
 
 from text_diffusers import AutoencoderVQTextModel
-from text_diffusers.training import autoencoder as autoencoder_training
-from text_diffusers.training.autoencoder import (
-    CodeNoise,
+from text_diffusers.data.code_rows import full_rows
+from text_diffusers.evaluation import reconstruction
+from text_diffusers.evaluation.reconstruction import (
     Reconstruction,
-    autoencoder_loss,
     evaluate_reconstruction,
-    full_rows,
     reconstructions,
 )
+from text_diffusers.training.autoencoder import CodeNoise, autoencoder_loss
 
 VOCAB, END, MASK = 50, 48, 49
 SILENT = CodeNoise(input_masking=0.0, fine_dropout=0.0, code_corruption=0.0)
@@ -128,7 +127,7 @@ def test_usage_and_perplexity_are_those_of_the_frequencies():
 @pytest.mark.parametrize("two", [True, False])
 def test_a_reconstruction_is_that_of_the_counted_tokens_in_batches_of_any_size(two, at_once, monkeypatch):
     model, batch = make(two), padded_batch(rows=11)
-    monkeypatch.setattr(autoencoder_training, "EVALUATED_AT_ONCE", at_once)
+    monkeypatch.setattr(reconstruction, "EVALUATED_AT_ONCE", at_once)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     found = evaluate_reconstruction(model, data_set(batch), END)
     tokens, counted = full_rows(batch, END), batch["attention_mask"].bool()

@@ -11,17 +11,20 @@ import torch
 from datasets import Dataset
 from scipy.stats import chisquare
 
-from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, EmbeddingDDIMScheduler, TextClassifierModel
+from text_diffusers import (
+    D3PMAbsorbingScheduler,
+    D3PMUniformScheduler,
+    EmbeddingDDIMScheduler,
+    TextClassifierModel,
+)
 from text_diffusers.common.training_randomness import row_noise
 from text_diffusers.data.rows import ShuffledRows, to_tensors, unknown_tokens
+from text_diffusers.evaluation.classifier import clean_text, evaluate_classifier, label_losses
 from text_diffusers.training.classifier import (
     EmbeddingCorruption,
     TokenCorruption,
     check_labels,
-    clean_text,
-    evaluate_classifier,
     fixed_tokens,
-    label_losses,
     noise_levels,
     one_label_each,
 )

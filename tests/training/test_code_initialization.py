@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from text_diffusers import AutoencoderVQTextModel, CodeTransformerModel
-from text_diffusers.training.code_initialization import start_from_codebooks
+from text_diffusers.training.initialization import start_from_codebooks
 
 FINE, COARSE, RATIO = 9, 6, 2
 

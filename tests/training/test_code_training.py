@@ -18,6 +18,7 @@ from text_diffusers import (
     TwoLevelVQDiffusionPipeline,
 )
 from text_diffusers.common.training_randomness import row_noise
+from text_diffusers.data.code_rows import code_rows, text_rows
 from text_diffusers.data.rows import encode_texts, to_tensors, tokenize
 from text_diffusers.evaluation.bounds import batch_bound
 from text_diffusers.evaluation.likelihood import BoundEstimate, estimate_bound
@@ -27,13 +28,11 @@ from text_diffusers.evaluation.two_level import (
     per_token,
     with_plans_of_others,
 )
+from text_diffusers.models.prompted_denoiser import PromptedDenoiser
 from text_diffusers.training.codes import (
-    PromptedDenoiser,
-    code_rows,
     load_prompt_encoder,
     shown_plans,
     shown_prompts,
-    text_rows,
 )
 
 V, FINE, COARSE = 4, 3, 2  # sizes small enough to go through all texts of two tokens

@@ -5,8 +5,9 @@ import torch
 from datasets import Dataset
 
 from text_diffusers import EmbeddingDDIMScheduler, EmbeddingTransformerModel
+from text_diffusers.data.rows import trimmed
 from text_diffusers.evaluation.embedding import bound_terms
-from text_diffusers.training.embedding import OBJECTIVES, EmbeddingLoss, trimmed
+from text_diffusers.training.embedding import OBJECTIVES, EmbeddingLoss
 
 LENGTHS = [12, 7, 3]
 

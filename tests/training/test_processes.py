@@ -103,8 +103,8 @@ def test_two_processes_of_a_recipe_train_like_one_with_the_same_global_batch(rec
     driver, module = tmp_path / "driver.py", name.partition(".")[0]
     driver.write_text(
         f"import json, os, sys; sys.path.insert(0, sys.argv[1]); import torch, {module}\n"
-        "from transformers import HfArgumentParser\n"
-        f"config = HfArgumentParser({name}).parse_args_into_dataclasses(sys.argv[2:])[0]\n"
+        "from text_diffusers.training.config import OptionParser\n"
+        f"config = OptionParser({name}).parse_args_into_dataclasses(sys.argv[2:])[0]\n"
         f"losses, rank = {module}.main(config), os.environ.get('RANK', '0')\n"
         "world = int(os.environ.get('WORLD_SIZE', '1'))\n"
         "open(config.output_dir + f'/losses-{rank}.json', 'w').write(json.dumps([world, losses]))\n"
@@ -192,8 +192,8 @@ def test_two_processes_of_the_autoencoder_recipe_have_one_model(recipe, tmp_path
     driver = tmp_path / "driver.py"
     driver.write_text(
         "import hashlib, json, os, sys; sys.path.insert(0, sys.argv[1]); import train_vq_autoencoder as recipe\n"
-        "from transformers import HfArgumentParser\n"
-        "config = HfArgumentParser(recipe.AutoencoderConfig).parse_args_into_dataclasses(sys.argv[2:])[0]\n"
+        "from text_diffusers.training.config import OptionParser\n"
+        "config = OptionParser(recipe.AutoencoderConfig).parse_args_into_dataclasses(sys.argv[2:])[0]\n"
         "loops, run = [], recipe.TrainingLoop.run\n"
         "recipe.TrainingLoop.run = lambda loop: loops.append(loop) or run(loop)\n"
         "losses, digest = recipe.main(config), hashlib.sha256()\n"

@@ -9,10 +9,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from support.recipes import load_script
-from transformers import HfArgumentParser
 
 from text_diffusers import TextDiffusionCFGPipeline
-from text_diffusers.training.config import NOTE_FILE, OF_A_SITTING, TrainingConfig, note_training, without_folders
+from text_diffusers.training.config import (
+    NOTE_FILE,
+    OptionParser,
+    TrainingConfig,
+    marked_options,
+    note_training,
+    without_folders,
+)
 from text_diffusers.training.tracking import Curves, read_curves
 
 SENTENCES = ["the cat sat on the mat and looked at the dog", "a bird sang in the tree while the cat slept"]
@@ -157,7 +163,7 @@ def test_the_noted_command_asks_for_the_same_options(recipe, accelerator_of):
     config = options(output_dir="mine", dataset="some/data set", seed=3, **CHOICES[recipe])
     words = shlex.split(accelerator_of(config)["command"])
     assert words[:3] == ["accelerate", "launch", f"training_scripts/{recipe}.py"]
-    (again,) = HfArgumentParser(options).parse_args_into_dataclasses(words[3:])
+    (again,) = OptionParser(options).parse_args_into_dataclasses(words[3:])
     assert again == config
 
 
@@ -182,9 +188,9 @@ def test_the_note_holds_options_and_versions_and_nothing_of_machine_or_person(ma
     note = json.loads(text)
     assert note["options"].keys() == TrainingConfig.__dataclass_fields__.keys()
     assert note["options"]["output_dir"] == "run" and note["options"]["project"] == "mine"
-    assert note["recipe"] == "training_config" and note["num_processes"] == 1 and note["device"] == "cpu"
+    assert note["recipe"] == "config" and note["num_processes"] == 1 and note["device"] == "cpu"
     assert note["versions"]["torch"] == torch.__version__
-    assert not any(name in note["command"] for name in OF_A_SITTING)
+    assert not any(name in note["command"] for name in marked_options(loop.config, "of_one_start"))
     for secret in (str(tmp_path), "hf_canary", f'"{socket.gethostname()}"', f"/{getpass.getuser()}"):
         assert secret not in text
 

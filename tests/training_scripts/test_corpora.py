@@ -5,29 +5,18 @@ import zlib
 from pathlib import Path
 
 import pytest
+from corpora import CORPORA
+from corpora.austen import AUSTEN_FILE, austen_chapters, r_string_vectors, split_chapters
+from corpora.bible import bible_pairs, plain_verse
+from corpora.brown import brown_documents, brown_sentence, universal_tag
 from corpora.chat import chat_and_novels, plain_sentences
-from corpora.long_texts import (
-    AUSTEN_FILE,
-    austen_and_speeches,
-    austen_chapters,
-    r_string_vectors,
-    split_chapters,
-    state_of_the_union,
-)
-from corpora.registry import (
-    CORPORA,
-    bible_pairs,
-    brown_documents,
-    brown_sentence,
-    detokenise,
-    plain_verse,
-    universal_tag,
-)
+from corpora.speeches import austen_and_speeches, state_of_the_union
 from transformers import PreTrainedTokenizerFast
 
+from text_diffusers.data.detokenization import detokenise
 from text_diffusers.data.rows import encode_texts
 from text_diffusers.data.sources import load_documents
-from text_diffusers.training.tagged_text import NO_TAG, align_tags, load_tagged, name_tags, tagged_rows
+from text_diffusers.data.tagged_text import NO_TAG, align_tags, load_tagged, name_tags, tagged_rows
 
 DATA = Path(__file__).parent.parent.parent / "data"
 TAGS = {"ADJ", "ADP", "ADV", "CONJ", "DET", "NOUN", "NUM", "PRON", "PRT", "PUNCT", "VERB", "X"}
@@ -49,7 +38,9 @@ def test_words_become_plain_text_and_each_character_has_its_word(words, text):
     found, owners = detokenise(words)
     assert found == text and len(owners) == len(text) and owners == sorted(owners)
     for index, word in enumerate(words):
-        spelt = "".join(character for character, owner in zip(found, owners, strict=True) if owner == index).strip()
+        spelt = "".join(
+            character for character, owner in zip(found, owners, strict=True) if owner == index
+        ).strip()
         assert spelt == {"``": '"', "''": '"'}.get(word, word)
 
 
@@ -62,13 +53,15 @@ def test_a_token_has_the_tag_of_the_word_in_which_it_begins():
 def check_tagged_row(tokenizer: PreTrainedTokenizerFast, words, tags):
     row = {
         name: column[0]
-        for name, column in tagged_rows({"words": [words], "tags": [tags]}, tokenizer, 64, {"a": 0, "b": 1}).items()
+        for name, column in tagged_rows(
+            {"words": [words], "tags": [tags]}, tokenizer, 64, {"a": 0, "b": 1}
+        ).items()
     }
     pieces = ["".join(tokenizer.decode([token])) for token in row["input_ids"]]
     assert row["given"] == [tag == NO_TAG for tag in row["tags"]]
-    assert [token for token, given in zip(row["input_ids"], row["given"], strict=True) if not given] == encode_texts(
-        tokenizer, [detokenise(words)[0]]
-    )[0]
+    assert [
+        token for token, given in zip(row["input_ids"], row["given"], strict=True) if not given
+    ] == encode_texts(tokenizer, [detokenise(words)[0]])[0]
     return list(zip(pieces, row["tags"], strict=True))
 
 
@@ -83,8 +76,12 @@ def test_rows_of_tagged_words(tokenizer):
             if start <= spelt < start + len(wanted):
                 assert tag == number
             spelt += len(piece)
-    short = tagged_rows({"words": [words], "tags": [list("abababab")]}, tokenizer, 4, {"a": 0, "b": 1})
-    assert len(short["input_ids"][0]) == len(short["tags"][0]) == 4 and short["tags"][0][0] == NO_TAG
+    short = tagged_rows(
+        {"words": [words], "tags": [list("abababab")]}, tokenizer, 4, {"a": 0, "b": 1}
+    )
+    assert (
+        len(short["input_ids"][0]) == len(short["tags"][0]) == 4 and short["tags"][0][0] == NO_TAG
+    )
     assert all(tag != NO_TAG for tag in short["tags"][0][1:])
 
 
@@ -115,7 +112,9 @@ def test_tagged_files_are_checked(tmp_path):
 
 
 def test_a_line_of_brown():
-    words, tags = brown_sentence("\tThe/at cat/nn's-paw/nn and\\/or/cc 1/2/cd ``/`` no/at ''/'' ?/. ?/.")
+    words, tags = brown_sentence(
+        "\tThe/at cat/nn's-paw/nn and\\/or/cc 1/2/cd ``/`` no/at ''/'' ?/. ?/."
+    )
     assert words == ["The", "cat/nn's-paw", "and\\/or", "1/2", "``", "no", "''", "?"]
     assert tags == ["DET", "NOUN", "CONJ", "NUM", "PUNCT", "DET", "PUNCT", "PUNCT"]
     assert brown_sentence("  \n") == ([], [])
@@ -124,9 +123,30 @@ def test_a_line_of_brown():
 @pytest.mark.parametrize(
     "brown, name",
     [
-        *[("np-tl", "NOUN"), ("nn$-tl-hl", "NOUN"), ("pps+bez", "PRON"), ("md*", "VERB"), ("*", "ADV"), ("in", "ADP")],
-        *[("fw-nn-tl", "X"), ("nil", "X"), ("--", "PUNCT"), (".-hl", "PUNCT"), ("---hl", "PUNCT"), ("wp$", "PRON")],
-        *[("to", "PRT"), ("cs", "CONJ"), ("bedz*", "VERB"), ("'", "PUNCT"), ("(", "PUNCT"), ("JJ", "ADJ")],
+        *[
+            ("np-tl", "NOUN"),
+            ("nn$-tl-hl", "NOUN"),
+            ("pps+bez", "PRON"),
+            ("md*", "VERB"),
+            ("*", "ADV"),
+            ("in", "ADP"),
+        ],
+        *[
+            ("fw-nn-tl", "X"),
+            ("nil", "X"),
+            ("--", "PUNCT"),
+            (".-hl", "PUNCT"),
+            ("---hl", "PUNCT"),
+            ("wp$", "PRON"),
+        ],
+        *[
+            ("to", "PRT"),
+            ("cs", "CONJ"),
+            ("bedz*", "VERB"),
+            ("'", "PUNCT"),
+            ("(", "PUNCT"),
+            ("JJ", "ADJ"),
+        ],
     ],
 )
 def test_tags_of_brown(brown, name):
@@ -135,15 +155,21 @@ def test_tags_of_brown(brown, name):
 
 def test_files_of_brown_come_whole_and_in_a_seeded_order(tmp_path):
     for name in ("ca01", "cb02", "cr09", "cc03"):
-        (tmp_path / name).write_text(f"\n\n\t{name}/nn one/cd ./.\n\n\t{name}/nn caf\xe9/nn\n", encoding="latin-1")
+        (tmp_path / name).write_text(
+            f"\n\n\t{name}/nn one/cd ./.\n\n\t{name}/nn caf\xe9/nn\n", encoding="latin-1"
+        )
     (tmp_path / "README").write_text("not/nn part/nn")
     documents = brown_documents(tmp_path)
     assert len(documents) == 8 and documents.column_names == ["text", "words", "tags"]
     names = [words[0] for words in documents["words"]]
     assert names[::2] == names[1::2] and sorted(names[::2]) == ["ca01", "cb02", "cc03", "cr09"]
-    assert documents["text"][0] == f"{names[0]} one." and documents["text"][1] == f"{names[0]} caf\xe9"
+    assert (
+        documents["text"][0] == f"{names[0]} one." and documents["text"][1] == f"{names[0]} caf\xe9"
+    )
     assert brown_documents(tmp_path)[:] == documents[:]
-    orders = {tuple(words[0] for words in brown_documents(tmp_path, seed)["words"]) for seed in range(8)}
+    orders = {
+        tuple(words[0] for words in brown_documents(tmp_path, seed)["words"]) for seed in range(8)
+    }
     assert len(orders) > 1
 
 
@@ -162,7 +188,13 @@ def test_the_parts_of_brown_share_no_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, target", [("brown", "brown"), ("bible", "bible"), ("austen", "austen"), ("state_of_the_union", "speeches")]
+    "name, target",
+    [
+        ("brown", "brown"),
+        ("bible", "bible"),
+        ("austen", "austen"),
+        ("state_of_the_union", "speeches"),
+    ],
 )
 def test_a_corpus_that_was_not_fetched_names_its_make_target(name, target, tmp_path, monkeypatch):
     monkeypatch.setenv("TEXT_DIFFUSERS_DATA", str(tmp_path))
@@ -173,9 +205,7 @@ def test_a_corpus_that_was_not_fetched_names_its_make_target(name, target, tmp_p
 
 
 def test_markup_of_verses():
-    markup = (
-        '<title>A Psalm</title>In the<note osisID="x">or,\nA</note> beginning <w lemma="H1">God</w> [but] , made \xb6'
-    )
+    markup = '<title>A Psalm</title>In the<note osisID="x">or,\nA</note> beginning <w lemma="H1">God</w> [but] , made \xb6'
     assert plain_verse(markup) == "In the beginning God but, made"
 
 
@@ -192,7 +222,9 @@ def write_sword_module(folder: Path, verses: dict[tuple[str, int, int], str]):
     )
     for testament in ("ot", "nt"):
         places = {
-            structure.ref_to_indicies(books=book, chapters=chapter, verses=verse)[testament][0]: text.encode()
+            structure.ref_to_indicies(books=book, chapters=chapter, verses=verse)[testament][
+                0
+            ]: text.encode()
             for (book, chapter, verse), text in verses.items()
             if structure.ref_to_indicies(books=book, chapters=chapter, verses=verse).get(testament)
         }
@@ -207,8 +239,14 @@ def write_sword_module(folder: Path, verses: dict[tuple[str, int, int], str]):
 
 def test_pairs_of_verses(tmp_path):
     pytest.importorskip("pysword", reason="`make bible` installs it")
-    old = {("Genesis", 1, 1): "In the beginning <w>God</w> created.", ("Genesis", 1, 2): "only here"}
-    new = {("Genesis", 1, 1): "At first<note>or: in the beginning</note> God made.", ("Mark", 1, 1): "only there"}
+    old = {
+        ("Genesis", 1, 1): "In the beginning <w>God</w> created.",
+        ("Genesis", 1, 2): "only here",
+    }
+    new = {
+        ("Genesis", 1, 1): "At first<note>or: in the beginning</note> God made.",
+        ("Mark", 1, 1): "only there",
+    }
     old[("Mark", 2, 3)], new[("Mark", 2, 3)] = "word " * 24, "verse " * 24
     old[("Mark", 2, 4)], new[("Mark", 2, 4)] = "word " * 25, "verse"
     old[("Mark", 2, 5)], new[("Mark", 2, 5)] = "word", "verse " * 25
@@ -226,7 +264,10 @@ def r_record(strings: list[str | None], version: int = 3, kind: int = 16) -> byt
     """A vector of strings as R saves it in an .rdb file, after "R Internals", section 1.8; `None` is NA."""
     encoding = struct.pack(">i", 5) + b"UTF-8" if version == 3 else b""
     content = (
-        b"X\n" + struct.pack(">iii", version, 0x30402, 0x30500) + encoding + struct.pack(">Ii", kind, len(strings))
+        b"X\n"
+        + struct.pack(">iii", version, 0x30402, 0x30500)
+        + encoding
+        + struct.pack(">Ii", kind, len(strings))
     )
     for string in strings:
         spelt = (string or "").encode()
@@ -236,7 +277,12 @@ def r_record(strings: list[str | None], version: int = 3, kind: int = 16) -> byt
 
 def test_vectors_of_strings_are_read_from_files_of_r():
     novels = [["EMMA", "", "café"], ["x" * 100_000, None], []]
-    records = r_record(novels[0]) + r_record(["no strings"], kind=14) + r_record(novels[1], 2) + r_record(novels[2])
+    records = (
+        r_record(novels[0])
+        + r_record(["no strings"], kind=14)
+        + r_record(novels[1], 2)
+        + r_record(novels[2])
+    )
     assert list(r_string_vectors(records)) == [novels[0], ["x" * 100_000, ""], []]
 
 
@@ -257,7 +303,11 @@ def long_texts(tmp_path, monkeypatch):
     file.parent.mkdir(parents=True)
     novels = {"EMMA": range(1, 7), "Persuasion": range(7, 10)}
     chapters = {
-        title: [line for number in numbers for line in (f"CHAPTER {number}", "", f"{title} {number}.", "")]
+        title: [
+            line
+            for number in numbers
+            for line in (f"CHAPTER {number}", "", f"{title} {number}.", "")
+        ]
         for title, numbers in novels.items()
     }
     file.write_bytes(b"".join(r_record([title, "", *lines]) for title, lines in chapters.items()))
@@ -275,7 +325,10 @@ def test_long_texts_are_chapters_and_speeches(long_texts):
     chapters = austen_chapters().to_list()
     assert {(row["text"], row["author"], row["year"]) for row in chapters} == {
         (f"{title} {number}.", "Jane Austen", year)
-        for title, numbers, year in (("EMMA", range(1, 7), 1815), ("Persuasion", range(7, 10), 1817))
+        for title, numbers, year in (
+            ("EMMA", range(1, 7), 1815),
+            ("Persuasion", range(7, 10), 1817),
+        )
         for number in numbers
     }
     speeches = state_of_the_union().to_list()
@@ -294,7 +347,7 @@ def test_long_texts_are_chapters_and_speeches(long_texts):
 def test_the_parts_of_long_texts_share_no_document(corpus, long_texts):
     train, judge = (corpus(part=part)["text"] for part in ("train", "judge"))
     assert len(judge) == len(train) / 2 and sorted([*train, *judge]) == sorted(corpus()["text"])
-    name = next(name for name, known in CORPORA.items() if getattr(known, "func", None) is corpus)
+    name = next(name for name, known in CORPORA.items() if known.args[1] == corpus.__name__)
     documents = load_documents(name)
     assert documents["text"] == train and not {"label", "source"} & set(documents.column_names)
     with pytest.raises(ValueError, match='`part` must be None, "train" or "judge", got \'test\''):
@@ -312,7 +365,9 @@ def test_two_styles_of_short_texts_each_once_and_in_whole_pieces(long_texts):
     file = long_texts / "austen" / AUSTEN_FILE
     sentences = [f"It was number {number} indeed." for number in range(40)]
     pairs = list(zip(sentences[::2], sentences[1::2], strict=True))
-    lines = [line for one, two in pairs for line in ("CHAPTER I", "", f"{one} {two} So it is. Yes.", "")]
+    lines = [
+        line for one, two in pairs for line in ("CHAPTER I", "", f"{one} {two} So it is. Yes.", "")
+    ]
     file.write_bytes(r_record(["EMMA", "", *lines]))
     documents = chat_and_novels()
     texts, labels = documents["text"][:], documents["label"][:]
@@ -320,16 +375,25 @@ def test_two_styles_of_short_texts_each_once_and_in_whole_pieces(long_texts):
     assert sorted(text for text, label in zip(texts, labels, strict=True) if label) == sorted(
         [*sentences, "So it is."]
     )
-    for one, two in pairs:  # a chapter is in one piece, so at most one is cut by where validation begins
+    for (
+        one,
+        two,
+    ) in pairs:  # a chapter is in one piece, so at most one is cut by where validation begins
         assert texts.index(two) == texts.index(one) + 1
     chat = [text for text, label in zip(texts, labels, strict=True) if not label]
     assert len(chat) > 80_000 and all(plain_sentences(text) == [text] for text in chat)
-    assert chat_and_novels()[:100] == documents[:100] and chat_and_novels(seed=1)["text"][:] != texts
+    assert (
+        chat_and_novels()[:100] == documents[:100] and chat_and_novels(seed=1)["text"][:] != texts
+    )
 
 
 def test_plain_sentences_are_whole_and_short():
     text = 'Mr. Darcy said, "No, thank you." Yes. No! how are you today? Mrs. Hurst met Dr. Grant. Oui, ça va.'
-    sentences = ["Mr Darcy said, No, thank you.", "No! how are you today?", "Mrs Hurst met Dr Grant."]
+    sentences = [
+        "Mr Darcy said, No, thank you.",
+        "No! how are you today?",
+        "Mrs Hurst met Dr Grant.",
+    ]
     assert plain_sentences(text) == sentences
     longest = " ".join(["Yes", *["so"] * 14, "it is."])
     assert plain_sentences(longest) == []
@@ -354,17 +418,27 @@ def test_the_real_bibles(monkeypatch):
     assert all(len(text.split()) <= 24 for text in (*pairs["text"], *pairs["source"]))
 
 
-@pytest.mark.skipif(not (DATA / "austen/fetched").exists(), reason="`make austen` fetches the novels")
+@pytest.mark.skipif(
+    not (DATA / "austen/fetched").exists(), reason="`make austen` fetches the novels"
+)
 def test_the_real_novels(monkeypatch):
     monkeypatch.setenv("TEXT_DIFFUSERS_DATA", str(DATA))
     chapters = austen_chapters()
     assert len(chapters) == 269 and sum(len(text.split()) for text in chapters["text"]) == 716_663
-    assert not any(mark in text for text in chapters["text"] for mark in ("[", "_", "CHAPTER", "VOLUME", "FINIS"))
+    assert not any(
+        mark in text
+        for text in chapters["text"]
+        for mark in ("[", "_", "CHAPTER", "VOLUME", "FINIS")
+    )
 
 
-@pytest.mark.skipif(not (DATA / "state_of_the_union/fetched").exists(), reason="`make speeches` fetches them")
+@pytest.mark.skipif(
+    not (DATA / "state_of_the_union/fetched").exists(), reason="`make speeches` fetches them"
+)
 def test_the_real_speeches(monkeypatch):
     monkeypatch.setenv("TEXT_DIFFUSERS_DATA", str(DATA))
     speeches = state_of_the_union()
     assert len(speeches) == 233 and {min(speeches["year"]), max(speeches["year"])} == {1790, 2021}
-    assert not any(mark in text for text in speeches["text"] for mark in ("[", "’", "—", "Laughter]"))
+    assert not any(
+        mark in text for text in speeches["text"] for mark in ("[", "’", "—", "Laughter]")
+    )

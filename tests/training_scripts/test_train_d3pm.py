@@ -12,6 +12,7 @@ from support.recipes import load_script
 from transformers import AutoModelForMaskedLM
 
 from text_diffusers import TextBlockDiffusionPipeline, TextDiffusionCFGPipeline, TextDiffusionPipeline
+from text_diffusers.training.config import marked_options
 
 train_d3pm = load_script("train_d3pm")
 
@@ -130,12 +131,18 @@ def test_the_same_seed_gives_the_same_losses_and_resuming_continues_them(config,
     assert train_d3pm.main(config(**kept, resume_from_checkpoint="latest")) == []
 
 
+def parts_of_a_pipeline():
+    """The defaults of all options that a saved pipeline has settled."""
+    options = train_d3pm.D3PMConfig.__dataclass_fields__
+    return {name: options[name].default for name in marked_options(train_d3pm.D3PMConfig, "part_of", "pipeline")}
+
+
 def test_lora_trains_and_saves_adapters_only_and_they_load(config, tmp_path):
     learns = {"max_train_steps": 100, "learning_rate": 1e-2, "lr_warmup_steps": 5, "num_samples": 0}
     base = config(output_dir=str(tmp_path / "base"), num_length_samples=0, **learns)
     train_d3pm.main(base)
     settings = {"model_name_or_path": base.output_dir, "lora_rank": 2, "learning_rate": 3e-2, "lr_warmup_steps": 0}
-    parts = {name: train_d3pm.D3PMConfig.__dataclass_fields__[name].default for name in train_d3pm.PARTS_OF_A_PIPELINE}
+    parts = parts_of_a_pipeline()
     tuned = config(output_dir=str(tmp_path / "tuned"), lora_alpha=8, max_train_steps=20, **settings | parts)
     losses = train_d3pm.main(tuned)
     assert len(losses) == 20
@@ -160,7 +167,7 @@ def test_lora_trains_and_saves_adapters_only_and_they_load(config, tmp_path):
 def test_a_saved_pipeline_is_trained_further(config, tmp_path):
     base = config(output_dir=str(tmp_path / "base"), kernel="uniform")
     train_d3pm.main(base)
-    parts = {name: train_d3pm.D3PMConfig.__dataclass_fields__[name].default for name in train_d3pm.PARTS_OF_A_PIPELINE}
+    parts = parts_of_a_pipeline()
     more = config(output_dir=str(tmp_path / "more"), model_name_or_path=base.output_dir, **parts)
     train_d3pm.main(more)
     pipe = TextDiffusionPipeline.from_pretrained(more.output_dir)
@@ -183,7 +190,7 @@ def test_a_model_with_blocks_is_trained_saved_trained_further_and_adapted(config
     assert pipe.denoiser.config.block_length == 6 and isinstance(pipe("the cat", num_inference_steps=2).texts[0], str)
     metrics = json.loads((Path(base.output_dir) / "metrics.json").read_text())
     assert 0 < metrics["bound"] < np.inf and metrics["length_distance"] >= 0
-    parts = {name: train_d3pm.D3PMConfig.__dataclass_fields__[name].default for name in train_d3pm.PARTS_OF_A_PIPELINE}
+    parts = parts_of_a_pipeline()
     tuned = config(output_dir=str(tmp_path / "b"), model_name_or_path=base.output_dir, lora_rank=2, **settings | parts)
     assert all(np.isfinite(train_d3pm.main(tuned)))
     pipe.load_lora_weights(tuned.output_dir)
@@ -205,7 +212,7 @@ def test_one_block_of_the_whole_row_trains_like_a_model_without_blocks(config, t
 @pytest.fixture
 def masked_lm_config(config, tmp_path):
     """Options that train a masked LM further, from a folder that transformers wrote."""
-    parts = {name: train_d3pm.D3PMConfig.__dataclass_fields__[name].default for name in train_d3pm.PARTS_OF_A_PIPELINE}
+    parts = parts_of_a_pipeline()
 
     def make(model_type="bert", **changes):
         folder = tmp_path / model_type

@@ -16,6 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from text_diffusers import DiffusionLMPipeline, GuidedDiffusionLMPipeline, TextDiffusionPipeline
 from text_diffusers.data.rows import tokenize
 from text_diffusers.data.sources import load_documents
+from text_diffusers.training.config import marked_options
 
 train_diffusion_lm = load_script("train_diffusion_lm")
 
@@ -218,7 +219,8 @@ def test_a_saved_pipeline_is_trained_further(config, tmp_path):
     base = config(output_dir=str(tmp_path / "base"), max_train_steps=60, learning_rate=3e-3, num_length_samples=0)
     losses = train_diffusion_lm.main(base)
     options = train_diffusion_lm.DiffusionLMConfig.__dataclass_fields__
-    parts = {name: options[name].default for name in train_diffusion_lm.PARTS_OF_A_PIPELINE}
+    names = marked_options(train_diffusion_lm.DiffusionLMConfig, "part_of", "pipeline")
+    parts = {name: options[name].default for name in names}
     settings = {"model_name_or_path": base.output_dir, "max_train_steps": 5, "lr_warmup_steps": 0}
     further = train_diffusion_lm.main(config(output_dir=str(tmp_path / "further"), **settings | parts))
     assert np.mean(further) < np.mean(losses[:5])

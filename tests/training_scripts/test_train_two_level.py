@@ -20,9 +20,10 @@ from text_diffusers import (
     TwoLevelVQDiffusionPipeline,
 )
 from text_diffusers.common.training_randomness import row_noise
+from text_diffusers.data.code_rows import code_rows
 from text_diffusers.data.rows import ShuffledRows
 from text_diffusers.evaluation.bounds import batch_bound
-from text_diffusers.training.codes import code_rows, shown_plans, shown_prompts
+from text_diffusers.training.codes import shown_plans, shown_prompts
 from text_diffusers.training.runtime import make_accelerator
 
 train_two_level = load_script("train_two_level")
@@ -120,7 +121,7 @@ def test_three_steps_a_stage_give_a_pipeline_that_writes(config, changes):
     assert type(pipe) is TwoLevelVQDiffusionPipeline
     pipe.set_progress_bar_config(disable=True)
     prompt = "the cat sat" if options.prompt_length else None
-    output = pipe(prompt, num_coarse_steps=2, num_fine_steps=2, generator=torch.Generator().manual_seed(0))
+    output = pipe(prompt, num_inference_steps=2, generator=torch.Generator().manual_seed(0))
     assert isinstance(output.texts[0], str) and output.fine_codes.shape == (1, 8)
     assert (output.plan is None) == (len(levels) == 1)
     assert pipe.config.prompt_begins_text == bool(options.prompt_length)
@@ -298,7 +299,7 @@ def test_sources_are_prompts_that_texts_are_written_from(config, pairs):
     pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
     assert not pipe.config.prompt_begins_text and pipe.prompt_encoder.config.max_length == 16
     pipe.set_progress_bar_config(disable=True)
-    assert len(pipe(["number 7", "number 8"], num_coarse_steps=2, num_fine_steps=1).texts) == 2
+    assert len(pipe(["number 7", "number 8"], num_inference_steps=(2, 1)).texts) == 2
 
 
 def test_an_encoder_of_transformers_reads_prompts_and_stays_as_it_is(config, tokenizer, tmp_path):
@@ -313,7 +314,7 @@ def test_an_encoder_of_transformers_reads_prompts_and_stays_as_it_is(config, tok
     saved = pipe.prompt_encoder.state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in encoder.state_dict().items())
     pipe.set_progress_bar_config(disable=True)
-    assert isinstance(pipe("the cat", num_coarse_steps=2, num_fine_steps=1).texts[0], str)
+    assert isinstance(pipe("the cat", num_inference_steps=(2, 1)).texts[0], str)
     # It is there before either stage, so these may come in any order.
     for stage in ("fine", "coarse"):
         assert train_two_level.main(config(run="alone", stage=stage, **settings)) == {stage: losses[stage]}
@@ -413,7 +414,7 @@ def test_an_autoencoder_that_is_not_there_is_named(config, tmp_path):
 
 def test_a_trained_stage_is_not_overwritten_unasked_and_stages_go_together(config):
     train_two_level.main(config(prompt_length=4, stage="coarse", checkpointing_steps=0))
-    with pytest.raises(ValueError, match="coarse' holds a trained denoiser: choose another"):
+    with pytest.raises(ValueError, match="coarse' holds a trained model: choose another"):
         train_two_level.main(config(prompt_length=4))
     with pytest.raises(ValueError, match="stage coarse in .* was trained with prompts"):
         train_two_level.main(config(stage="fine"))

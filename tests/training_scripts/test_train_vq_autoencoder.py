@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.recipes import load_script
-from transformers import AutoTokenizer, HfArgumentParser
+from transformers import AutoTokenizer
 
 from text_diffusers import AutoencoderVQTextModel
+from text_diffusers.training.config import OptionParser
 from text_diffusers.training.loop import TrainingLoop
 
 recipe = load_script("train_vq_autoencoder")
@@ -189,7 +190,7 @@ def test_models_that_make_no_sense_are_refused_before_the_texts_are_read(config,
 
 def test_the_command_line_takes_lists_and_numbers():
     words = "--output_dir new --quantizer fsq --fine_levels 8 5 5 5 --coarse_levels 5 5 5 --rotation_trick false"
-    options = HfArgumentParser(recipe.AutoencoderConfig).parse_args_into_dataclasses(words.split())[0]
+    options = OptionParser(recipe.AutoencoderConfig).parse_args_into_dataclasses(words.split())[0]
     assert options.fine_levels == [8, 5, 5, 5] and options.coarse_levels == [5, 5, 5] and not options.rotation_trick
 
 

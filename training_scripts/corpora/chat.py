@@ -5,15 +5,12 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from datasets import Dataset
 
-from corpora.long_texts import austen_chapters
+from corpora.austen import austen_chapters
 from corpora.parts import split_sentences
 
-STYLES = ("chat", "novel")  # the labels 0 and 1 of `chat_and_novels`
-STYLE_WORDS = (3, 16)
 TITLES = re.compile(r"\b(Mrs?|Dr|St|Messrs)\.")  # whose points end no sentence
 CONTACT = re.compile(r"\S+@\S+\.\w+|(?:\+?\d[\s().-]*){7,}")
 PROFANITY = re.compile(
@@ -31,7 +28,9 @@ def chitchat_documents() -> Dataset:
     Raises:
         ModuleNotFoundError: if the package is missing.
     """
-    return Dataset.from_dict({"text": [turn for turns in chitchat_conversations() for turn in turns]})
+    return Dataset.from_dict(
+        {"text": [turn for turns in chitchat_conversations() for turn in turns]}
+    )
 
 
 def chitchat_conversations() -> Iterator[list[str]]:
@@ -39,36 +38,46 @@ def chitchat_conversations() -> Iterator[list[str]]:
     try:
         file = importlib.resources.files("chitchat_dataset") / "dataset.json"
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("`chitchat` needs `pip install chitchat-dataset==0.9.0` (extra `train`).") from error
+        raise ModuleNotFoundError(
+            "`chitchat` needs `pip install chitchat-dataset==0.9.0` (extra `train`)."
+        ) from error
+
     for conversation in json.loads(file.read_text(encoding="utf-8")).values():
         turns = []
         for turn in conversation["messages"]:
             messages = [" ".join(message["text"].split()) for message in turn]
-            kept = [m for m in messages if m and not CONTACT.search(m) and not PROFANITY.search(m)]
-            if kept:
-                turns.append(" ".join(kept))
+            clean = [
+                text
+                for text in messages
+                if text and not CONTACT.search(text) and not PROFANITY.search(text)
+            ]
+            if clean:
+                turns.append(" ".join(clean))
         yield turns
 
 
-def chat_and_novels(novels: Path | None = None, seed: int = 0) -> Dataset:
+def chat_and_novels(seed: int = 0) -> Dataset:
     """Sentences of two styles with their `label`: 0 of chat messages, 1 of Jane Austen's novels.
 
     All have 3 to 16 words and occur once. Conversations and chapters come in a random order, each in one piece, so
     held-out sentences are of other ones.
 
-    Args:
-        novels: the folder that `austen_chapters` reads.
-
     Raises:
         FileNotFoundError, ModuleNotFoundError: if either source is missing.
     """
     pieces = [(0, conversation) for conversation in chitchat_conversations()]
-    pieces += [(1, chapter.splitlines()) for chapter in austen_chapters(novels)["text"]]
+    pieces += [(1, chapter.splitlines()) for chapter in austen_chapters()["text"]]
     random.Random(seed).shuffle(pieces)
-    labels = {sentence: label for label, texts in pieces for text in texts for sentence in plain_sentences(text)}
+
+    # A sentence that both styles have keeps its first place and gets its last label.
+    labels = {}
+    for label, texts in pieces:
+        for text in texts:
+            labels.update(dict.fromkeys(plain_sentences(text), label))
     return Dataset.from_dict({"text": list(labels), "label": list(labels.values())})
 
 
 def plain_sentences(text: str) -> list[str]:
-    """Its sentences of few words, without quotation marks, which are seldom in pairs then."""
-    return split_sentences(TITLES.sub(r"\1", text).replace('"', ""), STYLE_WORDS)
+    """The sentences of 3 to 16 words, without quotation marks, which are seldom in pairs in so short a text."""
+    without_titles = TITLES.sub(r"\1", text)
+    return split_sentences(without_titles.replace('"', ""), min_words=3, max_words=16)

@@ -1,47 +1,68 @@
-"""What every corpus needs: where it was fetched to, which part is a judge's, and its sentences."""
+"""Steps that several corpora share: the folder of fetched files, the part kept for judges, sentences of a text."""
 
 import os
+import random
 import re
 from pathlib import Path
 
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]?[A-Z])")
-SENTENCE_WORDS = (4, 24)
+MAX_WORDS = 24  # of a sentence
 JUDGE_SHARE = 3  # one review, sample, chapter or speech in so many is kept for judges, which no other model must see
 
 
-def data_folder(name: str, made_by: str, needed: str) -> Path:
+def data_folder(name: str, make_target: str, needed: str) -> Path:
     """The folder of a corpus that was fetched: `name` in `data`, or in the folder that TEXT_DIFFUSERS_DATA names.
 
+    Args:
+        make_target: the make target that fetches the corpus, for the error.
+        needed: pattern of the files that must be there.
+
     Raises:
-        FileNotFoundError: if no file there matches `needed`; tells the make target `made_by` that fetches it.
+        FileNotFoundError: if no file in the folder matches `needed`.
     """
     folder = Path(os.environ.get("TEXT_DIFFUSERS_DATA", "data")) / name
     if not any(folder.glob(needed)):
-        raise FileNotFoundError(f"`{folder}` holds no {needed}: `make {made_by}` fetches it.")
+        raise FileNotFoundError(f"`{folder}` holds no {needed}: `make {make_target}` fetches it.")
     return folder
 
 
-def check_part(part: str | None):
+def shuffled_part(items: list, part: str | None, seed: int) -> list:
+    """Items in an order drawn from `seed`: for "judge" every third, for "train" the others, for `None` all.
+
+    Example:
+        >>> items = list(range(9))
+        >>> sorted(shuffled_part(items, "train", seed=0) + shuffled_part(items, "judge", seed=0)) == items
+        True
+
+    Raises:
+        ValueError: if there is no such part.
+    """
     if part not in (None, "train", "judge"):
         raise ValueError(f'`part` must be None, "train" or "judge", got {part!r}.')
 
+    shuffled = list(items)
+    random.Random(seed).shuffle(shuffled)
 
-def of_part(items: list, part: str | None) -> list:
-    """The judge's items, every third, or the others; with `None` all."""
-    return [
-        item
-        for number, item in enumerate(items)
-        if part is None or (number % JUDGE_SHARE == JUDGE_SHARE - 1) == (part == "judge")
-    ]
+    judged = slice(JUDGE_SHARE - 1, None, JUDGE_SHARE)
+    if part == "judge":
+        return shuffled[judged]
+    if part == "train":
+        del shuffled[judged]
+    return shuffled
 
 
-def split_sentences(text: str, words: tuple[int, int] = SENTENCE_WORDS) -> list[str]:
-    """Sentences in ASCII that begin with a capital letter, end with a mark, and have so many words; no markup."""
+def split_sentences(text: str, min_words: int = 4, max_words: int = MAX_WORDS) -> list[str]:
+    """The sentences of a text that are plain: ASCII, from a capital letter to a mark, with so many words.
+
+    Example:
+        >>> split_sentences("It was a <b>fine</b> day. Yes! but not for everyone who came.", min_words=3)
+        ['It was a fine day.', 'Yes! but not for everyone who came.']
+    """
     plain = " ".join(re.sub(r"<[^>]*>", " ", text).split())
-    low, high = words
-    found = []
+
+    sentences = []
     for sentence in SENTENCE_END.split(plain):
-        whole = sentence[:1].isupper() and sentence[-1:] in ".!?" and sentence.isascii()
-        if whole and low <= len(sentence.split()) <= high:
-            found.append(sentence)
-    return found
+        whole = sentence[:1].isupper() and sentence[-1:] in ".!?"
+        if whole and sentence.isascii() and min_words <= len(sentence.split()) <= max_words:
+            sentences.append(sentence)
+    return sentences

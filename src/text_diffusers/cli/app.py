@@ -17,7 +17,12 @@ from typer.exceptions import TyperException
 
 DEFAULT_MODEL = "chat-and-novels"
 EXTRAS = {"datasets": "eval", "gradio": "demo", "matplotlib": "demo"}
-COLORS = {"masked": {"fg": "bright_black"}, "spare": {"fg": "red"}, "changed": {"fg": "red", "bold": True}, "kept": {}}
+COLORS = {
+    "masked": {"fg": "bright_black"},
+    "spare": {"fg": "red"},
+    "changed": {"fg": "red", "bold": True},
+    "kept": {},
+}
 
 
 class Commands(TyperGroup):
@@ -66,40 +71,75 @@ app = typer.Typer(
 WRITING, SAMPLING, FILES = "What is written", "How it is sampled", "Many texts"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="folder, Hub repository or name")]
 Prompts = Annotated[
-    list[str] | None, typer.Option(help="beginning of a text; may be given several times", rich_help_panel=WRITING)
+    list[str] | None,
+    typer.Option(help="beginning of a text; may be given several times", rich_help_panel=WRITING),
 ]
 Sources = Annotated[
     list[str] | None,
     typer.Option(
-        help="a text to write from, for models of pairs; may be given several times", rich_help_panel=WRITING
+        help="a text to write from, for models of pairs; may be given several times",
+        rich_help_panel=WRITING,
     ),
 ]
-Label = Annotated[str | None, typer.Option(help="class label, a number or its name", rich_help_panel=WRITING)]
-Scale = Annotated[
-    float | None, typer.Option(help="strength of label or prompt; 1 is the model itself", rich_help_panel=WRITING)
+Label = Annotated[
+    str | None, typer.Option(help="class label, a number or its name", rich_help_panel=WRITING)
 ]
-Negative = Annotated[str | None, typer.Option(help="what to lead the texts away from", rich_help_panel=WRITING)]
-Length = Annotated[int | None, typer.Option(min=1, help="longest text, in tokens", rich_help_panel=WRITING)]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        help="strength of label or prompt; 1 is the model itself", rich_help_panel=WRITING
+    ),
+]
+Negative = Annotated[
+    str | None, typer.Option(help="what to lead the texts away from", rich_help_panel=WRITING)
+]
+Length = Annotated[
+    int | None, typer.Option(min=1, help="longest text, in tokens", rich_help_panel=WRITING)
+]
 Count = Annotated[int, typer.Option(min=1, help="texts for each prompt", rich_help_panel=WRITING)]
 Scheduler = Annotated[
-    str | None, typer.Option(help="ancestral, confidence, ddim ...; `list` shows all", rich_help_panel=SAMPLING)
+    str | None,
+    typer.Option(
+        help="ancestral, confidence, ddim ...; `list` shows all", rich_help_panel=SAMPLING
+    ),
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="steps of the scheduler", rich_help_panel=SAMPLING)]
+Steps = Annotated[
+    int | None, typer.Option(min=1, help="steps of the scheduler", rich_help_panel=SAMPLING)
+]
 Temperature = Annotated[
     float | None,
-    typer.Option(min=0, help="below 1 bolder choices become rarer; 0 is greedy", rich_help_panel=SAMPLING),
+    typer.Option(
+        min=0, help="below 1 bolder choices become rarer; 0 is greedy", rich_help_panel=SAMPLING
+    ),
 ]
-TopK = Annotated[int | None, typer.Option(min=1, help="choose among the k likeliest", rich_help_panel=SAMPLING)]
-TopP = Annotated[float | None, typer.Option(min=0, max=1, help="choose among this mass", rich_help_panel=SAMPLING)]
-Seed = Annotated[int, typer.Option(min=0, help="the same seed, the same texts", rich_help_panel=SAMPLING)]
+TopK = Annotated[
+    int | None, typer.Option(min=1, help="choose among the k likeliest", rich_help_panel=SAMPLING)
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="choose among this mass", rich_help_panel=SAMPLING),
+]
+Seed = Annotated[
+    int, typer.Option(min=0, help="the same seed, the same texts", rich_help_panel=SAMPLING)
+]
 Input = Annotated[
-    Path | None, typer.Option(help=".txt, one request a line, or .jsonl, one object a line", rich_help_panel=FILES)
+    Path | None,
+    typer.Option(
+        help=".txt, one request a line, or .jsonl, one object a line", rich_help_panel=FILES
+    ),
 ]
 Output = Annotated[
-    Path | None, typer.Option(help=".jsonl; continued if it was begun with the same settings", rich_help_panel=FILES)
+    Path | None,
+    typer.Option(
+        help=".jsonl; continued if it was begun with the same settings", rich_help_panel=FILES
+    ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="requests in one call of the model", rich_help_panel=FILES)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="begin OUTPUT anew", rich_help_panel=FILES)]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="requests in one call of the model", rich_help_panel=FILES)
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="begin OUTPUT anew", rich_help_panel=FILES)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -119,7 +159,9 @@ def generate(
     top_k: TopK = None,
     top_p: TopP = None,
     seed: Seed = 0,
-    stream: Annotated[bool, typer.Option("--stream", help="show the texts after every step")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="show the texts after every step")
+    ] = False,
     input: Input = None,
     output: Output = None,
     batch_size: BatchSize = 16,
@@ -144,13 +186,18 @@ def generate(
     name, given = ("source", source) if source else ("prompt", prompt or [])
     common = (num, temperature, top_k, top_p, guidance_scale, negative_prompt, max_new_tokens, seed)
     requests = asked_for(name, given, label, input)
-    write(model, requests, (scheduler, steps, *common), stream, (input, output, batch_size, overwrite))
+    write(
+        model, requests, (scheduler, steps, *common), stream, (input, output, batch_size, overwrite)
+    )
 
 
 @app.command()
 def infill(
     model_and_text: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL] TEXT", help="the text has [MASK] for every token to fill in")
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] TEXT", help="the text has [MASK] for every token to fill in"
+        ),
     ] = None,
     label: Label = None,
     guidance_scale: Scale = None,
@@ -161,7 +208,9 @@ def infill(
     top_k: TopK = None,
     top_p: TopP = None,
     seed: Seed = 0,
-    stream: Annotated[bool, typer.Option("--stream", help="show the texts after every step")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="show the texts after every step")
+    ] = False,
     input: Input = None,
     output: Output = None,
     batch_size: BatchSize = 16,
@@ -176,16 +225,23 @@ def infill(
     model, texts = model_and_rest(model_and_text or [], 0 if input else 1, "TEXT")
     requests = asked_for("text", texts, label, input)
     common = (num, temperature, top_k, top_p, guidance_scale, None, None, seed)
-    write(model, requests, (scheduler, steps, *common), stream, (input, output, batch_size, overwrite))
+    write(
+        model, requests, (scheduler, steps, *common), stream, (input, output, batch_size, overwrite)
+    )
 
 
 @app.command()
 def corrupt(
-    model_and_text: Annotated[list[str], typer.Argument(metavar="[MODEL] TEXT", help="what is to be corrupted")],
+    model_and_text: Annotated[
+        list[str], typer.Argument(metavar="[MODEL] TEXT", help="what is to be corrupted")
+    ],
     kernel: Annotated[
-        str | None, typer.Option(help="absorbing, uniform, hybrid, neighbors ...; default: the model's own")
+        str | None,
+        typer.Option(help="absorbing, uniform, hybrid, neighbors ...; default: the model's own"),
     ] = None,
-    times: Annotated[str, typer.Option(help="between 0, clean, and 1, pure noise")] = "0.2,0.4,0.6,0.8,1",
+    times: Annotated[
+        str, typer.Option(help="between 0, clean, and 1, pure noise")
+    ] = "0.2,0.4,0.6,0.8,1",
     seed: Annotated[int, typer.Option(min=0, help="of the noise")] = 0,
 ):
     """Show the forward process: what noise makes of a text.
@@ -197,7 +253,9 @@ def corrupt(
     try:
         numbers = [float(time) for time in times.split(",")]
     except ValueError as error:
-        raise ValueError(f"`--times` must be numbers with commas between them, got {times!r}.") from error
+        raise ValueError(
+            f"`--times` must be numbers with commas between them, got {times!r}."
+        ) from error
     model, texts = model_and_rest(model_and_text, 1, "TEXT")
     from text_diffusers.cli.corrupt import corrupted_texts
     from text_diffusers.cli.text_requests import load_pipeline
@@ -212,14 +270,25 @@ def corrupt(
 def evaluate(
     model: Model = DEFAULT_MODEL,
     dataset: Annotated[
-        str, typer.Option(help='.txt, .jsonl, .csv or .parquet file, folder, Hub data set, or a name: "chitchat"')
+        str,
+        typer.Option(
+            help='.txt, .jsonl, .csv or .parquet file, folder, Hub data set, or a name: "chitchat"'
+        ),
     ] = "",
     text_column: Annotated[str, typer.Option(help="column of the texts")] = "text",
-    label_column: Annotated[str | None, typer.Option(help="column of class labels, integers from 0")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="column of class labels, integers from 0")
+    ] = None,
     split: Annotated[str, typer.Option(help="split of a Hub data set")] = "train",
-    max_texts: Annotated[int, typer.Option(min=1, help="at most so many, spread over the data set")] = 1_000,
-    num_times: Annotated[int, typer.Option(min=1, help="random times a text; more make the error smaller")] = 8,
-    batch_size: Annotated[int, typer.Option(min=1, help="noisy texts in one call of the model")] = 64,
+    max_texts: Annotated[
+        int, typer.Option(min=1, help="at most so many, spread over the data set")
+    ] = 1_000,
+    num_times: Annotated[
+        int, typer.Option(min=1, help="random times a text; more make the error smaller")
+    ] = 8,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="noisy texts in one call of the model")
+    ] = 64,
     seed: Annotated[int, typer.Option(min=0, help="of the noise")] = 0,
     as_json: AsJson = False,
 ):
@@ -231,7 +300,9 @@ def evaluate(
     without context could do: a model that is worth something is below it.
     """
     if not dataset:
-        raise ValueError("`--dataset` must be given: a file, a folder, a Hub data set or the name of a corpus.")
+        raise ValueError(
+            "`--dataset` must be given: a file, a folder, a Hub data set or the name of a corpus."
+        )
     from dataclasses import asdict
 
     from text_diffusers.cli.evaluate import evaluate_texts, load_texts, report
@@ -239,7 +310,9 @@ def evaluate(
 
     texts, labels = load_texts(dataset, text_column, label_column, split, max_texts)
     pipe = load_pipeline(model)
-    found = evaluate_texts(pipe, texts, labels, num_times, batch_size, seed, progress=sys.stderr.isatty())
+    found = evaluate_texts(
+        pipe, texts, labels, num_times, batch_size, seed, progress=sys.stderr.isatty()
+    )
     typer.echo(json.dumps(asdict(found), indent=2) if as_json else report(found))
 
 
@@ -247,14 +320,21 @@ def evaluate(
 def publish(
     folder: Annotated[Path, typer.Argument(help="of a trained pipeline")],
     repo_id: Annotated[str, typer.Argument(help="user/name")],
-    license: Annotated[str, typer.Option(help="of the weights, as the Hub names it: apache-2.0, mit ...")],
-    dataset_name: Annotated[list[str] | None, typer.Option(help="what it was trained on; may be repeated")] = None,
+    license: Annotated[
+        str, typer.Option(help="of the weights, as the Hub names it: apache-2.0, mit ...")
+    ],
+    dataset_name: Annotated[
+        list[str] | None, typer.Option(help="what it was trained on; may be repeated")
+    ] = None,
     private: Annotated[bool, typer.Option("--private", help="if the repository is new")] = False,
     space: Annotated[str | None, typer.Option(help="user/name of a Space that shows it")] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="holds the token; default: HF_TOKEN, or that of `hf auth login`")
+        Path | None,
+        typer.Option(help="holds the token; default: HF_TOKEN, or that of `hf auth login`"),
     ] = None,
-    dry_run: Annotated[Path | None, typer.Option(help="write what would be uploaded into this folder instead")] = None,
+    dry_run: Annotated[
+        Path | None, typer.Option(help="write what would be uploaded into this folder instead")
+    ] = None,
 ):
     """Put a pipeline on the Hub, with its code and a model card, and a Space beside it.
 
@@ -264,7 +344,9 @@ def publish(
     """
     token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
     if dry_run is not None and dry_run.exists() and any(dry_run.iterdir()):
-        raise ValueError(f"`--dry-run` must name a folder that is empty or not there yet, got {str(dry_run)!r}.")
+        raise ValueError(
+            f"`--dry-run` must name a folder that is empty or not there yet, got {str(dry_run)!r}."
+        )
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} holds no pipeline: there is no model_index.json in it.")
     from text_diffusers.cli.text_requests import load_pipeline
@@ -273,12 +355,18 @@ def publish(
 
     pipe = load_pipeline(str(folder))
     name = repo_id.rpartition("/")[2]
-    about: dict[str, Any] = {"repo_id": repo_id, "license": license, "datasets": tuple(dataset_name or ())}
+    about: dict[str, Any] = {
+        "repo_id": repo_id,
+        "license": license,
+        "datasets": tuple(dataset_name or ()),
+    }
     card = model_card(pipe, folder, name=name, **about)
     if dry_run is not None:
         typer.echo(save_with_code(pipe, dry_run, card, records=folder))
         return
-    typer.echo(push_to_hub(pipe, repo_id, card, records=folder, token=token, private=private or None))
+    typer.echo(
+        push_to_hub(pipe, repo_id, card, records=folder, token=token, private=private or None)
+    )
     if space is not None:
         typer.echo(push_space(space, repo_id, token=token, private=private or None))
 
@@ -286,7 +374,9 @@ def publish(
 @app.command()
 def demo(
     model: Model = DEFAULT_MODEL,
-    host: Annotated[str | None, typer.Option(help="0.0.0.0 lets other machines in; default: this one only")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="0.0.0.0 lets other machines in; default: this one only")
+    ] = None,
     port: Annotated[
         int | None, typer.Option(min=1, max=65_535, help="default: the first free one from 7860 on")
     ] = None,
@@ -316,14 +406,22 @@ def env(as_json: AsJson = False):
         return
     width = max(map(len, found))
     for name, value in found.items():
-        shown = ", ".join(value) if isinstance(value, list) else "not installed" if value is None else value
+        shown = (
+            ", ".join(value)
+            if isinstance(value, list)
+            else "not installed"
+            if value is None
+            else value
+        )
         typer.echo(f"{name:{width}}  {shown}")
 
 
 def model_and_rest(words: list[str], count: int, name: str) -> tuple[str, list[str]]:
     """The model, which may be left out, and the `count` words after it."""
     if len(words) not in (count, count + 1):
-        raise ValueError(f"expected [MODEL]{f' {name}' * count}, got {len(words)} words; put a text in quotes.")
+        raise ValueError(
+            f"expected [MODEL]{f' {name}' * count}, got {len(words)} words; put a text in quotes."
+        )
     if count and len(words) == count and Path(words[0]).is_dir():
         raise ValueError(f"expected [MODEL]{f' {name}' * count}, got the folder {words[0]} only.")
     return (words[0], words[1:]) if len(words) > count else (DEFAULT_MODEL, words)
@@ -351,10 +449,19 @@ def write(model: str, requests: list, how: tuple, stream: bool, files: tuple):
 
     source, output, batch_size, overwrite = files
     if source is not None and output is None:
-        raise ValueError("`--output` must be given with `--input`: the .jsonl file that takes the texts.")
+        raise ValueError(
+            "`--output` must be given with `--input`: the .jsonl file that takes the texts."
+        )
     if stream and output is not None:
         raise ValueError("`--stream` must be left out with `--output`.")
-    names = ("scheduler", "num_inference_steps", "num_return_sequences", "temperature", "top_k", "top_p")
+    names = (
+        "scheduler",
+        "num_inference_steps",
+        "num_return_sequences",
+        "temperature",
+        "top_k",
+        "top_p",
+    )
     names += ("guidance_scale", "negative_prompt", "max_new_tokens", "seed")
     pipe = load_pipeline(model, show_progress=output is None and not stream and sys.stderr.isatty())
     settings = dict(zip(names, how, strict=True))
@@ -368,7 +475,10 @@ def write(model: str, requests: list, how: tuple, stream: bool, files: tuple):
         refused = generate_file(writer, requests, output, batch_size, overwrite)
         if refused:
             if state.is_main_process:
-                typer.echo(f"text-diffusers: {refused} of {len(requests)} lines of {output} hold an error", err=True)
+                typer.echo(
+                    f"text-diffusers: {refused} of {len(requests)} lines of {output} hold an error",
+                    err=True,
+                )
             raise typer.Exit(1)
     elif stream:
         show_stream(writer.stream(requests))

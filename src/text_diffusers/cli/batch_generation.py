@@ -19,7 +19,9 @@ from text_diffusers.cli.text_requests import TextRequest, Writer, process_state
 NAMES = ("prompt", "source", "text", "label")
 
 
-def read_requests(path: str | Path, name: str = "prompt", label: int | str | None = None) -> list[TextRequest]:
+def read_requests(
+    path: str | Path, name: str = "prompt", label: int | str | None = None
+) -> list[TextRequest]:
     """The requests of a .txt file, one a line, or of a .jsonl file, one object a line.
 
     Args:
@@ -68,7 +70,9 @@ def read_object(path: Path, place: int, line: str) -> dict[str, Any]:
         raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from error
     texts = [key for key in fields if key != "label"] if isinstance(fields, dict) else ["", ""]
     if len(texts) > 1 or not set(texts) <= set(NAMES):
-        raise ValueError(f"{where}: expected one of {', '.join(NAMES[:3])}, and a label if any, got {line[:80]!r}.")
+        raise ValueError(
+            f"{where}: expected one of {', '.join(NAMES[:3])}, and a label if any, got {line[:80]!r}."
+        )
     if not all(isinstance(fields[key], str) for key in texts):
         raise ValueError(f"{where}: `{texts[0]}` must be a string, got {fields[texts[0]]!r}.")
     label = fields.get("label")
@@ -116,7 +120,9 @@ class BatchFile:
             except (ValueError, TypeError, KeyError):
                 found = None
             if found != number:
-                raise ValueError(f"{self.path}, line {number}: not of this file; pass `--overwrite` to begin anew.")
+                raise ValueError(
+                    f"{self.path}, line {number}: not of this file; pass `--overwrite` to begin anew."
+                )
         self.size = len(whole)
         return len(lines)
 
@@ -124,7 +130,9 @@ class BatchFile:
         """Write lines after those that are there, and see them to the disk."""
         if not self.size:
             temporary = self.record.with_name(f"{self.record.name}.tmp")
-            temporary.write_text(json.dumps(self.settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.write_text(
+                json.dumps(self.settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
             os.replace(temporary, self.record)
         with open(self.path, "r+b" if self.path.exists() else "wb") as file:
             file.seek(self.size)
@@ -137,11 +145,15 @@ class BatchFile:
 
     def _check_settings(self):
         if not self.record.exists():
-            raise ValueError(f"`output` {self.path} holds something else; name another, or pass `--overwrite`.")
+            raise ValueError(
+                f"`output` {self.path} holds something else; name another, or pass `--overwrite`."
+            )
         try:
             begun = json.loads(self.record.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{self.record}: not JSON; pass `--overwrite` to begin anew.") from error
+            raise ValueError(
+                f"{self.record}: not JSON; pass `--overwrite` to begin anew."
+            ) from error
         others = sorted(differing(begun, self.settings))
         if others:
             raise ValueError(
@@ -152,7 +164,11 @@ class BatchFile:
 
 def differing(first: Any, second: Any, name: str = "") -> Iterator[str]:
     """The names of the settings in which two records differ."""
-    if isinstance(first, dict) and isinstance(second, dict) and name in ("", "settings", "versions"):
+    if (
+        isinstance(first, dict)
+        and isinstance(second, dict)
+        and name in ("", "settings", "versions")
+    ):
         for key in first.keys() | second.keys():
             yield from differing(first.get(key), second.get(key), key)
     elif first != second:
@@ -187,18 +203,35 @@ def generate_file(
         ValueError: if the file was begun with other settings, or the pipeline refuses all requests.
     """
     state = process_state()
-    asked = json.dumps([[request.place, dict(request.given), request.label] for request in requests])
-    record = writer.record() | {"input": hashlib.sha256(asked.encode()).hexdigest(), "lines": len(requests)}
+    asked = json.dumps(
+        [[request.place, dict(request.given), request.label] for request in requests]
+    )
+    record = writer.record() | {
+        "input": hashlib.sha256(asked.encode()).hexdigest(),
+        "lines": len(requests),
+    }
     file = BatchFile(output, record)
     done = begin_together(file, state, overwrite)
-    batches = [requests[first : first + batch_size] for first in range(0, len(requests), batch_size)]
+    batches = [
+        requests[first : first + batch_size] for first in range(0, len(requests), batch_size)
+    ]
     hidden: Any = (None if progress is None else not progress) if state.is_main_process else True
-    held: list[dict[str, Any]] = []  # refused before any text was written: it may be the settings that do not fit
+    held: list[
+        dict[str, Any]
+    ] = []  # refused before any text was written: it may be the settings that do not fit
     with tqdm(total=len(requests), initial=done, disable=hidden, unit="text") as bar:
-        for first in range(done // batch_size, len(batches), state.num_processes) if done < len(requests) else ():
-            with state.split_between_processes(list(batches[first : first + state.num_processes])) as own:
+        for first in (
+            range(done // batch_size, len(batches), state.num_processes)
+            if done < len(requests)
+            else ()
+        ):
+            with state.split_between_processes(
+                list(batches[first : first + state.num_processes])
+            ) as own:
                 shared: Any = own
-                written: Any = [fields for batch in shared for fields in written_lines(writer, batch)]
+                written: Any = [
+                    fields for batch in shared for fields in written_lines(writer, batch)
+                ]
             lines = gather_object(written) if state.num_processes > 1 else written
             new = [fields for fields in lines if fields["line"] > done]
             held += new
@@ -210,7 +243,9 @@ def generate_file(
     if held:
         raise ValueError(held[0]["error"])
     state.wait_for_everyone()
-    return sum("error" in json.loads(line) for line in Path(output).read_bytes().split(b"\n") if line)
+    return sum(
+        "error" in json.loads(line) for line in Path(output).read_bytes().split(b"\n") if line
+    )
 
 
 def begin_together(file: BatchFile, state: Any, overwrite: bool) -> int:

@@ -34,16 +34,22 @@ def corrupted_texts(
     """
     outside = [time for time in times if not 0 <= time <= 1]
     if outside:
-        raise ValueError(f"`times` must be between 0, clean text, and 1, pure noise, got {outside[0]}.")
+        raise ValueError(
+            f"`times` must be between 0, clean text, and 1, pure noise, got {outside[0]}."
+        )
     if isinstance(pipe, TwoLevelVQDiffusionPipeline):
-        raise ValueError("`model` must write words: the noise of a two-level pipeline is over codes.")
+        raise ValueError(
+            "`model` must write words: the noise of a two-level pipeline is over codes."
+        )
     ids = pipe.tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ValueError(f"`text` must hold at least one token, got {text!r}.")
     tokens, mask = torch.tensor([ids], device=pipe.device), pipe.tokenizer.mask_token_id
     if hasattr(pipe.scheduler, "alphas_cumprod"):
         if kernel is not None:
-            raise ValueError(f"`kernel` must be left out: this pipeline noises embeddings, got {kernel!r}.")
+            raise ValueError(
+                f"`kernel` must be left out: this pipeline noises embeddings, got {kernel!r}."
+            )
         noisy = [noisy_words(pipe, tokens, time, seed) for time in times]
     else:
         scheduler = pipe.scheduler
@@ -51,7 +57,9 @@ def corrupted_texts(
             config = kernels_of(pipe)
             scheduler, mask = make_scheduler(kernel, config), config.mask_token_id
         if not hasattr(scheduler, "corruption"):
-            raise ValueError(f"`kernel` must be given: {type(scheduler).__name__} has no noise of its own.")
+            raise ValueError(
+                f"`kernel` must be given: {type(scheduler).__name__} has no noise of its own."
+            )
         sources = [torch.Generator().manual_seed(seed) for _ in times]
         noisy = [
             scheduler.add_noise(tokens, float(time), generator=source)
@@ -95,7 +103,9 @@ def pieces(tokenizer: Any, clean: list[int], noisy: list[int], mask: int) -> Noi
 def spaced(tokenizer: Any, ids: list[int]) -> str:
     """The text of tokens with the space that goes before it."""
     text = tokenizer.decode(ids)
-    if not isinstance(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None), WordPiece):
+    if not isinstance(
+        getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None), WordPiece
+    ):
         return text  # the space is in the token
     first = tokenizer.convert_ids_to_tokens(ids[:1])[0]
     return text.removeprefix("##") if first.startswith("##") else f" {text}"

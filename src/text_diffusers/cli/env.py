@@ -6,8 +6,26 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 PACKAGES = (
-    *("text-diffusers", "torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "tokenizers"),
-    *("huggingface-hub", "vector-quantize-pytorch", "numpy", "typer", "datasets", "gradio", "matplotlib", "deepspeed"),
+    *(
+        "text-diffusers",
+        "torch",
+        "diffusers",
+        "transformers",
+        "accelerate",
+        "peft",
+        "safetensors",
+        "tokenizers",
+    ),
+    *(
+        "huggingface-hub",
+        "vector-quantize-pytorch",
+        "numpy",
+        "typer",
+        "datasets",
+        "gradio",
+        "matplotlib",
+        "deepspeed",
+    ),
 )
 VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")
 
@@ -40,7 +58,9 @@ def accelerators() -> list[str]:
     import torch
 
     if torch.cuda.is_available():
-        found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        found = [
+            torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())
+        ]
         return [f"{device.name}, {device.total_memory / 2**30:.1f} GiB" for device in found]
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return [] if kind is None else [f"{kind.type} x {torch.accelerator.device_count()}"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 
+from text_diffusers.data.code_rows import text_rows
 from text_diffusers.data.rows import encode_texts, tokenize
 from text_diffusers.data.sources import load_documents
 from text_diffusers.evaluation.embedding import estimate_embedding_bound
@@ -17,11 +18,9 @@ from text_diffusers.evaluation.likelihood import (
     unigram_entropy,
 )
 from text_diffusers.evaluation.two_level import estimate_two_level_bound
-from text_diffusers.pipelines.two_level_vq.drafts import longest_text
 from text_diffusers.pipelines.two_level_vq.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
 from text_diffusers.samplers import PARAPHRASES
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
-from text_diffusers.training.codes import text_rows
 
 OF_NOISE = "of other noise, for the same texts"
 OF_TEXTS = "of other texts from the same source, and other noise"
@@ -76,7 +75,9 @@ def evaluate_texts(
         ValueError: if the pipeline has no such bound, or a text does not fit.
     """
     if isinstance(pipe, PARAPHRASES):
-        raise ValueError(f"`model` must write texts by themselves: {type(pipe).__name__} steers away from its model.")
+        raise ValueError(
+            f"`model` must write texts by themselves: {type(pipe).__name__} steers away from its model."
+        )
     if isinstance(pipe, TwoLevelVQDiffusionPipeline):
         if labels is not None:
             raise ValueError("`label_column` must be left out: a two-level pipeline has no labels.")
@@ -84,7 +85,9 @@ def evaluate_texts(
     if hasattr(pipe.scheduler, "alphas_cumprod"):
         return of_embeddings(pipe, list(texts), labels, num_times, batch_size, seed)
     if not isinstance(pipe.scheduler, D3PMScheduler):
-        raise ValueError(f"`model` must have a scheduler with a bound, got {type(pipe.scheduler).__name__}.")
+        raise ValueError(
+            f"`model` must have a scheduler with a bound, got {type(pipe.scheduler).__name__}."
+        )
     return of_tokens(pipe, list(texts), labels, num_times, batch_size, seed, progress)
 
 
@@ -95,7 +98,9 @@ def of_tokens(pipe, texts, labels, num_times, batch_size, seed, progress) -> Eva
     options = {"num_times": num_times, "batch_size": batch_size, "seed": seed, "progress": progress}
     found = evaluate_likelihood(pipe, texts, class_labels=labels, max_length=longest, **options)
     encoded = encode_for_likelihood(pipe, texts, [""] * len(texts), longest)
-    entropy = unigram_entropy({"input_ids": text.paid, "attention_mask": [1] * len(text.paid)} for text in encoded)
+    entropy = unigram_entropy(
+        {"input_ids": text.paid, "attention_mask": [1] * len(text.paid)} for text in encoded
+    )
     return Evaluation(
         nats_per_token=found.nats_per_token,
         standard_error=found.standard_error,
@@ -115,7 +120,9 @@ def of_embeddings(pipe, texts, labels, num_times, batch_size, seed) -> Evaluatio
     length, lengths = pipe._max_length, pipe.config.lengths
     columns = {"text": texts} | ({} if labels is None else {"label": list(labels)})
     rows = tokenize(Dataset.from_dict(columns), pipe.tokenizer, length, packing=False)
-    estimate = estimate_embedding_bound(pipe.denoiser, pipe.scheduler, rows, num_times, batch_size, seed)
+    estimate = estimate_embedding_bound(
+        pipe.denoiser, pipe.scheduler, rows, num_times, batch_size, seed
+    )
     sizes = [min(len(ids), length - 2) for ids in encode_texts(pipe.tokenizer, texts)]
     extra = length_nats(lengths, sizes) if lengths else 0.0
     return of_rows(pipe, texts, rows, length - 2, estimate, extra, num_times)
@@ -123,9 +130,8 @@ def of_embeddings(pipe, texts, labels, num_times, batch_size, seed) -> Evaluatio
 
 def of_codes(pipe, texts, num_times, batch_size, seed) -> Evaluation:
     """Rows as long as the longest text needs, each followed by ends, whose codes are paid for too."""
-    limit = longest_text(pipe.autoencoder, min(level.longest_row for level in pipe._levels().values()))
     longest = max(len(ids) + 1 for ids in encode_texts(pipe.tokenizer, texts))
-    length = pipe.autoencoder.full_length(min(longest, limit))
+    length = pipe.autoencoder.full_length(min(longest, pipe.max_length))
     padded = tokenize(Dataset.from_dict({"text": texts}), pipe.tokenizer, length + 1, packing=False)
     rows = text_rows(padded, pipe.tokenizer, length, packed=False)
     estimate = estimate_two_level_bound(pipe, rows, num_times, batch_size, seed).total
@@ -140,7 +146,8 @@ def of_rows(
     nats = estimate.bound + extra / num_tokens
     ids = encode_texts(pipe.tokenizer, texts)
     kept = [
-        text if len(own) <= room else pipe.tokenizer.decode(own[:room]) for text, own in zip(texts, ids, strict=True)
+        text if len(own) <= room else pipe.tokenizer.decode(own[:room])
+        for text, own in zip(texts, ids, strict=True)
     ]
     bits = nats * num_tokens / math.log(2)
     return Evaluation(

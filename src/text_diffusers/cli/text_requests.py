@@ -12,15 +12,13 @@ from diffusers.utils import logging as diffusers_logging
 
 import text_diffusers
 from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
-from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion_cfg import TextDiffusionCFGPipeline
+from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion_cfg import (
+    TextDiffusionCFGPipeline,
+)
 from text_diffusers.samplers import SHAPING, current_sampler, most_steps, samplers_for, with_sampler
 from text_diffusers.training.checkpoints import weights_digest
 
 BLANK = "[MASK]"  # what a gap may be written as, whatever the tokenizer calls its mask
-BY_LEVEL = {
-    "num_inference_steps": ("num_coarse_steps", "num_fine_steps"),
-    "guidance_scale": ("coarse_guidance_scale", "fine_guidance_scale"),
-}
 
 
 @dataclass
@@ -74,10 +72,14 @@ class Writer:
         self.settings = settings
         parameters = inspect.signature(type(pipe).__call__).parameters
         wanted = {name: value for name, value in asdict(settings).items() if value is not None}
-        shaping = {name: wanted.pop(name) for name in SHAPING if name in wanted and name not in parameters}
+        shaping = {
+            name: wanted.pop(name) for name in SHAPING if name in wanted and name not in parameters
+        }
         if shaping and "temperature" in parameters:
             name, value = next(iter(shaping.items()))
-            raise ValueError(f"`{name}` must be left out: {type(pipe).__name__} does not take it, got {value!r}.")
+            raise ValueError(
+                f"`{name}` must be left out: {type(pipe).__name__} does not take it, got {value!r}."
+            )
         sampler = wanted.pop("scheduler", None)
         self.pipe = with_sampler(pipe, sampler, **shaping)
         del wanted["seed"]
@@ -101,29 +103,37 @@ class Writer:
         """Yields all texts, those of `__call__` one after the other, after every step.
 
         Raises:
-            ValueError: if the pipeline cannot, or a request does not fit it.
+            ValueError: if a request does not fit the pipeline.
         """
-        if not hasattr(self.pipe, "stream"):
-            raise ValueError(f"`stream` must be left out: {type(self.pipe).__name__} has its text at the end only.")
         return self.pipe.stream(**self.inputs(requests), **self.arguments)
 
     def inputs(self, requests: Sequence[TextRequest]) -> dict[str, Any]:
         """What the pipeline is called with for these requests."""
         names = sorted({name for request in requests for name in request.given})
-        given: dict[str, Any] = {name: [request.given.get(name, "") for request in requests] for name in names}
+        given: dict[str, Any] = {
+            name: [request.given.get(name, "") for request in requests] for name in names
+        }
         if "text" in given and self.pipe.tokenizer.mask_token:
-            given["text"] = [text.replace(BLANK, self.pipe.tokenizer.mask_token) for text in given["text"]]
+            given["text"] = [
+                text.replace(BLANK, self.pipe.tokenizer.mask_token) for text in given["text"]
+            ]
         labels = [request.label for request in requests]
         if any(label is not None for label in labels):
             missing = [request.place for request in requests if request.label is None]
             if missing and not isinstance(self.pipe, TextDiffusionCFGPipeline):
-                raise ValueError(f"`label` must be given for all texts or none, got none for number {missing[0] + 1}.")
+                raise ValueError(
+                    f"`label` must be given for all texts or none, got none for number {missing[0] + 1}."
+                )
             given["class_labels"] = labels
         if not given and len(requests) > 1:
             given["prompt"] = [""] * len(requests)
         given = call_arguments(self.pipe, given)
         seed, count = self.settings.seed, self.settings.num_return_sequences
-        seeds = [text_seed(seed, request.place, number) for request in requests for number in range(count)]
+        seeds = [
+            text_seed(seed, request.place, number)
+            for request in requests
+            for number in range(count)
+        ]
         return given | {"generator": [torch.Generator().manual_seed(value) for value in seeds]}
 
     def record(self) -> dict[str, Any]:
@@ -134,7 +144,11 @@ class Writer:
             if "scheduler" in name and part is not None
         }
         versions = {"text_diffusers": text_diffusers.__version__, "torch": str(torch.__version__)}
-        parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)}
+        parts = {
+            name: part
+            for name, part in self.pipe.components.items()
+            if isinstance(part, torch.nn.Module)
+        }
         weights = {name: weights_digest(part) for name, part in sorted(parts.items())}
         named = {"pipeline": type(self.pipe).__name__, "weights": weights, "versions": versions}
         return named | {"settings": asdict(self.settings), "schedulers": schedulers}
@@ -146,7 +160,7 @@ def text_seed(seed: int, place: int, number: int) -> int:
 
 
 def call_arguments(pipe: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the pipeline's call under the names that it has for them.
+    """The arguments that are wanted, if the pipeline's call takes them.
 
     Raises:
         ValueError: naming one that it does not take.
@@ -154,13 +168,11 @@ def call_arguments(pipe: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(type(pipe).__call__).parameters
     arguments = {}
     for name, value in wanted.items():
-        names = [own for own in BY_LEVEL.get(name, ()) if own in parameters]
-        if names and pipe.coarse_denoiser is None:
-            names.remove(BY_LEVEL[name][0])
-        names = names or [name]
-        if names[0] not in parameters:
-            raise ValueError(f"`{name}` must be left out: {type(pipe).__name__} does not take it, got {value!r}.")
-        arguments |= dict.fromkeys(names, value)
+        if name not in parameters:
+            raise ValueError(
+                f"`{name}` must be left out: {type(pipe).__name__} does not take it, got {value!r}."
+            )
+        arguments[name] = value
     return arguments
 
 

@@ -7,10 +7,14 @@ import math
 
 from torch import Tensor
 
+from text_diffusers.common.validation import require_key
+
 PREDICTION_TYPES = ("sample", "epsilon", "v_prediction")
 
 
-def clean_estimate(prediction_type: str, prediction: Tensor, noisy: Tensor, alpha_bar: float | Tensor) -> Tensor:
+def clean_estimate(
+    prediction_type: str, prediction: Tensor, noisy: Tensor, alpha_bar: float | Tensor
+) -> Tensor:
     """(B, L, E) x_0 of a prediction at x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise.
 
     Args:
@@ -22,9 +26,16 @@ def clean_estimate(prediction_type: str, prediction: Tensor, noisy: Tensor, alph
 
     Raises:
         ValueError: for another `prediction_type`.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.common.clean_estimate import clean_estimate
+        >>> clean, noise = torch.ones(1, 2, 3), torch.zeros(1, 2, 3)
+        >>> noisy = 0.25**0.5 * clean + 0.75**0.5 * noise
+        >>> torch.equal(clean_estimate("epsilon", noise, noisy, alpha_bar=0.25), clean)
+        True
     """
-    if prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}.")
+    require_key("prediction_type", prediction_type, PREDICTION_TYPES)
     if prediction_type == "sample":
         return prediction
 
@@ -37,4 +48,5 @@ def clean_estimate(prediction_type: str, prediction: Tensor, noisy: Tensor, alph
 
     if prediction_type == "epsilon":
         return (noisy - sigma * prediction) / signal
+    # A velocity is sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0.
     return signal * noisy - sigma * prediction

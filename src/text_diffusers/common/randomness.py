@@ -1,6 +1,14 @@
 """Seeded random numbers, one generator a row: a row draws the same numbers alone and in any batch.
 
 Shapes: B rows, L sequence length, E embedding width.
+
+Example:
+    >>> import torch
+    >>> from text_diffusers.common.randomness import rand, row_generators
+    >>> batch = rand((3, 8), row_generators(torch.Generator().manual_seed(0), 3), torch.device("cpu"))
+    >>> alone = rand((1, 5), row_generators(torch.Generator().manual_seed(0), 3)[:1], torch.device("cpu"))
+    >>> torch.equal(batch[:1, :5], alone)
+    True
 """
 
 from collections.abc import Sequence
@@ -14,18 +22,21 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 # numbers depend on its size; in whole blocks they do not.
 NORMAL_BLOCK = 16
 
+# Seeds lie below this number.
+SEED_LIMIT = 2**62
+
 
 def row_seeds(generator: Generators, num_rows: int) -> list[int]:
     """A seed for each row: the next number of its own generator, or of the one that all rows share."""
     if generator is None or isinstance(generator, torch.Generator):
         device = "cpu" if generator is None else generator.device
-        return torch.randint(2**62, (num_rows,), generator=generator, device=device).tolist()
+        return torch.randint(SEED_LIMIT, (num_rows,), generator=generator, device=device).tolist()
     return [next_seed(row_generator) for row_generator in generator]
 
 
 def next_seed(generator: torch.Generator) -> int:
     """The next number of a generator, as a seed."""
-    return int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    return int(torch.randint(SEED_LIMIT, (1,), generator=generator, device=generator.device))
 
 
 def row_generators(generator: Generators, num_rows: int) -> list[torch.Generator]:
@@ -44,6 +55,7 @@ def rand(shape: tuple[int, ...], generator: Generators, device: torch.device) ->
         return torch.rand(shape, generator=generator, device=source, dtype=torch.float64).to(device)
     check_one_a_row(generator, shape[0])
 
+    # The row's generator gives one number however long the row is, so it stands at the same place afterwards.
     rows = []
     for row_generator in generator:
         fresh = torch.Generator(row_generator.device).manual_seed(next_seed(row_generator))
@@ -51,14 +63,25 @@ def rand(shape: tuple[int, ...], generator: Generators, device: torch.device) ->
     return torch.stack(rows).to(device)
 
 
+def rand_like(tokens: Tensor, generator: Generators) -> Tensor:
+    """(B, L) float64 uniform numbers in [0, 1), one for each of `tokens` (B, L), as `rand` draws them."""
+    return rand(tuple(tokens.shape), generator, tokens.device)
+
+
 def randn(
-    shape: tuple[int, int, int], generator: Generators, device: torch.device | str, dtype: torch.dtype
+    shape: tuple[int, int, int],
+    generator: Generators,
+    device: torch.device | str,
+    dtype: torch.dtype,
 ) -> Tensor:
     """(B, L, E) standard normal numbers, with one generator a row as in `rand`."""
+    # Half precision is drawn in float32 and rounded.
     precise = torch.promote_types(dtype, torch.float32)
     if generator is None or isinstance(generator, torch.Generator):
         source = device if generator is None else generator.device
-        return torch.randn(shape, generator=generator, device=source, dtype=precise).to(device, dtype)
+        return torch.randn(shape, generator=generator, device=source, dtype=precise).to(
+            device, dtype
+        )
     batch_size, length, width = shape
     check_one_a_row(generator, batch_size)
 
@@ -71,5 +94,8 @@ def randn(
 
 
 def check_one_a_row(generators: Sequence[torch.Generator], num_rows: int):
+    """Raise a `ValueError` unless there are as many generators as rows."""
     if len(generators) != num_rows:
-        raise ValueError(f"`generator` must be one generator or one a row: {num_rows} rows, got {len(generators)}.")
+        raise ValueError(
+            f"`generator` must be one generator or one a row: {num_rows} rows, got {len(generators)}."
+        )

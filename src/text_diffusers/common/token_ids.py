@@ -4,7 +4,14 @@ from typing import Any
 
 
 def start_ids(tokenizer: Any) -> list[int]:
-    """The start token, or `[CLS]` of a tokenizer that has no other; an empty list for one without either."""
+    """The start token, or `[CLS]` of a tokenizer that has no other; an empty list for one without either.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from text_diffusers.common.token_ids import start_ids
+        >>> start_ids(SimpleNamespace(bos_token_id=None, cls_token_id=101))
+        [101]
+    """
     start = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     return [] if start is None else [start]
 

@@ -11,16 +11,28 @@ from torch import Tensor
 
 
 def row_noise(seed: int, step: int, num_rows: int) -> tuple[Tensor, list[torch.Generator]]:
-    """Stratified uniform numbers (G,) in [0, 1), one a stratum of width 1/G, and a generator for each row."""
+    """Stratified uniform numbers (G,) in [0, 1), one a stratum of width 1/G, and a generator for each row.
+
+    Example:
+        >>> from text_diffusers.common.training_randomness import row_noise
+        >>> uniform, generators = row_noise(seed=0, step=7, num_rows=4)
+        >>> (uniform * 4).long().tolist(), len(generators)
+        ([0, 1, 2, 3], 4)
+    """
     # torch's CPU generator looks at 32 bits of a seed only, so seed and step are hashed into them.
-    source = torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+    source = torch.Generator().manual_seed(
+        int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    )
     strata = torch.arange(num_rows, dtype=torch.float64)
     uniform = (strata + torch.rand(num_rows, generator=source, dtype=torch.float64)) / num_rows
+
     seeds = torch.randint(2**62, (num_rows,), generator=source)
     return uniform, [torch.Generator().manual_seed(int(row_seed)) for row_seed in seeds]
 
 
-def token_uniform(uniform: Tensor, length: int, block_length: int | None, generators: list[torch.Generator]) -> Tensor:
+def token_uniform(
+    uniform: Tensor, length: int, block_length: int | None, generators: list[torch.Generator]
+) -> Tensor:
     """The numbers (B,) as they are, or for a model with blocks one a block, told to each of its tokens, (B, L).
 
     With n blocks, block j of a row gets (p(j) + u) / n, where u is the row's number and p a random permutation of
@@ -32,6 +44,7 @@ def token_uniform(uniform: Tensor, length: int, block_length: int | None, genera
     blocks = -(-length // block_length)
     if blocks == 1:
         return uniform.unsqueeze(1).expand(-1, length)
+
     order = torch.stack([torch.randperm(blocks, generator=generator) for generator in generators])
     numbers = (order.to(uniform.device) + uniform.unsqueeze(1)) / blocks
     return numbers.repeat_interleave(block_length, dim=1)[:, :length]

@@ -1,4 +1,4 @@
-"""Checks of arguments: small predicates, and the one error that names argument, limit and value."""
+"""Checks of arguments: small predicates, and errors that name the argument, its limit and what came."""
 
 import math
 from collections.abc import Collection
@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeIs
 
+# The longest clock of T steps: float32 tells their times apart, and tables over them stay small.
 LONGEST_CLOCK = 2**20
+
+# Values are shown in errors up to so many characters.
 LONGEST_SHOWN = 80
-CLOCK_LIMIT = f"an integer of at least 1 and at most {LONGEST_CLOCK}"
 
 
 def require(condition: bool, name: str, limit: str, value: Any):
@@ -29,6 +32,39 @@ def require(condition: bool, name: str, limit: str, value: Any):
     raise ValueError(f"`{name}` must be {limit}, got {shown}.")
 
 
+def require_int(name: str, value: Any, low: int, high: float = math.inf, optional: bool = False):
+    """Raise a `ValueError` unless `value` is an integer from `low` to `high`, or `None` where that is `optional`."""
+    limit = (
+        f"an integer of at least {low}" if high == math.inf else f"an integer from {low} to {high}"
+    )
+    check_limit(is_int(value, low) and value <= high, name, limit, value, optional)
+
+
+def require_number(
+    name: str, value: Any, low: float, high: float = math.inf, optional: bool = False
+):
+    """Raise a `ValueError` unless `value` is a number in [`low`, `high`], or `None` where that is `optional`."""
+    limit = f"a number of at least {low}" if high == math.inf else f"a number in [{low}, {high}]"
+    check_limit(is_number(value, low, high), name, limit, value, optional)
+
+
+def require_fraction(name: str, value: Any):
+    """Raise a `ValueError` unless `value` is a number above 0 and below 1."""
+    require(is_number(value) and 0 < value < 1, name, "a number between 0 and 1, exclusive", value)
+
+
+def require_key(name: str, value: Any, table: Collection[str], optional: bool = False):
+    """Raise a `ValueError` unless `value` is one of the names in `table`, or `None` where that is `optional`."""
+    check_limit(is_key(value, table), name, f"one of {', '.join(table)}", value, optional)
+
+
+def check_limit(condition: bool, name: str, limit: str, value: Any, optional: bool):
+    if optional:
+        condition = condition or value is None
+        limit = f"None or {limit}"
+    require(condition, name, limit, value)
+
+
 def is_int(value: Any, low: float = -math.inf) -> bool:
     """Whether `value` is an integer of at least `low`; a bool is none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
@@ -41,16 +77,13 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
     return low <= value <= high and abs(value) < math.inf
 
 
-def is_number_of_steps(value: Any) -> bool:
-    """Whether a clock may have so many steps: float32 tells their times apart, and their tables stay small."""
-    return is_int(value, 1) and value <= LONGEST_CLOCK
-
-
 def is_key(value: Any, table: Collection[str]) -> bool:
+    """Whether `value` is a string and one of the names in `table`."""
     return isinstance(value, str) and value in table
 
 
-def is_list(value: Any) -> bool:
+def is_list(value: Any) -> TypeIs[list[Any] | tuple[Any, ...]]:
+    """Whether `value` is a list or a tuple."""
     return isinstance(value, (list, tuple))
 
 

@@ -7,15 +7,28 @@ QUOTES = {"``": '"', "''": '"'}
 
 
 def detokenise(words: list[str]) -> tuple[str, list[int]]:
-    """`(text, owners)`: words as plain text, and for each of its characters the index of the word it belongs to.
+    """Join words to plain text; closing marks stand close to what is before, opening ones to what is after them.
 
-    Closing marks follow without a space and opening ones take none after them; the quotes `` and '' become ". A space
-    belongs to the word after it.
+    Returns:
+        `(text, owners)`: the text, and for each of its characters the index of the word to which it belongs. A space
+        belongs to the word after it; the quotes `` and '' become ".
+
+    Example:
+        >>> from text_diffusers.data.detokenization import detokenise
+        >>> text, owners = detokenise(["I", "do", "n't", "know", "."])
+        >>> text
+        "I don't know."
+        >>> owners
+        [0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 4]
     """
-    text, owners = "", []
+    text = ""
+    owners = []  # of each character so far
     for index, word in enumerate(words):
-        tight = index == 0 or word in CLOSING or word.lower() in ENDINGS or words[index - 1] in OPENING
+        closes = word in CLOSING or word.lower() in ENDINGS
+        # No space at the beginning, before what closes, and after what opens
+        tight = index == 0 or closes or words[index - 1] in OPENING
         piece = ("" if tight else " ") + QUOTES.get(word, word)
+
         text += piece
         owners += [index] * len(piece)
     return text, owners

@@ -1,7 +1,7 @@
 """Texts to rows of tokens: packing, padding, pairs, and the order of rows. Knows nothing of diffusion.
 
 Packed rows cut the stream "document [EOS] document [EOS] ..." every L tokens; padded rows hold one document each,
-"[EOS] document [EOS]", and padding. Shapes: L row length in tokens.
+"[EOS] document [EOS]", and padding. Shapes: B rows of a batch, L row length in tokens.
 """
 
 from collections.abc import Iterator
@@ -14,20 +14,24 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from text_diffusers.common.token_ids import end_ids, start_ids
+
 SHUFFLE_BUFFER = 10_000
 ROWS_PER_MAP = 1_000
 ROWS_PER_BATCH = 10_000
 UNCUT_COLUMNS = ("label", "given", "prompt_ids", "prompt_mask")
 
+Rows = Dataset | IterableDataset
+Columns = dict[str, list]
+Batch = dict[str, Tensor]
+
 
 def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
     """Token ids of plain text, in which "[MASK]" is six characters and not a token."""
-    options: dict[str, Any] = {
-        "add_special_tokens": False,
-        "return_attention_mask": False,
-        "split_special_tokens": True,
-    }
-    encoded: Any = tokenizer(texts, **options)
+    # Special tokens come from the kind of row, and never from the text.
+    encoded: Any = tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, split_special_tokens=True
+    )
     return encoded["input_ids"]
 
 
@@ -37,66 +41,91 @@ def text_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     Raises:
         ValueError: if it has no token for the end.
     """
-    end: Any = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    if end is None:
-        raise ValueError("`tokenizer` must have a token for the end of a text, `eos_token` or `sep_token`.")
-    start: Any = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return end if start is None else start, end
+    # Without a token for the start, a text begins after the end of the one before.
+    ends = end_ids(tokenizer)
+    if not ends:
+        raise ValueError(
+            "`tokenizer` must have a token for the end of a text, `eos_token` or `sep_token`."
+        )
+    return (start_ids(tokenizer) or ends)[0], ends[0]
 
 
-def pack_rows(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
+def pack_rows(columns: Columns, tokenizer: PreTrainedTokenizerFast, length: int) -> Columns:
+    """The stream of all texts, an end token after each, cut every `length` tokens."""
     _, end = text_ends(tokenizer)
-    stream = [token for ids in encode_texts(tokenizer, columns["text"]) for token in (*ids, end)]
-    rows = [stream[i : i + length] for i in range(0, len(stream), length)]
+    # The last row of a map is short: rows do not run on from one map into the next.
+    stream: list[int] = []
+    for ids in encode_texts(tokenizer, columns["text"]):
+        stream += [*ids, end]
+
+    rows = [stream[first : first + length] for first in range(0, len(stream), length)]
     return pad_to_length(rows, tokenizer, length)
 
 
-def one_row_each(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
+def one_row_each(columns: Columns, tokenizer: PreTrainedTokenizerFast, length: int) -> Columns:
+    """Rows "[EOS] text [EOS]", cut to `length` tokens."""
     start, end = text_ends(tokenizer)
     rows = [[start, *ids, end][:length] for ids in encode_texts(tokenizer, columns["text"])]
     return pad_to_length(rows, tokenizer, length) | labels_of(columns)
 
 
-def one_framed_row_each(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
+def one_framed_row_each(
+    columns: Columns, tokenizer: PreTrainedTokenizerFast, length: int
+) -> Columns:
     """As `one_row_each`, but a cut text ends too, and both ends are `given`."""
     start, end = text_ends(tokenizer)
-    texts = [ids[: length - 2] for ids in encode_texts(tokenizer, columns["text"])]
-    given = [[True] + [False] * len(ids) + [True] + [False] * (length - 2 - len(ids)) for ids in texts]
-    return pad_to_length([[start, *ids, end] for ids in texts], tokenizer, length) | {"given": given}
+    rows = []
+    given = []
+    for ids in encode_texts(tokenizer, columns["text"]):
+        row = [start, *ids[: length - 2], end]  # both ends stay
+        rows.append(row)
+        given.append([True] + [False] * (len(row) - 2) + [True] + [False] * (length - len(row)))
+    return pad_to_length(rows, tokenizer, length) | {"given": given}
 
 
-def one_pair_each(columns: dict[str, list], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
+def one_pair_each(columns: Columns, tokenizer: PreTrainedTokenizerFast, length: int) -> Columns:
     """Rows "[EOS] source [EOS] text [EOS] ... [EOS]", the source `given`: the model writes where the text ends.
 
     A source may take half of the row; what is longer is cut, and so is a text that does not fit behind it.
     """
     start, end = text_ends(tokenizer)
-    sources = [ids[: length // 2 - 2] for ids in encode_texts(tokenizer, columns["source"])]
+    sources = encode_texts(tokenizer, columns["source"])
     texts = encode_texts(tokenizer, columns["text"])
-    rows = [[start, *source, end, *text, end] for source, text in zip(sources, texts, strict=True)]
-    rows = [[*row[: length - 1], *[end] * (length - min(len(row), length - 1))] for row in rows]
-    given = [[True] * (len(source) + 2) + [False] * (length - len(source) - 2) for source in sources]
+    rows = []
+    given = []
+    for source, text in zip(sources, texts, strict=True):
+        # The source and the tokens around it are given.
+        frame = [start, *source[: length // 2 - 2], end]
+        row = [*frame, *text][: length - 1]  # at least one end fits behind the text
+        rows.append(row + [end] * (length - len(row)))
+        given.append([True] * len(frame) + [False] * (length - len(frame)))
     return pad_to_length(rows, tokenizer, length) | {"given": given} | labels_of(columns)
 
 
-def labels_of(columns: dict[str, list]) -> dict[str, list]:
+def labels_of(columns: Columns) -> Columns:
     return {"label": columns["label"]} if "label" in columns else {}
 
 
-def pad_to_length(rows: list[list[int]], tokenizer: PreTrainedTokenizerFast, length: int) -> dict[str, list]:
-    return {
-        "input_ids": [row + [tokenizer.pad_token_id] * (length - len(row)) for row in rows],
-        "attention_mask": [[1] * len(row) + [0] * (length - len(row)) for row in rows],
-    }
+def pad_to_length(
+    rows: list[list[int]], tokenizer: PreTrainedTokenizerFast, length: int
+) -> Columns:
+    """The columns `input_ids` and `attention_mask` of rows of at most `length` tokens."""
+    padded = []
+    masks = []
+    for row in rows:
+        missing = length - len(row)
+        padded.append(row + [tokenizer.pad_token_id] * missing)
+        masks.append([1] * len(row) + [0] * missing)
+    return {"input_ids": padded, "attention_mask": masks}
 
 
 def tokenize(
-    documents: Dataset | IterableDataset,
+    documents: Rows,
     tokenizer: PreTrainedTokenizerFast,
     length: int,
     packing: bool = True,
     given_ends: bool = False,
-) -> Dataset | IterableDataset:
+) -> Rows:
     """Rows of `input_ids` and `attention_mask`, `length` tokens each, packed or one document a row (see above).
 
     Packing keeps every token; a document longer than a padded row is cut. Labels need one document a row. With
@@ -106,35 +135,71 @@ def tokenize(
 
     Raises:
         ValueError: if labels or pairs are to be packed, or there is not a single row.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from text_diffusers.data.rows import tokenize
+        >>> from text_diffusers.data.tokenizers import train_tokenizer
+        >>> texts = ["the cat sat on the mat and looked at the dog", "she was late for a train and ran home"]
+        >>> tokenizer = train_tokenizer(texts * 9, vocab_size=300)
+        >>> rows = tokenize(Dataset.from_dict({"text": ["the cat", "the dog"]}), tokenizer, length=32)
+        >>> len(rows), rows.column_names, len(rows[0]["input_ids"])
+        (1, ['input_ids', 'attention_mask'], 32)
     """
+    # A stream may not know its columns before it is read.
     columns = documents.column_names or list(next(iter(documents), {}))
     if packing and "label" in columns:
-        raise ValueError("`packing` must be off for labelled documents: a packed row holds several of them.")
+        raise ValueError(
+            "`packing` must be off for labelled documents: a packed row holds several of them."
+        )
     if packing and "source" in columns:
         raise ValueError("`packing` must be off for documents with a source: a row holds one pair.")
-    make_rows = one_framed_row_each if given_ends else pack_rows if packing else one_row_each
-    make_rows = one_pair_each if "source" in columns else make_rows
-    to_rows = partial(make_rows, tokenizer=tokenizer, length=length)
-    rows = documents.map(to_rows, batched=True, batch_size=ROWS_PER_MAP, remove_columns=columns)
+
+    # The kind of row
+    if "source" in columns:
+        make_rows = one_pair_each
+    elif given_ends:
+        make_rows = one_framed_row_each
+    else:
+        make_rows = pack_rows if packing else one_row_each
+    make_rows = partial(make_rows, tokenizer=tokenizer, length=length)
+
+    rows = documents.map(make_rows, batched=True, batch_size=ROWS_PER_MAP, remove_columns=columns)
     if isinstance(rows, Dataset) and len(rows) == 0:
         raise ValueError("`documents` must hold at least one text, got none.")
     return rows
 
 
-def unknown_tokens(batch: dict[str, Tensor]) -> Tensor:
+def unknown_tokens(batch: Batch) -> Tensor:
     """(B, L) bool: the tokens that are learned and counted, neither padding nor `given`."""
     real = batch["attention_mask"].bool()
     return real & ~batch["given"] if "given" in batch else real
 
 
-def to_tensors(columns: dict[str, list]) -> dict[str, Tensor]:
+def to_tensors(columns: Columns) -> Batch:
     return {name: torch.as_tensor(np.asarray(values)) for name, values in columns.items()}
 
 
-def tensor_batches(rows: Dataset | IterableDataset, most: int) -> Iterator[dict[str, Tensor]]:
-    """The first `most` rows, in order, in batches of tensors (rows, L)."""
-    kept: Any = rows.take(most) if isinstance(rows, IterableDataset) else rows.select(range(min(most, len(rows))))
-    for batch in kept.iter(batch_size=ROWS_PER_BATCH):
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: column.to(device) for name, column in batch.items()}
+
+
+def trimmed(batch: Batch) -> Batch:
+    """The batch without the columns in which all rows have padding."""
+    # Labels have no second axis.
+    width = int(batch["attention_mask"].sum(dim=1).max())
+    return {
+        name: column[:, :width] if column.ndim == 2 else column for name, column in batch.items()
+    }
+
+
+def tensor_batches(rows: Rows, most: int) -> Iterator[Batch]:
+    """The first `most` rows, in order, in batches of tensors (B, L)."""
+    if isinstance(rows, IterableDataset):
+        first_rows: Any = rows.take(most)
+    else:
+        first_rows = rows.select(range(min(most, len(rows))))
+    for batch in first_rows.iter(batch_size=ROWS_PER_BATCH):
         yield to_tensors(batch)
 
 
@@ -147,54 +212,76 @@ class ShuffledRows:
         rows: the tokenized data set; one that streams is shuffled within a buffer and replayed to reach a step.
         rows_per_step: rows of the global batch, over all processes and accumulation steps.
         seed: of the order.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from text_diffusers.data.rows import ShuffledRows
+        >>> order = ShuffledRows(Dataset.from_dict({"input_ids": [[1, 2], [3, 4], [5, 6]]}), rows_per_step=2)
+        >>> order.batch(step=0)["input_ids"].shape
+        torch.Size([2, 2])
+        >>> order.batch(step=7)["input_ids"].equal(order.batch(step=7)["input_ids"])
+        True
     """
 
-    def __init__(self, rows: Dataset | IterableDataset, rows_per_step: int, seed: int = 0):
+    def __init__(self, rows: Rows, rows_per_step: int, seed: int = 0):
         self.rows: Any = rows
-        self.rows_per_step, self.seed = rows_per_step, seed
-        self._orders: dict[int, np.ndarray] = {}
-        self._stream: Iterator[dict] | None = None
-        self._next_step = 0
+        self.rows_per_step = rows_per_step
+        self.seed = seed
 
-    def batch(self, step: int, wanted: range | list[int] | None = None) -> dict[str, Tensor]:
-        """The rows `wanted` (default: all) of the global batch of `step`, as tensors (rows, L)."""
-        wanted = range(self.rows_per_step) if wanted is None else wanted
+        self._orders: dict[int, np.ndarray] = {}  # of the last two epochs
+        self._stream: Iterator[dict] | None = None
+        self._next_step = 0  # of the stream
+
+    def batch(self, step: int, wanted: range | list[int] | None = None) -> Batch:
+        """The rows `wanted` (default: all) of the global batch of `step`, as tensors (B, L)."""
+        if wanted is None:
+            wanted = range(self.rows_per_step)
         if isinstance(self.rows, IterableDataset):
             return self._streamed(step, wanted)
-        indices = [self._index(step * self.rows_per_step + row) for row in wanted]
-        return to_tensors(self.rows[indices])
+        return to_tensors(self.rows[self._indices(step, wanted)])
 
     def describe(self, step: int, wanted: range | list[int]) -> str:
         """Where the rows `wanted` of a batch stand in the data, for a message."""
-        positions = [step * self.rows_per_step + row for row in wanted]
         if isinstance(self.rows, IterableDataset):
-            return f"rows {positions} of the shuffled stream"
-        return f"rows {[self._index(position) for position in positions]} of the training data"
+            return (
+                f"rows {[step * self.rows_per_step + row for row in wanted]} of the shuffled stream"
+            )
+        return f"rows {self._indices(step, wanted)} of the training data"
+
+    def _indices(self, step: int, wanted: range | list[int]) -> list[int]:
+        return [self._index(step * self.rows_per_step + row) for row in wanted]
 
     def _index(self, position: int) -> int:
+        """The row at a position of the endless order."""
         epoch, offset = divmod(position, len(self.rows))
         if epoch not in self._orders:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
+            # A batch may begin in the epoch before, whose order is still needed.
+            self._orders = {old: rows for old, rows in self._orders.items() if old == epoch - 1}
+            self._orders[epoch] = order
         return int(self._orders[epoch][offset])
 
-    def _streamed(self, step: int, wanted: range | list[int]) -> dict[str, Tensor]:
+    def _streamed(self, step: int, wanted: range | list[int]) -> Batch:
+        # A stream goes forwards only: an earlier step begins it anew, a later one skips what is before.
         if self._stream is None or step < self._next_step:
-            self._stream, self._next_step = self._endless_rows(), 0
+            self._stream = self._endless_rows()
+            self._next_step = 0
         while self._next_step <= step:
             batch = [next(self._stream) for _ in range(self.rows_per_step)]
             self._next_step += 1
         return to_tensors({name: [batch[row][name] for row in wanted] for name in batch[0]})
 
     def _endless_rows(self) -> Iterator[dict]:
+        # The buffer is filled in another order in each epoch.
         shuffled = self.rows.shuffle(seed=self.seed, buffer_size=SHUFFLE_BUFFER)
         epoch = 0
         while True:
             shuffled.set_epoch(epoch)
-            count = 0
-            for count, row in enumerate(shuffled, start=1):  # noqa: B007
+            empty = True
+            for row in shuffled:
+                empty = False
                 yield row
-            if not count:
+            if empty:
                 raise ValueError("`rows` must hold at least one row, got an empty stream.")
             epoch += 1
 
@@ -212,21 +299,31 @@ class CroppedRows(ShuffledRows):
     Raises:
         ValueError: when a batch is made, if it has a column that cannot be cut: labels, sources, prompts, or one whose
             length is not a multiple of 2^j.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from text_diffusers.data.rows import CroppedRows
+        >>> rows = Dataset.from_dict({"input_ids": [[1, 2, 3, 4]], "attention_mask": [[1, 1, 1, 1]]})
+        >>> order = CroppedRows(rows, rows_per_step=1, num_halvings=1)
+        >>> sorted({order.batch(step)["input_ids"].shape[1] for step in range(20)})
+        [2, 4]
     """
 
-    def __init__(self, rows: Dataset | IterableDataset, rows_per_step: int, seed: int = 0, num_halvings: int = 0):
+    def __init__(self, rows: Rows, rows_per_step: int, seed: int = 0, num_halvings: int = 0):
         super().__init__(rows, rows_per_step, seed)
         self.num_halvings = num_halvings
 
     def part(self, step: int) -> tuple[int, int]:
         """`(number, index)`: of how many equal parts of a row the step shows which one."""
-        rng = np.random.default_rng([self.seed, step, 1])  # the order of an epoch is drawn from two numbers
+        # Of three numbers; the order of an epoch is drawn from two.
+        rng = np.random.default_rng([self.seed, step, 1])
         numbers = 2 ** np.arange(self.num_halvings + 1)
         number = int(rng.choice(numbers, p=numbers / numbers.sum()))
         return number, int(rng.integers(number))
 
-    def batch(self, step: int, wanted: range | list[int] | None = None) -> dict[str, Tensor]:
-        """As in `ShuffledRows`, but of every column (rows, L) only one part, (rows, L / number)."""
+    def batch(self, step: int, wanted: range | list[int] | None = None) -> Batch:
+        """As in `ShuffledRows`, but of every column (B, L) only one part, (B, L / number)."""
+        # 1. Every column must fall into the largest number of parts
         batch = super().batch(step, wanted)
         most = 2**self.num_halvings
         for name, column in batch.items():
@@ -234,8 +331,15 @@ class CroppedRows(ShuffledRows):
                 raise ValueError(
                     f"Rows are cut into up to {most} equal parts; the column {name!r} {tuple(column.shape)} cannot be."
                 )
+
+        # 2. The parts of this step
         number, index = self.part(step)
-        parts = {name: column.unflatten(1, (number, -1)) for name, column in batch.items()}  # (rows, parts, L / parts)
-        filled = unknown_tokens({name: column[:, index] for name, column in parts.items()}).any(dim=1)
+        parts = {
+            name: column.unflatten(1, (number, -1)) for name, column in batch.items()
+        }  # (B, number, L / number)
+
+        # 3. One part of each row; the first, where a row has nothing but padding at the place
+        filled = parts["attention_mask"][:, index].bool().any(dim=1)  # (B,)
         places = torch.where(filled, index, 0)
-        return {name: column[torch.arange(len(places)), places] for name, column in parts.items()}
+        rows = torch.arange(len(places))
+        return {name: column[rows, places] for name, column in parts.items()}

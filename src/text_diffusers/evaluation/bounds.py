@@ -1,6 +1,6 @@
 """The bound of a batch: from a scheduler and a denoiser to nats at each position.
 
-Shapes: B batch, L sequence length, V vocabulary size, N positions.
+Shapes: B batch, L sequence length, V vocabulary size, N positions, n positions of a chunk.
 """
 
 from typing import Any
@@ -10,7 +10,14 @@ from torch import Tensor
 
 from text_diffusers.common.training_randomness import token_uniform
 from text_diffusers.data.rows import unknown_tokens
-from text_diffusers.losses import discrete as losses
+from text_diffusers.losses.discrete import (
+    absorbing_bound,
+    absorbing_weight,
+    absorbing_weight_discrete,
+    reconstruction_loss,
+    uniform_bound,
+    uniform_bound_discrete,
+)
 
 CONDITIONS = ("context_ids", "prompt_ids", "prompt_mask")
 
@@ -18,10 +25,15 @@ CONDITIONS = ("context_ids", "prompt_ids", "prompt_mask")
 def predicted_positions(scheduler: Any, noisy: Tensor, attention_mask: Tensor) -> Tensor:
     """(B, L) bool: the positions whose prediction the bound of this kernel uses."""
     real = attention_mask.bool()
-    return real & (noisy == scheduler.config.mask_token_id) if scheduler.corruption == "absorbing" else real
+    # Under the absorbing kernel all that is not the mask is known.
+    if scheduler.corruption == "absorbing":
+        return real & (noisy == scheduler.config.mask_token_id)
+    return real
 
 
-def token_bound(scheduler: Any, logits: Tensor, targets: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
+def token_bound(
+    scheduler: Any, logits: Tensor, targets: Tensor, noisy: Tensor, times: Tensor
+) -> Tensor:
     """The bound's integrand at N positions for the kernel, rule and clock of a D3PM scheduler.
 
     Args:
@@ -32,49 +44,160 @@ def token_bound(scheduler: Any, logits: Tensor, targets: Tensor, noisy: Tensor, 
 
     Returns:
         (N,) nats.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import D3PMAbsorbingScheduler
+        >>> from text_diffusers.evaluation.bounds import token_bound
+        >>> scheduler = D3PMAbsorbingScheduler(mask_token_id=4, schedule="linear")
+        >>> clean = torch.tensor([0, 3])
+        >>> masked = torch.full((2,), 4)
+        >>> times = torch.tensor([0.5, 0.5])
+        >>> token_bound(scheduler, torch.zeros(2, 5), clean, masked, times)  # log(4) / 0.5
+        tensor([2.7726, 2.7726])
     """
-    return TOKEN_BOUNDS.get(scheduler.corruption, transition_token_bound)(scheduler, logits, targets, noisy, times)
+    integrand = TOKEN_BOUNDS.get(scheduler.corruption, transition_token_bound)
+    return integrand(scheduler, logits, targets, noisy, times)
 
 
-def absorbing_token_bound(scheduler: Any, logits: Tensor, targets: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
-    config, steps, alpha = scheduler.config, scheduler.config.num_train_timesteps, scheduler.alpha(times)
-    if steps is not None:
-        weight = losses.absorbing_weight_discrete(alpha, scheduler.alpha((times - 1 / steps).clamp(min=0)), steps)
-    else:  # the first interval, next to the data, is one step in continuous time too (see `training_timesteps`)
-        first = times <= config.min_timestep
-        weight = losses.absorbing_weight(alpha, scheduler.alpha_derivative(times))
-        weight = weight.masked_fill(first, 1 / config.min_timestep)
-    return losses.absorbing_bound(logits, targets, weight, config.mask_token_id)
+def absorbing_token_bound(
+    scheduler: Any, logits: Tensor, targets: Tensor, noisy: Tensor, times: Tensor
+) -> Tensor:
+    """`token_bound` of masked tokens: cross-entropy, weighted by the clock; `noisy` is the mask everywhere."""
+    config = scheduler.config
+    num_steps = config.num_train_timesteps
+    alpha = scheduler.alpha(times)  # (N,) float64
+
+    if num_steps is not None:
+        alpha_s = scheduler.alpha((times - 1 / num_steps).clamp(min=0))
+        weight = absorbing_weight_discrete(alpha, alpha_s, num_steps)
+    else:
+        # The first interval, next to the data, is one step in continuous time too (see `training_timesteps`).
+        weight = absorbing_weight(alpha, scheduler.alpha_derivative(times))
+        weight = weight.masked_fill(times <= config.min_timestep, 1 / config.min_timestep)
+    return absorbing_bound(logits, targets, weight, config.mask_token_id)
 
 
-def uniform_token_bound(scheduler: Any, logits: Tensor, targets: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
-    config, steps, alpha = scheduler.config, scheduler.config.num_train_timesteps, scheduler.alpha(times)
-    logits, rule = logits[:, : config.vocab_size], config.reverse_rule
-    if steps is not None:
-        alpha_s = scheduler.alpha((times - 1 / steps).clamp(min=0))
-        return losses.uniform_bound_discrete(logits, targets, noisy, alpha, alpha_s, steps, rule)
-    bound = losses.uniform_bound(logits, targets, noisy, alpha, scheduler.alpha_derivative(times), rule)
+def uniform_token_bound(
+    scheduler: Any, logits: Tensor, targets: Tensor, noisy: Tensor, times: Tensor
+) -> Tensor:
+    """`token_bound` of the uniform kernel, on a grid or in continuous time."""
+    config = scheduler.config
+    num_steps = config.num_train_timesteps
+    rule = config.reverse_rule
+    alpha = scheduler.alpha(times)  # (N,) float64
+
+    # Its noise never is a token that the model has beyond them, such as the mask or padding.
+    logits = logits[:, : config.vocab_size]
+    if num_steps is not None:
+        alpha_s = scheduler.alpha((times - 1 / num_steps).clamp(min=0))
+        return uniform_bound_discrete(logits, targets, noisy, alpha, alpha_s, num_steps, rule)
+
+    bound = uniform_bound(logits, targets, noisy, alpha, scheduler.alpha_derivative(times), rule)
     first = times <= config.min_timestep  # one step, as above
     if first.any():
-        rows = logits[first], targets[first], noisy[first], alpha[first], torch.ones_like(alpha[first])
-        last_step = losses.uniform_bound_discrete(*rows, num_timesteps=1, reverse_rule=rule)
+        last_step = uniform_bound_discrete(
+            logits[first],
+            targets[first],
+            noisy[first],
+            alpha_t=alpha[first],
+            alpha_s=torch.ones_like(alpha[first]),
+            num_timesteps=1,
+            reverse_rule=rule,
+        )
         bound = bound.masked_scatter(first, last_step / config.min_timestep)
     return bound
 
 
-def transition_token_bound(scheduler: Any, logits: Tensor, targets: Tensor, noisy: Tensor, times: Tensor) -> Tensor:
+def transition_token_bound(
+    scheduler: Any, logits: Tensor, targets: Tensor, noisy: Tensor, times: Tensor
+) -> Tensor:
     """T KL(q(x_s | x_t, x_0) || p(x_s | x_t)) of any kernel that is given by its transitions."""
-    steps = scheduler.config.num_train_timesteps
-    start = (times - 1 / steps).clamp(min=0)
-    probs = scheduler.clean_probs(logits)  # (N, S)
+    num_steps = scheduler.config.num_train_timesteps
+    start = (times - 1 / num_steps).clamp(min=0)  # (N,) s
+    probs = scheduler.clean_probs(logits)  # (N, S), S being the states of the kernel
+
+    # Both posteriors, given the true x_0 and given the prediction.
     likelihoods = scheduler.likelihoods(noisy, start, times, probs.dtype)
     true = scheduler.posterior(scheduler.one_hot(targets, probs.dtype), *likelihoods, start)
     model = scheduler.posterior(probs, *likelihoods, start)
-    possible = torch.where(true > 0, model, 1.0)  # elsewhere both may be 0, and the logarithm has no gradient
-    return steps * (torch.xlogy(true, true) - true * possible.log()).sum(dim=-1)
+
+    # Where nothing is possible both may be 0, and the logarithm has no gradient.
+    possible = torch.where(true > 0, model, 1.0)
+    return num_steps * (torch.xlogy(true, true) - true * possible.log()).sum(dim=-1)
 
 
 TOKEN_BOUNDS = {"absorbing": absorbing_token_bound, "uniform": uniform_token_bound}
+
+
+class D3PMLoss:
+    """Loss of discrete diffusion on a noisy batch: which predictions it needs, and their weighted bound.
+
+    Args:
+        scheduler: a token scheduler of any kernel.
+        batch: `input_ids` (B, L), `attention_mask` (B, L); with `given` (B, L) bool, these tokens stay clean and cost
+            nothing.
+        noisy: (B, L) tokens at `times`.
+        times: (B,) from `scheduler.training_timesteps`, or with blocks (B, L).
+        weights: of the same shape, of the integrands; 1 by default.
+        auxiliary_weight: lambda of D3PM's cross-entropy on x_0 (https://arxiv.org/abs/2107.03006).
+
+    Attributes:
+        noisy: (B, L) input of the denoiser.
+        positions: (B, L) bool, the N positions at which its head has to run.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import D3PMUniformScheduler
+        >>> from text_diffusers.evaluation.bounds import D3PMLoss
+        >>> scheduler = D3PMUniformScheduler(vocab_size=5)
+        >>> tokens = torch.tensor([[0, 1, 2], [3, 4, 0]])
+        >>> times = torch.tensor([0.3, 0.8])
+        >>> noisy = scheduler.add_noise(tokens, times, torch.Generator().manual_seed(0))
+        >>> batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        >>> loss = D3PMLoss(scheduler, batch, noisy, times)
+        >>> logits = torch.zeros(6, 5, requires_grad=True)  # denoiser(loss.noisy, times, positions=loss.positions)
+        >>> loss(logits).backward()
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        batch: dict[str, Tensor],
+        noisy: Tensor,
+        times: Tensor,
+        weights: Tensor | None = None,
+        auxiliary_weight: float = 0.0,
+    ):
+        tokens = batch["input_ids"]
+        self.scheduler = scheduler
+        self.auxiliary_weight = auxiliary_weight
+
+        # What the denoiser is given, and where it has to predict.
+        self.positions = predicted_positions(scheduler, noisy, unknown_tokens(batch))
+        self.noisy = torch.where(batch["given"], tokens, noisy) if "given" in batch else noisy
+
+        # What its predictions are compared with, there.
+        self.targets = tokens[self.positions]  # (N,)
+        self.corrupted = self.noisy[self.positions]
+        self.times = at_positions(times, self.positions)
+        self.weights = at_positions(
+            torch.ones_like(times) if weights is None else weights, self.positions
+        )
+
+    def bound(self, logits: Tensor, chunk: slice = slice(None)) -> Tensor:
+        """(n,) integrands in nats of the logits (n, V) at all positions or a chunk of them."""
+        targets = self.targets[chunk]
+        return token_bound(
+            self.scheduler, logits, targets, self.corrupted[chunk], self.times[chunk]
+        )
+
+    def __call__(self, logits: Tensor, chunk: slice = slice(None)) -> Tensor:
+        """Sum of the weighted integrands and the auxiliary loss, float64; arguments as in `bound`."""
+        loss = self.bound(logits, chunk)
+        if self.auxiliary_weight:
+            loss = loss + self.auxiliary_weight * reconstruction_loss(logits, self.targets[chunk])
+        return (loss.double() * self.weights[chunk]).sum()
 
 
 def batch_bound(
@@ -93,39 +216,42 @@ def batch_bound(
     """
     tokens = batch["input_ids"]
     uniform = token_uniform(uniform, tokens.shape[1], block_length(denoiser), generators)
+
+    # One noisy copy of each row.
     times = scheduler.training_timesteps(uniform)  # (B,) or (B, L)
-    noisy = scheduler.add_noise(tokens, times, generators)
+    noisy = scheduler.add_noise(tokens, times, generators)  # (B, L)
     return noisy_token_bound(denoiser, scheduler, batch, noisy, times).sum(dim=1)
 
 
-def noisy_token_bound(denoiser: Any, scheduler: Any, batch: dict[str, Tensor], noisy: Tensor, times: Tensor) -> Tensor:
-    """(B, L) integrands of the tokens of a batch in nats, for noise that was drawn before.
+def noisy_token_bound(
+    denoiser: Any, scheduler: Any, batch: dict[str, Tensor], noisy: Tensor, times: Tensor
+) -> Tensor:
+    """(B, L) integrands of the tokens of a batch in nats, for noise that was drawn before; arguments as in `D3PMLoss`.
 
-    Args:
-        batch: as in `batch_bound`; with `given` (B, L) bool, these tokens stay clean and cost nothing.
-        noisy: (B, L) tokens at `times`.
-        times: (B,) from `scheduler.training_timesteps`, or with blocks (B, L).
+    The batch may also hold a `label` (B,), and the columns in `CONDITIONS`.
     """
-    tokens = batch["input_ids"]
-    unknown = unknown_tokens(batch)
-    positions = predicted_positions(scheduler, noisy, unknown)
-    if "given" in batch:
-        noisy = torch.where(batch["given"], tokens, noisy)
-    logits = predict(denoiser, batch, noisy, times, positions)  # (N, V)
-    bound = token_bound(scheduler, logits, tokens[positions], noisy[positions], at_positions(times, positions))
-    return torch.zeros(tokens.shape, dtype=bound.dtype, device=bound.device).masked_scatter(positions, bound)
+    loss = D3PMLoss(scheduler, batch, noisy, times)
+    # All other positions cost nothing.
+    bound = loss.bound(predict(denoiser, batch, loss.noisy, times, loss.positions))
+    totals = torch.zeros(noisy.shape, dtype=bound.dtype, device=bound.device)
+    return totals.masked_scatter(loss.positions, bound)
 
 
-def predict(denoiser: Any, batch: dict[str, Tensor], noisy: Tensor, times: Tensor, positions: Tensor) -> Tensor:
+def predict(
+    denoiser: Any, batch: dict[str, Tensor], noisy: Tensor, times: Tensor, positions: Tensor
+) -> Tensor:
     """(N, V) logits at `positions` (B, L); a model with blocks is shown the clean tokens of earlier blocks.
 
     The columns in `CONDITIONS` are told to the model if the batch has them.
     """
+    # Codes of another level, a prompt, and clean tokens, for models that take them.
     context = {name: batch[name] for name in CONDITIONS if name in batch}
     if block_length(denoiser) is not None:
         context["clean_ids"] = batch["input_ids"]
-    inputs = noisy, times, batch["attention_mask"], batch.get("label")
-    return denoiser(*inputs, positions=positions, **context).logits
+    attention_mask = batch["attention_mask"]
+    return denoiser(
+        noisy, times, attention_mask, batch.get("label"), positions=positions, **context
+    ).logits
 
 
 def at_positions(values: Tensor, positions: Tensor) -> Tensor:

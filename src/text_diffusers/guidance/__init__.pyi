@@ -3,11 +3,10 @@ from .classifiers import (
     CleanClassifierGuidance,
     LabelControl,
     StyleGuidance,
-    mean_features,
     style_vector,
 )
-from .controls import Control, LengthControl, WordsControl, first_possible, forbid
-from .patterns import PatternControl, TokenTags, are_words, count, count_tokens, may_be_words, tag_probs, tag_tokens
+from .controls import Control, LengthControl, WordsControl
+from .patterns import PatternControl, TokenTags, tag_tokens
 
 __all__ = [
     "ClassifierGuidance",
@@ -19,14 +18,6 @@ __all__ = [
     "StyleGuidance",
     "TokenTags",
     "WordsControl",
-    "are_words",
-    "count",
-    "count_tokens",
-    "first_possible",
-    "forbid",
-    "may_be_words",
-    "mean_features",
     "style_vector",
-    "tag_probs",
     "tag_tokens",
 ]

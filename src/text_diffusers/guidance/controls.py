@@ -1,13 +1,19 @@
 """Controls over text that is being written: its length, and words it must hold.
 
-A control is called with the logits of the tokens that are still open and with what is known of the texts, and returns
+A control is called with the logits of the tokens that are still open and with the state of the texts, and returns
 logits that favour what it asks for. Controls are combined by calling one after another. Those that ask a classifier or
-an encoder are in `classifier_guidance`, that of parts of speech in `pattern_control`.
+an encoder are in `classifiers`, the one of parts of speech is in `patterns`.
 
-Of the texts a control reads the attributes `tokens` (B, L), `open` (B, L) bool: the tokens to be decided, whose logits
-it gets in row-major order, `attention_mask` (B, L), `starts`: B places where the texts begin, `timestep`, `progress`:
-the share of the steps that are done, `last`, `selected` (B, L) bool or None: what this step draws, and `mask_token_id`
-or None.
+Attributes of the state:
+    tokens: (B, L) ids.
+    open: (B, L) bool, the N tokens to be decided, whose logits a control gets in row-major order.
+    attention_mask: (B, L), 1 at real tokens.
+    starts: B places where the texts begin.
+    timestep: what the denoiser is told.
+    progress: share of the steps that are done.
+    last: whether this is the last step.
+    selected: (B, L) bool, the tokens that this step draws, or None.
+    mask_token_id: or None.
 
 Shapes: B rows, L sequence length, V vocabulary size, N open tokens, C classes.
 """
@@ -19,24 +25,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from text_diffusers.guidance.soft_text import (
-    check,
-    check_rows,
-    check_vocabulary,
-    continues_word,
-    is_finite,
-    is_index,
-    open_log_probs,
-    soft_text,
-    text_places,
-)
+from text_diffusers.common.token_ids import end_ids
+from text_diffusers.common.validation import is_int, is_number, require
+from text_diffusers.guidance.soft_text import open_log_probs, soft_text, text_places
+from text_diffusers.guidance.vocabulary import check_vocabulary, continues_word
 from text_diffusers.guidance.word_automaton import CONTINUES, END, MAX_WORDS, WordAutomaton
 
 IMPOSSIBLE = -1e4  # the least log-probability of a token that is forced
 
 
 class Control:
-    """What controls share: when they act, and the first-order tilt of predictions towards a higher `log_prob`.
+    """Base of the controls: when they act, and the first-order tilt of predictions towards a higher `log_prob`.
 
     Subclasses define `log_prob(probs, state)`: the log-probability (B,) of what is asked for, of soft text (B, L, V)
     that is one-hot where a token is not open. A row's value must depend on that row only.
@@ -47,6 +46,17 @@ class Control:
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> from text_diffusers.guidance import Control
+        >>> class Likes(Control):
+        ...     '''Favours one token wherever it may stand.'''
+        ...     def __init__(self, token: int, scale: float = 1.0):
+        ...         super().__init__(scale)
+        ...         self.token = token
+        ...     def log_prob(self, probs, state):
+        ...         return probs[..., self.token].sum(dim=1)
+        >>> control = Likes(token=17, scale=3.0)  # for pipe("i think", controls=control)
     """
 
     acts_on = "prediction"
@@ -54,20 +64,18 @@ class Control:
     num_gradients = 1
 
     def __init__(self, scale: float = 1.0, start: float = 0.0, stop: float = 1.0):
-        check(is_finite(scale), "scale", "a finite number", scale)
-        if not (is_finite(start) and is_finite(stop) and 0 <= start <= stop <= 1):
+        require(is_number(scale), "scale", "a finite number", scale)
+        if not (is_number(stop, 0, 1) and is_number(start, 0, stop)):
             raise ValueError(
                 f"`start` and `stop` must be shares of the steps, 0 <= start <= stop <= 1, got {start!r} and {stop!r}."
             )
-        self.scale, self.start, self.stop = float(scale), float(start), float(stop)
+        self.scale = float(scale)
+        self.start = float(start)
+        self.stop = float(stop)
 
     def __call__(self, logits: Tensor, state: Any) -> Tensor:
-        """Tilted logits (N, V), never in place; the very same where the control does not act."""
-        if not self.acts(logits, state):
-            return logits
-        for _ in range(self.num_gradients):
-            logits = logits + self.scale / self.num_gradients * self.tilt(logits, state).to(logits.dtype)
-        return logits
+        """Guided logits (N, V), never in place; the very same where the control does not act."""
+        return self.guided(logits, state) if self.acts(logits, state) else logits
 
     def log_prob(self, probs: Tensor, state: Any) -> Tensor:
         """(B,) log-probability of what is asked for, differentiable in the soft text `probs` (B, L, V)."""
@@ -77,13 +85,21 @@ class Control:
         """Whether there is anything to do in this step."""
         return self.scale != 0 and len(logits) > 0 and self.start <= state.progress < self.stop
 
+    def guided(self, logits: Tensor, state: Any) -> Tensor:
+        """Logits (N, V) after `num_gradients` tilts, each at the logits that the one before it led to."""
+        for _ in range(self.num_gradients):
+            tilt = self.tilt(logits, state).to(logits.dtype)
+            logits = logits + self.scale / self.num_gradients * tilt
+        return logits
+
     def tilt(self, logits: Tensor, state: Any) -> Tensor:
         """(N, V) `log_prob` with a token put in, less its mean, to first order in the probabilities of that place."""
-        probs = open_log_probs(logits / self.temperature, state).exp()
+        probs = open_log_probs(logits / self.temperature, state).exp()  # (N, V)
         with torch.enable_grad():
             leaf = probs.detach().requires_grad_()
             total = self.log_prob(soft_text(leaf, state), state).sum()
             (gradient,) = torch.autograd.grad(total, leaf)
+        # Less the mean, which would only shift all logits of a place.
         return gradient - (probs * gradient).sum(dim=-1, keepdim=True)
 
 
@@ -94,9 +110,17 @@ class LengthControl(Control):
         length: number of tokens of each text, or of all.
         tolerance: lengths are drawn uniformly from `length - tolerance` to `length + tolerance`, and are at least 1.
         eos_token_id: the token that ends a text; `None` if the model cannot predict any.
+        start, stop: shares of the steps between which `[EOS]` is forbidden.
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.guidance import LengthControl
+        >>> control = LengthControl(12, tolerance=2)  # for pipe("i think", controls=control)
+        >>> control.plan_lengths([torch.Generator().manual_seed(seed) for seed in range(3)])
+        [14, 10, 14]
     """
 
     def __init__(
@@ -108,11 +132,15 @@ class LengthControl(Control):
         stop: float = 1.0,
     ):
         super().__init__(1.0, start, stop)
-        lengths = length if isinstance(length, Sequence) else [length]
-        check(len(lengths) > 0 and all(is_index(n, 1) for n in lengths), "length", "integers of at least 1", length)
-        check(is_index(tolerance, 0), "tolerance", "an integer of at least 0", tolerance)
-        check(eos_token_id is None or is_index(eos_token_id, 0), "eos_token_id", "a token id or None", eos_token_id)
-        self.length, self.tolerance, self.eos_token_id = length, tolerance, eos_token_id
+        self._shared = not isinstance(length, Sequence)
+        self.lengths = [length] if self._shared else length
+        are_lengths = len(self.lengths) > 0 and all(is_int(number, 1) for number in self.lengths)
+        is_token = eos_token_id is None or is_int(eos_token_id, 0)
+        require(are_lengths, "length", "integers of at least 1", length)
+        require(is_int(tolerance, 0), "tolerance", "an integer of at least 0", tolerance)
+        require(is_token, "eos_token_id", "a token id or None", eos_token_id)
+        self.tolerance = tolerance
+        self.eos_token_id = eos_token_id
 
     def plan_lengths(self, generators: Sequence[torch.Generator]) -> list[int]:
         """Number of tokens of each text, by one number of its generator.
@@ -120,26 +148,33 @@ class LengthControl(Control):
         Raises:
             ValueError: if there is not one length a text.
         """
-        lengths = self.length if isinstance(self.length, Sequence) else [self.length] * len(generators)
-        check_rows("length", len(lengths), len(generators))
+        # A length takes one number even without tolerance: later draws do not depend on it.
+        lengths = for_each_text("length", self.lengths, len(generators), self._shared)
         planned = []
         for length, generator in zip(lengths, generators, strict=True):
-            uniform = float(torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64))
+            uniform = float(
+                torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64)
+            )
             shortest = max(1, length - self.tolerance)
-            planned.append(shortest + int(uniform * (length + self.tolerance - shortest + 1)))
+            num_lengths = length + self.tolerance - shortest + 1
+            planned.append(shortest + int(uniform * num_lengths))
         return planned
 
-    def __call__(self, logits: Tensor, state: Any) -> Tensor:
+    def guided(self, logits: Tensor, state: Any) -> Tensor:
         """Logits (N, V) without `[EOS]`."""
-        if self.eos_token_id is None or not self.acts(logits, state):
+        if self.eos_token_id is None:
             return logits
-        check(self.eos_token_id < logits.shape[-1], "eos_token_id", f"below {logits.shape[-1]}", self.eos_token_id)
-        return forbid(logits, torch.arange(logits.shape[-1], device=logits.device) == self.eos_token_id)
+        vocab_size = logits.shape[-1]
+        require(
+            self.eos_token_id < vocab_size, "eos_token_id", f"below {vocab_size}", self.eos_token_id
+        )
+        return forbid(logits, torch.arange(vocab_size, device=logits.device) == self.eos_token_id)
 
     def log_prob(self, probs: Tensor, state: Any) -> Tensor:
         """(B,) log-probability that no open token is `[EOS]`."""
         if self.eos_token_id is None:
             return probs.sum(dim=(1, 2)) * 0
+        # A token that is `[EOS]` for certain would make the logarithm infinite.
         early = probs[..., self.eos_token_id].clamp(max=1 - torch.finfo(probs.dtype).eps)
         return (torch.log1p(-early) * state.open).sum(dim=1)
 
@@ -160,108 +195,173 @@ class WordsControl(Control):
         tokenizer: a fast tokenizer of transformers.
         words: the words, at most 8, as they are written within a text; phrases are allowed.
         scale: at least 0.
+        start, stop: as in `Control`.
 
     Raises:
         ValueError: if a word is empty or unknown to the tokenizer, or there are too many; when called, if a text is
             too short for the words, or what is given of it leaves them no room.
+
+    Example:
+        >>> from text_diffusers.data.tokenizers import train_tokenizer
+        >>> from text_diffusers.guidance import WordsControl
+        >>> texts = ["the cat sat on the mat and looked at the dog", "a bird sang while the cat slept in the tree"]
+        >>> tokenizer = train_tokenizer(texts * 9, vocab_size=300)
+        >>> control = WordsControl(tokenizer, ["cat", "the mat"])  # for pipe("i think", controls=control)
+        >>> control.words
+        ['cat', 'the mat']
     """
 
     def __init__(
-        self, tokenizer: Any, words: str | Sequence[str], scale: float = 1.0, start: float = 0.0, stop: float = 1.0
+        self,
+        tokenizer: Any,
+        words: str | Sequence[str],
+        scale: float = 1.0,
+        start: float = 0.0,
+        stop: float = 1.0,
     ):
         super().__init__(scale, start, stop)
-        check(self.scale >= 0, "scale", "at least 0", scale)
-        self.words = [words] if isinstance(words, str) else list(words)
-        usable = [isinstance(word, str) and bool(word.strip()) for word in self.words]
-        check(0 < len(usable) <= MAX_WORDS and all(usable), "words", f"1 to {MAX_WORDS} words", words)
-        self.words = list(dict.fromkeys(word.strip() for word in self.words))
+        require(self.scale >= 0, "scale", "at least 0", scale)
+        given_words = [words] if isinstance(words, str) else list(words)
+        are_words = all(isinstance(word, str) and word.strip() for word in given_words)
+        require(
+            0 < len(given_words) <= MAX_WORDS and are_words,
+            "words",
+            f"1 to {MAX_WORDS} words",
+            words,
+        )
+        self.words = list(dict.fromkeys(word.strip() for word in given_words))
+
+        # A word after a space is spelled in other tokens than at the start of a text.
+        special = set(tokenizer.all_special_ids)
         spellings = []
         for word in self.words:
-            at_start, elsewhere = (
-                tokenizer(text, add_special_tokens=False)["input_ids"] for text in (word, f" {word}")
+            at_start = tokenizer(word, add_special_tokens=False)["input_ids"]
+            elsewhere = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+            is_spelled = bool(at_start and elsewhere) and special.isdisjoint(at_start + elsewhere)
+            require(
+                is_spelled, "words", "made of tokens of the tokenizer, none of them special", word
             )
-            known = at_start and elsewhere and not set(at_start + elsewhere) & set(tokenizer.all_special_ids)
-            check(bool(known), "words", "made of tokens of the tokenizer, none of them special", word)
-            spellings.append((tuple(at_start), tuple(elsewhere)))
-        end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+            spellings.append((at_start, elsewhere))
+        end = next(iter(end_ids(tokenizer)), None)
         self.automaton = WordAutomaton(spellings, continues_word(tokenizer), end)
 
-    def __call__(self, logits: Tensor, state: Any) -> Tensor:
+    def guided(self, logits: Tensor, state: Any) -> Tensor:
         """Tilted logits (N, V); -inf at tokens with which a text could not have the words."""
-        if not self.acts(logits, state):
-            return logits
-        check_vocabulary("logits", logits.shape[-1], max(self.automaton.ids) + 1)
-        in_text, classes = text_places(state), self.automaton.classes(state.tokens)
-        known = F.one_hot(classes, self.automaton.num_classes).double().log()  # (B, L, C)
-        open_log_masses = self._log_masses(logits, state)
+        vocab_size = logits.shape[-1]
+        check_vocabulary("logits", vocab_size, max(self.automaton.ids) + 1)
+
+        # 1. The classes of all tokens: certain where they are known, predicted where they are open
+        in_text = text_places(state)
+        token_classes = self.automaton.classes(state.tokens)
+        known = F.one_hot(token_classes, self.automaton.num_classes).double().log()  # (B, L, C)
+        open_log_masses = self._log_masses(logits, state)  # (N, C)
         log_weights = known.index_put((state.open,), open_log_masses)
+
+        # 2. Bayes' rule: p(all words | this token's class) / p(all words)
         given = self.automaton.accepted_given(log_weights.exp(), in_text)[state.open]  # (N, C)
         mean = (open_log_masses.exp() * given).sum(dim=-1, keepdim=True)
         allowed, forced = self._allowed(known, log_weights, in_text, state)
         # Where the words are certain, no other token has to care for them.
         useful = (mean > 0) & ~forced[state.open.nonzero()[:, 0]].unsqueeze(1)
         tilt = torch.where(useful, self.scale * (given.log() - mean.log()), 0.0)
-        excluded = ~allowed[state.open]  # (N, C)
+
+        # 3. No tokens that would leave the words no room; if no other is left, the tilt gives way, then the exclusion
+        allowed = allowed[state.open]  # (N, C)
         predicted = open_log_masses > -torch.inf
-        bare = torch.zeros_like(tilt).masked_fill(excluded, -torch.inf)
-        tilt = tilt.masked_fill(excluded, -torch.inf)
-        for instead in (bare, torch.zeros_like(tilt)):
-            tilt = torch.where(((tilt > -torch.inf) & predicted).any(dim=-1, keepdim=True), tilt, instead)
-        own_classes = self.automaton.classes(torch.arange(logits.shape[-1], device=logits.device))
-        tilted = logits + tilt.to(logits.dtype).index_select(1, own_classes)
+        exclusion = torch.where(allowed, 0.0, -torch.inf).to(tilt)
+        tilt = first_possible(tilt + exclusion, exclusion, torch.zeros_like(tilt), among=predicted)
+
+        # 4. From classes to tokens
+        classes = self.automaton.classes(torch.arange(vocab_size, device=logits.device))  # (V,)
+        tilted = logits + tilt.to(logits.dtype).index_select(1, classes)
         # What is forced is so even where the prediction excludes it.
-        overruled = ((~excluded).sum(dim=-1) == 1) & ~(predicted & ~excluded).any(dim=-1)
-        tilted[overruled] = bare[overruled].to(logits.dtype).index_select(1, own_classes)
+        overruled = (allowed.sum(dim=-1) == 1) & ~(predicted & allowed).any(dim=-1)
+        tilted[overruled] = exclusion[overruled].to(logits.dtype).index_select(1, classes)
         return tilted
 
     def log_prob(self, probs: Tensor, state: Any) -> Tensor:
         """(B,) log-probability that the text holds all words, exact for independent tokens."""
         check_vocabulary("probs", probs.shape[-1], max(self.automaton.ids) + 1)
+        # An impossible text has the least number there is, for the gradient to be finite.
         accepted = self.automaton.accepted(self.automaton.masses(probs), text_places(state))
         return accepted.clamp(min=torch.finfo(accepted.dtype).tiny).log().to(probs.dtype)
 
     def _log_masses(self, logits: Tensor, state: Any) -> Tensor:
         """(N, C) log-probabilities of the classes, float64; those of single tokens are exact however small."""
         log_probs = open_log_probs(logits, state)
+        # A class of one token has the token's own log-probability, which a sum over tokens may round to 0.
         single = log_probs[:, torch.tensor(self.automaton.ids, device=logits.device)].double()
-        return torch.cat([self.automaton.masses(log_probs.exp()).log()[:, : END + 1], single], dim=-1)
+        shared = self.automaton.masses(log_probs.exp()).log()[:, : END + 1]
+        return torch.cat([shared, single], dim=-1)
 
-    def _allowed(self, known: Tensor, log_weights: Tensor, in_text: Tensor, state: Any) -> tuple[Tensor, Tensor]:
-        """What classes of open tokens leave the words their places (B, L, C), and where the words are forced (B,)."""
-        now = torch.ones_like(state.open) if state.last else state.selected
-        now = state.open & (torch.zeros_like(state.open) if now is None else now)
+    def _allowed(
+        self, known: Tensor, log_weights: Tensor, in_text: Tensor, state: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Classes of open tokens that leave the words their places, (B, L, C), and rows with forced words, (B,)."""
+        # 1. The open tokens that this step draws
+        if state.last:
+            drawn = state.open
+        elif state.selected is None:
+            drawn = torch.zeros_like(state.open)
+        else:
+            drawn = state.open & state.selected
+
+        # 2. The prospects of the words
         # Whatever this step draws, nothing is worse than a token that only breaks off the word before it, or the end.
         worst = torch.full_like(known[0, 0], -torch.inf)
         worst[CONTINUES] = 0.0
-        sure = torch.where((state.open & ~now).unsqueeze(-1), 0.0, known)
-        sure = torch.where(now.unsqueeze(-1), worst, sure).softmax(dim=-1)
-        given = self.automaton.accepted_given(sure, in_text)  # (B, L, C)
-        first = (sure * given)[torch.arange(len(given)), state.starts]
+        outlook = torch.where((state.open & ~drawn).unsqueeze(-1), 0.0, known)
+        outlook = torch.where(drawn.unsqueeze(-1), worst, outlook).softmax(dim=-1)
+        given = self.automaton.accepted_given(outlook, in_text)  # (B, L, C)
+
+        # 3. Words are forced where no reading of the text could have them, in any class of its first token
+        first = (outlook * given)[torch.arange(len(given)), state.starts]
         forced = (first == 0).all(dim=-1) & state.open.any(dim=1)
         allowed = torch.ones_like(given, dtype=torch.bool)
-        allowed[..., END] = (given[..., END] > 0) | ~now
+        allowed[..., END] = (given[..., END] > 0) | ~drawn
         for row in forced.nonzero().flatten().tolist():
             allowed[row] = self._forced(row, known, log_weights, in_text, state)
         return allowed, forced
 
-    def _forced(self, row: int, known: Tensor, log_weights: Tensor, in_text: Tensor, state: Any) -> Tensor:
+    def _forced(
+        self, row: int, known: Tensor, log_weights: Tensor, in_text: Tensor, state: Any
+    ) -> Tensor:
         """(L, C) bool: what the tokens of a row may be for its words to stand at their likeliest places."""
+        # 1. The likeliest text that has the words
         allowed = torch.ones_like(known[row], dtype=torch.bool)
-        likely = torch.where(state.open[row].unsqueeze(-1), log_weights[row].clamp(min=IMPOSSIBLE), known[row])
-        plans = [likely]
-        if state.last and state.selected is not None:  # what is open but not drawn stays as it is
-            plans.insert(0, torch.where(state.selected[row].unsqueeze(-1), likely, known[row]))
-        paths, found = self.automaton.best_path(torch.stack(plans), in_text[[row] * len(plans)])
-        if not found.any():
-            self._refuse(row, known, in_text, state)
+        likely = log_weights[row].clamp(min=IMPOSSIBLE)
+        plans = [torch.where(state.open[row].unsqueeze(-1), likely, known[row])]
+        if state.last and state.selected is not None:
+            # Better a plan in which what is open but not drawn stays as it is.
+            plans.insert(0, torch.where(state.selected[row].unsqueeze(-1), plans[0], known[row]))
+        paths, are_possible = self.automaton.best_path(
+            torch.stack(plans), in_text[[row] * len(plans)]
+        )
+        if not are_possible.any():
+            # The words may lose their room while the control does not act, but they must have had it.
+            anything = torch.zeros_like(known[row : row + 1])
+            _, has_room = self.automaton.best_path(anything, in_text[row : row + 1])
+            if not has_room or state.progress == 0:
+                raise ValueError(
+                    f"`words` must fit into the text: {self.words} cannot all be put where text {row} is open, "
+                    f"{int(state.open[row].sum())} of its {int(in_text[row].sum())} tokens."
+                )
             return allowed
+
+        # 2. The places of the words in it
         start = state.starts[row]
-        path = paths[int(found.long().argmax())][in_text[row]].tolist()
-        path = path[: path.index(END)] if END in path else path
-        occurrences = self.automaton.occurrences(path)
+        path = paths[int(are_possible.long().argmax())][in_text[row]].tolist()
+        if END in path:
+            path = path[: path.index(END)]
+        occurrences = [
+            self.automaton.first_occurrence(word, path) for word in range(len(self.words))
+        ]
+
+        # 3. The tokens of the words are certain, the ones after them open another word, and no end comes before.
         for first, end in occurrences:
             for place in range(first, end):
-                allowed[start + place] = torch.arange(allowed.shape[1], device=allowed.device) == path[place]
+                allowed[start + place] = False
+                allowed[start + place, path[place]] = True
         for _, end in occurrences:
             if start + end < len(allowed):
                 allowed[start + end] &= self.automaton.opens_word.to(allowed.device)
@@ -269,15 +369,13 @@ class WordsControl(Control):
         allowed[start : start + last, END] = False
         return allowed
 
-    def _refuse(self, row: int, known: Tensor, in_text: Tensor, state: Any):
-        """Raise an error if the words never had room, rather than lost it while the control did not act."""
-        anything = torch.zeros_like(known[row : row + 1])
-        room = bool(self.automaton.best_path(anything, in_text[row : row + 1])[1])
-        if not room or state.progress == 0:
-            raise ValueError(
-                f"`words` must fit into the text: {self.words} cannot all be put where text {row} is open, "
-                f"{int(state.open[row].sum())} of its {int(in_text[row].sum())} tokens."
-            )
+
+def for_each_text(name: str, values: Any, num_texts: int, shared: bool = False) -> Any:
+    """One value a text: a single one that all of them share, or `values`, checked to be as many as the texts."""
+    if shared:
+        return values * num_texts
+    require(len(values) == num_texts, name, f"one for each of the {num_texts} texts", len(values))
+    return values
 
 
 def forbid(logits: Tensor, excluded: Tensor) -> Tensor:
@@ -285,9 +383,14 @@ def forbid(logits: Tensor, excluded: Tensor) -> Tensor:
     return first_possible(logits.masked_fill(excluded, -torch.inf), logits)
 
 
-def first_possible(*choices: Tensor) -> Tensor:
-    """(N, V), each row from the first of the `choices` (N, V) that leaves it a token."""
+def first_possible(*choices: Tensor, among: Tensor | bool = True) -> Tensor:
+    """(N, V), each row from the first of the `choices` (N, V) that leaves it a token, or the last one.
+
+    Args:
+        among: (N, V) bool, the tokens that count; by default all.
+    """
     chosen = choices[-1]
     for choice in reversed(choices[:-1]):
-        chosen = torch.where((choice > -torch.inf).any(dim=-1, keepdim=True), choice, chosen)
+        is_possible = ((choice > -torch.inf) & among).any(dim=-1, keepdim=True)
+        chosen = torch.where(is_possible, choice, chosen)
     return chosen

@@ -1,6 +1,7 @@
 """A control of parts of speech: texts whose words, one token each, have given tags.
 
-What a tagger says of the tokens of real texts becomes a table p(tag | token), with which predictions are tilted.
+The predictions of a tagger for the tokens of real texts become a table p(tag | token), which tilts a model's
+predictions.
 
 Shapes: B rows, L sequence length, V vocabulary size, N open tokens, C tags, n tokens of some texts.
 """
@@ -12,26 +13,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from text_diffusers.guidance.controls import Control, first_possible, forbid
-from text_diffusers.guidance.soft_text import (
-    check,
+from text_diffusers.common.token_ids import start_ids
+from text_diffusers.common.validation import is_int, is_number, require
+from text_diffusers.guidance.controls import Control, first_possible, for_each_text, forbid
+from text_diffusers.guidance.readers import (
     check_reader,
-    check_rows,
-    check_vocabulary,
-    continues_word,
-    is_finite,
-    is_index,
     label_names,
-    text_places,
+    pad_rows,
+    read,
     token_embedding,
 )
+from text_diffusers.guidance.soft_text import text_places
+from text_diffusers.guidance.vocabulary import check_vocabulary, continues_word, may_be_words
 
 
 @dataclass(frozen=True)
 class TokenTags:
-    """What is known of each token by itself.
+    """Tags of the tokens of a vocabulary, each by itself.
 
     Attributes:
         log_probs: (V, C) log p(tag | token), in nats.
@@ -50,8 +49,10 @@ class TokenTags:
     def __post_init__(self):
         vocab_size, num_tags = self.log_probs.shape
         shape = tuple(self.whole_words.shape)
-        check(shape == (2, vocab_size), "whole_words", f"of shape (2, {vocab_size})", shape)
-        check(len(self.labels) in (0, num_tags), "labels", f"none, or {num_tags} names", self.labels)
+        require(shape == (2, vocab_size), "whole_words", f"of shape (2, {vocab_size})", shape)
+        require(
+            len(self.labels) in (0, num_tags), "labels", f"none, or {num_tags} names", self.labels
+        )
 
 
 @torch.no_grad()
@@ -63,7 +64,7 @@ def tag_tokens(
     max_length: int | None = None,
     batch_size: int = 128,
 ) -> TokenTags:
-    """What a tagger says of each token of real texts, on average, and which of their tokens are whole words.
+    """Mean predictions of a tagger for each token of real texts, and which of their tokens are whole words.
 
     p(tag | token) is the mean of the tagger's probabilities over the occurrences of the token, and over `smoothing`
     more of them, which have the tags of all tokens taken together: a token that is rare is known less well. A token
@@ -84,78 +85,91 @@ def tag_tokens(
     Raises:
         ValueError: if an argument is out of its range, the texts have no tokens, the tagger trains with dropout, its
             vocabulary is too small for the tokenizer, or it is not one of tokens.
+
+    Example:
+        >>> from text_diffusers import TextClassifierModel
+        >>> from text_diffusers.data.tokenizers import train_tokenizer
+        >>> from text_diffusers.guidance import tag_tokens
+        >>> texts = ["the cat sat on the mat and looked at the dog", "a bird sang while the cat slept in the tree"]
+        >>> tokenizer = train_tokenizer(texts * 9, vocab_size=300)
+        >>> sizes = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
+        >>> tagger = TextClassifierModel(len(tokenizer), per_token=True, num_classes=3, **sizes).eval()
+        >>> token_tags = tag_tokens(tagger, tokenizer, texts)
+        >>> list(token_tags.log_probs.shape) == [len(tokenizer), 3]
+        True
     """
-    check(len(texts) > 0 and not isinstance(texts, str), "texts", "a list of at least one text", texts)
-    check(is_finite(smoothing) and smoothing > 0, "smoothing", "a number above 0", smoothing)
-    check(max_length is None or is_index(max_length, 2), "max_length", "None or an integer of at least 2", max_length)
-    check(is_index(batch_size, 1), "batch_size", "an integer of at least 1", batch_size)
+    is_length = max_length is None or is_int(max_length, 2)
+    require(
+        len(texts) > 0 and not isinstance(texts, str), "texts", "a list of at least one text", texts
+    )
+    require(is_number(smoothing) and smoothing > 0, "smoothing", "a number above 0", smoothing)
+    require(is_length, "max_length", "None or an integer of at least 2", max_length)
+    require(is_int(batch_size, 1), "batch_size", "an integer of at least 1", batch_size)
     check_reader("tagger", tagger)
-    vocab_size = token_embedding("tagger", tagger).weight.shape[0]
+    vocab_size = len(token_embedding("tagger", tagger).weight)
     check_vocabulary("tagger", vocab_size, len(tokenizer))
-    counts, seen, whole = count_tokens(tagger, tokenizer, texts, vocab_size, max_length, batch_size)
-    check(counts.shape[1] > 0, "texts", "texts with tokens", texts[0])
-    counts = counts + smoothing * counts.sum(dim=0) / counts.sum()
-    log_probs = (counts / counts.sum(dim=1, keepdim=True)).log().float()
-    usable = F.pad(may_be_words(tokenizer), (0, vocab_size - len(tokenizer)))
-    return TokenTags(log_probs, label_names(tagger), usable & (seen > 0) & (2 * whole >= seen))
 
+    # 1. Count the tags and the whole words of each token
+    start = start_ids(tokenizer)
+    num_shown = None if max_length is None else max_length - len(start)
+    continues = continues_word(tokenizer)
+    tag_counts = torch.zeros(vocab_size, 0, dtype=torch.float64)
 
-def count_tokens(
-    tagger: Any, tokenizer: Any, texts: Sequence[str], vocab_size: int, max_length: int | None, batch_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(V, C) sums of the probabilities of tags; (2, V) how often each token occurs at the start of a text and within
-    one, and (2, V) how often it is a whole word there.
-    """
-    start = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    begin = [] if start is None else [start]
-    shown = None if max_length is None else max_length - len(begin)
-    continues, options = continues_word(tokenizer), {"add_special_tokens": False, "split_special_tokens": True}
-    counts = torch.zeros(vocab_size, 0, dtype=torch.float64)
-    seen, whole = (torch.zeros(2, vocab_size, dtype=torch.long) for _ in range(2))
+    # Occurrences at the start of a text, and behind them those within one.
+    num_seen = torch.zeros(2 * vocab_size, dtype=torch.long)
+    num_whole = torch.zeros_like(num_seen)
     for first in range(0, len(texts), batch_size):
-        encoded = tokenizer(list(texts[first : first + batch_size]), **options)["input_ids"]
-        rows = [torch.tensor(ids) for ids in encoded if ids]
-        if not rows:
+        batch = list(texts[first : first + batch_size])
+        # "[MASK]" in a text is six characters and not a token.
+        encoded = tokenizer(batch, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        full_rows = [torch.tensor(ids) for ids in encoded if ids]
+        if not full_rows:
             continue
-        tokens = torch.cat([row[:shown] for row in rows])  # (n,)
-        probs = tag_probs(tagger, begin, [row[:shown] for row in rows])  # (n, C)
-        counts = counts if counts.shape[1] else probs.new_zeros(vocab_size, probs.shape[1])
-        counts = counts.index_add(0, tokens, probs)
-        within = torch.cat([torch.arange(len(row))[:shown] > 0 for row in rows])
-        words = torch.cat([are_words(row, continues)[:shown] for row in rows])
-        seen = seen + count(within, tokens, torch.ones_like(words), vocab_size)
-        whole = whole + count(within, tokens, words, vocab_size)
-    return counts, seen, whole
+        rows = [row[:num_shown] for row in full_rows]
+
+        tokens = torch.cat(rows)  # (n,)
+        probs = tag_probs(tagger, start, rows)  # (n, C)
+        if tag_counts.shape[1] == 0:
+            tag_counts = probs.new_zeros(vocab_size, probs.shape[1])
+        tag_counts = tag_counts.index_add(0, tokens, probs)
+
+        # The token after a cut tells whether the one before it is a whole word.
+        are_whole = torch.cat([whole_words(row, continues)[:num_shown] for row in full_rows])
+        within = torch.cat([torch.arange(len(row)) > 0 for row in rows])
+        places = within.long() * vocab_size + tokens
+        num_seen = num_seen + torch.bincount(places, minlength=2 * vocab_size)
+        num_whole = num_whole + torch.bincount(places[are_whole], minlength=2 * vocab_size)
+
+    # 2. Probabilities of the tags, smoothed
+    require(tag_counts.shape[1] > 0, "texts", "texts with tokens", texts[0])
+    tag_counts = tag_counts + smoothing * tag_counts.sum(dim=0) / tag_counts.sum()
+    log_probs = (tag_counts / tag_counts.sum(dim=1, keepdim=True)).log().float()
+
+    # 3. Whole words
+    usable = F.pad(may_be_words(tokenizer), (0, vocab_size - len(tokenizer)))
+    mostly_whole = (num_seen > 0) & (2 * num_whole >= num_seen)
+    return TokenTags(log_probs, label_names(tagger), usable & mostly_whole.view(2, vocab_size))
 
 
-def tag_probs(tagger: Any, begin: list[int], rows: list[Tensor]) -> Tensor:
-    """(n, C) probabilities of the tags of the tokens of some rows, float64; the tagger reads each after `begin`."""
+def tag_probs(tagger: Any, start: list[int], rows: list[Tensor]) -> Tensor:
+    """(n, C) probabilities of the tags of the tokens of some rows, float64; the tagger reads each after `start`."""
+    # The start token is read, but has no tag.
     device = token_embedding("tagger", tagger).weight.device
-    full = [torch.cat([torch.tensor(begin, dtype=torch.long), row]) for row in rows]
-    ids = pad_sequence(full, batch_first=True).to(device)  # (B, L)
-    real = pad_sequence([torch.ones_like(row) for row in full], batch_first=True).to(device)
-    logits = tagger(input_ids=ids, attention_mask=real).logits
-    check(logits.ndim == 3, "tagger", "of tokens, with logits (B, L, C)", tuple(logits.shape))
-    asked = real[:, len(begin) :].bool()
-    return logits[:, len(begin) :][asked].double().softmax(dim=-1).cpu()
+    full_rows = [torch.cat([torch.tensor(start, dtype=torch.long), row]) for row in rows]
+    tokens, real = pad_rows(full_rows, device)  # (B, L)
+    logits = read(tagger, tokens, real).logits
+    require(logits.ndim == 3, "tagger", "of tokens, with logits (B, L, C)", tuple(logits.shape))
+    tagged = real[:, len(start) :].bool()
+    return logits[:, len(start) :][tagged].double().softmax(dim=-1).cpu()
 
 
-def are_words(row: Tensor, continues: Tensor) -> Tensor:
+def whole_words(row: Tensor, continues: Tensor) -> Tensor:
     """(L,) bool: tokens of a text (L,) that are whole words in it; those of `continues` (V,) continue a word."""
-    inside = continues[row].index_fill(0, torch.tensor([0]), False)  # there is nothing that the first could continue
-    return ~inside & ~F.pad(continues[row[1:]], (0, 1))
-
-
-def may_be_words(tokenizer: Any) -> Tensor:
-    """(V,) bool: tokens with characters other than blanks, which are not special."""
-    special, texts = set(tokenizer.all_special_ids), tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    return torch.tensor([i not in special and bool(text.strip()) for i, text in enumerate(texts)])
-
-
-def count(within: Tensor, tokens: Tensor, what: Tensor, vocab_size: int) -> Tensor:
-    """(2, V) how many of n tokens `what` (n,) is true of, at the start of a text and `within` (n,) one."""
-    places = (within.long() * vocab_size + tokens)[what]
-    return torch.bincount(places, minlength=2 * vocab_size).view(2, vocab_size)
+    continuing = continues[row]
+    is_continued = F.pad(continuing[1:], (0, 1))
+    begins = ~continuing
+    begins[0] = True  # there is nothing that the first could continue
+    return begins & ~is_continued
 
 
 class PatternControl(Control):
@@ -169,10 +183,20 @@ class PatternControl(Control):
         pattern: the tags in order, ids or names of `token_tags`; or a list of them for each text, all as long as their
             texts are to be.
         scale: at least 0.
+        start, stop: as in `Control`.
 
     Raises:
         ValueError: if an argument is out of its range or a tag is unknown; when called, if the vocabularies differ, or
             a text is shorter than its pattern.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.guidance import PatternControl, TokenTags
+        >>> probs = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])  # of three tokens
+        >>> token_tags = TokenTags(probs.log(), ["NOUN", "VERB"], torch.ones(2, 3, dtype=torch.bool))
+        >>> control = PatternControl(token_tags, ["NOUN", "VERB", "NOUN"])  # for pipe(controls=control)
+        >>> control.patterns
+        [[0, 1, 0]]
     """
 
     def __init__(
@@ -184,62 +208,87 @@ class PatternControl(Control):
         stop: float = 1.0,
     ):
         super().__init__(scale, start, stop)
-        check(self.scale >= 0, "scale", "at least 0", scale)
-        self.token_tags, names = token_tags, token_tags.labels
-        self._by_row = bool(pattern) and all(isinstance(tags, (list, tuple)) for tags in pattern)
-        rows = [list(tags) for tags in (pattern if self._by_row else [pattern])]
-        check(all(rows) and not isinstance(pattern, str), "pattern", "a list of tags, or one for each text", pattern)
-        self.patterns = [[names.index(tag) if tag in names else tag for tag in row] for row in rows]
-        num_tags = token_tags.log_probs.shape[1]
-        for tag in (tag for row in self.patterns for tag in row):
-            check(is_index(tag, 0), "pattern", f"ids, or among the names {names}", tag)
-            check(tag < num_tags, "pattern", f"below the {num_tags} tags", tag)
-        places = token_tags.whole_words[: max(map(len, self.patterns))]
-        check(bool(places.any(dim=1).all()), "token_tags", "of texts with whole words", places.sum(dim=1).tolist())
+        require(self.scale >= 0, "scale", "at least 0", scale)
+        self.token_tags = token_tags
+        # One pattern for all texts, or a list of patterns.
+        self._shared = not pattern or not all(isinstance(tags, (list, tuple)) for tags in pattern)
+        patterns = [pattern] if self._shared else pattern
+        is_pattern = not isinstance(pattern, str) and all(patterns)
+        require(is_pattern, "pattern", "a list of tags, or one for each text", pattern)
+
+        self.patterns = [self._tag_ids(tags) for tags in patterns]
+
+        # The first word of a pattern stands at the start of a text, others within one.
+        longest = max(len(tags) for tags in self.patterns)
+        num_whole = token_tags.whole_words[:longest].sum(dim=1)
+        require(
+            bool((num_whole > 0).all()),
+            "token_tags",
+            "of texts with whole words",
+            num_whole.tolist(),
+        )
 
     def plan_lengths(self, generators: Sequence[torch.Generator]) -> list[int]:
         """Number of tokens of each text."""
-        return [len(tags) for tags in self._rows(len(generators))]
+        return [len(tags) for tags in self._patterns_of(len(generators))]
 
-    def __call__(self, logits: Tensor, state: Any) -> Tensor:
-        """Logits (N, V), never in place: tilted towards the tags, -inf at tokens that are not whole words."""
-        if not self.acts(logits, state):
-            return logits
-        check_vocabulary("token_tags", len(self.token_tags.log_probs), logits.shape[-1], exactly=True)
-        tags, at_start = (values[state.open] for values in self._tags(state))  # (N,)
+    def guided(self, logits: Tensor, state: Any) -> Tensor:
+        """Logits (N, V) tilted towards the tags, -inf at tokens that are not whole words."""
+        self._check_vocabulary(logits)
+        tags, at_start = self._tags(state)  # (B, L)
+        tags = tags[state.open]  # (N,)
+        at_start = at_start[state.open].unsqueeze(1)
         tagged = (tags >= 0).unsqueeze(1)
+
+        # First the words, then the tags: neither leaves a place without any token.
         whole_words = self.token_tags.whole_words.to(logits.device)
-        excluded = ~torch.where(at_start.unsqueeze(1), whole_words[0], whole_words[1])  # (N, V)
+        excluded = ~torch.where(at_start, whole_words[0], whole_words[1])  # (N, V)
         possible = forbid(logits, excluded & tagged)
         gains = self.token_tags.log_probs.to(logits).T[tags.clamp(min=0)]  # (N, V)
         return first_possible(possible + torch.where(tagged, self.scale * gains, 0.0), possible)
 
     def log_prob(self, probs: Tensor, state: Any) -> Tensor:
         """(B,) log-probability of whole words with the tags, exact for independent tokens; see the class."""
-        check_vocabulary("token_tags", len(self.token_tags.log_probs), probs.shape[-1], exactly=True)
+        self._check_vocabulary(probs)
         tags, at_start = self._tags(state)  # (B, L)
+
+        # p(whole word and tag) of each place, summed over the tokens.
         whole_words = self.token_tags.whole_words.to(probs).unsqueeze(-1)
         first, within = self.token_tags.log_probs.to(probs).exp() * whole_words  # (V, C)
         masses = torch.where(at_start.unsqueeze(-1), probs @ first, probs @ within)  # (B, L, C)
+
         wanted = masses.gather(-1, tags.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        found = wanted.clamp(min=torch.finfo(wanted.dtype).tiny).log()
-        return torch.where(tags >= 0, found, 0.0).sum(dim=1)
+        log_masses = wanted.clamp(min=torch.finfo(wanted.dtype).tiny).log()
+        return torch.where(tags >= 0, log_masses, 0.0).sum(dim=1)
+
+    def _tag_ids(self, tags: Sequence[Any]) -> list[int]:
+        """The ids of the tags of a pattern, checked."""
+        names = self.token_tags.labels
+        num_tags = self.token_tags.log_probs.shape[1]
+        ids = [names.index(tag) if tag in names else tag for tag in tags]
+        for tag in ids:
+            require(is_int(tag, 0), "pattern", f"ids, or among the names {names}", tag)
+            require(tag < num_tags, "pattern", f"below the {num_tags} tags", tag)
+        return ids
+
+    def _check_vocabulary(self, values: Tensor):
+        check_vocabulary(
+            "token_tags", len(self.token_tags.log_probs), values.shape[-1], exactly=True
+        )
 
     def _tags(self, state: Any) -> tuple[Tensor, Tensor]:
         """(B, L) tag of each token, -1 where none is asked for, and (B, L) bool, the first tokens of the texts."""
-        room = text_places(state).sum(dim=1).tolist()
+        lengths = text_places(state).sum(dim=1).tolist()
         tags = torch.full_like(state.tokens, -1)
         at_start = torch.zeros_like(tags, dtype=torch.bool)
-        for row, (pattern, first) in enumerate(zip(self._rows(len(tags)), state.starts, strict=True)):
-            check(
-                len(pattern) <= room[row], "pattern", f"at most as long as its text, {room[row]} tokens", len(pattern)
-            )
-            tags[row, first : first + len(pattern)] = torch.tensor(pattern, device=tags.device)
-            at_start[row, first] = True
+        for row, pattern in enumerate(self._patterns_of(len(tags))):
+            limit = f"at most as long as its text, {lengths[row]} tokens"
+            require(len(pattern) <= lengths[row], "pattern", limit, len(pattern))
+            start = state.starts[row]
+            tags[row, start : start + len(pattern)] = torch.tensor(pattern, device=tags.device)
+            at_start[row, start] = True
         return tags, at_start
 
-    def _rows(self, num_rows: int) -> list[list[int]]:
-        if not self._by_row:
-            return self.patterns * num_rows
-        check_rows("pattern", len(self.patterns), num_rows)
-        return self.patterns
+    def _patterns_of(self, num_texts: int) -> Sequence[list[int]]:
+        """The pattern of each text."""
+        return for_each_text("pattern", self.patterns, num_texts, self._shared)

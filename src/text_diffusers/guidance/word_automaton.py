@@ -7,22 +7,35 @@ automaton counts a text once however often it holds a word, so its probabilities
 Shapes: B rows, L sequence length, V vocabulary size, S states, C classes.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-OTHER, CONTINUES, END = 0, 1, 2
+# The first classes; those of single tokens follow.
+OTHER = 0
+CONTINUES = 1
+END = 2
+
 MAX_WORDS = 8  # the states double with each word
 
 
 class Reading(NamedTuple):
-    """What has been read: started words as (word, spelling, tokens read), sets of words, and where in the text."""
+    """State of the automaton: what of the words has been read, and where in the text.
+
+    Attributes:
+        started: words of which a part has just been read, as (word, spelling, number of tokens read).
+        complete: words that the text holds.
+        pending: words that have just been read to their end; the next token may still continue them.
+        place: "start", "inside" or "after" the text.
+    """
 
     started: frozenset[tuple[int, tuple[int, ...], int]]
     complete: frozenset[int]
-    pending: frozenset[int]  # all of their tokens are read, the next one may still continue the word
-    place: str  # "start", "inside" or "after" the text
+    pending: frozenset[int]
+    place: str
 
 
 class WordAutomaton:
@@ -32,28 +45,49 @@ class WordAutomaton:
         spellings: of each word, its tokens at the start of a text and its tokens elsewhere.
         continues: (V,) bool, tokens that continue the word before them.
         end_token_id: ends a text: what comes after it does not count.
+
+    Attributes:
+        ids: tokens with a class of their own.
+        opens_word: (C,) bool, classes that do not continue the word before them.
+        next_state: (S, C) where each class leads from each state; state 0 is the start of a text.
+        accepting: (S,) bool, states in which a text may end.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.guidance.word_automaton import WordAutomaton
+        >>> automaton = WordAutomaton([([3], [3])], continues=torch.zeros(4, dtype=torch.bool))
+        >>> probs = torch.full((1, 2, 4), 1 / 4)  # a text of two tokens out of four
+        >>> in_text = torch.ones(1, 2, dtype=torch.bool)
+        >>> automaton.accepted(automaton.masses(probs), in_text)  # 1 - (3 / 4)^2
+        tensor([0.4375], dtype=torch.float64)
     """
 
     def __init__(
         self,
-        spellings: list[tuple[tuple[int, ...], tuple[int, ...]]],
+        spellings: list[tuple[list[int], list[int]]],
         continues: Tensor,
         end_token_id: int | None = None,
     ):
-        self.spellings = spellings
-        self.ids = sorted({token for pair in spellings for spelling in pair for token in spelling})
-        continued = continues.tolist()
-        self.opens_word = torch.tensor([True, False, True, *(not continued[token] for token in self.ids)])  # (C,)
-        table = torch.where(continues, CONTINUES, OTHER)
+        self.ids = sorted({token for word in spellings for spelling in word for token in spelling})
+        self.num_classes = END + 1 + len(self.ids)
+
+        # The class of each token.
+        table = torch.where(continues, CONTINUES, OTHER)  # (V,)
         if end_token_id is not None:
             table[end_token_id] = END
         table[self.ids] = torch.arange(len(self.ids)) + END + 1
-        self._table = torch.cat([table, torch.tensor([OTHER])])  # the last is what any further id belongs to
-        self._build()
 
-    @property
-    def num_classes(self) -> int:
-        return END + 1 + len(self.ids)
+        # From here on a word is spelled in classes.
+        self.spellings = []
+        for at_start, elsewhere in spellings:
+            self.spellings.append(
+                (tuple(table[at_start].tolist()), tuple(table[elsewhere].tolist()))
+            )
+
+        self.opens_word = torch.cat([torch.tensor([True, False, True]), ~continues[self.ids]])
+        # The last is the class of any further id.
+        self._table = torch.cat([table, torch.tensor([OTHER])])
+        self._build()
 
     def classes(self, tokens: Tensor) -> Tensor:
         """The class of each token, same shape."""
@@ -61,7 +95,8 @@ class WordAutomaton:
 
     def masses(self, probs: Tensor) -> Tensor:
         """(..., C) probabilities of the classes from those of tokens, (..., V), float64."""
-        members = torch.nn.functional.one_hot(self.classes(torch.arange(probs.shape[-1])), self.num_classes)
+        classes = self.classes(torch.arange(probs.shape[-1]))
+        members = torch.nn.functional.one_hot(classes, self.num_classes)
         return (probs @ members.to(probs)).double()
 
     def accepted(self, weights: Tensor, in_text: Tensor) -> Tensor:
@@ -77,21 +112,28 @@ class WordAutomaton:
         step = self.next_state.to(weights.device)
         reached = torch.zeros_like(after[0])  # (B, S) probability of each state before a token
         reached[:, 0] = 1.0
-        found = []
+
+        conditionals = []
         for place in range(weights.shape[1]):
-            found.append(torch.einsum("bs,bsc->bc", reached, after[place + 1][:, step]))
+            # p(accepted | class of this token): sum over the states before it.
+            conditionals.append(torch.einsum("bs,bsc->bc", reached, after[place + 1][:, step]))
             moved = reached.unsqueeze(-1) * weights[:, place].unsqueeze(1)  # (B, S, C)
             moved = torch.zeros_like(reached).index_add(1, step.flatten(), moved.flatten(1))
             reached = torch.where(in_text[:, place : place + 1], moved, reached)
-        return torch.stack(found, dim=1)
+        return torch.stack(conditionals, dim=1)
 
     def best_path(self, log_weights: Tensor, in_text: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) classes of the likeliest accepted text, and (B,) bool, whether any is possible."""
-        step, accepting = self.next_state.to(log_weights.device), self.accepting.to(log_weights.device)
-        after = [torch.where(accepting, 0.0, -torch.inf).to(log_weights).expand(len(log_weights), -1)]
-        for place in reversed(range(log_weights.shape[1])):
-            best = (after[0][:, step] + log_weights[:, place].unsqueeze(1)).amax(dim=-1)
-            after.insert(0, torch.where(in_text[:, place : place + 1], best, after[0]))
+        step = self.next_state.to(log_weights.device)
+        last = torch.where(self.accepting, 0.0, -torch.inf).to(log_weights)
+
+        # Backwards: the log-probability of the best rest of the text, from each state.
+        def best(to_come: Tensor, weights: Tensor) -> Tensor:
+            return (to_come + weights.unsqueeze(1)).amax(dim=-1)
+
+        after = self._backward(last, log_weights, in_text, best)
+
+        # Forwards: the class that leads to it.
         state = torch.zeros(len(log_weights), dtype=torch.long, device=log_weights.device)
         path = []
         for place in range(log_weights.shape[1]):
@@ -101,28 +143,44 @@ class WordAutomaton:
             state = torch.where(in_text[:, place], moved, state)
         return torch.stack(path, dim=1), after[0][:, 0] > -torch.inf
 
-    def occurrences(self, path: list[int]) -> list[tuple[int, int]]:
-        """Where the first occurrence of each word begins and ends, in the classes of an accepted text."""
-        number = {token: END + 1 + i for i, token in enumerate(self.ids)}
-        found = []
-        for at_start, elsewhere in self.spellings:
-            spelled = [[number[token] for token in spelling] for spelling in (elsewhere, at_start)]
-            for place in range(len(path)):
-                ends = [place + len(s) for s in spelled[: 1 + (place == 0)] if path[place : place + len(s)] == s]
-                ends = [end for end in ends if end == len(path) or self.opens_word[path[end]]]
-                if ends:
-                    found.append((place, ends[0]))
-                    break
-        return found
+    def first_occurrence(self, word: int, path: list[int]) -> tuple[int, int]:
+        """The places where a word begins and ends (exclusive) first, in the classes of an accepted text."""
+        at_start, elsewhere = self.spellings[word]
+        for place in range(len(path)):
+            # Both spellings may stand at the start, the one after a space goes first.
+            for spelling in (elsewhere, at_start) if place == 0 else (elsewhere,):
+                end = place + len(spelling)
+                # The token after a word must not continue it.
+                is_spelled = tuple(path[place:end]) == spelling
+                if is_spelled and (end == len(path) or self.opens_word[path[end]]):
+                    return place, end
+        raise AssertionError(f"an accepted text holds each word, but not word {word}")
 
     def _accepted_from(self, weights: Tensor, in_text: Tensor) -> list[Tensor]:
         """L + 1 tensors (B, S): how likely a text is accepted from each state, before each token and at the end."""
+        mean = partial(torch.einsum, "bsc,bc->bs")
+        return self._backward(self.accepting.to(weights), weights, in_text, mean)
+
+    def _backward(
+        self,
+        last: Tensor,
+        weights: Tensor,
+        in_text: Tensor,
+        combine: Callable[[Tensor, Tensor], Tensor],
+    ) -> list[Tensor]:
+        """L + 1 tensors (B, S), the values of the states before each token and at the end.
+
+        Args:
+            last: (S,) values at the end.
+            combine: of the values (B, S, C) of the states that each class leads to and the weights (B, C) of the
+                classes; the values (B, S) before the token.
+        """
         step = self.next_state.to(weights.device)
-        after = [self.accepting.to(weights).expand(len(weights), -1)]
+        after = [last.expand(len(weights), -1)]
         for place in reversed(range(weights.shape[1])):
-            before = torch.einsum("bsc,bc->bs", after[0][:, step], weights[:, place])
-            after.insert(0, torch.where(in_text[:, place : place + 1], before, after[0]))
-        return after
+            before = combine(after[-1][:, step], weights[:, place])
+            after.append(torch.where(in_text[:, place : place + 1], before, after[-1]))
+        return after[::-1]
 
     def _build(self):
         """Number the states that can be reached, the first being the start of a text, and tabulate their steps."""
@@ -130,32 +188,47 @@ class WordAutomaton:
         numbers = {states[0]: 0}
         steps = []
         for state in states:  # grows while it is walked through
-            row = [self._read(state, token_class) for token_class in range(self.num_classes)]
-            for reached in row:
+            row = []
+            for token_class in range(self.num_classes):
+                reached = self._read(state, token_class)
                 if reached not in numbers:
                     numbers[reached] = len(states)
                     states.append(reached)
-            steps.append([numbers[reached] for reached in row])
+                row.append(numbers[reached])
+            steps.append(row)
         self.next_state = torch.tensor(steps)  # (S, C)
-        everything = frozenset(range(len(self.spellings)))
-        self.accepting = torch.tensor([state.complete | state.pending == everything for state in states])  # (S,)
+
+        # A word that has just been read to its end is held, as no token continues it.
+        num_words = len(self.spellings)
+        num_held = [len(state.complete | state.pending) for state in states]
+        self.accepting = torch.tensor(num_held) == num_words  # (S,)
 
     def _read(self, state: Reading, token_class: int) -> Reading:
+        """The state after a token of some class."""
         if state.place == "after":
             return state
-        complete = state.complete | state.pending if self.opens_word[token_class] else state.complete
+        # Words that were read to their end are complete if this token does not continue them.
+        complete = state.complete
+        if self.opens_word[token_class]:
+            complete = complete | state.pending
         if token_class == END:
             return Reading(frozenset(), complete, frozenset(), "after")
+
+        # Every word may go on, or begin here; the first token of a text has no space before it.
         candidates = set(state.started)
         for word, (at_start, elsewhere) in enumerate(self.spellings):
-            candidates |= {(word, spelling, 0) for spelling in (at_start, elsewhere)[state.place == "inside" :]}
-        started, pending = set(), set()
-        token = self.ids[token_class - END - 1] if token_class > END else None
-        for word, spelling, read in candidates:
-            if word in complete or spelling[read] != token:
+            candidates.add((word, elsewhere, 0))
+            if state.place == "start":
+                candidates.add((word, at_start, 0))
+
+        # Those whose next token it is have been read one token further.
+        started = set()
+        pending = set()
+        for word, spelling, num_read in candidates:
+            if word in complete or spelling[num_read] != token_class:
                 continue
-            if read + 1 == len(spelling):
+            if num_read + 1 == len(spelling):
                 pending.add(word)
             else:
-                started.add((word, spelling, read + 1))
+                started.add((word, spelling, num_read + 1))
         return Reading(frozenset(started), complete, frozenset(pending), "inside")

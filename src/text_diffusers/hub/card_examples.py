@@ -10,7 +10,6 @@ import torch
 
 from text_diffusers.models.language_model import is_masked_lm
 from text_diffusers.pipelines.paraguide.pipeline_paraguide import ParaGuidePipeline
-from text_diffusers.pipelines.paraguide.pipeline_paraguide_tokens import TokenParaGuidePipeline
 from text_diffusers.pipelines.two_level_vq.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
 
 PROMPT, GAPS, SOURCE = "The", "The {mask} was {mask}.", "It was late."
@@ -50,9 +49,12 @@ def examples_of(pipe: Any, options: dict[str, Any]) -> list[Example]:
     if isinstance(pipe, TwoLevelVQDiffusionPipeline):
         return two_level_examples(pipe)
     accepted = inspect.signature(type(pipe).__call__).parameters
-    steps, most = accepted[STEPS].default, pipe.scheduler.config.get("num_train_timesteps") or accepted[STEPS].default
+    steps, most = (
+        accepted[STEPS].default,
+        pipe.scheduler.config.get("num_train_timesteps") or accepted[STEPS].default,
+    )
     always: dict[str, Any] = {STEPS: most} if most < steps else {}
-    steered = isinstance(pipe, (ParaGuidePipeline, TokenParaGuidePipeline))
+    steered = isinstance(pipe, ParaGuidePipeline)
     if "guidance_scale" in accepted and options.get("condition_dropout") and not steered:
         always |= {"guidance_scale": GUIDANCE_SCALE}
     if steered or ("source" in accepted and options.get("source_column")):
@@ -91,7 +93,10 @@ def two_level_examples(pipe: Any) -> list[Example]:
 
 def labels_of(pipe: Any) -> list[int | str]:
     """The labels that a pipeline takes, by name if they have one."""
-    return list(pipe.config.get("label_names") or range(getattr(pipe.denoiser.config, "num_classes", None) or 0))
+    return list(
+        pipe.config.get("label_names")
+        or range(getattr(pipe.denoiser.config, "num_classes", None) or 0)
+    )
 
 
 def literal(value: Any) -> str:

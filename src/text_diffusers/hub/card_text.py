@@ -30,7 +30,8 @@ def code(text: str) -> str:
 def fenced(text: str, language: str = "") -> str:
     """A block of code, whose lines are kept; invisible characters are shown as what cannot be read."""
     lines = [
-        "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in row) for row in rows(text)
+        "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in row)
+        for row in rows(text)
     ]
     ticks = "`" * max(3, longest_run(text) + 1)
     return "\n".join([f"{ticks}{language}", *lines, ticks])
@@ -42,7 +43,11 @@ def wrapped(text: str) -> str:
 
 
 def wrapped_row(row: str) -> list[str]:
-    kept: dict[str, Any] = {"drop_whitespace": False, "replace_whitespace": False, "expand_tabs": False}
+    kept: dict[str, Any] = {
+        "drop_whitespace": False,
+        "replace_whitespace": False,
+        "expand_tabs": False,
+    }
     return textwrap.wrap(row, LINE, break_on_hyphens=False, break_long_words=False, **kept) or [""]
 
 

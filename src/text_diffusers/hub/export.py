@@ -26,7 +26,9 @@ CODE_FILES = [f"{PACKAGE}_*.py", f"*/{PACKAGE}_*.py"]
 STOCK_LIBRARIES = ("diffusers", "transformers")
 
 
-def save_with_code(pipe: Any, folder: str | Path, card: str | None = None, records: str | Path | None = None) -> Path:
+def save_with_code(
+    pipe: Any, folder: str | Path, card: str | None = None, records: str | Path | None = None
+) -> Path:
     """Save a pipeline with the source of its classes, so that diffusers alone can load it.
 
     `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` then needs no `text_diffusers`, and the same
@@ -48,7 +50,9 @@ def save_with_code(pipe: Any, folder: str | Path, card: str | None = None, recor
     classes = {name: type(part) for name, part in pipe.components.items() if part is not None}
     for name, owner in {"pipe": type(pipe), **classes}.items():
         if owner.__module__.partition(".")[0] not in (PACKAGE, *STOCK_LIBRARIES):
-            raise ValueError(f"`{name}` must be of a class of {PACKAGE}, diffusers or transformers, got {owner}.")
+            raise ValueError(
+                f"`{name}` must be of a class of {PACKAGE}, diffusers or transformers, got {owner}."
+            )
     folder = Path(folder)
     pipe.save_pretrained(folder)
     forget_origin(folder)
@@ -57,7 +61,9 @@ def save_with_code(pipe: Any, folder: str | Path, card: str | None = None, recor
         if owner.__module__.startswith(f"{PACKAGE}."):
             index[name] = [write_source(owner, folder / name), owner.__name__]
     index["_class_name"] = [write_source(type(pipe), folder), type(pipe).__name__]
-    if index.get("label_names"):  # stock diffusers takes a list of strings in a Hub's index for a component
+    if index.get(
+        "label_names"
+    ):  # stock diffusers takes a list of strings in a Hub's index for a component
         index["label_names"] = {str(label): name for label, name in enumerate(index["label_names"])}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     if records is not None:
@@ -91,7 +97,9 @@ def write_source(owner: type, folder: Path) -> str:
     for other in folder.glob(CODE_FILES[0]):
         other.unlink()
     header = f"# {owner.__name__} of text-diffusers {text_diffusers.__version__}, with what it needs, in one file.\n"
-    (folder / f"{name}.py").write_text(f"{header}# SPDX-License-Identifier: Apache-2.0\n{source}", encoding="utf-8")
+    (folder / f"{name}.py").write_text(
+        f"{header}# SPDX-License-Identifier: Apache-2.0\n{source}", encoding="utf-8"
+    )
     return name
 
 
@@ -166,19 +174,25 @@ def push_space(
     with tempfile.TemporaryDirectory() as folder:
         write_space(Path(folder), model, title or f"Text diffusion: {model.rpartition('/')[2]}")
         api, url = repository(repo_id, "space", token, private)
-        api.upload_folder(repo_id=repo_id, repo_type="space", folder_path=folder, commit_message="The demo")
+        api.upload_folder(
+            repo_id=repo_id, repo_type="space", folder_path=folder, commit_message="The demo"
+        )
     return url
 
 
 def write_space(folder: Path, model: str, title: str):
     """The files of the Space that opens `model`."""
     package = Path(text_diffusers.__file__).parent
-    ignored = shutil.ignore_patterns("__pycache__", *([] if model == SHIPPED_MODEL else ["shipped"]))
+    ignored = shutil.ignore_patterns(
+        "__pycache__", *([] if model == SHIPPED_MODEL else ["shipped"])
+    )
     shutil.copytree(package, folder / PACKAGE, ignore=ignored)
     for room in ROOMS:  # in an editable installation they lie elsewhere
         spec = find_spec(f"{PACKAGE}.{room}")
         places = (spec and spec.submodule_search_locations) or []
-        shutil.copytree(next(iter(places)), folder / PACKAGE / room, ignore=ignored, dirs_exist_ok=True)
+        shutil.copytree(
+            next(iter(places)), folder / PACKAGE / room, ignore=ignored, dirs_exist_ok=True
+        )
     for file in ("app.py", "requirements.txt", "README.md"):
         shutil.copyfile(folder / PACKAGE / "space" / file, folder / file)
     (folder / "model.txt").write_text(f"{model}\n", encoding="utf-8")

@@ -16,11 +16,18 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from text_diffusers.common.validation import is_number
 from text_diffusers.hub.card_examples import SEED, examples_of, labels_of, literal
 from text_diffusers.hub.card_text import LINE, code, escaped, fenced, one_line, table, wrapped
 from text_diffusers.hub.papers import papers_of
 from text_diffusers.training.config import NOTE_FILE
-from text_diffusers.training.curves import CURVES_PICTURE, METRICS_FILE, curves_of, draw_curves, is_number, read_object
+from text_diffusers.training.curves import (
+    CURVES_PICTURE,
+    METRICS_FILE,
+    curves_of,
+    draw_curves,
+    read_record,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +82,14 @@ def model_card(
     if not one_line(name):
         raise ValueError(f"`name` must hold something that can be read, got {name!r}.")
     if license is not None and not LICENSE.fullmatch(license):
-        raise ValueError(f"`license` must be an identifier of the Hub such as 'apache-2.0', got {license!r}.")
+        raise ValueError(
+            f"`license` must be an identifier of the Hub such as 'apache-2.0', got {license!r}."
+        )
     if repo_id is not None:
         validate_repo_id(repo_id)
     left = {}
     for file in (METRICS_FILE, NOTE_FILE):
-        left[file] = read_object(None if folder is None else Path(folder, file))
+        left[file] = read_record(None if folder is None else Path(folder), file)
     metrics = {key: value for key, value in left[METRICS_FILE].items() if is_number(value)}
     note = left[NOTE_FILE]
     sections = [
@@ -92,16 +101,25 @@ def model_card(
         worth(metrics),
         limits(pipe),
         "## Papers\n\n" + "\n".join(papers(pipe)),
-        "" if license is None else f"## Licence\n\nOf the weights: {code(license)}. Of the code: `apache-2.0`.",
+        ""
+        if license is None
+        else f"## Licence\n\nOf the weights: {code(license)}. Of the code: `apache-2.0`.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def front_matter(
-    pipe: Any, metrics: dict[str, float], note: dict, name: str, license: str | None, datasets: Sequence[str]
+    pipe: Any,
+    metrics: dict[str, float],
+    note: dict,
+    name: str,
+    license: str | None,
+    datasets: Sequence[str],
 ) -> str:
     """What the Hub files the model under."""
-    known = [one_line(dataset) for dataset in datasets] or [str(note.get("options", {}).get("dataset") or "")]
+    known = [one_line(dataset) for dataset in datasets] or [
+        str(note.get("options", {}).get("dataset") or "")
+    ]
     results = []
     if "bound" in metrics and known[0]:
         on: dict[str, Any] = {
@@ -139,7 +157,10 @@ def is_repo_id(name: str) -> bool:
 
 
 def description(pipe: Any) -> str:
-    kind = next((KINDS[owner.__name__] for owner in type(pipe).__mro__ if owner.__name__ in KINDS), "writes text")
+    kind = next(
+        (KINDS[owner.__name__] for owner in type(pipe).__mro__ if owner.__name__ in KINDS),
+        "writes text",
+    )
     parameters = sum(count_parameters(part) for part in pipe.components.values())
     return (
         f"A model of {parameters:,} parameters that {kind}. Its class is {code(type(pipe).__name__)} of "
@@ -156,9 +177,13 @@ def model_lines(pipe: Any) -> list[tuple[str, str]]:
     lines = []
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
-            lines.append((name, f"{code(type(part).__name__)}, {count_parameters(part):,} parameters"))
+            lines.append(
+                (name, f"{code(type(part).__name__)}, {count_parameters(part):,} parameters")
+            )
         elif part is not None and hasattr(part, "step"):
-            settings = ", ".join(f"{code(key)} {code(str(value))}" for key, value in settings_of(part).items())
+            settings = ", ".join(
+                f"{code(key)} {code(str(value))}" for key, value in settings_of(part).items()
+            )
             lines.append((name, f"{code(type(part).__name__)}{': ' * bool(settings)}{settings}"))
     lines.append(("vocabulary", f"{len(pipe.tokenizer):,} tokens"))
     longest = longest_row(pipe)
@@ -171,7 +196,9 @@ def model_lines(pipe: Any) -> list[tuple[str, str]]:
 def settings_of(scheduler: Any) -> dict[str, Any]:
     """What a scheduler is set to, where that is a number or a name."""
     found = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-    named = {key: value for key, value in found.items() if isinstance(value, (bool, int, float, str))}
+    named = {
+        key: value for key, value in found.items() if isinstance(value, (bool, int, float, str))
+    }
     continuous = {"time": "continuous"} if found.get("num_train_timesteps", 1) is None else {}
     return continuous | named
 
@@ -185,11 +212,17 @@ def longest_row(pipe: Any) -> int | None:
 def use(pipe: Any, note: dict, place: str) -> str:
     """How to load and call the model, with and without this package, and what the calls write."""
     examples = examples_of(pipe, note.get("options", {}))
-    calls = [line for example in examples for line in (f"\n# {example.title}", f"print({example.source()}.texts)")]
+    calls = [
+        line
+        for example in examples
+        for line in (f"\n# {example.title}", f"print({example.source()}.texts)")
+    ]
     load = ["import torch", "from text_diffusers import TextDiffusionPipeline", ""]
     load.append(f"pipe = TextDiffusionPipeline.from_pretrained({literal(place)})")
     stock = ["import torch", "from diffusers import DiffusionPipeline", ""]
-    stock.append(f"pipe = DiffusionPipeline.from_pretrained({literal(place)}, trust_remote_code=True)")
+    stock.append(
+        f"pipe = DiffusionPipeline.from_pretrained({literal(place)}, trust_remote_code=True)"
+    )
     written = []
     for example in examples:
         for caption, text in zip(example.captions, example.texts(pipe), strict=True):
@@ -220,7 +253,11 @@ def training(folder: Path | None, note: dict, datasets: Sequence[str]) -> str:
         parts.append(f"![Curves of the training by step]({CURVES_PICTURE})")
     if "options" in note:
         options = [(code(key), code(json.dumps(value))) for key, value in note["options"].items()]
-        folded = ["<details><summary>All options</summary>", table(("option", "value"), options), "</details>"]
+        folded = [
+            "<details><summary>All options</summary>",
+            table(("option", "value"), options),
+            "</details>",
+        ]
         parts += folded
     return "\n\n".join(["## Training", *parts]) if parts else ""
 
@@ -232,12 +269,16 @@ def progress(folder: Path | None, note: dict) -> list[str]:
         last = curve[-1]
         if is_number(last.get("seconds")):
             of_stage = f"The {stage} level: " if stage else ""
-            sentences.append(f"{of_stage}{last['step']:,} optimizer steps in {last['seconds'] / 60:.1f} minutes")
+            sentences.append(
+                f"{of_stage}{last['step']:,} optimizer steps in {last['seconds'] / 60:.1f} minutes"
+            )
     if is_number(note.get("num_processes")) and "device" in note:
         kind = f"{note['num_processes']} process{'es' * (note['num_processes'] != 1)} on {code(note['device'])}"
         sentences.append(f"Run by {kind}, mixed precision {code(str(note.get('mixed_precision')))}")
     if isinstance(note.get("versions"), dict):
-        versions = ", ".join(f"{escaped(key)} {code(str(value))}" for key, value in note["versions"].items())
+        versions = ", ".join(
+            f"{escaped(key)} {code(str(value))}" for key, value in note["versions"].items()
+        )
         sentences.append(f"Versions: {versions}")
     return sentences
 
@@ -263,7 +304,11 @@ def worth(metrics: dict[str, float]) -> str:
     lines = []
     for key, (meaning, unit) in FIGURES.items():
         if key in metrics:
-            error = f" ± {metrics['standard_error']:.3f}" if key == "bound" and "standard_error" in metrics else ""
+            error = (
+                f" ± {metrics['standard_error']:.3f}"
+                if key == "bound" and "standard_error" in metrics
+                else ""
+            )
             lines.append((meaning, f"{metrics[key]:.3f}{error}", unit))
     if not lines:
         return ""
@@ -281,7 +326,9 @@ def worth(metrics: dict[str, float]) -> str:
             sentence += " The entropy of token frequencies is what a model comes to that knows these and nothing else."
         if entropy is not None and bound >= entropy:
             sentence += " The bound is not below it: by this measure the model is not shown to know more than these."
-        parts.append(f"{sentence} Figures per token compare only between models of the same vocabulary.")
+        parts.append(
+            f"{sentence} Figures per token compare only between models of the same vocabulary."
+        )
     return "\n\n".join(parts)
 
 
@@ -301,7 +348,8 @@ def papers(pipe: Any) -> list[str]:
     parts = [part for part in pipe.components.values() if part is not None]
     ordered = sorted(parts, key=lambda part: not hasattr(part, "step"))  # schedulers first
     return [
-        f"- {title}, [arXiv:{number}](https://arxiv.org/abs/{number})" for number, title in papers_of(*ordered, pipe)
+        f"- {title}, [arXiv:{number}](https://arxiv.org/abs/{number})"
+        for number, title in papers_of(*ordered, pipe)
     ]
 
 

@@ -49,5 +49,7 @@ def papers_of(*parts: Any) -> list[tuple[str, str]]:
         for owner in type(part).__mro__:
             if owner.__module__.partition(".")[0] == __name__.partition(".")[0]:
                 docstrings = (sys.modules[owner.__module__].__doc__, owner.__doc__)
-                found |= dict.fromkeys(number for text in docstrings for number in ARXIV.findall(text or ""))
+                found |= dict.fromkeys(
+                    number for text in docstrings for number in ARXIV.findall(text or "")
+                )
     return [(number, TITLES.get(number, f"arXiv:{number}")) for number in found]

@@ -45,7 +45,9 @@ def standalone_source(module: str) -> str:
             for defined in defined_names(node):
                 owner = owners.setdefault(defined, name)
                 if owner != name:
-                    raise ValueError(f"`{defined}` must be defined once, got it in {owner} and {name}.")
+                    raise ValueError(
+                        f"`{defined}` must be defined once, got it in {owner} and {name}."
+                    )
         bodies.append(without_header(source, tree))
 
     docstring = ast.get_docstring(ast.parse(module_source(module)), clean=False)
@@ -78,7 +80,9 @@ def imported_module(node: ast.AST, importer: str) -> str | None:
     allowed = (own_room, *LOWER_ROOMS.get(own_room, ()))
     if room_of(source) not in allowed or any(alias.asname for alias in node.names):
         rooms = " and ".join(allowed)
-        raise ValueError(f"{importer} must import from {rooms}, without renaming, got: {ast.unparse(node)}")
+        raise ValueError(
+            f"{importer} must import from {rooms}, without renaming, got: {ast.unparse(node)}"
+        )
     return source
 
 

@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from text_diffusers.common.clean_estimate import PREDICTION_TYPES
+from text_diffusers.common.validation import require
+from text_diffusers.losses.precision import at_least_float32
+
 
 class DiffusionLMLoss(NamedTuple):
     """The three terms of Diffusion-LM's loss, (B, L) each; the loss is their sum."""
@@ -33,28 +37,46 @@ def noisy_start(clean: Tensor, alpha_bar_0: Tensor, noise: Tensor) -> Tensor:
 
 
 def prediction_target(
-    prediction_type: str, start: Tensor, clean: Tensor, noise: Tensor, alpha_bar_t: Tensor, first: Tensor
+    prediction_type: str,
+    start: Tensor,
+    clean: Tensor,
+    noise: Tensor,
+    alpha_bar_t: Tensor,
+    first: Tensor,
 ) -> Tensor:
-    """(B, L, E) what the network is to predict of z_t = sqrt(a_t) start + sqrt(1 - a_t) noise.
+    """Target of the network's prediction at z_t = sqrt(a_t) start + sqrt(1 - a_t) noise.
 
     Args:
         prediction_type: "sample", "epsilon" or "v_prediction".
         start, clean, noise: (B, L, E) x_start, the embeddings without noise, and the noise of z_t.
+        alpha_bar_t: () or (B,) a_t.
         first: (B,) bool, t = 0: there the target of "sample" is `clean`, as in Diffusion-LM.
+
+    Returns:
+        (B, L, E).
 
     Raises:
         ValueError: for another `prediction_type`.
     """
-    check_prediction_type(prediction_type)
+    known = prediction_type in PREDICTION_TYPES
+    require(known, "prediction_type", f"one of {', '.join(PREDICTION_TYPES)}", prediction_type)
     if prediction_type == "sample":
         return torch.where(first.reshape(-1, 1, 1), clean, start)
     if prediction_type == "epsilon":
         return noise
-    return per_row(alpha_bar_t.sqrt(), noise) * noise - per_row((1 - alpha_bar_t).sqrt(), start) * start
+    return (
+        per_row(alpha_bar_t.sqrt(), noise) * noise
+        - per_row((1 - alpha_bar_t).sqrt(), start) * start
+    )
 
 
 def diffusion_lm_loss(
-    prediction: Tensor, target: Tensor, start_logits: Tensor, input_ids: Tensor, start: Tensor, alpha_bar_T: Tensor
+    prediction: Tensor,
+    target: Tensor,
+    start_logits: Tensor,
+    input_ids: Tensor,
+    start: Tensor,
+    alpha_bar_T: Tensor,
 ) -> DiffusionLMLoss:
     """The end-to-end loss of Diffusion-LM (https://arxiv.org/abs/2205.14217): squared error, rounding and prior.
 
@@ -67,9 +89,20 @@ def diffusion_lm_loss(
 
     Returns:
         The terms, unweighted: squared error and prior are means over E, rounding is in nats.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.losses import diffusion_lm_loss
+        >>> zeros = torch.zeros(1, 3, 8)
+        >>> words = torch.tensor([[4, 0, 2]])
+        >>> terms = diffusion_lm_loss(zeros, zeros + 1, torch.zeros(1, 3, 5), words, zeros, torch.tensor(1e-4))
+        >>> terms.mse, sum(terms).shape
+        (tensor([[1., 1., 1.]]), torch.Size([1, 3]))
     """
+    mse = mean_square(prediction - target)
+    rounding = reconstruction(start_logits, input_ids)
     prior = mean_square(per_row(alpha_bar_T.sqrt(), start) * start)
-    return DiffusionLMLoss(mean_square(prediction - target), reconstruction(start_logits, input_ids), prior)
+    return DiffusionLMLoss(mse, rounding, prior)
 
 
 def simple_loss(prediction: Tensor, noise: Tensor) -> Tensor:
@@ -77,7 +110,9 @@ def simple_loss(prediction: Tensor, noise: Tensor) -> Tensor:
     return mean_square(prediction - noise)
 
 
-def anchor_loss(logits_of_estimate: Tensor, input_ids: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def anchor_loss(
+    logits_of_estimate: Tensor, input_ids: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy of the words given the clean *estimate*, Difformer's anchor (https://arxiv.org/abs/2212.09412).
 
     Args:
@@ -93,8 +128,10 @@ def anchor_loss(logits_of_estimate: Tensor, input_ids: Tensor, label_smoothing: 
 
 def reconstruction(logits: Tensor, input_ids: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """-log p(w | z): logits (B, L, V), words (B, L) -> (B, L) nats."""
-    flat = logits.flatten(0, 1).to(at_least_float32(logits))
-    loss = F.cross_entropy(flat, input_ids.flatten(), reduction="none", label_smoothing=label_smoothing)
+    flat_logits = at_least_float32(logits.flatten(0, 1))
+    loss = F.cross_entropy(
+        flat_logits, input_ids.flatten(), reduction="none", label_smoothing=label_smoothing
+    )
     return loss.view(input_ids.shape)
 
 
@@ -102,24 +139,33 @@ def prior_kl(clean: Tensor, alpha_bar_T: Tensor) -> Tensor:
     """KL(q(z_{T-1} | w) || N(0, I)), sum over E: `clean` (B, L, E) -> (B, L) nats."""
     alpha = alpha_bar_T.double()
     mean = per_row(alpha.sqrt(), clean) * clean
-    spread = per_row(alpha + torch.log1p(-alpha), clean).squeeze(-1)  # of each dimension, not above 0
-    return 0.5 * (mean.to(at_least_float32(mean)).square().sum(dim=-1) - clean.shape[-1] * spread)
+    # The divergence of the variances in each dimension, times -2: not above 0.
+    spread = per_row(alpha + torch.log1p(-alpha), clean).squeeze(-1)
+    return 0.5 * (at_least_float32(mean).square().sum(dim=-1) - clean.shape[-1] * spread)
 
 
-def transition_kl(clean: Tensor, estimate: Tensor, alpha_bar_t: Tensor, alpha_bar_s: Tensor) -> Tensor:
+def transition_kl(
+    clean: Tensor, estimate: Tensor, alpha_bar_t: Tensor, alpha_bar_s: Tensor
+) -> Tensor:
     """KL(q(z_s | z_t, x) || q(z_s | z_t, estimate)), the step of DDPM sampling with variance "fixed_small".
 
     It is (SNR_s - SNR_t) / 2 times the squared distance, with SNR = a / (1 - a).
 
     Args:
-        clean, estimate: (B, L, E) x, and what the network makes of z_t.
+        clean, estimate: (B, L, E) x, and the network's estimate of it from z_t.
         alpha_bar_t, alpha_bar_s: () or (B,), both below 1, s before t.
 
     Returns:
         (B, L) nats, sum over E.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.losses import transition_kl
+        >>> clean = torch.zeros(1, 2, 4)
+        >>> transition_kl(clean, clean + 1, torch.tensor(0.5), torch.tensor(0.75))  # (3 - 1) / 2 * 4
+        tensor([[4., 4.]])
     """
-    error = clean - estimate
-    distance = error.to(at_least_float32(error)).square().sum(dim=-1)
+    distance = at_least_float32(clean - estimate).square().sum(dim=-1)
     gain = signal_to_noise(alpha_bar_s) - signal_to_noise(alpha_bar_t)
     return 0.5 * per_row(gain, clean).squeeze(-1).to(distance) * distance
 
@@ -131,19 +177,9 @@ def signal_to_noise(alpha_bar: Tensor) -> Tensor:
 
 
 def mean_square(values: Tensor) -> Tensor:
-    return values.to(at_least_float32(values)).square().mean(dim=-1)
+    return at_least_float32(values).square().mean(dim=-1)
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """(B, 1, 1), or (1, 1, 1) if `values` are one number, in the dtype and on the device of `like`."""
     return values.reshape(-1, 1, 1).to(like)
-
-
-def at_least_float32(values: Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)
-
-
-def check_prediction_type(prediction_type: str):
-    names = ("sample", "epsilon", "v_prediction")
-    if prediction_type not in names:
-        raise ValueError(f"`prediction_type` must be one of {', '.join(names)}, got {prediction_type!r}.")

@@ -1,4 +1,4 @@
-"""Vectors to codes and back: what the quantisers of `vector_quantize_pytorch` have in common.
+"""Vectors to codes and back, one interface to the quantisers of `vector_quantize_pytorch`.
 
 VQ-VAE (https://arxiv.org/abs/1711.00937) with codebooks that follow moving averages, codes sampled by the Gumbel trick
 (https://arxiv.org/abs/1611.01144), FSQ (https://arxiv.org/abs/2309.15505).
@@ -30,6 +30,14 @@ class TextQuantizer(nn.Module):
         dead_code_threshold: a code is replaced by a vector of the batch once its moving share of the vectors is below
             this part of an even share; 0 keeps all codes.
         rotation_trick: gradients by rotation (https://arxiv.org/abs/2410.06424) and not straight through.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.models import TextQuantizer
+        >>> quantizer = TextQuantizer("fsq", 8, [3, 5], 4, 0.99, 0.25, 0.1, rotation_trick=False)
+        >>> quantised, codes, loss = quantizer(torch.zeros(2, 6, 8))
+        >>> quantised.shape, codes.shape, quantizer.num_codes
+        (torch.Size([2, 6, 8]), torch.Size([2, 6]), 15)
     """
 
     def __init__(
@@ -52,8 +60,9 @@ class TextQuantizer(nn.Module):
             assert not isinstance(num_codes, int)
             self.layer = FSQ(list(num_codes), dim=hidden_size)
             return
-        sampled = quantizer == "gumbel"
+
         assert isinstance(num_codes, int)
+        sampled = quantizer == "gumbel"
         self.layer = VectorQuantize(
             hidden_size,
             num_codes,
@@ -69,8 +78,16 @@ class TextQuantizer(nn.Module):
         nn.init.normal_(self.layer._codebook.embed)  # until training sets it by k-means
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`(quantised (B, n, D), codes (B, n), loss ())` of x (B, n, D); in training the codebook follows x."""
-        with torch.autocast(x.device.type, enabled=False):  # distances and averages need all digits
+        """Quantise; in training the codebook follows x.
+
+        Args:
+            x: (B, n, D).
+
+        Returns:
+            `(quantised (B, n, D), codes (B, n), loss ())`; the commitment loss is 0 outside of training and of "fsq".
+        """
+        # Distances and averages need all digits.
+        with torch.autocast(x.device.type, enabled=False):
             x = self.norm(x.to(self.norm.weight.dtype))
             if isinstance(self.layer, FSQ):
                 quantised, codes = self.layer(x)
@@ -78,6 +95,7 @@ class TextQuantizer(nn.Module):
             if not self.training:
                 codes = self._nearest(x)
                 return self.vectors(codes), codes, x.new_zeros(())
+
             if self.dead_code_threshold:
                 self._set_threshold(num_vectors=x.shape[0] * x.shape[1] * num_processes())
             quantised, codes, loss = self.layer(x)
@@ -85,17 +103,21 @@ class TextQuantizer(nn.Module):
 
     def _nearest(self, x: Tensor) -> Tensor:
         """(B, n) codes of x (B, n, D). The library would start the codebook by k-means here too."""
-        return torch.cdist(self.layer.project_in(x).float(), self.layer.codebook.float()).argmin(dim=-1)
+        projected = self.layer.project_in(x).float()
+        return torch.cdist(projected, self.layer.codebook.float()).argmin(dim=-1)
 
     def _set_threshold(self, num_vectors: int):
-        """The library counts vectors a batch; a new code begins with an even share, and so has time to be used.
+        """Set the count below which a code is dead, and with which a new one begins.
 
-        The share is one of the batches so far, whatever their sizes, or of the `num_vectors` of the first.
+        The library counts vectors a batch; a new code begins with an even share, and so has time to be used. The
+        share is one of the batches so far, whatever their sizes, or of the `num_vectors` of the first.
         """
         codebook = self.layer._codebook
-        known = bool(codebook.initted)
-        codebook.reset_cluster_size = float(codebook.cluster_size.mean()) if known else num_vectors / self.num_codes
-        codebook.threshold_ema_dead_code = self.dead_code_threshold * codebook.reset_cluster_size
+        even_share = num_vectors / self.num_codes
+        if codebook.initted:
+            even_share = float(codebook.cluster_size.mean())
+        codebook.reset_cluster_size = even_share
+        codebook.threshold_ema_dead_code = self.dead_code_threshold * even_share
 
     def codes(self, x: Tensor) -> Tensor:
         """(B, n) codes of x (B, n, D), in training too without chance and without a change of the codebook."""
@@ -109,12 +131,12 @@ class TextQuantizer(nn.Module):
     def vectors(self, codes: Tensor) -> Tensor:
         """(B, n, D) of codes (B, n)."""
         if isinstance(self.layer, FSQ):
-            places: Any = self.layer.implicit_codebook
-            return self.layer.project_out(places[codes].to(self.norm.weight.dtype))
+            codebook: Any = self.layer.implicit_codebook
+            return self.layer.project_out(codebook[codes].to(self.norm.weight.dtype))
         return self.layer.get_output_from_indices(codes)
 
 
 def num_processes() -> int:
-    """Processes whose codebooks are one."""
+    """Number of processes that share one codebook."""
     group = torch.distributed
     return group.get_world_size() if group.is_available() and group.is_initialized() else 1

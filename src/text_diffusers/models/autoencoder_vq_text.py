@@ -9,20 +9,32 @@ width, V vocabulary size.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.attention import AttentionMixin
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from text_diffusers.models.attention import NORM_EPS, TransformerStack, check_transformer_sizes, init_weights
+from text_diffusers.common.validation import is_int, is_key, is_list, require
+from text_diffusers.models.attention import NORM_EPS
 from text_diffusers.models.autoencoder_vq_quantizer import QUANTIZERS, TextQuantizer
-from text_diffusers.models.config_types import LARGEST_SIZE, MOST_LAYERS, check_config_types, check_sizes, is_of
+from text_diffusers.models.checks import (
+    LARGEST_SIZE,
+    MOST_LAYERS,
+    check_config_types,
+    check_sizes,
+    check_transformer_sizes,
+    check_vocabulary,
+)
+from text_diffusers.models.transformer_blocks import (
+    TransformerModel,
+    TransformerStack,
+    init_weights,
+)
 
 
 @dataclass
@@ -40,8 +52,8 @@ class AutoencoderVQTextOutput(BaseOutput):
     Attributes:
         logits: (B, L, V).
         commitment_loss: () of the quantisers.
-        topic_loss: () nats per token, how badly each coarse code, on its own, says which tokens its window holds; 0
-            with one level. It makes coarse codes tell what a text is about, rather than its wording.
+        topic_loss: () nats per token, cross-entropy of the tokens of a window given one of its coarse codes; 0 with
+            one level. It makes coarse codes tell what a text is about, rather than its wording.
         codes: of the tokens that the encoder saw.
     """
 
@@ -52,7 +64,7 @@ class AutoencoderVQTextOutput(BaseOutput):
     codes: Any = None
 
 
-class AutoencoderVQTextModel(ModelMixin, AttentionMixin, ConfigMixin):
+class AutoencoderVQTextModel(TransformerModel):
     """Tokens to codes, and codes to logits of all tokens in one pass.
 
     Everything happens within windows of `window_length` tokens: the cost is linear in the length of a text, and the
@@ -78,12 +90,19 @@ class AutoencoderVQTextModel(ModelMixin, AttentionMixin, ConfigMixin):
 
     Raises:
         ValueError: if an argument makes no sense, with its name and limit.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import AutoencoderVQTextModel
+        >>> model = AutoencoderVQTextModel(vocab_size=20, hidden_size=8, num_attention_heads=2).eval()
+        >>> codes = model.encode(torch.randint(0, 20, (2, 16)))
+        >>> codes.fine.shape, codes.coarse.shape
+        (torch.Size([2, 8]), torch.Size([2, 2]))
+        >>> model.decode(codes.fine, codes.coarse).shape
+        torch.Size([2, 16, 20])
     """
 
-    _no_split_modules = ["TextTransformerBlock"]
-    _repeated_blocks = ["TextTransformerBlock"]
     _skip_layerwise_casting_patterns = ["token_embedding"]  # read outside of their layers
-    config: Any
 
     @register_to_config
     def __init__(
@@ -112,24 +131,42 @@ class AutoencoderVQTextModel(ModelMixin, AttentionMixin, ConfigMixin):
     ):
         super().__init__()
         self._check_config()
-        make_quantizer = self._quantizers()
-        width, layer = hidden_size, (hidden_size, num_attention_heads, int(hidden_size * feed_forward_ratio))
-        self.token_embedding = nn.Embedding(vocab_size, width)
-        self.patch_in = nn.Linear(patch_length * width, width)
-        self.encoder = TransformerStack(num_encoder_layers, *layer)
-        self.quantize_fine = make_quantizer(fine_levels or num_fine_codes)
+        make_stack = partial(TransformerStack, self.config)
+        make_quantizer: Any = partial(
+            TextQuantizer,
+            quantizer=quantizer,
+            hidden_size=hidden_size,
+            codebook_dim=codebook_dim,
+            decay=decay,
+            commitment_weight=commitment_weight,
+            dead_code_threshold=dead_code_threshold,
+            rotation_trick=rotation_trick,
+        )
+
+        # 1. Tokens to fine codes
+        self.token_embedding = nn.Embedding(vocab_size, hidden_size)
+        self.patch_in = nn.Linear(patch_length * hidden_size, hidden_size)
+        self.encoder = make_stack(num_encoder_layers)
+        self.quantize_fine = make_quantizer(num_codes=fine_levels or num_fine_codes)
+        # With "fsq" the numbers of codes follow from the levels, and are told to others by the configuration.
         self.register_to_config(num_fine_codes=self.quantize_fine.num_codes)
+
+        # 2. Patches to coarse codes, and back
+        num_coarse_codes_used = None
         if coarse_ratio is not None:
-            self.coarse_in = nn.Linear(coarse_ratio * width, width)
-            self.coarse_encoder = TransformerStack(num_coarse_layers, *layer)
-            self.quantize_coarse = make_quantizer(coarse_levels or num_coarse_codes)
-            self.coarse_out = nn.Linear(width, coarse_ratio * width)
-            self.topic_out = nn.Linear(width, width)
-        self.register_to_config(num_coarse_codes=self.quantize_coarse.num_codes if coarse_ratio is not None else None)
-        self.decoder = TransformerStack(num_decoder_layers - 1, *layer)
-        self.patch_out = nn.Linear(width, patch_length * width)
-        self.token_decoder = TransformerStack(1, *layer)
-        self.norm_out = nn.LayerNorm(width, eps=NORM_EPS)
+            self.coarse_in = nn.Linear(coarse_ratio * hidden_size, hidden_size)
+            self.coarse_encoder = make_stack(num_coarse_layers)
+            self.quantize_coarse = make_quantizer(num_codes=coarse_levels or num_coarse_codes)
+            self.coarse_out = nn.Linear(hidden_size, coarse_ratio * hidden_size)
+            self.topic_out = nn.Linear(hidden_size, hidden_size)
+            num_coarse_codes_used = self.quantize_coarse.num_codes
+        self.register_to_config(num_coarse_codes=num_coarse_codes_used)
+
+        # 3. Codes to tokens
+        self.decoder = make_stack(num_decoder_layers - 1)
+        self.patch_out = nn.Linear(hidden_size, patch_length * hidden_size)
+        self.token_decoder = make_stack(1)
+        self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS)
         self.apply(init_weights)
 
     @property
@@ -139,9 +176,10 @@ class AutoencoderVQTextModel(ModelMixin, AttentionMixin, ConfigMixin):
 
     def full_length(self, length: int) -> int:
         """The least number of tokens, `length` or more, that makes whole codes and, beyond one, whole windows."""
-        codes = -(-length // self.code_length) * self.code_length
+        # Rounded up, first to codes and then to windows.
+        whole_codes = -(-length // self.code_length) * self.code_length
         window = self.config.window_length
-        return codes if codes <= window else -(-length // window) * window
+        return whole_codes if whole_codes <= window else -(-length // window) * window
 
     @torch.no_grad()
     @apply_forward_hook
@@ -151,11 +189,11 @@ class AutoencoderVQTextModel(ModelMixin, AttentionMixin, ConfigMixin):
         Raises:
             ValueError: if L is not a `full_length`.
         """
-        features = self._features(input_ids)
-        coarse, detail = None, features
+        detail = self._features(input_ids)
+        coarse = None
         if self.config.coarse_ratio is not None:
-            codes = self.quantize_coarse.codes(self._coarse_features(features))
-            detail = features - self._plan(self.quantize_coarse.vectors(codes))
+            codes = self.quantize_coarse.codes(self._coarse_features(detail))
+            detail = detail - self._plan(self.quantize_coarse.vectors(codes))
             coarse = codes.reshape(len(input_ids), -1)
         fine = self.quantize_fine.codes(detail).reshape(len(input_ids), -1)
         return TextCodes(fine=fine, coarse=coarse)
@@ -167,42 +205,32 @@ class AutoencoderVQTextModel(ModelMixin, AttentionMixin, ConfigMixin):
         Raises:
             ValueError: if a level is missing that must be there, the codes do not belong together, or do not exist.
         """
-        two, ratio = self.config.coarse_ratio is not None, self.config.coarse_ratio or 1
-        if (coarse is not None) != two or (fine is None and not two):
-            need = (
-                "`coarse` codes are needed, and `fine` ones may be" if two else "`fine` codes are needed, and no other"
-            )
-            raise ValueError(f"{need}, got fine={fine is not None}, coarse={coarse is not None}.")
-        for name, codes in (("fine", fine), ("coarse", coarse)):
-            number = getattr(self.config, f"num_{name}_codes")
-            if codes is not None and (codes.ndim != 2 or not ((codes >= 0) & (codes < number)).all()):
-                raise ValueError(
-                    f"`{name}` must be (batch, length) codes from 0 to {number - 1}, got {tuple(codes.shape)} from "
-                    f"{codes.min()} to {codes.max()}."
-                )
-        if fine is not None and coarse is not None and fine.shape != (len(coarse), ratio * coarse.shape[1]):
-            raise ValueError(
-                f"`fine` must have {ratio} codes for each of `coarse`, got {tuple(fine.shape)} for "
-                f"{tuple(coarse.shape)}."
-            )
-        given: Any = fine if coarse is None else coarse
+        self._check_codes(fine, coarse)
+        longest: Any = fine if coarse is None else coarse
         tokens_each = self.config.patch_length if coarse is None else self.code_length
-        window = self._window(given.shape[1] * tokens_each)
-        parts = []
+        window = self._window(longest.shape[1] * tokens_each)
+
+        # The vectors of both levels add up, patch by patch.
+        x: Any = None  # (W, F / windows, D)
         if coarse is not None:
-            parts.append(self._plan(self.quantize_coarse.vectors(coarse.reshape(-1, window // self.code_length))))
+            x = self._plan(
+                self.quantize_coarse.vectors(coarse.reshape(-1, window // self.code_length))
+            )
         if fine is not None:
-            parts.append(self.quantize_fine.vectors(fine.reshape(-1, window // self.config.patch_length)))
-        return self._logits(sum(parts[1:], parts[0]), len(given))
+            details = self.quantize_fine.vectors(
+                fine.reshape(-1, window // self.config.patch_length)
+            )
+            x = details if x is None else x + details
+        return self._logits(x, len(longest))
 
     @torch.no_grad()
     def code_vectors(self, level: str) -> Tensor:
-        """(codes, patches, D), what each code of the level "fine" or "coarse" adds to the patches it stands for."""
-        config = self.config
+        """(codes, patches, D), the vectors that each code of the level "fine" or "coarse" adds to its patches."""
+        number = getattr(self.config, f"num_{level}_codes")
+        codes = torch.arange(number, device=self.device).unsqueeze(1)
         if level == "fine":
-            return self.quantize_fine.vectors(torch.arange(config.num_fine_codes, device=self.device).unsqueeze(1))
-        codes = torch.arange(config.num_coarse_codes, device=self.device)
-        return self._plan(self.quantize_coarse.vectors(codes.unsqueeze(1)))
+            return self.quantize_fine.vectors(codes)
+        return self._plan(self.quantize_coarse.vectors(codes))
 
     def forward(
         self,
@@ -224,36 +252,47 @@ class AutoencoderVQTextModel(ModelMixin, AttentionMixin, ConfigMixin):
         Raises:
             ValueError: if L is not a `full_length`, or tokens are to be hidden and there is no mask.
         """
-        if hidden is not None and self.config.mask_token_id is None:
-            raise ValueError("`hidden` needs a model with a `mask_token_id`, got None.")
-        seen = input_ids if hidden is None else input_ids.masked_fill(hidden, self.config.mask_token_id)
-        features = self._features(seen)  # (W, n, D)
-        plan, coarse, detail = 0.0, None, features
-        loss = topic_loss = features.new_zeros(())
+        batch_size = len(input_ids)
+        seen = input_ids
+        if hidden is not None:
+            if self.config.mask_token_id is None:
+                raise ValueError("`hidden` needs a model with a `mask_token_id`, got None.")
+            seen = input_ids.masked_fill(hidden, self.config.mask_token_id)
+        features = self._features(seen)  # (W, F / windows, D)
+
+        # 1. The coarse codes: a plan of each window
+        plan = 0.0
+        coarse = None
+        detail = features
+        loss = features.new_zeros(())
+        topic_loss = loss
         if self.config.coarse_ratio is not None:
             quantised, coarse, loss = self.quantize_coarse(self._coarse_features(features))
             topic_loss = self._topic_loss(quantised, input_ids)
             plan = self._plan(self._replaced(quantised, wrong_coarse, self.quantize_coarse))
             # The plan as it is without mistakes, and without its gradient: else that of the sum would be 0 in it.
             detail = features - self._plan(quantised).detach()
-            coarse = coarse.reshape(len(input_ids), -1)
+            coarse = coarse.reshape(batch_size, -1)
+
+        # 2. The fine codes: the detail that the plan leaves open
         quantised, fine, fine_loss = self.quantize_fine(detail)
         quantised = self._replaced(quantised, wrong_fine, self.quantize_fine)
         if without_fine is not None:
-            windows = without_fine.repeat_interleave(len(features) // len(input_ids))
+            windows = without_fine.repeat_interleave(len(features) // batch_size)  # (W,)
             quantised = quantised.masked_fill(windows[:, None, None], 0.0)
-        logits = self._logits(plan + quantised, len(input_ids))
-        codes = TextCodes(fine=fine.reshape(len(input_ids), -1), coarse=coarse)
-        if not return_dict:
-            return logits, loss + fine_loss, topic_loss, codes
-        return AutoencoderVQTextOutput(logits, loss + fine_loss, topic_loss, codes)
+
+        # 3. Decode
+        logits = self._logits(plan + quantised, batch_size)
+        codes = TextCodes(fine=fine.reshape(batch_size, -1), coarse=coarse)
+        output = AutoencoderVQTextOutput(logits, loss + fine_loss, topic_loss, codes)
+        return output if return_dict else output.to_tuple()
 
     def _features(self, input_ids: Tensor) -> Tensor:
         """(W, F / windows, D) features of the patches of tokens (B, L)."""
-        if input_ids.ndim != 2:
-            raise ValueError(f"`input_ids` must be (batch, length), got {tuple(input_ids.shape)}.")
+        require(input_ids.ndim == 2, "input_ids", "(batch, length)", tuple(input_ids.shape))
         windows = input_ids.reshape(-1, self._window(input_ids.shape[1]))  # (W, S)
-        patches = self.token_embedding(windows).unflatten(1, (-1, self.config.patch_length)).flatten(2)
+        x = self.token_embedding(windows)  # (W, S, D)
+        patches = x.unflatten(1, (-1, self.config.patch_length)).flatten(2)
         return self.encoder(self.patch_in(patches))
 
     def _coarse_features(self, features: Tensor) -> Tensor:
@@ -262,29 +301,38 @@ class AutoencoderVQTextModel(ModelMixin, AttentionMixin, ConfigMixin):
         return self.coarse_encoder(self.coarse_in(passages))
 
     def _plan(self, quantised: Tensor) -> Tensor:
-        """(W, F / windows, D), what coarse vectors (W, C / windows, D) say of each patch."""
-        return self.coarse_out(quantised).unflatten(-1, (self.config.coarse_ratio, -1)).flatten(1, 2)
+        """(W, F / windows, D), a vector for each patch from coarse vectors (W, C / windows, D)."""
+        return (
+            self.coarse_out(quantised).unflatten(-1, (self.config.coarse_ratio, -1)).flatten(1, 2)
+        )
 
     def _logits(self, x: Tensor, batch_size: int) -> Tensor:
         """(B, L, V) from quantised features (W, F / windows, D)."""
-        x = self.patch_out(self.decoder(x)).unflatten(-1, (self.config.patch_length, -1)).flatten(1, 2)  # (W, S, D)
+        patches = self.patch_out(self.decoder(x))
+        x = patches.unflatten(-1, (self.config.patch_length, -1)).flatten(1, 2)  # (W, S, D)
         return self._head(self.token_decoder(x)).reshape(batch_size, -1, self.config.vocab_size)
 
     def _head(self, x: Tensor) -> Tensor:
         """(..., V) from (..., D), by the token embedding, which has unit entries."""
-        return F.linear(self.norm_out(x) * self.config.hidden_size**-0.5, self.token_embedding.weight)
+        return F.linear(
+            self.norm_out(x) * self.config.hidden_size**-0.5, self.token_embedding.weight
+        )
 
     def _topic_loss(self, quantised: Tensor, input_ids: Tensor) -> Tensor:
         """() mean over coarse vectors (W, C / windows, D) of -log p of the tokens of its window, in nats per token."""
         log_probs = self._head(self.topic_out(quantised)).log_softmax(dim=-1).mean(dim=1)  # (W, V)
         return -log_probs.gather(1, input_ids.reshape(len(quantised), -1)).mean()
 
-    def _replaced(self, quantised: Tensor, wrong: Tensor | None, quantizer: TextQuantizer) -> Tensor:
+    def _replaced(
+        self, quantised: Tensor, wrong: Tensor | None, quantizer: TextQuantizer
+    ) -> Tensor:
         """Quantised vectors (W, n, D) with those of `wrong` codes (B, C or F) in their places."""
         if wrong is None:
             return quantised
         wrong = wrong.reshape(quantised.shape[:2])
-        return torch.where((wrong < 0).unsqueeze(-1), quantised, quantizer.vectors(wrong.clamp(min=0)))
+        return torch.where(
+            (wrong < 0).unsqueeze(-1), quantised, quantizer.vectors(wrong.clamp(min=0))
+        )
 
     def _window(self, length: int) -> int:
         """S for rows of so many tokens."""
@@ -295,55 +343,92 @@ class AutoencoderVQTextModel(ModelMixin, AttentionMixin, ConfigMixin):
             )
         return min(length, self.config.window_length)
 
-    def _quantizers(self) -> Any:
-        config = self.config
+    def _check_codes(self, fine: Tensor | None, coarse: Tensor | None):
+        # Which levels there are
+        two_levels = self.config.coarse_ratio is not None
+        if (coarse is not None) != two_levels or (fine is None and not two_levels):
+            need = "`fine` codes are needed, and no other"
+            if two_levels:
+                need = "`coarse` codes are needed, and `fine` ones may be"
+            raise ValueError(f"{need}, got fine={fine is not None}, coarse={coarse is not None}.")
 
-        def make(num_codes: int | list[int]) -> TextQuantizer:
-            return TextQuantizer(
-                config.quantizer,
-                config.hidden_size,
-                num_codes,
-                config.codebook_dim,
-                config.decay,
-                config.commitment_weight,
-                config.dead_code_threshold,
-                config.rotation_trick,
+        # Whether the codes exist
+        for name, codes in (("fine", fine), ("coarse", coarse)):
+            number = getattr(self.config, f"num_{name}_codes")
+            if codes is not None and (
+                codes.ndim != 2 or not ((codes >= 0) & (codes < number)).all()
+            ):
+                raise ValueError(
+                    f"`{name}` must be (batch, length) codes from 0 to {number - 1}, got {tuple(codes.shape)} from "
+                    f"{codes.min()} to {codes.max()}."
+                )
+
+        # Whether they belong together
+        ratio = self.config.coarse_ratio or 1
+        if (
+            fine is not None
+            and coarse is not None
+            and fine.shape != (len(coarse), ratio * coarse.shape[1])
+        ):
+            raise ValueError(
+                f"`fine` must have {ratio} codes for each of `coarse`, got {tuple(fine.shape)} for "
+                f"{tuple(coarse.shape)}."
             )
-
-        return make
 
     def _check_config(self):
         config = self.config
-        two = config.coarse_ratio is not None
-        self._check_levels(two)
+        # 1. Levels, which have messages of their own, and types
+        self._check_levels("fine_levels", used=config.quantizer == "fsq")
+        self._check_levels(
+            "coarse_levels", used=config.quantizer == "fsq" and config.coarse_ratio is not None
+        )
         check_config_types(self)
-        sizes = ("vocab_size", "num_decoder_layers", "patch_length", "num_fine_codes", "codebook_dim", "window_length")
-        coarse = ("coarse_ratio", "num_coarse_layers", "num_coarse_codes") if two else ()
-        check_transformer_sizes(config, (*sizes, *coarse))
-        check_sizes(config, ["num_encoder_layers"], least=0, most=MOST_LAYERS)
-        if config.quantizer not in QUANTIZERS:
-            raise ValueError(f"`quantizer` must be one of {QUANTIZERS}, got {config.quantizer!r}.")
-        if config.window_length % self.code_length:
-            raise ValueError(
-                f"`window_length` must be a multiple of {self.code_length}, the tokens of a code, "
-                f"got {config.window_length}."
-            )
-        for name in ("decay", "commitment_weight", "dead_code_threshold"):
-            value = getattr(config, name)
-            if not value >= 0 or (name == "decay" and not value < 1):
-                raise ValueError(f"`{name}` must be at least 0{', below 1' * (name == 'decay')}, got {value!r}.")
-        mask = config.mask_token_id
-        if mask is not None and not 0 <= mask < config.vocab_size:
-            raise ValueError(f"`mask_token_id` must be in the vocabulary of {config.vocab_size}, got {mask!r}.")
 
-    def _check_levels(self, two: bool):
-        for name, used in (("fine_levels", True), ("coarse_levels", two)):
-            levels = getattr(self.config, name)
-            if (levels is not None) != (used and self.config.quantizer == "fsq"):
-                raise ValueError(f'`{name}` must be given with `quantizer` "fsq" and not otherwise, got {levels!r}.')
-            if levels is None:
-                continue
-            if not (is_of(levels, list[int]) and levels and min(levels) > 2):
-                raise ValueError(f"`{name}` must be a list of integers of at least 3, got {levels!r}.")
-            if math.prod(levels) > LARGEST_SIZE:
-                raise ValueError(f"`{name}` must have a product of at most {LARGEST_SIZE}, got {levels!r}.")
+        # 2. Sizes
+        sizes = [
+            "vocab_size",
+            "num_decoder_layers",
+            "patch_length",
+            "num_fine_codes",
+            "codebook_dim",
+            "window_length",
+        ]
+        if config.coarse_ratio is not None:
+            sizes += ["coarse_ratio", "num_coarse_layers", "num_coarse_codes"]
+        check_transformer_sizes(config, sizes)
+        check_sizes(config, ["num_encoder_layers"], least=0, most=MOST_LAYERS)
+        check_vocabulary(config, ["mask_token_id"])
+
+        # 3. The quantiser
+        require(
+            is_key(config.quantizer, QUANTIZERS),
+            "quantizer",
+            f"one of {QUANTIZERS}",
+            config.quantizer,
+        )
+        limit = f"a multiple of {self.code_length}, the tokens of a code"
+        require(
+            config.window_length % self.code_length == 0,
+            "window_length",
+            limit,
+            config.window_length,
+        )
+        require(0 <= config.decay < 1, "decay", "at least 0, below 1", config.decay)
+        for name in ("commitment_weight", "dead_code_threshold"):
+            value = getattr(config, name)
+            require(value >= 0, name, "at least 0", value)
+
+    def _check_levels(self, name: str, used: bool):
+        levels = getattr(self.config, name)
+        limit = 'given with `quantizer` "fsq" and not otherwise'
+        require((levels is not None) == used, name, limit, levels)
+        if levels is None:
+            return
+        whole = is_list(levels) and len(levels) > 0 and all(is_int(level, 3) for level in levels)
+        require(whole, name, "a list of integers of at least 3", levels)
+        require(
+            math.prod(levels) <= LARGEST_SIZE,
+            name,
+            f"a list with a product of at most {LARGEST_SIZE}",
+            levels,
+        )

@@ -21,14 +21,28 @@ class ChunkedHeadLoss(torch.autograd.Function):
     The gradients of a chunk are taken and added up as soon as its loss is known. The result is a scalar, so all that
     is left to the backward pass is to multiply them by the gradient of that scalar: nothing is computed twice. Liger
     (https://arxiv.org/abs/2410.10989) fuses the cross-entropy with the head in this way; here the loss may be any.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.models import ChunkedHeadLoss
+        >>> x = torch.ones(5, 4, requires_grad=True)
+        >>> loss = ChunkedHeadLoss.apply(x, torch.ones(3, 4), lambda logits, chunk: logits.sum(), 2)
+        >>> loss.backward()
+        >>> loss, x.grad[0]
+        (tensor(60., grad_fn=<ChunkedHeadLossBackward>), tensor([3., 3., 3., 3.]))
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, loss_function: LossFunction, chunk_size: int) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, loss_function: LossFunction, chunk_size: int
+    ) -> Tensor:
         """() sum of `loss_function(x[chunk] @ weight.T, chunk)`; x (N, D), weight (V, D)."""
-        device = x.device.type  # here autocast casts nothing: its cache would keep a weight without gradient
+        # Here autocast casts nothing: its cache would keep a weight without gradient.
+        device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        x_cast, weight_cast = x.to(dtype), weight.to(dtype)
+        x_cast = x.to(dtype)
+        weight_cast = weight.to(dtype)
+
         total_dtype = torch.promote_types(dtype, torch.float32)
         total = torch.zeros((), dtype=total_dtype, device=x.device)
         needs_x, needs_weight = ctx.needs_input_grad[:2]
@@ -36,7 +50,10 @@ class ChunkedHeadLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=total_dtype) if needs_weight else None
 
         for chunk in chunks(len(x), chunk_size):
-            loss, grad = loss_and_gradient(F.linear(x_cast[chunk], weight_cast), chunk, loss_function)  # grad (n, V)
+            # The logits have no name here, so that they are gone when their gradient (n, V) is used.
+            loss, grad = loss_and_gradient(
+                F.linear(x_cast[chunk], weight_cast), chunk, loss_function
+            )
             total = total + loss  # in float64 if the loss is
             if grad_x is not None:
                 grad_x[chunk] = grad @ weight_cast
@@ -53,7 +70,11 @@ class ChunkedHeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output: Tensor):
         # In place: a second backward pass, which would find the gradients scaled already, is refused by autograd.
-        grad_x, grad_weight = (grad if grad is None else grad.mul_(grad_output) for grad in ctx.saved_tensors)
+        grad_x, grad_weight = ctx.saved_tensors
+        if grad_x is not None:
+            grad_x.mul_(grad_output)
+        if grad_weight is not None:
+            grad_weight.mul_(grad_output)
         return grad_x, grad_weight, None, None
 
 
@@ -61,7 +82,9 @@ def chunks(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def loss_and_gradient(logits: Tensor, chunk: slice, loss_function: LossFunction) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(
+    logits: Tensor, chunk: slice, loss_function: LossFunction
+) -> tuple[Tensor, Tensor]:
     """The loss of a chunk and its gradient (n, V)."""
     with torch.enable_grad():
         loss = loss_function(logits.requires_grad_(), chunk)

@@ -1,6 +1,6 @@
-"""A transformer that classifies noisy text, or each of its tokens: what guides a diffusion model over text.
+"""A transformer that classifies noisy text, or each of its tokens, to guide a diffusion model over text.
 
-It reads tokens, soft tokens or noisy word embeddings, so the gradient of what it says reaches each of them
+It reads tokens, soft tokens or noisy word embeddings, so the gradient of its logits reaches each of them
 (https://arxiv.org/abs/2105.05233, https://arxiv.org/abs/2205.14217).
 
 Shapes: B batch, L sequence length, D width, V vocabulary size, E embedding width of a Diffusion-LM, C classes, T steps
@@ -8,29 +8,31 @@ of its clock.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_config
-from diffusers.models.attention import AttentionMixin
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from text_diffusers.models.attention import (
-    NORM_EPS,
-    TextTransformerBlock,
+from text_diffusers.common.validation import LONGEST_CLOCK, require
+from text_diffusers.models.attention import NORM_EPS, real_tokens, rotary_of
+from text_diffusers.models.checks import (
+    check_config_types,
+    check_shape,
+    check_sizes,
     check_transformer_config,
-    hides_nothing,
-    init_weights,
-    rotary_of,
-    sinusoids,
 )
-from text_diffusers.models.config_types import LONGEST_CLOCK, check_config_types, check_sizes
+from text_diffusers.models.transformer_blocks import (
+    TextTransformerBlock,
+    TransformerModel,
+    init_weights,
+    make_time_layers,
+    word_evidence,
+    zero_weights,
+)
 
 EMBEDDING_STD = 0.1  # of a new model: small embeddings of rare words learn in few steps
-WHOLE_CLOCK = 1_000.0  # the network sees times as if they ran from 0 to a thousand
 
 
 @dataclass
@@ -40,7 +42,7 @@ class TextClassifierOutput(BaseOutput):
     logits: Tensor
 
 
-class TextClassifierModel(ModelMixin, AttentionMixin, ConfigMixin):
+class TextClassifierModel(TransformerModel):
     """Noise-aware classifier of texts, or with `per_token` of tokens.
 
     Args:
@@ -65,14 +67,20 @@ class TextClassifierModel(ModelMixin, AttentionMixin, ConfigMixin):
 
     Raises:
         ValueError: if an argument makes no sense, with its name and limit.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import TextClassifierModel
+        >>> model = TextClassifierModel(20, num_classes=3, hidden_size=8, num_layers=1, num_attention_heads=2)
+        >>> tokens = torch.tensor([[3, 19, 7], [5, 2, 19]])
+        >>> model(tokens, timestep=0.4).logits
+        tensor([[0., 0., 0.],
+                [0., 0., 0.]], grad_fn=<AddmmBackward0>)
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["TextTransformerBlock"]
-    _repeated_blocks = ["TextTransformerBlock"]
-    _skip_layerwise_casting_patterns = ["token_embedding", "words_in"]  # read outside of their layers
-    _gradient_checkpointing_func: Any
-    config: Any
+    # Read outside of their layers.
+    _skip_layerwise_casting_patterns = ["token_embedding", "words_in"]
 
     @register_to_config
     def __init__(
@@ -95,31 +103,33 @@ class TextClassifierModel(ModelMixin, AttentionMixin, ConfigMixin):
     ):
         super().__init__()
         self._check_config()
-        self.gradient_checkpointing = False
-        over_tokens = embedding_dim is None
+
+        # 1. What the transformer reads: tokens, or embeddings and perhaps the words behind them
         words = None if vocab_size is None else nn.Embedding(vocab_size, hidden_size)
-        self.token_embedding = words if over_tokens else None
-        self.words_in = None if over_tokens else words
+        self.token_embedding = words if embedding_dim is None else None
+        self.words_in = None if embedding_dim is None else words
         self.proj_in = None if embedding_dim is None else nn.Linear(embedding_dim, hidden_size)
-        self.time_embedding = (
-            nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
-            if time_conditioning
-            else None
-        )
-        feed_forward_size = int(hidden_size * feed_forward_ratio)
+        self.time_embedding = make_time_layers(hidden_size) if time_conditioning else None
+
+        # 2. The transformer and its head
         self.blocks = nn.ModuleList(
-            TextTransformerBlock(hidden_size, num_attention_heads, feed_forward_size, dropout, time_conditioning)
+            TextTransformerBlock(self.config, dropout, conditioned=time_conditioning)
             for _ in range(num_layers)
         )
         self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS)
         self.head = nn.Linear(hidden_size, num_classes)
         self.apply(init_weights)
-        nn.init.zeros_(self.head.weight)
+        zero_weights(self.head)
         if words is not None:
             nn.init.normal_(words.weight, std=EMBEDDING_STD)
+
+        # 3. The words of embeddings, for `set_words`
         if self.words_in is not None and self.proj_in is not None:
-            self.proj_in.weight.data.mul_(EMBEDDING_STD)  # or the noise that it passes on drowns the words
-            self.register_buffer("word_table", torch.zeros(self.words_in.num_embeddings, self.proj_in.in_features))
+            # Small, or the noise that it passes on drowns the words.
+            self.proj_in.weight.data.mul_(EMBEDDING_STD)
+            self.register_buffer(
+                "word_table", torch.zeros(self.words_in.num_embeddings, self.proj_in.in_features)
+            )
             self.register_buffer("evidence", torch.zeros(2, num_train_timesteps or 0))
 
     def forward(
@@ -148,15 +158,14 @@ class TextClassifierModel(ModelMixin, AttentionMixin, ConfigMixin):
         """
         x = self._inputs(input_ids, inputs_embeds, timestep)  # (B, L, D)
         real = self._real_tokens(x, attention_mask)  # (B, L) or None
-        condition = self._condition(x, timestep)  # (B, 1, D) or None
-        head_width = self.config.hidden_size // self.config.num_attention_heads
-        rotary = rotary_of(x, head_width)
         mask = None if real is None else real[:, None, None]
+        condition = self._condition(x, timestep)  # (B, 1, D) or None
+
+        rotary = rotary_of(x, self.config)
         for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, rotary, mask, condition)
-            else:
-                x = block(x, rotary, mask, condition)
+            x = self.run_block(block, x, rotary, mask, condition)
+
+        # One answer a token, or one of the mean of the tokens
         x = self.norm_out(x)
         if not self.config.per_token:
             x = mean_of_real(x, real)
@@ -169,7 +178,7 @@ class TextClassifierModel(ModelMixin, AttentionMixin, ConfigMixin):
 
     @torch.no_grad()
     def set_words(self, table: Tensor, alphas_cumprod: Tensor):
-        """Tell a model over embeddings with `vocab_size` what it reads; it is saved with the weights.
+        """Tell a model over embeddings with `vocab_size` the words and the noise; both are saved with the weights.
 
         Args:
             table: (V, E) the clean embedding of every word.
@@ -179,93 +188,99 @@ class TextClassifierModel(ModelMixin, AttentionMixin, ConfigMixin):
             ValueError: if the model reads no words of embeddings, or shapes or values do not fit.
         """
         self._check_reads_words("set_words")
-        want = tuple(self.word_table.shape)
-        if tuple(table.shape) != want or not table.isfinite().all():
-            raise ValueError(f"`table` must be {want} and finite, got {tuple(table.shape)}.")
+        shape = tuple(self.word_table.shape)
+        if tuple(table.shape) != shape or not table.isfinite().all():
+            raise ValueError(f"`table` must be {shape} and finite, got {tuple(table.shape)}.")
         steps = self.config.num_train_timesteps
-        if tuple(alphas_cumprod.shape) != (steps,) or not ((alphas_cumprod >= 0) & (alphas_cumprod < 1)).all():
+        if (
+            tuple(alphas_cumprod.shape) != (steps,)
+            or not ((alphas_cumprod >= 0) & (alphas_cumprod < 1)).all()
+        ):
             raise ValueError(
                 f"`alphas_cumprod` must be ({steps},), at least 0 and below 1, got {tuple(alphas_cumprod.shape)}, "
                 f"{float(alphas_cumprod.min())} to {float(alphas_cumprod.max())}."
             )
-        alpha = alphas_cumprod.double()
         self.word_table.copy_(table)
-        self.evidence.copy_(torch.stack([alpha.sqrt(), alpha]) / (1 - alpha))
+        self.evidence.copy_(word_evidence(alphas_cumprod))
 
     def word_probs(self, inputs_embeds: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """(B, L, V) probabilities of the words by their own noisy embeddings (B, L, E) alone, differentiable in these.
 
-        By Bayes' rule, all words being as likely beforehand. The log-likelihood of x_t = sqrt(a) e + sqrt(1 - a) noise
-        is (sqrt(a) x_t e - a |e|^2 / 2) / (1 - a), but for what all words share. Before `set_words` all are alike.
+        By Bayes' rule, see `word_evidence`. Before `set_words` all words are alike.
 
         Raises:
             ValueError: if the model reads no words of embeddings, or the times do not fit.
         """
         self._check_reads_words("word_probs")
+        # Half precision cannot tell large scores apart.
         exact = torch.promote_types(inputs_embeds.dtype, torch.float32)
         table = self.word_table.to(exact)
         times = self._times(inputs_embeds, timestep).round().long()  # (B,)
         signal, power = self.evidence[:, times, None, None].to(exact)  # (B, 1, 1)
+
         # At little noise scores are in the thousands, and differ by a few.
         with torch.autocast(inputs_embeds.device.type, enabled=False):
-            scores = F.linear(signal * inputs_embeds, table) - power / 2 * table.square().sum(dim=-1)
+            scores = F.linear(signal * inputs_embeds, table) - power / 2 * table.square().sum(
+                dim=-1
+            )
             return scores.softmax(dim=-1).to(inputs_embeds.dtype)
 
     def _inputs(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, timestep: float | Tensor | None
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        timestep: float | Tensor | None,
     ) -> Tensor:
-        """What the blocks read, (B, L, D)."""
-        width, limit = self.config.embedding_dim, self.config.max_length
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Either `input_ids` or `inputs_embeds` must be given, and not both.")
-        if inputs_embeds is not None:
-            want = width or self.config.hidden_size
-            if inputs_embeds.ndim != 3 or inputs_embeds.shape[2] != want or not 0 < inputs_embeds.shape[1] <= limit:
+        """(B, L, D) that the blocks read."""
+        limit = self.config.max_length
+        width = self.config.embedding_dim
+        if inputs_embeds is None and input_ids is not None:
+            if self.token_embedding is None:
                 raise ValueError(
-                    f"`inputs_embeds` must be (batch, length, {want}) with a length of 1 to `max_length`={limit}, "
-                    f"got {tuple(inputs_embeds.shape)}."
+                    f"`inputs_embeds` must be given to a model with `embedding_dim`={width}, got `input_ids`."
                 )
-            if self.proj_in is None:
-                return inputs_embeds
-            x = self.proj_in(inputs_embeds)
-            return x if self.words_in is None else x + self.word_probs(inputs_embeds, timestep) @ self.words_in.weight
-        if self.token_embedding is None:
-            raise ValueError(
-                f"`inputs_embeds` must be given to a model with `embedding_dim`={width}, got `input_ids`."
-            )
-        assert input_ids is not None
-        if input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= limit:
-            raise ValueError(
-                f"`input_ids` must be (batch, length) with a length of 1 to `max_length`={limit}, "
-                f"got {tuple(input_ids.shape)}."
-            )
-        return self.token_embedding(input_ids)
+            check_shape("input_ids", input_ids, limit)
+            return self.token_embedding(input_ids)
+
+        if inputs_embeds is None or input_ids is not None:
+            raise ValueError("Either `input_ids` or `inputs_embeds` must be given, and not both.")
+        check_shape("inputs_embeds", inputs_embeds, limit, width or self.config.hidden_size)
+        if self.proj_in is None:
+            return inputs_embeds
+        x = self.proj_in(inputs_embeds)
+        if self.words_in is not None:
+            x = x + self.word_probs(inputs_embeds, timestep) @ self.words_in.weight
+        return x
 
     def _real_tokens(self, x: Tensor, attention_mask: Tensor | None) -> Tensor | None:
         """(B, L) bool, or `None` if there is no padding."""
         if attention_mask is None:
             return None
         real = attention_mask.bool()
-        if real.shape != x.shape[:2] or not (torch.compiler.is_compiling() or real.any(dim=1).all()):
+        # The mean over no token would be NaN; a compiled graph cannot look at values.
+        if real.shape != x.shape[:2] or not (
+            torch.compiler.is_compiling() or real.any(dim=1).all()
+        ):
             raise ValueError(
                 f"`attention_mask` must be {tuple(x.shape[:2])} with a real token in each row, got "
                 f"{tuple(real.shape)} with {real.sum(dim=-1).tolist()} of them."
             )
-        return None if hides_nothing(real) else real
+        return real_tokens(real)
 
     def _condition(self, x: Tensor, timestep: float | Tensor | None) -> Tensor | None:
         """(B, 1, D) of the embedded time."""
         if self.time_embedding is None:
             return None
         share = self._times(x, timestep) / (self.config.num_train_timesteps or 1)
-        waves = torch.cat(sinusoids(share * WHOLE_CLOCK, self.config.hidden_size), dim=-1)
-        return F.silu(self.time_embedding(waves.to(x.dtype))).unsqueeze(1)
+        return F.silu(self.embed_times(share, x.dtype)).unsqueeze(1)
 
     def _times(self, x: Tensor, timestep: float | Tensor | None) -> Tensor:
         """(B,) times of the rows of `x`, float32."""
         times = torch.as_tensor(0.0 if timestep is None else timestep, device=x.device).float()
         if times.ndim > 1 or (times.ndim == 1 and len(times) not in (1, len(x))):
-            raise ValueError(f"`timestep` must be () or ({len(x)},), one a row, got {tuple(times.shape)}.")
+            raise ValueError(
+                f"`timestep` must be () or ({len(x)},), one a row, got {tuple(times.shape)}."
+            )
         return times.expand(len(x))
 
     def _check_reads_words(self, method: str):
@@ -277,18 +292,23 @@ class TextClassifierModel(ModelMixin, AttentionMixin, ConfigMixin):
         check_config_types(self)
         if config.embedding_dim is None:
             check_transformer_config(config)
-        else:  # the clock and the width of embeddings are needed, a vocabulary is not
-            known = FrozenDict(config | {"vocab_size": config.vocab_size or config.embedding_dim})
-            check_transformer_config(known, ("embedding_dim",))
-        steps, classes, labels = config.num_train_timesteps, config.num_classes, config.labels
-        check_sizes(config, ["num_train_timesteps"], most=LONGEST_CLOCK, optional=True)
-        if steps is None and config.embedding_dim is not None and config.vocab_size is not None:
-            raise ValueError(
-                "`num_train_timesteps` must be an integer with both `embedding_dim` and `vocab_size`, got None."
+        else:
+            # The width of embeddings is needed, a vocabulary is not.
+            vocab_size = config.vocab_size or config.embedding_dim
+            check_transformer_config(
+                FrozenDict(config | {"vocab_size": vocab_size}), ["embedding_dim"]
             )
+
+        steps = config.num_train_timesteps
+        check_sizes(config, ["num_train_timesteps"], most=LONGEST_CLOCK, optional=True)
+        optional = config.embedding_dim is None or config.vocab_size is None
+        limit = "an integer with both `embedding_dim` and `vocab_size`"
+        require(optional or steps is not None, "num_train_timesteps", limit, steps)
+
+        labels = config.labels
         check_sizes(config, ["num_classes"], least=2)
-        if labels is not None and len(labels) != classes:
-            raise ValueError(f"`labels` must be None or {classes} names, one a class, got {labels!r}.")
+        limit = f"None or {config.num_classes} names, one a class"
+        require(labels is None or len(labels) == config.num_classes, "labels", limit, labels)
 
 
 def mean_of_real(x: Tensor, real: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Masked language models of transformers as denoisers: whoever predicts masked tokens can undo absorbing noise.
+"""Masked language models of transformers as denoisers: a model that predicts masked tokens can undo absorbing noise.
 
 A masked LM is not told the time, and under absorbing noise the prediction of clean tokens does not depend on it (RADD,
 https://arxiv.org/abs/2406.03736). It read texts with a token at both ends, such as `[CLS]` and `[SEP]`, and was never
@@ -17,9 +17,14 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
-# What turns the encoder's features into logits, by `model_type`, position by position.
-HEADS = {"bert": ("cls",), "modernbert": ("head", "decoder")}
-HEADS |= dict.fromkeys(("camembert", "roberta", "xlm-roberta"), ("lm_head",))
+# The layers from the encoder's features to logits, by `model_type`; they work position by position.
+HEADS = {
+    "bert": ("cls",),
+    "camembert": ("lm_head",),
+    "modernbert": ("head", "decoder"),
+    "roberta": ("lm_head",),
+    "xlm-roberta": ("lm_head",),
+}
 
 
 @dataclass
@@ -31,33 +36,53 @@ class MaskedLMDenoiserOutput(BaseOutput):
 
 def is_masked_lm(model: Any) -> bool:
     """Whether `model` is a transformers model that knows nothing of diffusion."""
-    return isinstance(model, PreTrainedModel) and "positions" not in inspect.signature(type(model).forward).parameters
+    if not isinstance(model, PreTrainedModel):
+        return False
+    # A denoiser takes the positions whose prediction is asked for.
+    return "positions" not in inspect.signature(type(model).forward).parameters
 
 
 def masked_lm_length(model: Any) -> int:
     """The longest input in tokens; RoBERTa and its kin count positions from the one after their padding id."""
     limit = model.config.max_position_embeddings
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
             return limit - module.padding_idx - 1
     return limit
 
 
 def ids_never_predicted(model: Any, tokenizer: Any, but: tuple[int | None, ...] = ()) -> list[int]:
-    """Special tokens, which a masked LM was not trained to predict, and ids of `model` that no token has."""
-    return sorted({*tokenizer.all_special_ids, *range(len(tokenizer), model.config.vocab_size)} - {*but})
+    """Special tokens, which a masked LM was not trained to predict, and ids of `model` that no token has.
+
+    Args:
+        model: a masked LM.
+        tokenizer: its tokenizer, which may have fewer tokens than the model has logits.
+        but: ids that are predicted all the same.
+    """
+    unused_ids = range(len(tokenizer), model.config.vocab_size)
+    return sorted({*tokenizer.all_special_ids, *unused_ids} - {*but})
 
 
-def selected_logits(model: Any, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
-    """Logits of a masked LM, (N, V), the head running at `positions` (B, L) only where it is known; else (B, L, V)."""
-    names = HEADS.get(model.config.model_type)
-    if positions is None or names is None:
+def selected_logits(
+    model: Any, input_ids: Tensor, attention_mask: Tensor | None, positions: Tensor | None
+) -> Tensor:
+    """Logits of a masked LM, (N, V) at `positions` (B, L), or (B, L, V) without.
+
+    The head runs at these positions only, if it is one of `HEADS`.
+    """
+    head = HEADS.get(model.config.model_type)
+    if positions is None or head is None:
         logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits if positions is None else logits[positions]
-    if hasattr(model, "_hf_hook"):  # of CPU offloading, which waits for a call of the model as a whole
+
+    # The hook of CPU offloading waits for a call of the model as a whole.
+    if hasattr(model, "_hf_hook"):
         model._hf_hook.pre_forward(model)
     x = model.base_model(input_ids=input_ids, attention_mask=attention_mask)[0][positions]  # (N, D)
-    for name in names:
+    for name in head:
         x = getattr(model, name)(x)
     return x
 
@@ -68,18 +93,38 @@ class MaskedLMDenoiser(nn.Module):
     Args:
         masked_lm: any `AutoModelForMaskedLM`.
         excluded_ids: token ids whose logits become -inf.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from text_diffusers.models import MaskedLMDenoiser
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        >>> masked_lm = BertForMaskedLM(BertConfig(vocab_size=20, **sizes))
+        >>> denoiser = MaskedLMDenoiser(masked_lm, excluded_ids=[0, 1])
+        >>> tokens = torch.tensor([[5, 4, 4, 9]])  # 4 is the mask
+        >>> logits = denoiser(tokens, positions=tokens == 4).logits
+        >>> logits.shape, logits[0, :2].tolist()
+        (torch.Size([2, 20]), [-inf, -inf])
     """
 
     def __init__(self, masked_lm: Any, excluded_ids: list[int]):
         super().__init__()
-        self.masked_lm, self.excluded_ids = masked_lm, list(excluded_ids)
+        self.masked_lm = masked_lm
+        self.excluded_ids = list(excluded_ids)
 
     @property
     def config(self) -> FrozenDict:
-        """What `from_config` needs, and what others ask of a denoiser."""
-        sizes = {"vocab_size": self.masked_lm.config.vocab_size, "max_length": masked_lm_length(self.masked_lm)}
-        parts = {"masked_lm": self.masked_lm.config.to_dict(), "excluded_ids": self.excluded_ids}
-        return FrozenDict(sizes | parts | {"num_classes": None, "block_length": None})
+        """The arguments of `from_config`, and the entries of a denoiser's configuration that others read."""
+        return FrozenDict(
+            {
+                "vocab_size": self.masked_lm.config.vocab_size,
+                "max_length": masked_lm_length(self.masked_lm),
+                "masked_lm": self.masked_lm.config.to_dict(),
+                "excluded_ids": self.excluded_ids,
+                "num_classes": None,
+                "block_length": None,
+            }
+        )
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "MaskedLMDenoiser":
@@ -121,7 +166,9 @@ class MaskedLMDenoiser(nn.Module):
         """
         missing = [name for name, _ in self.named_parameters() if name not in state_dict]
         if strict and missing:
-            raise ValueError(f"`state_dict` must hold every parameter of the masked LM, but has no {missing[0]!r}.")
+            raise ValueError(
+                f"`state_dict` must hold every parameter of the masked LM, but has no {missing[0]!r}."
+            )
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def num_parameters(self) -> int:
@@ -133,4 +180,6 @@ class MaskedLMDenoiser(nn.Module):
 
 def as_denoiser(model: Any, tokenizer: Any) -> Any:
     """`model` itself if it is a denoiser; a masked LM as one that predicts no special token."""
-    return MaskedLMDenoiser(model, ids_never_predicted(model, tokenizer)) if is_masked_lm(model) else model
+    if is_masked_lm(model):
+        return MaskedLMDenoiser(model, ids_never_predicted(model, tokenizer))
+    return model

@@ -8,31 +8,32 @@ Shapes: B batch, L sequence length, E embedding width, D hidden width, V vocabul
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from text_diffusers.models.attention import (
-    NORM_EPS,
-    TextTransformerBlock,
-    check_class_labels,
+from text_diffusers.common.clean_estimate import PREDICTION_TYPES
+from text_diffusers.common.validation import LONGEST_CLOCK, is_key, require
+from text_diffusers.models.attention import NORM_EPS, real_tokens, rotary_of
+from text_diffusers.models.checks import (
+    check_config_types,
+    check_shape,
+    check_sizes,
     check_transformer_config,
-    hides_nothing,
-    init_weights,
-    rotary_of,
-    sinusoids,
 )
-from text_diffusers.models.config_types import LONGEST_CLOCK, check_config_types, check_sizes
+from text_diffusers.models.transformer_blocks import (
+    TextTransformerBlock,
+    TransformerModel,
+    init_weights,
+    make_time_layers,
+    word_evidence,
+    zero_weights,
+)
 
-CLOCK_SCALE = 1_000.0  # the network sees times as if there were a thousand steps
-PREDICTION_TYPES = ("sample", "epsilon", "v_prediction")
 ROUNDINGS = ("head", "nearest", "codebook")
 
 Corruption = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -40,7 +41,7 @@ Corruption = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass
 class EmbeddingTransformerOutput(BaseOutput):
-    """What the denoiser predicts, and in training what it was made from.
+    """Prediction of the denoiser, and in training the embeddings it was made from.
 
     Attributes:
         sample: (B, L, E) the prediction: clean embeddings, noise or velocity, as `prediction_type` says.
@@ -58,7 +59,7 @@ class EmbeddingTransformerOutput(BaseOutput):
     start_logits: Tensor | None = None
 
 
-class EmbeddingTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
+class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
     """Denoiser over word embeddings.
 
     Args:
@@ -93,14 +94,22 @@ class EmbeddingTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
 
     Raises:
         ValueError: if an argument makes no sense, with its name and limit.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import EmbeddingTransformerModel
+        >>> model = EmbeddingTransformerModel(20, embedding_dim=4, hidden_size=8, num_layers=1, num_attention_heads=2)
+        >>> words = torch.tensor([[3, 9, 7]])
+        >>> noisy = model.embed(words) + 0.1
+        >>> model(noisy, timestep=300).sample.shape
+        torch.Size([1, 3, 4])
+        >>> model.round(model.embed(words))
+        tensor([[3, 9, 7]])
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["TextTransformerBlock"]
-    _repeated_blocks = ["TextTransformerBlock"]
-    _skip_layerwise_casting_patterns = ["token_embedding", "words_in"]  # read outside of their layers
-    _gradient_checkpointing_func: Any
-    config: Any
+    # Read outside of their layers.
+    _skip_layerwise_casting_patterns = ["token_embedding", "words_in"]
 
     @register_to_config
     def __init__(
@@ -130,38 +139,49 @@ class EmbeddingTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
     ):
         super().__init__()
         self._check_config()
-        self.gradient_checkpointing = False
+
+        # 1. What the transformer reads: noisy embeddings, and all that is known of them
         self.token_embedding = nn.Embedding(vocab_size, embedding_dim)
         self.proj_in = nn.Linear(embedding_dim, hidden_size)
         self.words_in = nn.Embedding(vocab_size, hidden_size) if categorical_output else None
-        self.self_condition_in = nn.Linear(embedding_dim, hidden_size, bias=False) if self_conditioning else None
+        self.self_condition_in = None
+        if self_conditioning:
+            self.self_condition_in = nn.Linear(embedding_dim, hidden_size, bias=False)
         self.given_embedding = nn.Embedding(2, hidden_size) if partial_noising else None
-        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, hidden_size)
-        self.time_embedding = nn.Sequential(
-            nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
-        )
-        feed_forward_size = int(hidden_size * feed_forward_ratio)
+        self.class_embedding = None
+        if num_classes is not None:
+            self.class_embedding = nn.Embedding(num_classes + 1, hidden_size)
+        self.time_embedding = make_time_layers(hidden_size)
+
+        # 2. The transformer and its heads
         self.blocks = nn.ModuleList(
-            TextTransformerBlock(hidden_size, num_attention_heads, feed_forward_size, dropout, conditioned=True)
-            for _ in range(num_layers)
+            TextTransformerBlock(self.config, dropout, conditioned=True) for _ in range(num_layers)
         )
         self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS, elementwise_affine=False)
         self.modulation_out = nn.Linear(hidden_size, 2 * hidden_size)
         self.proj_out = nn.Linear(hidden_size, embedding_dim)
-        self.word_head = nn.Linear(hidden_size, vocab_size, bias=False) if categorical_output else None
+        self.word_head = None
+        if categorical_output:
+            self.word_head = nn.Linear(hidden_size, vocab_size, bias=False)
+
+        # Outputs start at zero.
         self.apply(init_weights)
-        for layer in (self.modulation_out, self.proj_out, self.word_head, self.self_condition_in):
-            if layer is not None:
-                nn.init.zeros_(layer.weight)
+        zero_weights(self.modulation_out, self.proj_out, self.word_head, self.self_condition_in)
+
+        # 3. Buffers, which are saved with the weights
         if not train_embeddings:
+            # A buffer is saved like a weight, but no optimiser changes it.
             fixed = self.token_embedding.weight.detach()
             del self.token_embedding.weight
             self.token_embedding.register_buffer("weight", fixed)
         if categorical_output:
+            # Until `set_noise`, noisy embeddings say nothing of their words.
             self.register_buffer("evidence", torch.zeros(2, num_train_timesteps))
         if time_bins:
+            # Until training measures its losses, all times are alike.
             self.register_buffer("time_density", torch.ones(time_bins, dtype=torch.float64))
         if rounding == "codebook":
+            # Until `set_codebook`, the embeddings of the words, from the first on.
             codes = torch.arange(codebook_size or vocab_size) % vocab_size
             self.register_buffer("codebook", self.embedding_table().detach()[codes].clone())
             self.register_buffer("codebook_tokens", codes)
@@ -196,20 +216,53 @@ class EmbeddingTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         Raises:
             ValueError: if shapes, times or labels do not fit the model.
         """
-        clean = start = start_logits = None
+        # 1. In training, make the noisy embeddings
+        clean = None
+        start = None
+        start_logits = None
         if input_ids is not None and corrupt is not None:
             clean = self.embed(input_ids)
             start, sample = corrupt(clean)
             start_logits = self.logits(start)
         if sample is None:
             raise ValueError("`sample` must be given, or both `input_ids` and `corrupt`.")
-        self._check_inputs(sample, class_labels, given)
-        x = self._features(sample, timestep, attention_mask, class_labels, self_condition, given)  # (B, L, D)
-        prediction, logits = self.proj_out(x), None
+        check_shape("sample", sample, self.config.max_length, self.config.embedding_dim)
+        if given is not None and self.given_embedding is None:
+            raise ValueError(
+                "`given` was passed, but this model was built with `partial_noising=False`."
+            )
+
+        # 2. Embed what the network is shown
+        x = self.proj_in(sample)  # (B, L, D)
+        if self.words_in is not None:
+            x = x + self._own_words(sample, timestep, given) @ self.words_in.weight
+        if self.self_condition_in is not None:
+            x = x + self.self_condition_in(
+                torch.zeros_like(sample) if self_condition is None else self_condition
+            )
+        if self.given_embedding is not None:
+            x = x + self.given_embedding(
+                torch.zeros_like(x[..., 0]).long() if given is None else given.long()
+            )
+
+        # 3. Denoise
+        condition = self._condition(timestep, class_labels, x)  # (B, 1, D)
+        rotary = rotary_of(x, self.config)
+        real = real_tokens(attention_mask)
+        mask = None if real is None else real[:, None, None]
+        for block in self.blocks:
+            x = self.run_block(block, x, rotary, mask, condition)
+        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
+        x = self.norm_out(x) * (1 + scale) + shift
+        prediction = self.proj_out(x)  # (B, L, E)
+
+        # 4. Read off the words
+        logits = None
         if self.word_head is not None:
             times = self._clock(timestep, sample).unsqueeze(1)
             logits = self.word_head(x) + self._word_logits(prediction, sample, times)
             prediction = self._without_special(logits).softmax(dim=-1) @ self.embedding_table()
+        # In training, any clean estimate is held to its words.
         elif clean is not None and self.config.prediction_type == "sample":
             logits = self.logits(prediction)
         if not return_dict:
@@ -221,7 +274,9 @@ class EmbeddingTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         weight = self.token_embedding.weight
         if not self.config.normalize_embeddings:
             return weight
-        return F.normalize(weight, dim=-1) * (self.config.embedding_scale * self.config.embedding_dim**0.5)
+        return F.normalize(weight, dim=-1) * (
+            self.config.embedding_scale * self.config.embedding_dim**0.5
+        )
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, L, E) clean embeddings of words (B, L)."""
@@ -234,17 +289,19 @@ class EmbeddingTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
     @torch.no_grad()
     def round(self, clean: Tensor) -> Tensor:
         """(...) ids of the words that clean estimates (..., E) are rounded to; padding and mask are not among them."""
+        if self.config.rounding == "codebook":
+            return self.codebook_tokens[distances(clean, self.codebook).argmin(dim=-1)]
         if self.config.rounding == "head":
             return self._without_special(self.logits(clean)).argmax(dim=-1)
-        if self.config.rounding == "nearest":
-            return self._without_special(-distances(clean, self.embedding_table())).argmax(dim=-1)
-        return self.codebook_tokens[distances(clean, self.codebook).argmin(dim=-1)]
+        return self._nearest_ids(clean)
 
     @torch.no_grad()
     def nearest_words(self, clean: Tensor) -> Tensor:
         """(..., E) the nearest embeddings of words to clean estimates (..., E)."""
-        scores = self._without_special(-distances(clean, self.embedding_table()))
-        return F.embedding(scores.argmax(dim=-1), self.embedding_table())
+        return self.embed(self._nearest_ids(clean))
+
+    def _nearest_ids(self, clean: Tensor) -> Tensor:
+        return self._without_special(-distances(clean, self.embedding_table())).argmax(dim=-1)
 
     def set_noise(self, alphas_cumprod: Tensor):
         """Tell a model with `categorical_output` the noise of its clock, `alphas_cumprod` (T,).
@@ -255,13 +312,15 @@ class EmbeddingTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         steps = self.config.num_train_timesteps
         if not self.config.categorical_output:
             raise ValueError("`set_noise` needs a model with `categorical_output=True`.")
-        if tuple(alphas_cumprod.shape) != (steps,) or not ((alphas_cumprod > 0) & (alphas_cumprod < 1)).all():
+        if (
+            tuple(alphas_cumprod.shape) != (steps,)
+            or not ((alphas_cumprod > 0) & (alphas_cumprod < 1)).all()
+        ):
             raise ValueError(
                 f"`alphas_cumprod` must be ({steps},) and between 0 and 1, got {tuple(alphas_cumprod.shape)}, "
                 f"{float(alphas_cumprod.min())} to {float(alphas_cumprod.max())}."
             )
-        alpha = alphas_cumprod.double()
-        self.evidence.copy_(torch.stack([alpha.sqrt(), alpha]) / (1 - alpha))
+        self.evidence.copy_(word_evidence(alphas_cumprod))
 
     def set_codebook(self, vectors: Tensor, token_ids: Tensor):
         """Round to the nearest of `vectors` (K, E), which stand for the words `token_ids` (K,).
@@ -269,38 +328,22 @@ class EmbeddingTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         Raises:
             ValueError: if the model does not round by a codebook, or the shapes or ids do not fit.
         """
-        if self.config.rounding != "codebook":
-            raise ValueError(f'`rounding` must be "codebook" to set one, got {self.config.rounding!r}.')
-        want = tuple(self.codebook.shape)
-        if tuple(vectors.shape) != want or tuple(token_ids.shape) != want[:1]:
-            shapes = tuple(vectors.shape), tuple(token_ids.shape)
-            raise ValueError(f"`vectors` and `token_ids` must be {want} and {want[:1]}, got {shapes[0]}, {shapes[1]}.")
-        if not ((token_ids >= 0) & (token_ids < self.config.vocab_size)).all():
-            raise ValueError(f"`token_ids` must be in the vocabulary of {self.config.vocab_size}, got {token_ids}.")
+        require(
+            self.config.rounding == "codebook",
+            "rounding",
+            '"codebook" to set one',
+            self.config.rounding,
+        )
+        shape = tuple(self.codebook.shape)
+        if tuple(vectors.shape) != shape or tuple(token_ids.shape) != shape[:1]:
+            raise ValueError(
+                f"`vectors` and `token_ids` must be {shape} and {shape[:1]}, got {tuple(vectors.shape)}, "
+                f"{tuple(token_ids.shape)}."
+            )
+        known = bool(((token_ids >= 0) & (token_ids < self.config.vocab_size)).all())
+        require(known, "token_ids", f"in the vocabulary of {self.config.vocab_size}", token_ids)
         self.codebook.copy_(vectors)
         self.codebook_tokens.copy_(token_ids)
-
-    def _features(self, sample, timestep, attention_mask, class_labels, self_condition, given) -> Tensor:
-        """What the heads read, (B, L, D); arguments as in `forward`."""
-        x = self.proj_in(sample)
-        if self.words_in is not None:
-            x = x + self._own_words(sample, timestep, given) @ self.words_in.weight
-        if self.self_condition_in is not None:
-            x = x + self.self_condition_in(torch.zeros_like(sample) if self_condition is None else self_condition)
-        if self.given_embedding is not None:
-            x = x + self.given_embedding(torch.zeros_like(x[..., 0]).long() if given is None else given.long())
-        condition = self._condition(timestep, class_labels, x)  # (B, 1, D)
-        rotary = rotary_of(x, self._head_width)
-        real = (
-            None if attention_mask is None or hides_nothing(attention_mask) else attention_mask.bool()[:, None, None]
-        )
-        for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, rotary, real, condition)
-            else:
-                x = block(x, rotary, real, condition)
-        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
-        return self.norm_out(x) * (1 + scale) + shift
 
     @torch.no_grad()
     def _own_words(self, sample: Tensor, timestep: float | Tensor, given: Tensor | None) -> Tensor:
@@ -308,7 +351,9 @@ class EmbeddingTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
         times = self._clock(timestep, sample).unsqueeze(1)
         if given is not None:
             times = times.masked_fill(given, 0)  # (B, L)
-        return self._without_special(self._word_logits(torch.zeros_like(sample), sample, times)).softmax(dim=-1)
+        return self._without_special(
+            self._word_logits(torch.zeros_like(sample), sample, times)
+        ).softmax(dim=-1)
 
     def _clock(self, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """(B,) whole timesteps."""
@@ -317,75 +362,68 @@ class EmbeddingTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAda
     def _word_logits(self, prediction: Tensor, sample: Tensor, times: Tensor) -> Tensor:
         """(B, L, V) logits of words by their embeddings, from the prediction and the noisy embeddings themselves.
 
-        `times` are whole timesteps, (B, 1) or (B, L). The log-likelihood of x_t = sqrt(a) e + sqrt(1 - a) noise is
-        (sqrt(a) x_t e - a |e|^2 / 2) / (1 - a), but for what all words share; as far as it is linear in e it is one
-        product with the prediction.
+        `times` are whole timesteps, (B, 1) or (B, L). As far as the log-likelihood (see `word_evidence`) is linear in
+        e, it is one product with the prediction.
         """
         signal, power = self.evidence[:, times].unsqueeze(-1).to(sample.dtype)  # (B, 1 or L, 1)
         logits = self.logits(prediction + signal * sample)
-        if self.config.normalize_embeddings:  # then all |e| are equal
+        # Normalised embeddings all have the same |e|.
+        if self.config.normalize_embeddings:
             return logits
         return logits - power / 2 * self.embedding_table().square().sum(dim=-1)
 
-    def _condition(self, timestep: float | Tensor, class_labels: Tensor | None, x: Tensor) -> Tensor:
+    def _condition(
+        self, timestep: float | Tensor, class_labels: Tensor | None, x: Tensor
+    ) -> Tensor:
         """(B, 1, D) of the embedded time and label."""
         times = torch.as_tensor(timestep, device=x.device).float() / self.config.num_train_timesteps
-        waves = torch.cat(sinusoids(times.expand(len(x)) * CLOCK_SCALE, self.config.hidden_size), dim=-1)
-        condition = self.time_embedding(waves.to(x.dtype))
-        if self.class_embedding is not None:
-            if class_labels is None:
-                class_labels = torch.full((len(x),), self.config.num_classes, device=x.device)
-            condition = condition + self.class_embedding(class_labels)
+        condition = self.embed_times(times.expand(len(x)), x.dtype)
+        label = self.embed_labels(class_labels, x)
+        if label is not None:
+            condition = condition + label
         return F.silu(condition).unsqueeze(1)
 
     def _without_special(self, scores: Tensor) -> Tensor:
         """Scores (..., V) with padding and mask made impossible."""
-        special = [i for i in (self.config.mask_token_id, self.config.pad_token_id) if i is not None]
-        return scores.index_fill(-1, torch.tensor(special, device=scores.device, dtype=torch.long), float("-inf"))
-
-    @property
-    def _head_width(self) -> int:
-        return self.config.hidden_size // self.config.num_attention_heads
-
-    def _check_inputs(self, sample: Tensor, class_labels: Tensor | None, given: Tensor | None):
-        limit, width = self.config.max_length, self.config.embedding_dim
-        if sample.ndim != 3 or sample.shape[2] != width or not 0 < sample.shape[1] <= limit:
-            raise ValueError(
-                f"`sample` must be (batch, length, {width}) with a length of 1 to `max_length`={limit}, "
-                f"got {tuple(sample.shape)}."
-            )
-        if given is not None and self.given_embedding is None:
-            raise ValueError("`given` was passed, but this model was built with `partial_noising=False`.")
-        check_class_labels(class_labels, self.config.num_classes)
+        # The dtype of no id at all has to be given.
+        special = [
+            i for i in (self.config.mask_token_id, self.config.pad_token_id) if i is not None
+        ]
+        return scores.index_fill(
+            -1, torch.tensor(special, device=scores.device, dtype=torch.long), float("-inf")
+        )
 
     def _check_config(self):
         config = self.config
         check_config_types(self)
-        check_transformer_config(config, ("embedding_dim",))
+        check_transformer_config(config, ["embedding_dim"])
         check_sizes(config, ["num_train_timesteps"], most=LONGEST_CLOCK)
-        for name, known in (("prediction_type", PREDICTION_TYPES), ("rounding", ROUNDINGS)):
-            if getattr(config, name) not in known:
-                raise ValueError(f"`{name}` must be one of {known}, got {getattr(config, name)!r}.")
-        if config.categorical_output and config.prediction_type != "sample":
-            raise ValueError(f'`categorical_output` needs `prediction_type="sample"`, got {config.prediction_type!r}.')
         check_sizes(config, ["codebook_size"], least=0, optional=True)
-        if config.codebook_size is not None and (config.rounding != "codebook" or config.codebook_size < 1):
+
+        for name, choices in (("prediction_type", PREDICTION_TYPES), ("rounding", ROUNDINGS)):
+            value = getattr(config, name)
+            require(is_key(value, choices), name, f"one of {choices}", value)
+        if config.categorical_output and config.prediction_type != "sample":
+            raise ValueError(
+                f'`categorical_output` needs `prediction_type="sample"`, got {config.prediction_type!r}.'
+            )
+        if config.codebook_size is not None and (
+            config.rounding != "codebook" or config.codebook_size < 1
+        ):
             raise ValueError(
                 '`codebook_size` must be at least 1 and needs `rounding="codebook"`, got '
                 f"{config.codebook_size!r} with {config.rounding!r}."
             )
-        if not 0 <= config.time_bins <= config.num_train_timesteps:
-            raise ValueError(
-                f"`time_bins` must be between 0 and `num_train_timesteps`={config.num_train_timesteps}, "
-                f"got {config.time_bins!r}."
-            )
-        if not config.embedding_scale > 0:
-            raise ValueError(f"`embedding_scale` must be above 0, got {config.embedding_scale!r}.")
+
+        steps = config.num_train_timesteps
+        limit = f"between 0 and `num_train_timesteps`={steps}"
+        require(0 <= config.time_bins <= steps, "time_bins", limit, config.time_bins)
+        require(config.embedding_scale > 0, "embedding_scale", "above 0", config.embedding_scale)
 
 
 def distances(points: Tensor, table: Tensor) -> Tensor:
     """(..., K) squared distances of points (..., E) to the rows of a table (K, E), without those of the points' norm.
 
-    What is left out is the same for all rows, so the nearest row stays the nearest.
+    The norm is the same for all rows, so the nearest row stays the nearest.
     """
     return table.square().sum(dim=-1) - 2 * F.linear(points, table)

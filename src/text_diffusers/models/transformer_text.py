@@ -8,35 +8,39 @@ Shapes: B batch, L sequence length, D width, H heads, V vocabulary size, N selec
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
-from diffusers.models.attention import AttentionMixin
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from text_diffusers.common.validation import require
 from text_diffusers.models.attention import (
     NORM_EPS,
     BlockCache,
-    TextTransformerBlock,
-    check_class_labels,
-    check_transformer_config,
     earlier_blocks,
-    hides_nothing,
-    init_weights,
-    sinusoids,
+    real_tokens,
+    rotary_of,
     take,
     two_streams,
     wanted_tokens,
 )
+from text_diffusers.models.checks import (
+    check_config_types,
+    check_shape,
+    check_sizes,
+    check_transformer_config,
+)
 from text_diffusers.models.chunked_head import CHUNK_SIZE, ChunkedHeadLoss, LossFunction, chunks
-from text_diffusers.models.config_types import check_config_types, check_sizes
-
-TIME_SCALE = 1_000.0
+from text_diffusers.models.transformer_blocks import (
+    TextTransformerBlock,
+    TransformerModel,
+    init_weights,
+    make_time_layers,
+    zero_weights,
+)
 
 
 @dataclass
@@ -47,7 +51,7 @@ class TextTransformerOutput(BaseOutput):
     loss: Tensor | None = None
 
 
-class TextTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterMixin):
+class TextTransformerModel(TransformerModel, PeftAdapterMixin):
     """Denoiser over tokens: bidirectional, or with `block_length` block by block (https://arxiv.org/abs/2503.09573).
 
     Args:
@@ -68,14 +72,20 @@ class TextTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
 
     Raises:
         ValueError: if an argument makes no sense, with its name and limit.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import TextTransformerModel
+        >>> model = TextTransformerModel(vocab_size=20, hidden_size=8, num_layers=1, num_attention_heads=2)
+        >>> tokens = torch.tensor([[3, 19, 19, 7]])  # 19 is the mask
+        >>> model(tokens).logits.shape
+        torch.Size([1, 4, 20])
+        >>> model(tokens, positions=tokens == 19).logits.shape
+        torch.Size([2, 20])
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["TextTransformerBlock"]
-    _repeated_blocks = ["TextTransformerBlock"]
     _skip_layerwise_casting_patterns = ["token_embedding", "head"]  # read outside of their layers
-    _gradient_checkpointing_func: Any
-    config: Any
 
     @register_to_config
     def __init__(
@@ -95,28 +105,26 @@ class TextTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
         pad_token_id: int | None = None,
     ):
         super().__init__()
-        self._check_config()
+        check_config_types(self)
+        check_transformer_config(self.config)
+        check_sizes(self.config, ["block_length"], optional=True)
+
         conditioned = time_conditioning or num_classes is not None
-        self.gradient_checkpointing = False
         self.token_embedding = nn.Embedding(vocab_size, hidden_size)
-        self.class_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, hidden_size)
-        self.time_embedding = (
-            nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
-            if time_conditioning
-            else None
-        )
-        feed_forward_size = int(hidden_size * feed_forward_ratio)
+        self.class_embedding = None
+        if num_classes is not None:
+            self.class_embedding = nn.Embedding(num_classes + 1, hidden_size)
+        self.time_embedding = make_time_layers(hidden_size) if time_conditioning else None
         self.blocks = nn.ModuleList(
-            TextTransformerBlock(hidden_size, num_attention_heads, feed_forward_size, dropout, conditioned)
+            TextTransformerBlock(self.config, dropout, conditioned=conditioned)
             for _ in range(num_layers)
         )
         self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS, elementwise_affine=not conditioned)
         self.modulation_out = nn.Linear(hidden_size, 2 * hidden_size) if conditioned else None
         self.head = None if tie_embeddings else nn.Linear(hidden_size, vocab_size, bias=False)
+
         self.apply(init_weights)
-        for layer in (self.head, self.modulation_out):  # what predicts starts at zero
-            if layer is not None:
-                nn.init.zeros_(layer.weight)
+        zero_weights(self.head, self.modulation_out)
 
     def forward(
         self,
@@ -152,10 +160,41 @@ class TextTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
             ValueError: if the sequence is too long, the time or a label is missing or out of range, the head cannot
                 run in chunks, or clean tokens or a cache do not fit the model or the input.
         """
-        self._check_inputs(input_ids, timestep, class_labels)
+        self._check_inputs(input_ids, timestep)
         self._check_blocks(input_ids, clean_ids, cache)
-        x = self._features(input_ids, timestep, attention_mask, class_labels, positions, clean_ids, cache)
-        if self.head is None:  # the shared embedding has unit entries
+
+        length = input_ids.shape[1]
+        start = 0 if cache is None else cache.length
+        mask = self._visible(input_ids, attention_mask, start, two=clean_ids is not None)
+        # Time and label, (B, 1, D), (B, L, D) or (B, 2L, D)
+        condition = self._condition(input_ids, timestep, class_labels, clean_ids)
+
+        # 1. Embed the tokens; beside clean ones there are 2L from here on, the noisy ones first
+        tokens = input_ids if clean_ids is None else torch.cat([input_ids, clean_ids], dim=1)
+        x = self.token_embedding(tokens)  # (B, L, D)
+        rotary = rotary_of(x[:, :length], self.config, start)
+        if clean_ids is not None:
+            cosines, sines = rotary
+            rotary = (cosines.repeat(2, 1), sines.repeat(2, 1))
+
+        # 2. Transform; the last block computes the tokens at `positions` only
+        wanted = None if positions is None else wanted_tokens(positions)  # (B, n)
+        for layer, block in enumerate(self.blocks):
+            store = None if cache is None else partial(cache.extend, layer)
+            last = layer == len(self.blocks) - 1
+            x = self.run_block(block, x, rotary, mask, condition, store, wanted if last else None)
+
+        # 3. Normalise, and choose the positions
+        x = self.norm_out(x[:, :length])
+        if self.modulation_out is not None and condition is not None:
+            condition = take(condition[:, :length], wanted if condition.shape[1] > 1 else None)
+            shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
+            x = x * (1 + scale) + shift
+        if positions is not None and wanted is not None:
+            x = x[positions.gather(1, wanted)]  # (N, D)
+
+        # 4. Predict; a shared embedding has unit entries
+        if self.head is None:
             x = x * self.config.hidden_size**-0.5
         if loss_function is not None:
             loss = self._chunked_loss(x.reshape(-1, x.shape[-1]), loss_function, chunk_size)
@@ -163,117 +202,107 @@ class TextTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
         logits = F.linear(x, self.token_embedding.weight) if self.head is None else self.head(x)
         return TextTransformerOutput(logits=logits) if return_dict else (logits,)
 
-    def _features(
-        self,
-        input_ids: Tensor,
-        timestep: float | Tensor | None,
-        attention_mask: Tensor | None,
-        class_labels: Tensor | None,
-        positions: Tensor | None,
-        clean_ids: Tensor | None,
-        cache: BlockCache | None,
-    ) -> Tensor:
-        """What the head reads: (B, L, D), or (N, D) with `positions`; arguments as in `forward`."""
-        length, start = input_ids.shape[1], 0 if cache is None else cache.length
-        mask = self._visible(input_ids, attention_mask, start, two=clean_ids is not None)
-        condition = self._condition(input_ids, timestep, class_labels, clean_ids)  # (B, 1 or L, D) or None
-        rotary = sinusoids(torch.arange(start, start + length, device=input_ids.device), self._head_width)
-        if clean_ids is not None:  # from here on 2L tokens, the noisy ones first
-            input_ids = torch.cat([input_ids, clean_ids], dim=1)
-            rotary = (rotary[0].repeat(2, 1), rotary[1].repeat(2, 1))
-        x = self.token_embedding(input_ids)  # (B, L, D)
-        rotary = (rotary[0].to(x.dtype), rotary[1].to(x.dtype))
-        asked = None if positions is None else wanted_tokens(positions)  # (B, n), all that the last block computes
-        for layer, block in enumerate(self.blocks):
-            wanted = asked if layer == len(self.blocks) - 1 else None
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, rotary, mask, condition, None, wanted)
-            else:
-                store = None if cache is None else partial(cache.extend, layer)
-                x = block(x, rotary, mask, condition, store, wanted)
-        x = self.norm_out(x[:, :length])
-        if self.modulation_out is not None and condition is not None:
-            condition = take(condition[:, :length], asked if condition.shape[1] > 1 else None)
-            shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
-            x = x * (1 + scale) + shift
-        return x if positions is None or asked is None else x[positions.gather(1, asked)]
-
     def new_cache(self, capacity: int | None = None) -> BlockCache:
         """An empty cache of up to `capacity` tokens, by default and at most `max_length`."""
         limit = self.config.max_length
-        if not 0 < (capacity or limit) <= limit:
-            raise ValueError(f"`capacity` must be between 1 and `max_length`={limit}, got {capacity!r}.")
+        require(
+            0 < (capacity or limit) <= limit,
+            "capacity",
+            f"between 1 and `max_length`={limit}",
+            capacity,
+        )
         return BlockCache(capacity or limit)
 
     def _chunked_loss(self, x: Tensor, loss_function: LossFunction, chunk_size: int) -> Tensor:
         """() sum of the loss over chunks of the features (N, D)."""
-        if chunk_size < 1:
-            raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
+        require(chunk_size >= 1, "chunk_size", "at least 1", chunk_size)
+        # A LoRA adapter around the head would be left out: only the weight is read.
         if self.head is not None and type(self.head) is not nn.Linear:
-            raise ValueError(f"`loss_function` needs a plain linear head, got {type(self.head)}: use `logits`.")
+            raise ValueError(
+                f"`loss_function` needs a plain linear head, got {type(self.head)}: use `logits`."
+            )
+
         weight = self.token_embedding.weight if self.head is None else self.head.weight
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
             return ChunkedHeadLoss.apply(x, weight, loss_function, chunk_size)
+
+        # Without gradients there is nothing to keep from one chunk to the next.
         total = torch.zeros((), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         for chunk in chunks(len(x), chunk_size):
             total = total + loss_function(F.linear(x[chunk], weight), chunk)
         return total
 
-    def _visible(self, input_ids: Tensor, attention_mask: Tensor | None, start: int, two: bool) -> Tensor | None:
+    def _visible(
+        self, input_ids: Tensor, attention_mask: Tensor | None, start: int, two: bool
+    ) -> Tensor | None:
         """Mask that broadcasts to (B, H, L, S), true where attended; None if all is. `two`: as in `two_streams`."""
-        mask, size, device = None, self.config.block_length, input_ids.device
+        length = input_ids.shape[1]
+        block_length = self.config.block_length
+        mask = None
         if two:
-            mask = two_streams(input_ids.shape[1], size, device)
-        elif size is not None:
-            mask = earlier_blocks(start + input_ids.shape[1], start, size, device)
-        if attention_mask is None or hides_nothing(attention_mask):
+            mask = two_streams(length, block_length, input_ids.device)
+        elif block_length is not None:
+            mask = earlier_blocks(start + length, start, block_length, input_ids.device)
+
+        real = real_tokens(attention_mask)
+        if real is None:
             return mask
-        real = attention_mask.bool()[:, None, None, :]
+        # The clean tokens have the padding of the noisy ones.
         if two:
             real = torch.cat([real, real], dim=-1)
+        real = real[:, None, None, :]
         return real if mask is None else real & mask
 
     def _condition(
-        self, input_ids: Tensor, timestep, class_labels: Tensor | None, clean_ids: Tensor | None
+        self,
+        input_ids: Tensor,
+        timestep: float | Tensor | None,
+        class_labels: Tensor | None,
+        clean_ids: Tensor | None,
     ) -> Tensor | None:
         """(B, 1, D) sum of the embedded time and label, (B, L, D) or (B, 2L, D) if tokens differ in time, or None."""
-        dtype, device, batch = self.token_embedding.weight.dtype, input_ids.device, len(input_ids)
-        parts = []
+        condition = None
         if self.time_embedding is not None:
-            times = torch.as_tensor(timestep, device=device, dtype=torch.float32)
-            times = times if times.ndim == 2 else times.expand(batch).unsqueeze(1)
+            times = torch.as_tensor(timestep, device=input_ids.device, dtype=torch.float32)
+            if times.ndim < 2:
+                times = times.expand(len(input_ids)).unsqueeze(1)  # (B, 1)
+            # The clean tokens stand behind the noisy ones, at time 0.
             if clean_ids is not None:
-                times = torch.cat([times.expand(input_ids.shape), torch.zeros_like(clean_ids, dtype=times.dtype)], 1)
-            waves = torch.cat(sinusoids(times * TIME_SCALE, self.config.hidden_size), dim=-1)
-            parts.append(self.time_embedding(waves.to(dtype)))
-        if self.class_embedding is not None:
-            if class_labels is None:
-                class_labels = torch.full((batch,), self.config.num_classes, device=device)
-            parts.append(self.class_embedding(class_labels).unsqueeze(1))
-        return F.silu(sum(parts[1:], parts[0])) if parts else None
+                clean_times = torch.zeros_like(clean_ids, dtype=times.dtype)
+                times = torch.cat([times.expand(input_ids.shape), clean_times], dim=1)
+            condition = self.embed_times(times, self.token_embedding.weight.dtype)
 
-    @property
-    def _head_width(self) -> int:
-        return self.config.hidden_size // self.config.num_attention_heads
+        label = self.embed_labels(class_labels, input_ids)
+        if label is not None:
+            label = label.unsqueeze(1)
+            condition = label if condition is None else condition + label
+        return None if condition is None else F.silu(condition)
 
-    def _check_inputs(self, input_ids: Tensor, timestep, class_labels: Tensor | None):
-        if input_ids.ndim != 2 or not 0 < input_ids.shape[1] <= self.config.max_length:
-            raise ValueError(
-                f"`input_ids` must be (batch, length) with a length of 1 to `max_length`={self.config.max_length}, "
-                f"got {tuple(input_ids.shape)}."
-            )
+    def _check_inputs(self, input_ids: Tensor, timestep: float | Tensor | None):
+        check_shape("input_ids", input_ids, self.config.max_length)
         if self.time_embedding is not None and timestep is None:
-            raise ValueError("`timestep` is required: this model was built with `time_conditioning=True`.")
-        if isinstance(timestep, Tensor) and timestep.ndim == 2 and timestep.shape != input_ids.shape:
-            want, got = tuple(input_ids.shape), tuple(timestep.shape)
-            raise ValueError(f"`timestep` must be (), (B,) or {want} like `input_ids`, got {got}.")
-        check_class_labels(class_labels, self.config.num_classes)
+            raise ValueError(
+                "`timestep` is required: this model was built with `time_conditioning=True`."
+            )
+        if (
+            isinstance(timestep, Tensor)
+            and timestep.ndim == 2
+            and timestep.shape != input_ids.shape
+        ):
+            shape = tuple(input_ids.shape)
+            raise ValueError(
+                f"`timestep` must be (), (B,) or {shape} like `input_ids`, got {tuple(timestep.shape)}."
+            )
 
     def _check_blocks(self, input_ids: Tensor, clean_ids: Tensor | None, cache: BlockCache | None):
-        size = self.config.block_length
+        block_length = self.config.block_length
         for name, value in (("clean_ids", clean_ids), ("cache", cache)):
-            if value is not None and size is None:
-                raise ValueError(f"`{name}` was given, but this model was built with `block_length=None`.")
+            if value is not None and block_length is None:
+                raise ValueError(
+                    f"`{name}` was given, but this model was built with `block_length=None`."
+                )
+
+        # Clean tokens, in training
         if clean_ids is not None and (cache is not None or clean_ids.shape != input_ids.shape):
             raise ValueError(
                 f"`clean_ids` must be {tuple(input_ids.shape)} like `input_ids` and come without `cache`, "
@@ -281,15 +310,15 @@ class TextTransformerModel(ModelMixin, AttentionMixin, ConfigMixin, PeftAdapterM
             )
         if cache is None:
             return
+
+        # The cache, in writing
         if torch.is_grad_enabled():
-            raise ValueError("`cache` carries no gradients: call the model under `torch.no_grad()`.")
-        if cache.length % size or cache.length + input_ids.shape[1] > cache.capacity:
             raise ValueError(
-                f"`cache` must hold whole blocks of {size} tokens and have room for the {input_ids.shape[1]} of "
+                "`cache` carries no gradients: call the model under `torch.no_grad()`."
+            )
+        length = input_ids.shape[1]
+        if cache.length % block_length or cache.length + length > cache.capacity:
+            raise ValueError(
+                f"`cache` must hold whole blocks of {block_length} tokens and have room for the {length} of "
                 f"`input_ids`, got {cache.length} of {cache.capacity} in use."
             )
-
-    def _check_config(self):
-        check_config_types(self)
-        check_transformer_config(self.config)
-        check_sizes(self.config, ["block_length"], optional=True)

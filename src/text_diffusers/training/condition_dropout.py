@@ -8,17 +8,18 @@ from torch import Tensor
 
 from text_diffusers.common.randomness import rand
 from text_diffusers.common.validation import is_number, require
+from text_diffusers.data.rows import Batch
 
 FRAME = 2  # tokens around a source, which stay
 
 
 def drop_conditions(
-    batch: dict[str, Tensor],
+    batch: Batch,
     generators: list[torch.Generator],
     probability: float,
     num_classes: int | None = None,
     pad_token_id: int = 0,
-) -> dict[str, Tensor]:
+) -> Batch:
     """A batch in which each row has lost its label, its source, both or neither, by one coin for each.
 
     A label becomes `num_classes`, "no label". A source is the `given` beginning "[EOS] source [EOS]" of a row; without
@@ -35,14 +36,27 @@ def drop_conditions(
 
     Raises:
         ValueError: if `probability` is not in [0, 1], or rows have no condition, or labels come without `num_classes`.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.training.condition_dropout import drop_conditions
+        >>> tokens = torch.zeros(4, 8, dtype=torch.long)
+        >>> batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "label": torch.arange(4)}
+        >>> generators = [torch.Generator().manual_seed(row) for row in range(4)]
+        >>> drop_conditions(batch, generators, probability=1.0, num_classes=5)["label"]
+        tensor([5, 5, 5, 5])
     """
     require(is_number(probability, 0, 1), "probability", "a number in [0, 1]", probability)
     if probability == 0:
         return batch
     if "label" not in batch and "given" not in batch:
-        raise ValueError(f"`batch` must have a `label` or `given` column to drop, got {sorted(batch)}.")
-    device = batch["input_ids"].device
-    dropped = rand((len(batch["input_ids"]), 2), generators, device) < probability  # (B, 2)
+        raise ValueError(
+            f"`batch` must have a `label` or `given` column to drop, got {sorted(batch)}."
+        )
+
+    # A coin for the label and one for the source, whether the row has both or not
+    tokens = batch["input_ids"]
+    dropped = rand((len(tokens), 2), generators, tokens.device) < probability  # (B, 2)
     changed = {}
     if "label" in batch:
         if num_classes is None:
@@ -53,13 +67,20 @@ def drop_conditions(
     return batch | changed
 
 
-def without_sources(batch: dict[str, Tensor], dropped: Tensor, pad_token_id: int) -> dict[str, Tensor]:
+def without_sources(batch: Batch, dropped: Tensor, pad_token_id: int) -> Batch:
     """The columns (B, L) of a batch in which the rows `dropped` (B,) bool have an empty source."""
     given = batch["given"]
     length = given.shape[1]
-    sources = (given.long().cumprod(dim=1).sum(dim=1) - FRAME).clamp(min=0) * dropped  # (B,) tokens to leave out
+    beginnings = given.long().cumprod(dim=1).sum(dim=1)  # (B,) tokens of the source and its frame
+    cut = (beginnings - FRAME).clamp(min=0) * dropped
+
+    # Every token behind the first moves forward by what is cut; padding comes in at the end.
     places = torch.arange(length, device=given.device)
-    origins = torch.where(places == 0, places, places + sources.unsqueeze(1))  # (B, L)
-    fillings = {"input_ids": pad_token_id, "attention_mask": 0, "given": False}
-    kept = origins.clamp(max=length - 1)
-    return {name: batch[name].gather(1, kept).masked_fill(origins >= length, fill) for name, fill in fillings.items()}
+    origins = torch.where(places == 0, places, places + cut.unsqueeze(1))  # (B, L)
+    outside = origins >= length
+    origins = origins.clamp(max=length - 1)
+
+    columns = {}
+    for name, filling in {"input_ids": pad_token_id, "attention_mask": 0, "given": False}.items():
+        columns[name] = batch[name].gather(1, origins).masked_fill(outside, filling)
+    return columns

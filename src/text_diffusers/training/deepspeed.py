@@ -14,12 +14,12 @@ from deepspeed.utils import (  # pyright: ignore[reportMissingImports]
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
 )
-from torch import Tensor
 
 from text_diffusers.training.config import TrainingConfig
-from text_diffusers.training.state import TrainingState
+from text_diffusers.training.state import Named, TrainingState
 
-AVERAGE, STEPS = "average", "step"
+AVERAGE = "average"
+STEPS = "step"
 BYTES = 16  # of a weight, its average and two moments, all of them fp32
 
 
@@ -33,34 +33,44 @@ class DeepSpeedState(TrainingState):
     def __init__(self, model: Any, optimizer: Any, ema_decay: float, build: Callable[[], Any]):
         self.zero = optimizer.optimizer
         super().__init__(model, self.zero.optimizer, ema_decay, build)
-        self.sharded = True
-        groups = zip(self.stepped(), self.zero.bit16_groups, strict=True)
-        self.part_of = {parameter: flat for flat, group in groups for parameter in group}
+        self.sharded = True  # as far as the loop is concerned: nobody may step or evaluate alone
+
+        # Flat part of each parameter
+        self.part_of = {}
+        for flat, group in zip(self.stepped(), self.zero.bit16_groups, strict=True):
+            self.part_of |= dict.fromkeys(group, flat)
 
     def stepped(self) -> list[Any]:
         """This process's flat fp32 parts, one for each group of the optimizer."""
         return self.zero.single_partition_of_fp32_groups
 
-    def weights(self) -> dict[str, Tensor]:
-        return {name: safe_get_full_fp32_param(parameter) for name, parameter in self.parameters.items()}
+    def weights(self) -> Named:
+        return {
+            name: safe_get_full_fp32_param(parameter) for name, parameter in self.parameters.items()
+        }
 
-    def averages(self) -> dict[str, Tensor]:
-        self._link()
-        return {name: safe_get_full_optimizer_state(p, AVERAGE) for name, p in self.parameters.items()}
-
-    def moments(self) -> dict[str, Tensor]:
+    def averages(self) -> Named:
         self._link()
         return {
-            f"{name}/{key}": value.clone() if key == STEPS else safe_get_full_optimizer_state(parameter, key)
-            for name, parameter in self.parameters.items()
-            for key, value in self.optimizer.state[self.part_of[parameter]].items()
-            if value is not None
+            name: safe_get_full_optimizer_state(p, AVERAGE) for name, p in self.parameters.items()
         }
+
+    def moments(self) -> Named:
+        self._link()
+        moments = {}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state[self.part_of[parameter]].items():
+                if key == STEPS:  # a number, the same for all parameters of a part
+                    moments[f"{name}/{key}"] = value.clone()
+                elif value is not None:
+                    moments[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key)
+        return moments
 
     def num_bytes(self) -> int:
         return BYTES * sum(parameter.numel() for parameter in self.parameters.values())
 
-    def _load_parameters(self, tensors: dict[str, dict[str, Tensor]]):
+    def _load_parameters(self, tensors: dict[str, Named]):
+        # Make room for the moments, which are there only after a first step.
         for key, value in tensors["optimizer"].items():
             name, moment = key.rsplit("/", 1)
             flat = self.part_of[self.parameters[name]]
@@ -70,6 +80,8 @@ class DeepSpeedState(TrainingState):
             elif moment not in state:
                 state[moment] = torch.zeros_like(flat)
         self._link()
+
+        # Each process takes its fragments out of the whole tensors.
         for name, parameter in self.parameters.items():
             safe_set_full_fp32_param(parameter, tensors["model"][name])
             safe_set_full_optimizer_state(parameter, tensors["ema"][name], AVERAGE)
@@ -83,8 +95,9 @@ class DeepSpeedState(TrainingState):
         """Tell DeepSpeed, which knows only of moments, and of these only since the first step, where to look."""
         shadows = dict(zip(self.stepped(), self.ema.shadow_params, strict=True))
         for parameter, flat in self.part_of.items():
-            if parameter._hp_mapping is not None:  # else it is in the parts of others
-                parameter._hp_mapping.set_optim_state_fragment(
+            fragment = parameter._hp_mapping
+            if fragment is not None:  # else it is in the parts of others
+                fragment.set_optim_state_fragment(
                     flat, self.optimizer.state[flat] | {AVERAGE: shadows[flat]}
                 )
 
@@ -107,6 +120,7 @@ def set_up(plugin: Any, config: TrainingConfig, mixed_precision: str):
         raise ValueError(
             "`mixed_precision` must be no or bf16 with DeepSpeed, whose loss scale is not saved, got fp16."
         )
+
     plugin.deepspeed_config.update(
         train_micro_batch_size_per_gpu=config.train_batch_size,
         gradient_accumulation_steps=1,  # the loop's

@@ -13,13 +13,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -27,7 +26,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from text_diffusers.common.training_randomness import row_noise
-from text_diffusers.data.rows import ShuffledRows, unknown_tokens
+from text_diffusers.data.rows import Batch, ShuffledRows, unknown_tokens
 from text_diffusers.training.checkpoints import (
     CHECKPOINT_FOLDER,
     check_room,
@@ -36,17 +35,39 @@ from text_diffusers.training.checkpoints import (
     write_checkpoint,
 )
 from text_diffusers.training.config import TrainingConfig, changes, make_optimizer, note_training
-from text_diffusers.training.runtime import TRACKER_FOLDER, StopRequest, ThreadTuner, end_training, most_threads
+from text_diffusers.training.runtime import (
+    TRACKER_FOLDER,
+    StopRequest,
+    ThreadTuner,
+    end_training,
+    most_threads,
+)
 from text_diffusers.training.state import make_state
-from text_diffusers.training.tracking import CURVES_FILE, Curves, finite, log_model, log_texts, start_trackers
+from text_diffusers.training.tracking import (
+    CURVES_FILE,
+    Curves,
+    finite,
+    log_model,
+    log_texts,
+    start_trackers,
+)
 
 logger = get_logger(__name__)
 
 TRACKED_EVERY = 10
 
-LossFunction = Callable[[torch.nn.Module, dict[str, Tensor], Tensor, list[torch.Generator]], Tensor]
+LossFunction = Callable[[torch.nn.Module, Batch, Tensor, list[torch.Generator]], Tensor]
 
 
+class Step(NamedTuple):
+    """One optimizer step: its loss in nats per token, its gradient norm, and the number of tokens it learned from."""
+
+    loss: float
+    gradient_norm: float
+    tokens: int
+
+
+@dataclass(eq=False)
 class TrainingLoop:
     """Trains the parameters of `model` that require gradients, on `rows`.
 
@@ -63,24 +84,25 @@ class TrainingLoop:
             hold the `progress` too, the share of the budget that is used up.
     """
 
-    def __init__(
-        self,
-        config: TrainingConfig,
-        accelerator: Accelerator,
-        model: Any,
-        loss_function: LossFunction,
-        rows: ShuffledRows,
-        evaluate: Callable[[Any], dict[str, float]] | None = None,
-        write: Callable[[Any], list[str]] | None = None,
-        on_validation: Callable[[int, dict[str, float]], None] | None = None,
-    ):
-        self.config, self.rows = config, rows
-        self.accelerator: Any = accelerator
-        self.loss_function, self.evaluate, self.write = loss_function, evaluate, write
-        self.on_validation = on_validation
+    config: TrainingConfig
+    accelerator: Any
+    model: Any
+    loss_function: LossFunction
+    rows: ShuffledRows
+    evaluate: Callable[[Any], dict[str, float]] | None = None
+    write: Callable[[Any], list[str]] | None = None
+    on_validation: Callable[[int, dict[str, float]], None] | None = None
+
+    def __post_init__(self):
+        config = self.config
+        accelerator = self.accelerator
+        model = self.model
+
+        # Prepare the model and its optimizer, and know how to build another one
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        architecture, settings = type(model), dict(model.config)  # FSDP2 gives the model a class of its own
+        architecture = type(model)  # FSDP2 gives the prepared model a class of its own
+        settings = dict(model.config)
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, config))
         self.unwrapped: Any = accelerator.unwrap_model(self.model)
         self.state = make_state(
@@ -90,8 +112,12 @@ class TrainingLoop:
             config.ema_decay,
             build=lambda: architecture.from_config(settings).to(accelerator.device),
         )
+
+        # What a checkpoint holds beside the state
         self.micro_batch_size = config.train_batch_size
-        self.step, self.elapsed, self.saved_step = 0, 0.0, -1
+        self.step = 0
+        self.elapsed = 0.0  # seconds in training steps
+        self.saved_step = -1  # of the last checkpoint that was written or read
         self.run_id = secrets.token_hex(4)
         self.curves = Curves(Path(config.output_dir, CURVES_FILE))
         self.recent_losses: list[float] = []  # since the last line of the curves
@@ -99,13 +125,26 @@ class TrainingLoop:
     @property
     def progress(self) -> float:
         """Share of the budget, steps or minutes, that is used up: 0 to 1."""
-        config = self.config
-        minutes = 0.0 if config.max_train_minutes is None else self.elapsed / 60 / config.max_train_minutes
-        return min(1.0, max(self.step / config.max_train_steps, minutes))
+        share = self.step / self.config.max_train_steps
+        if self.config.max_train_minutes is not None:
+            share = max(share, self.elapsed / 60 / self.config.max_train_minutes)
+        return min(1.0, share)
 
     @property
     def checkpoint_folder(self) -> Path:
         return Path(self.config.output_dir) / CHECKPOINT_FOLDER
+
+    @property
+    def local_rows(self) -> range:
+        """This process's rows of the global batch: spread over the strata, so that each process sees all times."""
+        return range(
+            self.accelerator.process_index, self.rows.rows_per_step, self.accelerator.num_processes
+        )
+
+    def learning_rate(self) -> float:
+        """The rate of the next step: a linear warm-up, and a cosine to 0 over the budget."""
+        warmup = min(1.0, (self.step + 1) / max(1, self.config.lr_warmup_steps))
+        return self.config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * self.progress))
 
     def run(self) -> list[float]:
         """Train to the end of the budget; returns the loss of every step taken here, in nats per token.
@@ -117,90 +156,96 @@ class TrainingLoop:
         self._open_output()
         if self._missed_validation():
             self.run_validation()
+
         losses: list[float] = []
-        steps = None if self.config.max_train_minutes else self.config.max_train_steps
-        measured = self.config.num_cpu_threads == 0 and self.accelerator.device.type == "cpu"
-        tuner = ThreadTuner(most_threads(self.accelerator)) if measured else None
+        # Without an end in steps the bar shows none.
+        num_steps = None if self.config.max_train_minutes else self.config.max_train_steps
+        tuned = self.config.num_cpu_threads == 0 and self.accelerator.device.type == "cpu"
+        tuner = ThreadTuner(most_threads(self.accelerator)) if tuned else None
         silent = not self.accelerator.is_main_process
-        with StopRequest() as stop, tqdm(total=steps, initial=self.step, disable=silent) as bar:
+        with StopRequest() as stop, tqdm(total=num_steps, initial=self.step, disable=silent) as bar:
             while self.progress < 1:
+                # 1. Take a step, and see how long it took
                 if tuner:
                     tuner.before_step()
                 started = time.perf_counter()
-                loss, gradient_norm, tokens = self.train_step()
+                step = self.train_step()
                 seconds = time.perf_counter() - started
                 if tuner:
                     tuner.after_step(seconds)
-                losses.append(loss)
-                self.recent_losses.append(loss)
-                rates = {"learning_rate": self.learning_rate(), "tokens_per_second": tokens / seconds}
-                seconds, signal_number = self._agreed(seconds, stop.signal_number())
-                self.elapsed += seconds
+
+                # 2. Count it; all processes by the same clock
+                losses.append(step.loss)
+                self.recent_losses.append(step.loss)
+                rates = {
+                    "learning_rate": self.learning_rate(),
+                    "tokens_per_second": step.tokens / seconds,
+                }
+                slowest_seconds, signal_number = self._agree(seconds, stop.signal_number())
+                self.elapsed += slowest_seconds
                 self.step += 1
+
+                # 3. Show it
                 bar.update()
-                speed = f"{rates['tokens_per_second']:,.0f}"
-                bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=speed, budget=f"{self.progress:.0%}", refresh=False)
+                bar.set_postfix(
+                    loss=f"{step.loss:.3f}",
+                    tokens_per_s=f"{rates['tokens_per_second']:,.0f}",
+                    budget=f"{self.progress:.0%}",
+                    refresh=False,
+                )
                 if self.step % TRACKED_EVERY == 0:
-                    self._log_training({"gradient_norm": gradient_norm} | rates)
+                    self._log_training({"gradient_norm": step.gradient_norm} | rates)
+
+                # 4. Stop, save or validate, if it is time
                 if signal_number:
                     self._leave(signal_number)
                 if self._due(self.config.checkpointing_steps):
                     self.save(required=False)
                 if self._due(self.config.validation_steps):
                     self.run_validation()
+
         if self.config.checkpointing_steps:
             self.save()
         self.run_validation()
         return losses
 
-    def _open_output(self):
-        """Make sure that the folder takes what will be written; resume or clear what an overwritten run left."""
-        config, output = self.config, Path(self.config.output_dir)
-        if self.accelerator.is_main_process:
-            output.mkdir(parents=True, exist_ok=True)
-            if config.overwrite_output_dir and not config.resume_from_checkpoint:
-                for old in (CHECKPOINT_FOLDER, TRACKER_FOLDER):
-                    shutil.rmtree(output / old, ignore_errors=True)
-            size = self.state.num_bytes() if config.checkpointing_steps else 0
-            check_room(output, size, config.checkpoints_total_limit)
-        if config.resume_from_checkpoint:
-            self.load()
-        if self.accelerator.is_main_process:
-            self.curves.open(self.step)
-            note_training(config, self.accelerator)
-        settings = (config.project, output.resolve().name, self.run_id, self.step, asdict(config))
-        start_trackers(self.accelerator, *settings)
-
-    def train_step(self) -> tuple[float, float, int]:
-        """One optimizer step; returns the loss in nats per token, the gradient norm and the number of tokens.
+    def train_step(self) -> Step:
+        """One optimizer step.
 
         The loss is divided by the tokens of the global batch, however they fall on processes and micro-batches.
+
+        Raises:
+            FloatingPointError: if the loss or the gradient is not finite; the weights stay.
         """
-        config, accelerator = self.config, self.accelerator
+        accelerator = self.accelerator
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
+
+        # 1. Gradients of the loss a token
         batch = self.rows.batch(self.step, self.local_rows)
         tokens = int(accelerator.reduce(unknown_tokens(batch).sum().to(accelerator.device)))
         loss = float(accelerator.reduce(self._gradients(batch, tokens))) / tokens
-        norm = float(accelerator.clip_grad_norm_(self.state.parameters.values(), config.max_grad_norm))
-        scaled = accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1  # fp16 skips overflowing steps
-        if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
+        norm = float(
+            accelerator.clip_grad_norm_(self.state.parameters.values(), self.config.max_grad_norm)
+        )
+
+        # 2. Stop at what is not finite; but fp16 skips a step whose gradient overflows
+        scaler = accelerator.scaler
+        skips_overflows = scaler is not None and scaler.get_scale() >= 1
+        if not math.isfinite(loss) or not (math.isfinite(norm) or skips_overflows):
             raise FloatingPointError(
                 f"Step {self.step}: loss {loss}, gradient norm {norm}; the weights were not changed. "
                 f"{self._suspects(batch)} Look at the rows, lower `learning_rate`, or resume from a checkpoint."
             )
+
+        # 3. Step; with DeepSpeed the last backward has stepped
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.state.update_averages()
-        return loss, norm, tokens
+        return Step(loss, norm, tokens)
 
-    @property
-    def local_rows(self) -> range:
-        """This process's rows of the global batch: spread over the strata, so that each process sees all times."""
-        return range(self.accelerator.process_index, self.rows.rows_per_step, self.accelerator.num_processes)
-
-    def _gradients(self, batch: dict[str, Tensor], tokens: int) -> Tensor:
+    def _gradients(self, batch: Batch, tokens: int) -> Tensor:
         """Accumulate the gradients of a step; returns the summed loss of this process's rows.
 
         One process that runs out of memory halves the micro-batch and begins the step anew, with the same rows and
@@ -213,65 +258,97 @@ class TrainingLoop:
                 if not should_reduce_batch_size(error):
                     raise
                 self._refuse_to_halve(error)
+
+            # Outside of the handler, which would keep the failed tensors alive.
             self.micro_batch_size //= 2
-            logger.warning(f"Out of memory; the batch stays, with {self.micro_batch_size} rows in a micro-batch.")
+            logger.warning(
+                f"Out of memory; the batch stays, with {self.micro_batch_size} rows in a micro-batch."
+            )
             self.optimizer.zero_grad()
             clear_device_cache(garbage_collection=True)
 
     def _refuse_to_halve(self, error: RuntimeError):
-        rows, count = self.micro_batch_size, len(self.local_rows)
+        rows = self.micro_batch_size
         if rows == 1:
-            raise RuntimeError(f"Step {self.step}: out of memory with a single row in a micro-batch.") from error
-        if self.accelerator.num_processes > 1 or self.state.sharded:  # DeepSpeed keeps the gradients it has
+            raise RuntimeError(
+                f"Step {self.step}: out of memory with a single row in a micro-batch."
+            ) from error
+        # DeepSpeed, sharded with one process too, keeps the gradients it has.
+        if self.accelerator.num_processes > 1 or self.state.sharded:
+            half = rows // 2
             raise RuntimeError(
                 f"Step {self.step}: out of memory with {rows} rows in a micro-batch. The same training takes less by "
-                f"`--train_batch_size {rows // 2}` `--gradient_accumulation_steps {-(-count // (rows // 2))}`."
+                f"`--train_batch_size {half}` `--gradient_accumulation_steps {-(-len(self.local_rows) // half)}`."
             ) from error
 
-    def _backward(self, batch: dict[str, Tensor], tokens: int) -> Tensor:
+    def _backward(self, batch: Batch, tokens: int) -> Tensor:
         accelerator = self.accelerator
-        torch.manual_seed(self.config.seed + 1_000_003 * self.step + accelerator.process_index)  # dropout
+        # Dropout draws from torch's own generators, which so depend on seed and step only too.
+        torch.manual_seed(self.config.seed + 1_000_003 * self.step + accelerator.process_index)
         total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         count = -(-len(self.local_rows) // self.micro_batch_size)
-        for index, (part, noise) in enumerate(self._micro_batches(batch, count)):
-            last = index == count - 1  # gradients are exchanged once a step
-            accelerator.sync_gradients = last  # DeepSpeed goes by this alone, and steps in the last backward
+        for index, (part, uniform, generators) in enumerate(self._micro_batches(batch, count)):
+            # Gradients are exchanged once a step. DeepSpeed goes by this alone, and steps in the last backward.
+            last = index == count - 1
+            accelerator.sync_gradients = last
             with nullcontext() if last else accelerator.no_sync(self.model):
                 with accelerator.autocast():
-                    loss_sum = self.loss_function(self.model, part, *noise)
-                finite = torch.where(loss_sum.isfinite(), 1.0, math.nan)  # else DeepSpeed might step
-                accelerator.backward(finite * loss_sum * accelerator.num_processes / tokens)  # gradients are averaged
+                    loss_sum = self.loss_function(self.model, part, uniform, generators)
+
+                # An infinite loss may have finite gradients, with which DeepSpeed would step. Processes average
+                # their gradients, which are to be summed.
+                finite_or_nan = torch.where(loss_sum.isfinite(), 1.0, math.nan)
+                accelerator.backward(finite_or_nan * loss_sum * accelerator.num_processes / tokens)
             total += loss_sum.detach()
         return total
 
-    def _micro_batches(self, batch: dict[str, Tensor], count: int) -> Iterator[tuple[dict[str, Tensor], tuple]]:
-        """This process's rows of a step in `count` parts, each with the noise of its rows."""
+    def _micro_batches(
+        self, batch: Batch, count: int
+    ) -> Iterator[tuple[Batch, Tensor, list[torch.Generator]]]:
+        """This process's rows of a step in `count` parts, each with the uniform numbers and generators of its rows."""
+        device = self.accelerator.device
+        # The noise of all rows of the step: a row's own is the same whichever process has it
         uniform, generators = row_noise(self.config.seed, self.step, self.rows.rows_per_step)
         for index in range(count):
             rows = self.local_rows[index::count]
-            part = {name: column[index::count].to(self.accelerator.device) for name, column in batch.items()}
-            yield part, (uniform[list(rows)].to(self.accelerator.device), [generators[row] for row in rows])
+            part = {name: column[index::count].to(device) for name, column in batch.items()}
+            yield part, uniform[list(rows)].to(device), [generators[row] for row in rows]
 
     @torch.no_grad()
-    def _suspects(self, batch: dict[str, Tensor]) -> str:
+    def _suspects(self, batch: Batch) -> str:
         """Which rows of a step have a loss that is not finite, computed one by one with their own noise."""
-        rows, suspects = self.local_rows, []
+        rows = self.local_rows
+        suspects = []
+        # Of several processes each names its whole batch: one in shards cannot compute alone.
         if self.accelerator.num_processes == 1:
-            for row, (part, noise) in zip(rows, self._micro_batches(batch, len(rows)), strict=True):
-                if not math.isfinite(float(self.loss_function(self.unwrapped, part, *noise))):
+            for row, inputs in zip(rows, self._micro_batches(batch, len(rows)), strict=True):
+                if not math.isfinite(float(self.loss_function(self.unwrapped, *inputs))):
                     suspects.append(row)
+
         if suspects and len(suspects) < len(rows):
             return f"Not finite alone: {self.rows.describe(self.step, suspects)}."
         return f"The batch of process {self.accelerator.process_index}: {self.rows.describe(self.step, rows)}."
 
-    def learning_rate(self) -> float:
-        warmup = min(1.0, (self.step + 1) / max(1, self.config.lr_warmup_steps))
-        return self.config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * self.progress))
+    def _agree(self, seconds: float, signal_number: int) -> tuple[float, int]:
+        """The slowest process's time and any process's signal, so that all stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return seconds, signal_number
+        mine = torch.tensor(
+            [[seconds, signal_number]], dtype=torch.float64, device=self.accelerator.device
+        )
+        slowest, received = self.accelerator.gather(mine).max(dim=0).values.tolist()
+        return slowest, int(received)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0 and self.progress < 1
+
+    # Validation and trackers
 
     def run_validation(self):
         """Evaluate the averaged weights, and the last ones beside them; write samples; tell the trackers."""
         if self.evaluate is None:
             return
+        # 1. Figures and texts of the averaged weights; the bound of the last ones beside it
         with self.state.averaged() as model:
             metrics = self.evaluate(model)
             texts = self.write(model) if self.write else []
@@ -279,12 +356,17 @@ class TrainingLoop:
             with self.state.current() as model:
                 last = self.evaluate(model)["bound"]
             metrics |= {"bound_without_ema": last, "ema_gap": last - metrics["bound"]}
+
+        # 2. Tell trackers, curves and whoever waits for it
         self._log("validation", metrics)
         if self.accelerator.is_main_process:
             plain = {name: value for name, value in metrics.items() if "/" not in name}
             self.curves.add(self.step, {"seconds": round(self.elapsed, 3), "validation": plain})
             log_texts(self.accelerator, "samples", texts, self.step)
-            tqdm.write(f"step {self.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items() if "/" not in k))
+            tqdm.write(
+                f"step {self.step}: "
+                + ", ".join(f"{name} {value:.4f}" for name, value in plain.items())
+            )
         if self.on_validation:
             self.on_validation(self.step, metrics | {"progress": self.progress})
 
@@ -292,6 +374,7 @@ class TrainingLoop:
         """Whether a resumed run was stopped between the checkpoint of its step and the validation that was due."""
         if self.step == 0 or not self._due(self.config.validation_steps):
             return False
+        # Only the main process has the curves.
         missed = ["validation" not in self.curves.rows.get(self.step, {})]
         return broadcast_object_list(missed)[0]
 
@@ -301,54 +384,81 @@ class TrainingLoop:
         self.recent_losses = []
         self._log("training", {"loss": loss} | values)
         if self.accelerator.is_main_process:
-            line = {"seconds": round(self.elapsed, 3), "loss": loss, "learning_rate": values["learning_rate"]}
+            line = {
+                "seconds": round(self.elapsed, 3),
+                "loss": loss,
+                "learning_rate": values["learning_rate"],
+            }
             self.curves.add(self.step, line)
 
     def _log(self, section: str, values: dict[str, float]):
-        named = {name if "/" in name else f"{section}/{name}": value for name, value in values.items()}
+        # A name with a heading of its own keeps it.
+        named = {
+            name if "/" in name else f"{section}/{name}": value for name, value in values.items()
+        }
         self.accelerator.log(finite(named), step=self.step)
 
     def log_pipeline(self, metrics: dict[str, float]):
         """Hand the pipeline saved in the output folder to the trackers that keep artifacts."""
         output = Path(self.config.output_dir)
-        working = (output / CHECKPOINT_FOLDER, output / TRACKER_FOLDER)
-        files = [path for path in sorted(output.rglob("*")) if path.is_file() and not {*working} & {*path.parents}]
+        working_folders = {output / CHECKPOINT_FOLDER, output / TRACKER_FOLDER}
+        # Checkpoints and logs are of the run, not of the model.
+        files = []
+        for path in sorted(output.rglob("*")):
+            if path.is_file() and working_folders.isdisjoint(path.parents):
+                files.append(path)
         log_model(self.accelerator, output.resolve().name, output, files, metrics)
 
-    def _agreed(self, seconds: float, signal_number: int) -> tuple[float, int]:
-        """The slowest process's time and any process's signal, so that all stop at the same step."""
-        if self.accelerator.num_processes == 1:
-            return seconds, signal_number
-        mine = torch.tensor([[seconds, signal_number]], dtype=torch.float64, device=self.accelerator.device)
-        slowest, received = self.accelerator.gather(mine).max(dim=0).values.tolist()
-        return slowest, int(received)
+    # The output folder and its checkpoints
 
-    def _due(self, every: int) -> bool:
-        return every > 0 and self.step % every == 0 and self.progress < 1
+    def _open_output(self):
+        """Make sure that the folder takes what will be written; resume or clear what an overwritten run left."""
+        config = self.config
+        output = Path(config.output_dir)
+        # 1. Room for what will be written
+        if self.accelerator.is_main_process:
+            output.mkdir(parents=True, exist_ok=True)
+            if config.overwrite_output_dir and not config.resume_from_checkpoint:
+                for old in (CHECKPOINT_FOLDER, TRACKER_FOLDER):
+                    shutil.rmtree(output / old, ignore_errors=True)
+            size = self.state.num_bytes() if config.checkpointing_steps else 0
+            check_room(output, size, config.checkpoints_total_limit)
 
-    def _leave(self, signal_number: int):
-        self.save()
-        self.accelerator.print(
-            f"\nStopped by signal {signal_number} at step {self.step}; the checkpoint is in {self.checkpoint_folder}. "
-            "The same command with `--resume_from_checkpoint latest` continues."
+        # 2. The state to go on from, and the records of the run so far
+        if config.resume_from_checkpoint:
+            self.load()
+        if self.accelerator.is_main_process:
+            self.curves.open(self.step)
+            note_training(config, self.accelerator)
+        start_trackers(
+            self.accelerator,
+            project=config.project,
+            name=output.resolve().name,
+            run_id=self.run_id,
+            step=self.step,
+            settings=asdict(config),
         )
-        end_training(self.accelerator)
-        raise SystemExit(128 + signal_number)
 
     def save(self, required: bool = True):
         """Write a checkpoint; if it is not `required` and the disk refuses, say so and train on."""
         if self.step == self.saved_step:
             return
-        tensors, written = self.state.tensors(), torch.ones((), device=self.accelerator.device)
+        # All processes gather the tensors, one writes them, and all know whether it could.
+        tensors = self.state.tensors()
+        written = torch.ones((), device=self.accelerator.device)
         if self.accelerator.is_main_process:
             self.curves.flush()
+            limit = self.config.checkpoints_total_limit
             try:
-                limit = self.config.checkpoints_total_limit
-                write_checkpoint(self.checkpoint_folder, self.step, tensors, self._counters(), limit)
+                write_checkpoint(
+                    self.checkpoint_folder, self.step, tensors, self._counters(), limit
+                )
             except OSError as error:
                 if required:
                     raise
-                logger.error(f"No checkpoint at step {self.step}, the older ones are intact: {error}")
+                logger.error(
+                    f"No checkpoint at step {self.step}, the older ones are intact: {error}"
+                )
                 written.zero_()
         if self.accelerator.reduce(written) == self.accelerator.num_processes:
             self.saved_step = self.step
@@ -369,28 +479,52 @@ class TrainingLoop:
 
     def load(self):
         """Restore the state of `resume_from_checkpoint`; the run then continues as if it had not stopped."""
-        found: list[Any] = [None]
-        if self.accelerator.is_main_process:
-            path, skipped = find_checkpoint(self.checkpoint_folder, str(self.config.resume_from_checkpoint))
-            for reason in skipped:
-                logger.warning(f"Skipped a damaged checkpoint: {reason}")
-            found = [path]
-        (path,) = broadcast_object_list(found)
+        path = self._chosen_checkpoint()
         if path is None:
             self.accelerator.print("No checkpoint to resume from: a new run")
             return
         if not path.is_dir():
-            raise FileNotFoundError(f"{path}: `output_dir` must be in a file system that all nodes share.")
-        tensors, state = read_checkpoint(path)
-        rows = {"rows_per_step": self.rows.rows_per_step}
-        for change in changes(state["config"] | {"rows_per_step": state["rows_per_step"]}, asdict(self.config) | rows):
+            raise FileNotFoundError(
+                f"{path}: `output_dir` must be in a file system that all nodes share."
+            )
+
+        # 1. See what has changed since
+        tensors, counters = read_checkpoint(path)
+        before = counters["config"] | {"rows_per_step": counters["rows_per_step"]}
+        for change in changes(before, self.config, self.rows.rows_per_step):
             logger.warning(f"{change}: the run goes on, but not as it would have.")
+
+        # 2. Take everything over
         self.state.load_tensors(tensors)
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.elapsed, self.state.ema.optimization_step = state["step"], state["elapsed"], state["ema_step"]
-        self.run_id, self.saved_step = state["run_id"], self.step
-        self.recent_losses = state.get("recent_losses", [])
-        if state["config"]["train_batch_size"] == self.config.train_batch_size:
-            self.micro_batch_size = state["micro_batch_size"]  # halved when memory was short
+        self.state.ema.optimization_step = counters["ema_step"]
+        if self.accelerator.scaler and counters["scaler"]:
+            self.accelerator.scaler.load_state_dict(counters["scaler"])
+        self.step = counters["step"]
+        self.saved_step = self.step
+        self.elapsed = counters["elapsed"]
+        self.run_id = counters["run_id"]
+        self.recent_losses = counters.get("recent_losses", [])  # older checkpoints have none
+        if before["train_batch_size"] == self.config.train_batch_size:
+            self.micro_batch_size = counters["micro_batch_size"]  # halved when memory was short
         self.accelerator.print(f"Resumed from {path} at step {self.step}")
+
+    def _chosen_checkpoint(self) -> Path | None:
+        """The checkpoint to resume from, as the main process finds it."""
+        chosen: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            path, skipped = find_checkpoint(
+                self.checkpoint_folder, str(self.config.resume_from_checkpoint)
+            )
+            for reason in skipped:
+                logger.warning(f"Skipped a damaged checkpoint: {reason}")
+            chosen = [path]
+        return broadcast_object_list(chosen)[0]
+
+    def _leave(self, signal_number: int):
+        self.save()
+        self.accelerator.print(
+            f"\nStopped by signal {signal_number} at step {self.step}; the checkpoint is in {self.checkpoint_folder}. "
+            "The same command with `--resume_from_checkpoint latest` continues."
+        )
+        end_training(self.accelerator)
+        raise SystemExit(128 + signal_number)

@@ -1,4 +1,7 @@
-"""What training changes: the parameters, their average and the optimizer's moments, whole or in shards."""
+"""The part of a run that training changes: the parameters, their average and the optimizer's moments, maybe in shards.
+
+A model in shards is one of FSDP2, each of whose processes holds a part of every parameter.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +13,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+Named = dict[str, Tensor]
+
 
 class TrainingState:
     """The parameters of `model` that require gradients, the buffers, averages and moments, by name.
@@ -19,16 +24,27 @@ class TrainingState:
         optimizer: of these parameters.
         ema_decay: of the averages.
         build: makes a model of the same architecture, with any weights, on the right device.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.training.state import TrainingState
+        >>> model = torch.nn.Linear(2, 1)
+        >>> state = TrainingState(model, torch.optim.AdamW(model.parameters()), ema_decay=0.9, build=lambda: None)
+        >>> sorted(state.weights()), sorted(state.tensors())
+        (['bias', 'weight'], ['buffers', 'ema', 'model', 'optimizer'])
     """
 
     def __init__(self, model: Any, optimizer: Any, ema_decay: float, build: Callable[[], Any]):
-        self.model, self.optimizer, self.build = model, optimizer, build
+        self.model = model
+        self.optimizer = optimizer
+        self.build = build
+        # Only these are averaged and saved: adapters are trained without the model below them.
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.sharded = any(isinstance(p, DTensor) for p in self.parameters.values())
         self.ema = EMAModel(self.stepped(), decay=ema_decay, foreach=True)
 
     def stepped(self) -> list[Any]:
-        """What the optimizer steps, and what averages are made of."""
+        """The tensors that the optimizer steps, and of which averages are made."""
         return list(self.parameters.values())
 
     def update_averages(self):
@@ -43,6 +59,8 @@ class TrainingState:
         if self.sharded:
             yield self._whole_model(self.averages())
             return
+
+        # The last weights are kept aside, and put back whatever happens.
         self.ema.store(self.parameters.values())
         self.ema.copy_to(self.parameters.values())
         try:
@@ -57,72 +75,89 @@ class TrainingState:
         yield self._whole_model(self.weights()) if self.sharded else self.model.eval()
         self.model.train()
 
-    def weights(self) -> dict[str, Tensor]:
+    def _whole_model(self, weights: Named) -> Any:
+        # Buffers are not sharded; each process has all of them.
+        model = self.build()
+        saved = model.state_dict().keys()  # without the buffers that a model computes for itself
+        buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in saved}
+        model.load_state_dict(weights | buffers)
+        return model.eval()
+
+    def weights(self) -> Named:
         """The weights by name, gathered from the shards; all processes call this."""
         return {name: whole(parameter) for name, parameter in self.parameters.items()}
 
-    def averages(self) -> dict[str, Tensor]:
+    def averages(self) -> Named:
         """The averaged weights by name, gathered from the shards; all processes call this."""
-        return {name: whole(t) for name, t in zip(self.parameters, self.ema.shadow_params, strict=True)}
+        return dict(zip(self.parameters, map(whole, self.ema.shadow_params), strict=True))
 
-    def moments(self) -> dict[str, Tensor]:
+    def moments(self) -> Named:
         """The optimizer's state as "name/moment", gathered from the shards; all processes call this."""
-        return {
-            f"{name}/{key}": whole(torch.as_tensor(value))
-            for name, parameter in self.parameters.items()
-            for key, value in self.optimizer.state[parameter].items()
-            if value is not None
-        }
+        moments = {}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state[parameter].items():
+                if value is not None:
+                    moments[f"{name}/{key}"] = whole(torch.as_tensor(value))
+        return moments
 
     def num_bytes(self) -> int:
         """An upper bound of what `tensors` takes on the disk."""
+        # Weights, averages and two moments
         return 4 * sum(p.numel() * p.element_size() for p in self.parameters.values())
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
+    def tensors(self) -> dict[str, Named]:
         """Everything, for a checkpoint; all processes call this."""
-        buffers = dict(self.model.named_buffers())
-        return {"model": self.weights(), "buffers": buffers, "ema": self.averages(), "optimizer": self.moments()}
+        return {
+            "model": self.weights(),
+            "buffers": dict(self.model.named_buffers()),
+            "ema": self.averages(),
+            "optimizer": self.moments(),
+        }
 
     @torch.no_grad()
-    def load_tensors(self, tensors: dict[str, dict[str, Tensor]]):
+    def load_tensors(self, tensors: dict[str, Named]):
         """Take over what `tensors` returned.
 
         Raises:
             ValueError: if the model that is trained has other parameters.
         """
-        saved = {name: tuple(tensor.shape) for name, tensor in tensors["model"].items()}
-        here = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
-        if saved != here:
-            name = next(name for name in (*here, *saved) if saved.get(name) != here.get(name))
-            raise ValueError(
-                "`resume_from_checkpoint`: the checkpoint is of another model. "
-                f"{name!r} has shape {here.get(name)} here and {saved.get(name)} there."
-            )
+        # 1. The checkpoint must be of this model
+        shapes_there = {name: tuple(tensor.shape) for name, tensor in tensors["model"].items()}
+        shapes_here = {name: tuple(parameter.shape) for name, parameter in self.parameters.items()}
+        for name in (*shapes_here, *shapes_there):
+            here = shapes_here.get(name)
+            there = shapes_there.get(name)
+            if here != there:
+                raise ValueError(
+                    "`resume_from_checkpoint`: the checkpoint is of another model. "
+                    f"{name!r} has shape {here} here and {there} there."
+                )
+
+        # 2. Buffers, then all that belongs to parameters
         for name, buffer in self.model.named_buffers():
             buffer.copy_(tensors["buffers"][name])
         self._load_parameters(tensors)
 
-    def _load_parameters(self, tensors: dict[str, dict[str, Tensor]]):
-        for (name, parameter), shadow in zip(self.parameters.items(), self.ema.shadow_params, strict=True):
+    def _load_parameters(self, tensors: dict[str, Named]):
+        # 1. Weights and their averages
+        for (name, parameter), shadow in zip(
+            self.parameters.items(), self.ema.shadow_params, strict=True
+        ):
             parameter.copy_(part(tensors["model"][name], parameter))
             shadow.copy_(part(tensors["ema"][name], shadow))
-        fused = self.optimizer.param_groups[0]["fused"]  # then the number of steps is where the parameters are
+
+        # 2. Moments; a fused optimizer has the number of its steps where the parameters are
+        fused = self.optimizer.param_groups[0]["fused"]
         for key, value in tensors["optimizer"].items():
             name, moment = key.rsplit("/", 1)
             parameter = self.parameters[name]
-            if value.shape == parameter.shape:
+            if value.shape == parameter.shape:  # else it is the number of steps
                 value = part(value, parameter)
             self.optimizer.state[parameter][moment] = value.to(parameter.device) if fused else value
 
-    def _whole_model(self, weights: dict[str, Tensor]) -> Any:
-        model = self.build()
-        kept = model.state_dict().keys()  # without the buffers that a model computes for itself
-        buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in kept}
-        model.load_state_dict(weights | buffers)
-        return model.eval()
-
 
 def whole(tensor: Tensor) -> Tensor:
+    """A tensor, gathered from all processes if it is in shards."""
     detached: Any = tensor.detach()
     return detached.full_tensor() if isinstance(tensor, DTensor) else detached
 
@@ -135,14 +170,23 @@ def part(values: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def make_state(accelerator: Any, model: Any, optimizer: Any, ema_decay: float, build: Callable[[], Any]) -> Any:
-    """The `TrainingState` of a model and optimizer prepared by Accelerate; arguments as there."""
+def make_state(
+    accelerator: Any, model: Any, optimizer: Any, ema_decay: float, build: Callable[[], Any]
+) -> Any:
+    """The `TrainingState` of a model and optimizer prepared by Accelerate; arguments as there.
+
+    Raises:
+        ValueError: if adapters are to be trained in shards.
+    """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # Imported here, as DeepSpeed may not be installed.
         from text_diffusers.training.deepspeed import DeepSpeedState
 
         state = DeepSpeedState(model, optimizer, ema_decay, build)
     else:
         state = TrainingState(model, optimizer.optimizer, ema_decay, build)
     if state.sharded and hasattr(model, "peft_config"):
-        raise ValueError("Adapters (`lora_rank`) cannot be trained in shards; they are small: use `--multi_gpu`.")
+        raise ValueError(
+            "Adapters (`lora_rank`) cannot be trained in shards; they are small: use `--multi_gpu`."
+        )
     return state

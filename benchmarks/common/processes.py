@@ -1,0 +1,40 @@
+"""Measurements in a process of their own, and the memory of a process."""
+
+import ctypes
+import gc
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def in_own_process(num_threads: int, function: Callable, *arguments: Any) -> Any:
+    """Call a function in a fork of this process, so that on Linux its peak memory is its own.
+
+    This process must have imported but not computed anything: a fork does not inherit the threads of torch.
+    """
+    with get_context("fork").Pool(1, torch.set_num_threads, (num_threads,)) as pool:
+        return pool.apply(function, arguments)
+
+
+def peak_of(run: Callable[[], Any]) -> float:
+    """MiB by which resident memory grows at the peak of a call, whatever this process has used and freed before."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # freed memory that is kept would be used again and not counted
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is forgotten
+
+    base = resident_memory("VmRSS")
+    run()
+    return resident_memory("VmHWM") - base
+
+
+def resident_memory(name: str) -> float:
+    """MiB that Linux knows of this process: "VmRSS", now, or "VmHWM", at the peak."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"Linux must know `{name}` of this process, but does not.")

@@ -1,0 +1,64 @@
+"""The trained models of benchmarks/control.py: those that write, and those that guide."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common.recipes import CORPORA  # noqa: F401 - names for `--dataset`
+from transformers import AutoModelForSequenceClassification
+
+from guided_control.config import ControlConfig
+from text_diffusers import DiffusionLMPipeline, TextClassifierModel, TextDiffusionPipeline
+from text_diffusers.data.sources import load_documents
+from text_diffusers.guidance.patterns import tag_tokens
+
+
+def load_classifier(folder: str) -> Any:
+    """A `TextClassifierModel`, or a classifier of transformers."""
+    config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    if config.get("_class_name") == TextClassifierModel.__name__:
+        return TextClassifierModel.from_pretrained(folder).eval()
+    return AutoModelForSequenceClassification.from_pretrained(folder).eval()
+
+
+LOADERS = {
+    "model": TextDiffusionPipeline.from_pretrained,
+    "classifier": load_classifier,
+    "clean_classifier": load_classifier,
+    "tagger": load_classifier,
+    "embedding_model": DiffusionLMPipeline.from_pretrained,
+    "embedding_classifier": load_classifier,
+}
+
+
+def load_models(options: ControlConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """The models that are there by name, and of the others the option that is to be given: "`--tagger`".
+
+    "token_tags" among the models is what the tagger says of each token.
+    """
+    models = {}
+    missing = {}
+    for name, load in LOADERS.items():
+        folder = options.model_folder(name)
+        if folder is None:
+            missing[name] = f"`--{name}`"
+        elif not Path(folder).exists():
+            missing[name] = f"`--{name}` ({folder} is not there)"
+        else:
+            models[name] = load(folder)
+
+    for name in {"model", "embedding_model"} & models.keys():
+        models[name].set_progress_bar_config(disable=True)
+    if "model" in models:
+        scheduler = models["model"].scheduler
+        shape = {"temperature": options.temperature, "top_p": options.top_p}
+        changes = {name: value for name, value in shape.items() if value is not None}
+        models["model"].scheduler = type(scheduler).from_config(scheduler.config, **changes)
+
+    if "model" in models and "tagger" in models:
+        data = load_documents(options.dataset)
+        texts = list(data.select(range(min(options.num_tagged_texts, len(data))))["text"])
+        longest = getattr(models["tagger"].config, "max_length", None)
+        tokenizer = models["model"].tokenizer
+        models["token_tags"] = tag_tokens(models["tagger"], tokenizer, texts, max_length=longest)
+    return models, missing

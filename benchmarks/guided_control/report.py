@@ -1,0 +1,129 @@
+"""The table, the picture and the findings of benchmarks/control.py, a record for each control and scale."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.pictures import use_logarithmic_x
+from common.results import Record, write_json
+from common.tables import Column, TableRow, markdown_table, met_or_missed, values_of
+
+from guided_control.cases import CASES
+from guided_control.config import ControlConfig
+from text_diffusers.evaluation.plots import pyplot, save
+
+REAL = "real texts"
+UNGUIDED = "unguided"
+COLUMNS = {
+    "success": Column("success", ".3f"),
+    "interval_text": Column("95% interval"),
+    "parts_met": Column("parts met", ".3f"),
+    "generative_perplexity": Column("generative perplexity", ".1f"),
+    "distinct_1": Column("distinct-1", ".3f"),
+    "distinct_2": Column("distinct-2", ".3f"),
+    "self_bleu": Column("self-BLEU", ".1f"),
+    "seconds": Column("seconds", ".0f"),
+}
+# Targets at this scale.
+TARGET_SCALE = 3
+SUCCESS = 0.85
+GAIN = 0.20
+PERPLEXITY_RATIO = 1.5
+LENGTHS_RIGHT = 0.99
+
+
+def table(records: Sequence[Record]) -> str:
+    """Markdown, a line a record."""
+    rows = []
+    for record in records:
+        scale = "" if record["scale"] is None else f"{record['scale']:g}"
+        if "interval" in record:
+            record = record | {"interval_text": "{:.3f} to {:.3f}".format(*record["interval"])}
+        rows.append(TableRow([record["control"], scale], [record]))
+    return markdown_table(["control", "scale"], rows, COLUMNS)
+
+
+def findings(records: Sequence[Record]) -> list[str]:
+    """The targets of labels and of length, each met or missed, as far as their scales were run."""
+    runs = {(record["control"], record["scale"]): record for record in records}
+    lines = []
+    for name, case in CASES.items():
+        guided = runs.get((name, TARGET_SCALE))
+        if guided is None:
+            continue
+        if name == "length":
+            lines.append(
+                verdict(f"{name}: right within 2 tokens", guided["success"], LENGTHS_RIGHT)
+            )
+        if not case.asks_for_label_only:
+            continue
+
+        lines.append(verdict(f"{name}: success", guided["success"], SUCCESS))
+        unguided = runs.get((name, 0))
+        if unguided is not None:
+            gain = guided["success"] - unguided["success"]
+            lines.append(verdict(f"{name}: success above the unguided model's", gain, GAIN))
+
+        perplexity = guided.get("generative_perplexity")
+        first_perplexity = runs.get((name, 1), {}).get("generative_perplexity")
+        if perplexity is not None and first_perplexity is not None:
+            ratio = perplexity / first_perplexity
+            title = f"{name}: generative perplexity over that of scale 1"
+            lines.append(verdict(title, ratio, PERPLEXITY_RATIO, at_most=True))
+    return lines
+
+
+def verdict(figure: str, value: float, target: float, at_most: bool = False) -> str:
+    limit = "at most" if at_most else "at least"
+    result = met_or_missed(value, target, at_most)
+    return f"{figure}, at scale {TARGET_SCALE}: {value:.3f}, target {limit} {target:g}: {result}."
+
+
+def plot_control(records: Sequence[Record], path: str | Path) -> Path:
+    """Draw success over generative perplexity, a line a control from scale to scale; real texts are a star."""
+    figure, axes = pyplot().subplots(figsize=(9, 6))
+    for name in dict.fromkeys(record["control"] for record in records):
+        runs = [record for record in records if record["control"] == name]
+        perplexities = values_of(runs, "generative_perplexity")
+        successes = values_of(runs, "success")
+        if name == REAL:
+            axes.plot(perplexities, successes, "*", color="black", markersize=14, label=name)
+            continue
+
+        (line,) = axes.plot(perplexities, successes, "o-", markersize=4, label=name)
+        style = {"textcoords": "offset points", "fontsize": 8, "color": line.get_color()}
+        for run, *point in zip(runs, perplexities, successes, strict=True):
+            axes.annotate(f"{run['scale']:g}", point, xytext=(4, 4), **style)
+
+    use_logarithmic_x(axes, digits=(1, 2, 3, 5))
+    axes.set(
+        ylim=(-0.03, 1.03), xlabel="generative perplexity", ylabel="success, by independent judges"
+    )
+    axes.set_title("Control against fluency; numbers are guidance scales", fontsize=11)
+    axes.legend(fontsize=8)
+    return save(figure, path, dpi=120)
+
+
+def report(options: ControlConfig, records: list[Record], notes: list[str]):
+    """Print and save the table with what it says, and draw the plot."""
+    lines = [*findings(records), *notes]
+    text = f"{options.num_texts} texts each, {options.num_inference_steps} steps\n\n{table(records)}\n\n"
+    text += "\n".join(f"- {line}" for line in lines)
+    (options.folder / "control.md").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}\n")
+
+    figures = []
+    for record in records:
+        figures.append(
+            {
+                name: value
+                for name, value in record.items()
+                if name not in ("texts", "tokens", "wishes")
+            }
+        )
+    write_json(options.folder / "control.json", {"records": figures, "notes": lines})
+
+    if all("generative_perplexity" in record for record in records):
+        path = plot_control(records, options.picture or options.folder / "control.png")
+        print(f"Plot: {path}")
+    else:
+        print("No plot without a judge of perplexity.")

@@ -1,0 +1,119 @@
+"""Evaluates one model of benchmarks/quality.py: its likelihood, and what the texts it writes are like.
+
+Shapes: B batch, L row length.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from common.results import Record
+from common.sampling_step import select_first_step
+from common.texts import distinct_ngrams
+
+from learning.autoregressive import AutoregressiveModel
+from learning.config import ModelSpec, QualityConfig
+from learning.text import HeldOut
+from learning.training import Trainer, number_of_parameters
+from text_diffusers.evaluation.likelihood import estimate_bound, unigram_entropy
+from text_diffusers.evaluation.text_metrics import token_entropy
+
+DATA = "data"  # the model of real texts
+WRITTEN_AT_ONCE = 64
+SEED_STRIDE = 1_000_003
+
+
+def likelihood(model: Any, num_times: int, held_out: HeldOut) -> Record:
+    """Nats per token of the held-out rows, their standard error for other rows and noise, and bits per character."""
+    if isinstance(model, AutoregressiveModel):
+        nats, tokens = model.row_nats(held_out.rows)
+        per_token = float(nats.sum() / tokens.sum())
+        error = float(nats.std() / tokens.mean() / len(nats) ** 0.5)
+    else:
+        per_token, error, _ = estimate_bound(
+            model.denoiser, model.scheduler, held_out.rows, num_times
+        )
+
+    num_tokens = sum(map(sum, held_out.rows["attention_mask"]))
+    bits = per_token * num_tokens / held_out.num_characters / math.log(2)
+    return {"nats_per_token": per_token, "standard_error": error, "bits_per_character": bits}
+
+
+@torch.no_grad()
+def write_rows(model: Any, options: QualityConfig, num_rows: int, seed: int) -> list[list[int]]:
+    """Rows of L tokens, all of them written; ends of texts are tokens like others."""
+    if isinstance(model, AutoregressiveModel):
+        return model.write(num_rows, seed).tolist()
+
+    generators = [
+        torch.Generator().manual_seed(SEED_STRIDE * seed + row) for row in range(num_rows)
+    ]
+    scheduler = model.scheduler
+    scheduler.set_timesteps(options.steps)
+    tokens = scheduler.prior((num_rows, options.length), generators)  # (B, L)
+    for timestep in scheduler.timesteps.tolist():
+        tokens = select_first_step(model.denoiser, scheduler, tokens, timestep, generators)
+    return tokens.tolist()
+
+
+def diversity(rows: list[list[int]], tokenizer: Any) -> Record:
+    """Entropy and distinct n-grams of rows, and their texts, a line each."""
+    texts = []
+    for row in rows:
+        pieces = tokenizer.batch_decode(
+            split_at(tokenizer.eos_token_id, row), skip_special_tokens=True
+        )
+        texts.append("\n".join(pieces).strip())
+    return {"entropy": token_entropy(rows), **distinct_ngrams(rows, (1, 2, 3)), "texts": texts}
+
+
+def split_at(end_token: int, row: Iterable[int]) -> list[list[int]]:
+    """The texts of a row, each with its end; the last one is empty if the row ends with an end."""
+    pieces: list[list[int]] = [[]]
+    for token in row:
+        pieces[-1].append(token)
+        if token == end_token:
+            pieces.append([])
+    return pieces
+
+
+def evaluate_data(options: QualityConfig, held_out: HeldOut) -> Record:
+    """The same figures of held-out rows, spread over all full ones; in place of a bound, the unigram entropy."""
+    full_rows = [row["input_ids"] for row in held_out.rows if all(row["attention_mask"])]
+    stride = max(1, len(full_rows) // options.num_samples)
+    spread_rows = full_rows[::stride][: options.num_samples]
+    return {
+        "model": DATA,
+        "seed": 0,
+        "unigram_entropy": unigram_entropy(held_out.rows),
+        **diversity(spread_rows, held_out.tokenizer),
+    }
+
+
+def train_and_evaluate(trainer: Trainer, spec: ModelSpec, seed: int, held_out: HeldOut) -> Record:
+    """The record of one model and seed."""
+    options = trainer.options
+    cost = trainer.step_cost(spec)
+    steps = max(1, round(60 * options.cpu_minutes / cost))
+    print(f"{spec.name}, seed {seed}: {1000 * cost:.1f} CPU ms a step, {steps:,} steps", flush=True)
+    model, seconds = trainer.run(spec, seed, steps)
+
+    rows = []
+    for first in range(0, options.num_samples, WRITTEN_AT_ONCE):
+        count = min(WRITTEN_AT_ONCE, options.num_samples - first)
+        rows += write_rows(model, options, count, seed=1_000 * seed + first)
+    return {
+        **asdict(spec),
+        "model": spec.name,
+        "seed": seed,
+        "parameters": number_of_parameters(
+            model if isinstance(model, AutoregressiveModel) else model.denoiser
+        ),
+        "seconds_per_step": cost,
+        "steps": steps,
+        "cpu_minutes": sum(seconds) / 60,
+        **likelihood(model, options.num_times, held_out),
+        **diversity(rows, held_out.tokenizer),
+    }

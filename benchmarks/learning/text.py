@@ -1,0 +1,63 @@
+"""The text that all models of benchmarks/quality.py learn: one tokenizer, and the same held-out rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.recipes import CORPORA  # noqa: F401 - names for `--dataset`
+from common.results import make_folder_once
+from tokenizers import Tokenizer, decoders, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from learning.config import QualityConfig
+from text_diffusers.data.rows import tokenize
+from text_diffusers.data.sources import load_documents, split_documents
+from text_diffusers.data.tokenizers import EOS_TOKEN, MASK_TOKEN, PAD_TOKEN, train_tokenizer
+
+
+@dataclass
+class HeldOut:
+    """The held-out rows, all their characters (one more for each end of a text), and the tokenizer."""
+
+    tokenizer: Any
+    rows: Any
+    num_characters: int
+
+
+def character_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """One token a character: `[EOS]`, the characters of the texts, `[PAD]`, `[MASK]`; ids as in `train_tokenizer`."""
+    alphabet = sorted(set().union(*texts))
+    vocabulary = {token: number for number, token in enumerate([EOS_TOKEN, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([EOS_TOKEN, PAD_TOKEN, MASK_TOKEN])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=EOS_TOKEN,
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
+        mask_token=MASK_TOKEN,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def prepare_text(options: QualityConfig) -> HeldOut:
+    """Make the tokenizer, or load the one of earlier runs, and cut the held-out texts into rows."""
+    documents = load_documents(options.dataset, sample_by=options.sample_by)
+    train, validation = split_documents(documents)
+
+    def save_tokenizer(folder: Path):
+        if options.characters:  # of the whole text, so that each held-out one has a token
+            tokenizer = character_tokenizer(documents["text"])
+        else:
+            tokenizer = train_tokenizer(train["text"], options.vocab_size)
+        tokenizer.save_pretrained(folder)
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        make_folder_once(options.folder / "tokenizer", save_tokenizer)
+    )
+    return HeldOut(
+        tokenizer,
+        rows=tokenize(validation, tokenizer, options.length),
+        num_characters=sum(len(text) + 1 for text in validation["text"]),
+    )

@@ -1,0 +1,236 @@
+"""Trains the models of benchmarks/quality.py: equal parameters, equal CPU time.
+
+Shapes: V vocabulary size, D width.
+"""
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from common.recipes import load_recipe
+from common.results import read_or_make
+from transformers import GPT2Config
+
+from learning.autoregressive import AutoregressiveModel
+from learning.config import GPT2, ModelSpec, QualityConfig
+from text_diffusers import TextDiffusionPipeline, TextTransformerModel
+from text_diffusers.common.token_ids import never_written
+from text_diffusers.data.rows import ShuffledRows, tensor_batches
+from text_diffusers.training.initialization import cooccurrence_vectors
+from text_diffusers.training.loop import TrainingLoop
+from text_diffusers.training.runtime import make_accelerator
+from text_diffusers.training.text_options import prepare_data
+
+# The cost of a step is the least mean of several stretches of steps, after some that are not counted.
+WARM_UP_STEPS = 5
+TIMED_STEPS = 20
+TIMINGS = 3
+
+COUNTED_ROWS = 200_000
+# Options of the recipe that are those of the benchmark.
+SHARED_OPTIONS = (
+    "dataset",
+    "sample_by",
+    "length",
+    "hidden_size",
+    "num_layers",
+    "num_attention_heads",
+    "train_batch_size",
+    "lr_warmup_steps",
+    "ema_decay",
+    "init_embeddings",
+    "reverse_rule",
+)
+# What the recipe would watch, write and save on the way costs time and is not compared.
+QUIET = {
+    "validation_steps": 0,
+    "validation_rows": 1,
+    "checkpointing_steps": 0,
+    "num_samples": 0,
+    "num_length_samples": 0,
+    "report_to": ["none"],
+    "num_cpu_threads": 1,
+    "overwrite_output_dir": True,
+}
+
+
+# --- models of one size
+
+
+def gpt2_config(options: QualityConfig, tokenizer: Any, feed_forward_width: int) -> GPT2Config:
+    return GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=options.length,
+        n_embd=options.hidden_size,
+        n_inner=feed_forward_width,
+        n_layer=options.num_layers,
+        n_head=options.num_attention_heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=None,
+    )
+
+
+def feed_forward_ratio(options: QualityConfig, width: int) -> float:
+    """The ratio that gives a denoiser feed-forward layers of that width, which it rounds down."""
+    return (width + 0.5) / options.hidden_size
+
+
+def gpt2_parameters(options: QualityConfig, tokenizer: Any, width: int) -> int:
+    """Parameters of GPT-2 with feed-forward layers of that width."""
+    with torch.device("meta"):
+        return number_of_parameters(AutoregressiveModel(gpt2_config(options, tokenizer, width)))
+
+
+def denoiser_parameters(
+    options: QualityConfig, tokenizer: Any, width: int, conditioned: bool = False
+) -> int:
+    """Parameters of a denoiser with feed-forward layers of that width; `conditioned` on the time or not."""
+    with torch.device("meta"):
+        model = TextTransformerModel(
+            vocab_size=len(tokenizer),
+            hidden_size=options.hidden_size,
+            num_layers=options.num_layers,
+            num_attention_heads=options.num_attention_heads,
+            feed_forward_ratio=feed_forward_ratio(options, width),
+            max_length=options.length,
+            time_conditioning=conditioned,
+        )
+    return number_of_parameters(model)
+
+
+def number_of_parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def matched_width(spec: ModelSpec, options: QualityConfig, tokenizer: Any) -> int:
+    """Of the feed-forward layers: 4 times the model's, or what gives it the parameters of a denoiser with time."""
+    usual_width = 4 * options.hidden_size
+    if spec.kernel not in ("absorbing", GPT2):
+        return usual_width
+
+    target = denoiser_parameters(
+        options, tokenizer, usual_width, conditioned=options.equal_parameters
+    )
+    count = gpt2_parameters if spec.kernel == GPT2 else denoiser_parameters
+    # The number of parameters is a linear function of the width.
+    first = count(options, tokenizer, 1)
+    slope = count(options, tokenizer, 2) - first
+    return max(1, round(1 + (target - first) / slope))
+
+
+# --- training
+
+
+def timed_loop(seconds: list[float]) -> type[TrainingLoop]:
+    """A training loop that appends the CPU seconds of each step."""
+
+    class TimedLoop(TrainingLoop):
+        def train_step(self):
+            started = time.process_time()
+            result = super().train_step()
+            seconds.append(time.process_time() - started)
+            return result
+
+    return TimedLoop
+
+
+class Trainer:
+    """Trains the models of one comparison, each in a working folder that is removed again.
+
+    Args:
+        tokenizer: of all models.
+    """
+
+    def __init__(self, options: QualityConfig, tokenizer: Any):
+        self.options = options
+        self.tokenizer = tokenizer
+        self.working_folder = options.folder / f"working-{os.getpid()}"
+
+    def run(self, spec: ModelSpec, seed: int, max_train_steps: int) -> tuple[Any, list[float]]:
+        """The trained `TextDiffusionPipeline` or `AutoregressiveModel`, and the CPU seconds of each step."""
+        seconds: list[float] = []
+        recipe = load_recipe()
+        recipe.TrainingLoop = timed_loop(seconds)
+        width = matched_width(spec, self.options, self.tokenizer)
+        config = recipe.D3PMConfig(
+            output_dir=str(self.working_folder),
+            tokenizer=str(self.options.folder / "tokenizer"),
+            kernel="absorbing" if spec.kernel == GPT2 else spec.kernel,
+            auxiliary_weight=spec.auxiliary_weight,
+            learning_rate=spec.learning_rate,
+            seed=seed,
+            max_train_steps=max_train_steps,
+            **QUIET,
+            **{name: getattr(self.options, name) for name in SHARED_OPTIONS},
+        )
+
+        shutil.rmtree(self.working_folder, ignore_errors=True)
+        try:
+            if spec.kernel == GPT2:
+                model = self.train_gpt2(config, width, recipe.TrainingLoop)
+            else:
+                ratio = feed_forward_ratio(self.options, width)
+                recipe.TextTransformerModel = partial(
+                    TextTransformerModel, feed_forward_ratio=ratio
+                )
+                recipe.main(config)
+                model = TextDiffusionPipeline.from_pretrained(self.working_folder)
+        finally:
+            shutil.rmtree(self.working_folder, ignore_errors=True)
+        return model, seconds
+
+    def train_gpt2(
+        self, config: Any, width: int, loop_class: Callable[..., TrainingLoop]
+    ) -> AutoregressiveModel:
+        """As the recipe trains a denoiser, with the averaged weights at the end."""
+        # 1. Data and model
+        accelerator = make_accelerator(config)
+        data = prepare_data(config, accelerator)
+        set_seed(config.seed)
+        special_ids = never_written(data.tokenizer)
+        model = AutoregressiveModel(gpt2_config(self.options, data.tokenizer, width), special_ids)
+
+        # 2. The same initial embeddings; padding and mask have the last ids
+        vectors = None
+        if config.init_embeddings == "cooccurrence":
+            counted = tensor_batches(data.train_rows, COUNTED_ROWS)
+            vectors = cooccurrence_vectors(
+                counted, len(data.tokenizer), config.hidden_size
+            )  # (V, D)
+            vectors = vectors[: min(special_ids)]
+        model.initialize(vectors, like_denoiser=self.options.gpt2_init == "project")
+
+        # 3. The same loop
+        def loss_function(model, batch, uniform, generators):
+            return model(batch["input_ids"], batch["attention_mask"]).double().sum()
+
+        order = ShuffledRows(data.train_rows, config.train_batch_size, config.seed)
+        loop = loop_class(config, accelerator, model, loss_function, order)
+        loop.run()
+        model.load_state_dict(loop.state.averages(), strict=False)  # buffers are as they were
+        return model.eval()
+
+    def step_cost(self, spec: ModelSpec) -> float:
+        """CPU seconds of a training step, measured once for all runs of a kernel."""
+
+        def measure() -> dict[str, float]:
+            _, seconds = self.run(
+                spec, seed=0, max_train_steps=WARM_UP_STEPS + TIMINGS * TIMED_STEPS
+            )
+            starts = range(WARM_UP_STEPS, len(seconds), TIMED_STEPS)
+            means = [statistics.fmean(seconds[start : start + TIMED_STEPS]) for start in starts]
+            return {"seconds_per_step": min(means)}
+
+        return read_or_make(self.options.folder / "calibration" / f"{spec.kernel}.json", measure)[
+            "seconds_per_step"
+        ]

@@ -1,0 +1,41 @@
+"""Several candidates of each text, of which one is returned."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+Choose = Callable[[list[str]], int]
+
+
+def check_choice(num_candidates: int, choose: Choose | None):
+    """Raise a `ValueError` if there are several candidates and nothing that chooses among them."""
+    if num_candidates > 1 and choose is None:
+        raise ValueError(
+            f"`choose` must be given to pick one of {num_candidates} candidates, "
+            "such as `text_diffusers.evaluation.text_metrics.minimum_bayes_risk`."
+        )
+
+
+def chosen_rows(
+    tokenizer: Any, tokens: Tensor, num_candidates: int, choose: Choose | None
+) -> list[int]:
+    """Indices of the rows of tokens (B, L) to return, one of each `num_candidates` that stand next to each other.
+
+    Raises:
+        ValueError: if `choose` returns no index of a candidate.
+    """
+    # Without a choice there is one candidate of each text.
+    if num_candidates == 1 or choose is None:
+        return list(range(len(tokens)))
+
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    rows = []
+    for first in range(0, len(texts), num_candidates):
+        index = int(choose(texts[first : first + num_candidates]))
+        if not 0 <= index < num_candidates:
+            raise ValueError(
+                f"`choose` must return an index below `num_candidates`={num_candidates}, got {index}."
+            )
+        rows.append(first + index)
+    return rows

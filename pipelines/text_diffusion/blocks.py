@@ -1,0 +1,227 @@
+"""Block diffusion: blocks from left to right, all tokens of a block together (https://arxiv.org/abs/2503.09573).
+
+Keys and values of finished blocks are computed once and kept, and a finished block is read in the same call that
+begins the next.
+
+Shapes: B rows, L sequence length, R rows that are still written, n tokens of a block, V vocabulary size, N selected
+positions.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from text_diffusers.pipelines.text_batch import TextBatch
+
+
+@dataclass
+class BlockContext:
+    """The past that a denoiser has read.
+
+    Attributes:
+        cache: its keys and values; `None` to read everything in each call.
+        tokens: (R, cache.length) of which these are.
+    """
+
+    cache: Any | None
+    tokens: Tensor
+
+    def keep(self, rows: Tensor):
+        """Forget all rows but those that are true in `rows` (R,)."""
+        if self.cache is not None and not rows.all():
+            self.cache.keep(rows)
+            self.tokens = self.tokens[rows]
+
+    def reuse(self, past: Tensor, block_length: int) -> int:
+        """Number of tokens of `past` (R, finished) that need not be read: all blocks up to one that was changed."""
+        if self.cache is None:
+            return 0
+        num_read = self.tokens.shape[1]
+        # A callback may have changed finished tokens: what comes after them must be read again.
+        same = (self.tokens == past[:, :num_read]).all(dim=0)  # (cache.length,)
+        if not same.all():
+            num_same = int(same.long().cumprod(dim=0).sum())
+            self.cache.length = num_same // block_length * block_length
+            self.tokens = past[:, : self.cache.length]
+        return self.cache.length
+
+    def finish(self, past: Tensor):
+        """Note that the denoiser has now read all of `past` (R, finished)."""
+        if self.cache is not None:
+            self.cache.length = past.shape[1]
+            self.tokens = past
+
+
+@dataclass
+class Block:
+    """A block of those rows of a batch that are still written, with the finished tokens before it.
+
+    Attributes:
+        batch: the whole rows.
+        rows: (R,) indices of the rows.
+        columns: the block's place in them.
+        generators: one for each of the rows.
+        context, unconditional_context: what the denoiser has read of the rows, with and without the condition.
+    """
+
+    batch: TextBatch
+    rows: Tensor
+    columns: slice
+    generators: list[torch.Generator]
+    context: BlockContext
+    unconditional_context: BlockContext | None = None
+
+    @property
+    def past(self) -> Tensor:
+        """(R, finished) tokens before the block."""
+        return self.batch.tokens[self.rows, : self.columns.start]
+
+    @property
+    def past_mask(self) -> Tensor:
+        return self.batch.attention_mask[self.rows, : self.columns.start]
+
+    def read(self) -> TextBatch:
+        """The block as a batch of its own, its tensors being (R, n)."""
+        unconditional = self.batch.unconditional
+        if unconditional is not None:
+            unconditional = self._part_of(unconditional)
+        return replace(self._part_of(self.batch), unconditional=unconditional)
+
+    def _part_of(self, batch: TextBatch) -> TextBatch:
+        rows = self.rows
+        return replace(
+            batch,
+            tokens=batch.tokens[rows, self.columns],
+            editable=batch.editable[rows, self.columns],
+            attention_mask=batch.attention_mask[rows, self.columns],
+            class_labels=None if batch.class_labels is None else batch.class_labels[rows],
+            scales=batch.scales[rows] if len(batch.scales) else batch.scales,
+            generators=self.generators,
+        )
+
+    def write(self, tokens: Tensor):
+        """Put the block's tokens (R, n) into the rows; tensors that were handed out before stay as they are."""
+        self.batch.tokens = self.batch.tokens.clone()
+        self.batch.tokens[self.rows, self.columns] = tokens
+
+    def predict(
+        self,
+        denoiser: Any,
+        part: TextBatch,
+        context: BlockContext,
+        positions: Tensor,
+        times: Tensor,
+    ) -> Tensor:
+        """(N, V) logits at `positions` (R, n) of the block, after reading the past that the cache does not have.
+
+        Args:
+            part: the block with or without the condition.
+            times: (R,) that the denoiser is told of the block; the past is clean.
+        """
+        # 1. Only rows with positions are asked, and only for what the cache does not have.
+        rows = positions.any(dim=1)
+        past = self.past  # (R, finished)
+        num_cached = context.reuse(past, denoiser.config.block_length)
+        unread = past[:, num_cached:]
+        if context.cache is not None and unread.shape[1]:
+            rows = torch.ones_like(rows)  # what a row has not read now, it would lack later
+        cache = context.cache if past.shape[1] else None
+        if cache is not None and not rows.all():
+            cache = cache.view(rows)
+
+        # 2. The unread past stands before the block, clean and without positions that are asked for.
+        tokens = torch.cat([unread, part.tokens], dim=1)[rows]
+        times = times[rows]
+        if unread.shape[1]:
+            clean_times = torch.zeros(
+                len(tokens), unread.shape[1], dtype=times.dtype, device=times.device
+            )
+            times = torch.cat(
+                [clean_times, times.unsqueeze(1).expand(-1, part.tokens.shape[1])], dim=1
+            )
+        attention_mask = torch.cat([self.past_mask, part.attention_mask], dim=1)[rows]
+        labels = None if part.class_labels is None else part.class_labels[rows]
+        at_positions = torch.cat([torch.zeros_like(unread, dtype=torch.bool), positions], dim=1)[
+            rows
+        ]
+
+        # 3. One call reads both
+        output = denoiser(
+            tokens, times, attention_mask, labels, positions=at_positions, cache=cache
+        )
+        context.finish(past)
+        return output.logits
+
+
+def editable_blocks(batch: TextBatch, block_length: int) -> list[slice]:
+    """The blocks with something to write, from left to right."""
+    length = batch.tokens.shape[1]
+    blocks = [
+        slice(start, min(start + block_length, length)) for start in range(0, length, block_length)
+    ]
+    return [block for block in blocks if batch.editable[:, block].any()]
+
+
+def blocks_to_write(
+    batch: TextBatch,
+    denoiser: Any,
+    columns: list[slice],
+    max_length: int,
+    eos_token_id: int,
+    use_cache: bool,
+) -> Iterator[Block]:
+    """Each block with the rows that are still written when it is its turn; none once all texts have ended.
+
+    Args:
+        columns: see `editable_blocks`.
+        max_length: the longest row; a block's noise depends on it, and not on the rows of this batch.
+        eos_token_id: the token that ends a text.
+        use_cache: keep keys and values of finished blocks.
+    """
+    block_length = denoiser.config.block_length
+    length = batch.tokens.shape[1]
+    seeds = block_seeds(batch.generators, -(-max_length // block_length))
+    rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
+
+    # Each view of the rows, with and without the condition, is read into a cache of its own.
+    contexts = [new_context(batch, denoiser, length, use_cache)]
+    if batch.unconditional is not None:
+        contexts.append(new_context(batch, denoiser, length, use_cache))
+
+    for block in columns:
+        # Rows whose text has ended leave the batch.
+        is_unfinished = unfinished_rows(batch, block.start, eos_token_id)[rows]
+        rows = rows[is_unfinished]
+        if not len(rows):
+            return
+        for context in contexts:
+            context.keep(is_unfinished)
+        # A row draws the same noise in a block, whichever rows are still there.
+        number = block.start // block_length
+        generators = [torch.Generator().manual_seed(seeds[row][number]) for row in rows.tolist()]
+        yield Block(batch, rows, block, generators, *contexts)
+
+
+def new_context(batch: TextBatch, denoiser: Any, length: int, use_cache: bool) -> BlockContext:
+    return BlockContext(denoiser.new_cache(length) if use_cache else None, batch.tokens[:, :0])
+
+
+def unfinished_rows(batch: TextBatch, start: int, eos_token_id: int) -> Tensor:
+    """(B,) bool: rows with something to write from `start` on, all before it being settled."""
+    has_more = batch.editable[:, start:].any(dim=1)
+    if not batch.ends_at_eos:
+        return has_more
+    # An end token of the prompt ends nothing.
+    has_ended = batch.editable[:, :start] & (batch.tokens[:, :start] == eos_token_id)
+    return has_more & ~has_ended.any(dim=1)
+
+
+def block_seeds(generators: list[torch.Generator], num_blocks: int) -> list[list[int]]:
+    """A seed for each row and block: a block's noise does not depend on the blocks that other rows write."""
+    return [
+        torch.randint(2**62, (num_blocks,), generator=generator, device=generator.device).tolist()
+        for generator in generators
+    ]

@@ -1,0 +1,57 @@
+"""The ends of every training script: its command line, seeded texts of its pipeline, and the figures it leaves."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from text_diffusers.models.language_model import is_masked_lm
+from text_diffusers.training.config import OptionParser, TrainingConfig
+from text_diffusers.training.text_options import TextData, TextTrainingConfig
+
+# The step, and the figures of the validation after it.
+ValidationCallback = Callable[[int, dict[str, float]], None]
+
+
+def run(main: Callable[[Any], Any], config_class: type[TrainingConfig]):
+    """Call `main` with the options on the command line; a mistake in them ends the script with one line."""
+    try:
+        (config,) = OptionParser(config_class).parse_args_into_dataclasses()
+        main(config)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
+def write_texts(
+    config: TextTrainingConfig, pipe: Any, data: TextData, count: int, max_steps: int
+) -> Any:
+    """Seeded output of a pipeline: for the first validation sources, or of the first label, if there are such.
+
+    Args:
+        count: texts to write, or sources to write one text for.
+        max_steps: of inference; no more than the pipeline was trained with are taken.
+    """
+    num_steps = min(max_steps, pipe.scheduler.config.num_train_timesteps or max_steps)
+    inputs: dict[str, Any] = {"num_inference_steps": num_steps}
+    if "source" in data.validation_documents.column_names:
+        documents = data.validation_documents.select(range(min(count, len(data.validation_rows))))
+        inputs["source"] = list(documents["source"])
+    else:
+        inputs["num_return_sequences"] = count
+    if data.num_classes is not None:
+        inputs["class_labels"] = 0
+    if is_masked_lm(pipe.denoiser) and pipe.config.lengths is None:
+        # Between the start and the end, which are given
+        inputs["max_new_tokens"] = config.length - 2
+
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(**inputs, generator=torch.Generator().manual_seed(config.seed))
+
+
+def save_metrics(config: TrainingConfig, metrics: dict[str, float]):
+    """Leave the figures of the held-out split in the output folder, and say where everything is."""
+    Path(config.output_dir, "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"saved in           {config.output_dir}")
