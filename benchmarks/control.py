@@ -86,10 +86,13 @@ def judge_of_tags(
         data = load_tagged(options.tagged_dataset, "words", "tags")
     words = list(data["words"])
     tags = list(data["tags"])
+
+    # It learns from the first sentences, and is measured on the others.
     cut = len(words) - max(1, min(TAGGED_HELD_OUT, len(words) // 5))
     judge = TagJudge(words[:cut], tags[:cut], options.seed)
     accuracy = judge.accuracy(words[cut:], tags[cut:])
 
+    # Texts of the model have no words of a corpus, only tokens: the judge must split these sentences itself.
     sentences = usable_sentences(words[cut:], tags[cut:], tokenizer, options)
     patterns = [pattern for _, pattern in sentences]
     judged = judge.tags([split_words(text) for text, _ in sentences])
@@ -117,11 +120,9 @@ class Cell:
     @property
     def path(self) -> Path:
         """The file of the texts; those at scale 0 belong to the model."""
-        name = (
-            f"{self.name}-{self.scale:g}"
-            if self.scale
-            else f"{UNGUIDED}-{CASES[self.name].needs[0]}"
-        )
+        name = f"{self.name}-{self.scale:g}"
+        if not self.scale:
+            name = f"{UNGUIDED}-{CASES[self.name].needs[0]}"
         return self.options.folder / "texts" / (name.replace(",", "").replace(" ", "-") + ".json")
 
     @property
@@ -152,16 +153,15 @@ class Cell:
         pipe = models[case.needs[0]]
         num_texts = len(self.wishes)
         wishes = self.wishes if self.scale else [Wish()] * num_texts
-        rows: dict[int, list[int]] = {}
+        rows = {}
         started = time.perf_counter()
         for places in batches(wishes, self.options.batch_size):
             # Text i has the same noise in any batch, and at every scale.
             seeds = [self.options.seed * num_texts + place for place in places]
             arguments = {"num_return_sequences": len(places)}
             if self.scale:
-                arguments |= case.arguments(
-                    Batch(models, [wishes[place] for place in places], self.scale)
-                )
+                batch = Batch(models, [wishes[place] for place in places], self.scale)
+                arguments |= case.arguments(batch)
             output = pipe(
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 num_inference_steps=self.options.num_inference_steps,
@@ -238,9 +238,8 @@ def main(options: ControlConfig) -> list[Record]:
     if options.num_cpu_threads:
         torch.set_num_threads(options.num_cpu_threads)
     check_settings(options)
-    perplexity_judge = options.perplexity_judge(
-        load=True
-    )  # an error now, and not after the writing
+    # An error of the judge comes now, and not after the writing.
+    perplexity_judge = options.perplexity_judge(load=True)
     models, missing = load_models(options)
     names = []
     left_out = []
@@ -258,8 +257,8 @@ def main(options: ControlConfig) -> list[Record]:
 
     # 2. Judges, and what they are worth
     texts, labels = real_texts(options)
-    label, note = judge_of_labels(options, texts, labels)
-    judges = Judges(label)
+    judges = Judges()
+    judges.label, note = judge_of_labels(options, texts, labels)
     notes = [note]
     patterns = []
     if any(CASES[name].pattern for name in names):
@@ -275,7 +274,7 @@ def main(options: ControlConfig) -> list[Record]:
 
     # 4. Texts of each control and scale
     for name in names:
-        wishes = wishes_of(name, options, patterns)
+        wishes = wishes_of(name, options, patterns)  # the same at every scale
         for scale in sorted(options.scales):
             cell = Cell(options, name, scale, wishes)
             read_or_make(cell.path, lambda cell=cell: cell.write(models))

@@ -78,10 +78,8 @@ def run_missing(options: QualityConfig):
 
 def judge_texts(record: dict[str, Any], judge: PerplexityJudge) -> dict[str, Any]:
     """Generative perplexity of the texts of a record, and under whom."""
-    print(
-        f"{record['model']}, seed {record['seed']}: generative perplexity under {judge.name}",
-        flush=True,
-    )
+    run_name = f"{record['model']}, seed {record['seed']}"
+    print(f"{run_name}: generative perplexity under {judge.name}", flush=True)
     score = judge.score(record["texts"])
     return {
         "judge": judge.name,
@@ -99,9 +97,8 @@ def report(options: QualityConfig):
             print(f"Token frequencies alone: {record['unigram_entropy']:.3f} nats per token.")
     print(*findings(records, options.characters), sep="\n")
     if any("nats_per_token" in record for record in records):
-        print(
-            f"Picture: {plot_quality(records, options.picture or options.folder / 'quality.png')}"
-        )
+        picture = plot_quality(records, options.picture or options.folder / "quality.png")
+        print(f"Picture: {picture}")
 
 
 def main(options: QualityConfig):

@@ -115,23 +115,18 @@ def run_all(options: SamplersConfig, pipe: Any, folder: Path, **arguments: Any) 
             name = f"{sampler.replace(' ', '-').lower()}-{steps}.json"
             write = partial(write_texts, options, pipe, sampler, steps, **arguments)
             record = read_or_make(folder / name, write)
-            record["tokens"] = [
-                [token for token in row if token != padding] for row in record["tokens"]
-            ]
+            rows = record["tokens"]
+            record["tokens"] = [[token for token in row if token != padding] for row in rows]
             records.append(record)
             print(f"{folder.name}: {sampler}, {steps} steps: {record['seconds']:.1f} s", flush=True)
 
-    longest_runs = {
-        record["sampler"]: record["tokens"]
-        for record in records
-        if record["steps"] == options.steps[0]
-    }
+    # The reference of a solver is the most exact one; DDPM and the like have no text in common with it.
+    most_steps = [record for record in records if record["steps"] == options.steps[0]]
+    references = {record["sampler"]: record["tokens"] for record in most_steps}
     for record in records:
-        reference = longest_runs.get(
-            record["sampler"] if record["sampler"] in STOCHASTIC else REFERENCE
-        )
-        if reference is not None:
-            record["token_error"] = token_error(record["tokens"], reference)
+        sampler = record["sampler"] if record["sampler"] in STOCHASTIC else REFERENCE
+        if sampler in references:
+            record["token_error"] = token_error(record["tokens"], references[sampler])
     return records
 
 
@@ -198,7 +193,7 @@ def main(options: SamplersConfig) -> tuple[list[Record], list[Record]]:
         torch.set_num_threads(options.num_cpu_threads)
 
     # 1. The trained model
-    pipe: Any = DiffusionLMPipeline.from_pretrained(options.model)
+    pipe = DiffusionLMPipeline.from_pretrained(options.model)
     pipe.set_progress_bar_config(disable=True)
     if not options.self_conditioning:
         pipe.denoiser.register_to_config(self_conditioning=False)

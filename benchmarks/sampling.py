@@ -14,7 +14,6 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from common.options import run
@@ -55,7 +54,8 @@ def main(options: SamplingOptions, size: Size | None = None):
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
 
-    tables: dict[str, Any] = {"run": machine, "size": asdict(size)}
+    # The tables are written after each part, so that an interrupted run leaves those that were finished.
+    tables = {"run": machine, "size": asdict(size)}
     measurements = {
         "steps": lambda: step_costs(options.vocab_sizes, options.repetitions, size),
         "rows": row_counts,

@@ -161,7 +161,7 @@ def gradient_errors(size: Size) -> list[float | None]:
         step.prepare(size).loss(model).backward()
         return [parameter.grad for parameter in model.parameters()]
 
-    errors: list[float | None] = []
+    errors = []
     for step in STEPS:
         if step.head == "all":
             errors.append(None)
@@ -169,27 +169,23 @@ def gradient_errors(size: Size) -> list[float | None]:
 
         dense = gradients(replace(step, head="all"))
         pairs = zip(gradients(step), dense, strict=True)
-        errors.append(
-            max(float((sparse - full).abs().max() / full.abs().max()) for sparse, full in pairs)
-        )
+        relative = [float((sparse - full).abs().max() / full.abs().max()) for sparse, full in pairs]
+        errors.append(max(relative))
     return errors
 
 
 def main(options: TrainingOptions):
-    """Print a table for each size, measured in forks of this process, which computes nothing itself."""
-    width = SIZES[0].width
-    print(
-        f"torch {torch.__version__}, {options.threads} thread(s), V = {options.vocab_size}, width {width}"
-    )
+    """Print a table for each size, measured in forks of this process."""
+    sizes = f"V = {options.vocab_size}, width {SIZES[0].width}"
+    print(f"torch {torch.__version__}, {options.threads} thread(s), {sizes}")
     for size in SIZES:
         size = replace(size, vocab_size=options.vocab_size)
         memory = [in_own_process(options.threads, activation_memory, size, step) for step in STEPS]
         errors = in_own_process(options.threads, gradient_errors, size)
         seconds = in_own_process(options.threads, seconds_of_steps, size, options.repetitions)
 
-        print(
-            f"\n{size.layers} layer(s), {size.batch} x {size.length} tokens; load {os.getloadavg()[0]:.1f}"
-        )
+        load = os.getloadavg()[0]
+        print(f"\n{size.layers} layer(s), {size.batch} x {size.length} tokens; load {load:.1f}")
         for number, step in enumerate(STEPS):
             error = errors[number]
             line = {

@@ -38,8 +38,8 @@ from common.results import Record, check_settings, read_or_make, write_json
 from datasets import disable_progress_bars
 from long_texts.cells import comparisons
 from long_texts.config import SYSTEMS, TwoLevelConfig
+from long_texts.figures import judged_rows
 from long_texts.judges import classed_documents
-from long_texts.judging import judged_rows
 from long_texts.report import REAL, Row, report
 from long_texts.systems import System, shared_tokenizer
 from long_texts.writing import all_costs, peak_memory, write_cell
@@ -61,11 +61,8 @@ def held_out_rows(options: TwoLevelConfig, tokenizer: Any) -> tuple[Tensor, list
     train_texts, held_out = split_documents(
         load_documents(options.dataset), options.validation_fraction
     )
-    full_rows = [
-        row["input_ids"]
-        for row in tokenize(held_out, tokenizer, options.length)
-        if all(row["attention_mask"])
-    ]
+    rows = tokenize(held_out, tokenizer, options.length)
+    full_rows = [row["input_ids"] for row in rows if all(row["attention_mask"])]
     needed = max(options.texts_of(length) for length in options.lengths)  # for plans of real texts
     if len(full_rows) < needed:
         raise ValueError(
@@ -77,15 +74,14 @@ def held_out_rows(options: TwoLevelConfig, tokenizer: Any) -> tuple[Tensor, list
     train_rows = tokenize(train_texts, tokenizer, options.length)
     chosen = random.Random(0).sample(range(len(train_rows)), min(TRAINING_TEXTS, len(train_rows)))
     beginnings = [train_rows[place]["input_ids"][: min(options.lengths)] for place in chosen]
-    return torch.tensor(full_rows), decoded(
-        [first_text(tokenizer, row) for row in beginnings], tokenizer
-    )
+    training_texts = [first_text(tokenizer, row) for row in beginnings]
+    return torch.tensor(full_rows), decoded(training_texts, tokenizer)
 
 
 def first_text(tokenizer: Any, row: Sequence[int]) -> list[int]:
     """Tokens of the first text in a row, without its ends."""
     special = set(tokenizer.all_special_ids)
-    tokens: list[int] = []
+    tokens = []
     for token in row:
         if token not in special:
             tokens.append(token)
@@ -103,14 +99,8 @@ def real_records(options: TwoLevelConfig, tokenizer: Any, rows: Tensor) -> list[
     records = []
     for length in options.lengths:
         tokens = [first_text(tokenizer, row) for row in rows[:REAL_TEXTS, :length].tolist()]
-        records.append(
-            {
-                "system": REAL,
-                "length": length,
-                "tokens": tokens,
-                "texts": decoded(tokens, tokenizer),
-            }
-        )
+        texts = decoded(tokens, tokenizer)
+        records.append({"system": REAL, "length": length, "tokens": tokens, "texts": texts})
     return records
 
 
@@ -147,10 +137,8 @@ def write_texts(options: TwoLevelConfig):
                 file = texts / cell.file_name
                 if file.exists():
                     continue
-                print(
-                    f"{system}, seed {seed}: {cell.length} tokens, steps {cell.steps}, plan {cell.plan}",
-                    flush=True,
-                )
+                shape = f"{cell.length} tokens, steps {cell.steps}, plan {cell.plan}"
+                print(f"{system}, seed {seed}: {shape}", flush=True)
                 pipe = pipe or System(system, options).load(seed)
                 write_json(file, write_cell(pipe, cell, options, rows))
 
@@ -161,9 +149,8 @@ def main(options: TwoLevelConfig) -> list[Row]:
     disable_progress_bars()
     check_settings(options)
     if options.stage == "all":
-        classed_documents(
-            options.dataset, options.judge_dataset
-        )  # errors now, and not after the training
+        # Errors now, and not after the training.
+        classed_documents(options.dataset, options.judge_dataset)
 
     if options.stage in ("all", "train"):
         for seed in options.seeds:

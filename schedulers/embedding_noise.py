@@ -19,6 +19,7 @@ from torch import Tensor
 from text_diffusers.common.clean_estimate import PREDICTION_TYPES, clean_estimate
 from text_diffusers.common.precision import at_least_float32
 from text_diffusers.common.randomness import Generators, randn
+from text_diffusers.common.stock_loading import StockLoading
 from text_diffusers.common.validation import (
     LONGEST_CLOCK,
     are_numbers,
@@ -141,7 +142,7 @@ def named_betas(
     return embedding_betas("cosine" if name == "squaredcos_cap_v2" else name, num_train_timesteps)
 
 
-class EmbeddingSchedulerMixin(SchedulerMixin, ConfigMixin):
+class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
     """Mixin before a stock scheduler that changes what is wrong for word embeddings.
 
     - Noise: the schedules of text. The betas in use are always in `config["trained_betas"]`, so stock schedulers made

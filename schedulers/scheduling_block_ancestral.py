@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from diffusers import BlockRefinementScheduler
 from diffusers.schedulers.scheduling_block_refinement import BlockRefinementSchedulerOutput
-from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
+from text_diffusers.common.stock_loading import StockLoading
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
 
 
-class BlockAncestralScheduler(BlockRefinementScheduler):
+class BlockAncestralScheduler(StockLoading, BlockRefinementScheduler):
     """`D3PMAbsorbingScheduler` with the linear noise schedule inside `LLaDA2Pipeline`: MDLM within each block.
 
     Block diffusion with this reverse process is BD3LM (https://arxiv.org/abs/2503.09573). Steps are counted upwards

@@ -9,7 +9,6 @@ Shapes: B batch, L sequence length, V vocabulary size, N selected positions.
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
 from text_diffusers.common.randomness import Generators, rand_like

@@ -25,6 +25,7 @@ from text_diffusers.common.sampling import (
     sample_tokens,
     token_weights,
 )
+from text_diffusers.common.stock_loading import StockLoading
 from text_diffusers.common.validation import (
     LONGEST_CLOCK,
     is_int,
@@ -117,7 +118,7 @@ class D3PMSchedulerOutput(BaseOutput):
     prev_sample: Tensor
 
 
-class D3PMScheduler(SchedulerMixin, ConfigMixin):
+class D3PMScheduler(StockLoading, SchedulerMixin, ConfigMixin):
     """Base of the token schedulers: the clock, the noise schedule and the shaping of predictions.
 
     A kernel adds `transition`, `select`, `reverse_probs` and `_next`; it overrides `_noise_tokens`, or `prior` and

@@ -7,7 +7,6 @@ Shapes: B batch, L sequence length, S states of a token, N positions.
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
 from text_diffusers.common.validation import is_int, require, require_fraction

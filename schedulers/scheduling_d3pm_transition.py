@@ -9,7 +9,6 @@ Shapes: B batch, L sequence length, S states of a token, N positions, T training
 from collections.abc import Callable
 
 import torch
-from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 

@@ -6,7 +6,6 @@ Shapes: B batch, L sequence length, N selected positions.
 from dataclasses import dataclass, replace
 
 import torch
-from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline looks for it here
 from torch import Tensor
 
 from text_diffusers.common.randomness import Generators, rand

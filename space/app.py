@@ -1,6 +1,6 @@
 """The Space: write, fill in, control, compare and corrupt text with a model in the browser.
 
-Run as a script it opens the model that the environment or a file names, or the one that is shipped: `model_to_open`.
+Run as a script it opens the model that the environment or a file names, or the shipped one: `model_to_open`.
 """
 
 import html
@@ -13,10 +13,10 @@ import gradio as gr
 from text_diffusers.hub.export import SHIPPED_MODEL
 from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
 from text_diffusers.space.limits import Limits
-from text_diffusers.space.parts.interface import Page
+from text_diffusers.space.parts.interface import LIGHT, Page
 from text_diffusers.space.parts.look import CSS, HEAD, theme
 from text_diffusers.space.parts.served import Served
-from text_diffusers.space.parts.texts import LANGUAGE_NAMES, LANGUAGES, say
+from text_diffusers.space.parts.texts import LANGUAGE_NAMES, LANGUAGES, decimal, say
 from text_diffusers.space.tabs.compare import build_compare_tab
 from text_diffusers.space.tabs.control import build_control_tab
 from text_diffusers.space.tabs.corrupt import build_corrupt_tab
@@ -31,7 +31,6 @@ TABS = {
     "compare": build_compare_tab,
     "corrupt": build_corrupt_tab,
 }
-WRITE_TOKENS = ("tokens", "blocks", "embeddings")
 
 
 def build(pipe: Any, title: str = "text-diffusers", limits: Limits | None = None) -> gr.Blocks:
@@ -40,77 +39,95 @@ def build(pipe: Any, title: str = "text-diffusers", limits: Limits | None = None
     Args:
         pipe: one that writes texts over tokens, word embeddings or codes.
         title: of the page, usually the name of the model.
-        limits: what a visitor may ask for.
+        limits: on what a visitor may ask for.
 
     Raises:
         ValueError: if the pipeline writes paraphrases, or no texts at all.
+
+    Example:
+        >>> from text_diffusers import TextDiffusionPipeline
+        >>> from text_diffusers.space.app import build
+        >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")
+        >>> build(pipe, title="Chat and novels").title
+        'Chat and novels'
     """
     page = Page(Served(pipe, title, limits or Limits()))
     with gr.Blocks(title=title, analytics_enabled=False) as blocks:
         with gr.Row(elem_id="top"):
-            page.add(
-                gr.HTML,
-                {"value": lambda language: heading(page.served, language)},
-                elem_id="title",
-                scale=1,
-                min_width=0,
-            )
-            named = [(LANGUAGE_NAMES[language], language) for language in LANGUAGES]
-            radio = {
-                "choices": named,
-                "value": LANGUAGES[0],
-                "container": False,
-                "elem_id": "language",
-                "scale": 0,
-                "min_width": 180,
-            }
-            page.language = page.add(gr.Radio, {"label": "language"}, show_label=False, **radio)
+            build_heading(page)
         with gr.Tabs(overflow_behavior="wrap"):
-            for name, build_tab in TABS.items():
+            for name in TABS:
                 with page.add(gr.Tab, {"label": f"tab.{name}"}, id=name, elem_id=f"tab-{name}"):
-                    build_or_explain(page, name, build_tab)
-        page.add(gr.Markdown, {"value": "page.foot"}, elem_classes="hint")
+                    build_tab(page, name)
+        page.markdown("page.foot", "hint")
+
+        # All components with words are there now.
         page.connect_language()
-        blocks.load(preferred_language, None, page.language, queue=False, api_visibility="private")
+        blocks.load(preferred_language, None, page.language, **LIGHT)
+    # The API is closed: programs of others would take the visitors' turns.
     blocks.queue(max_size=page.served.limits.waiting, default_concurrency_limit=1, api_open=False)
     return blocks
 
 
-def build_or_explain(page: Page, name: str, build_tab: Any):
-    """The tab, or what a model of this kind lacks for it."""
+def build_heading(page: Page):
+    """The title and the language switch."""
+    words = {"value": lambda language: heading(page.served, language)}
+    page.add(gr.HTML, words, elem_id="title", scale=1, min_width=0)
+    page.language = page.add(
+        gr.Radio,
+        {"label": "language"},
+        choices=[(LANGUAGE_NAMES[language], language) for language in LANGUAGES],
+        value=LANGUAGES[0],
+        show_label=False,
+        container=False,
+        elem_id="language",
+        scale=0,
+        min_width=180,
+    )
+
+
+def build_tab(page: Page, name: str):
+    """A tab, or an explanation if the model cannot do what it is for."""
     kind = page.served.kind
-    if name == "write" and kind == "codes":
-        return build_plan_tab(page)
-    lacking = None
-    if name in ("fill", "control", "compare") and kind not in WRITE_TOKENS:
-        lacking = "needs.tokens"
-    elif name == "control" and kind == "blocks":
-        lacking = "needs.whole"
-    if lacking is None:
-        return build_tab(page)
-    explained = {"value": lambda language: say(lacking, language, kind=say(f"written.{kind}", language))}
-    page.add(gr.Markdown, explained, elem_classes="lead", elem_id=f"{name}-lacking")
+    if kind == "codes" and name == "write":  # it has levels to show
+        build_plan_tab(page)
+    elif kind == "codes" and name != "corrupt":
+        page.markdown("needs.tokens", "lead", elem_id=f"{name}-lacking")
+    elif kind == "blocks" and name == "control" and not page.served.pipe.label_names:
+        page.markdown("needs.labels", "lead", elem_id=f"{name}-lacking")
+    else:
+        TABS[name](page)
 
 
 def heading(served: Served, language: str) -> str:
-    """HTML of the title with what kind of model it is, and how large."""
-    models = [part for part in served.pipe.components.values() if hasattr(part, "parameters")]
-    count = sum(parameter.numel() for model in models for parameter in model.parameters()) / 1e6
-    parameters = say("page.parameters", language, count=f"{count:.1f}")
+    """HTML of the title with the kind of model and its size."""
+    # Tokenizers and schedulers have none.
+    num_parameters = 0
+    for part in served.pipe.components.values():
+        if hasattr(part, "parameters"):
+            num_parameters += sum(parameter.numel() for parameter in part.parameters())
+
     kind = say(f"page.kind.{served.kind}", language)
-    about = html.escape(f"{kind} · {parameters}")
-    return f"<h1>{html.escape(served.title)}</h1><p>{html.escape(say('page.lead', language))}</p><p>{about}</p>"
+    size = say("page.parameters", language, count=decimal(num_parameters / 1e6, 1, language))
+    title = html.escape(served.title)
+    lead = html.escape(say("page.lead", language))
+    return f"<h1>{title}</h1><p>{lead}</p><p>{html.escape(f'{kind} · {size}')}</p>"
 
 
 def preferred_language(request: gr.Request) -> str:
-    """The first of our languages that the visitor's browser asks for."""
-    wanted = request.headers.get("accept-language", "").lower()
-    places = {wanted.find(language): language for language in LANGUAGES if language in wanted}
-    return places[min(places)] if places else LANGUAGES[0]
+    """The first of the page's languages that the visitor's browser asks for."""
+    accepted = request.headers.get("accept-language", "").lower()
+    # Codes such as "ru-RU,ru;q=0.9" stand in the order of preference.
+    named = [language for language in LANGUAGES if language in accepted]
+    return min(named, key=accepted.find, default=LANGUAGES[0])
 
 
 def launch(
-    model: str = SHIPPED_MODEL, host: str | None = None, port: int | None = None, title: str | None = None, **more: Any
+    model: str = SHIPPED_MODEL,
+    host: str | None = None,
+    port: int | None = None,
+    title: str | None = None,
+    **more: Any,
 ) -> Any:
     """Load a model and serve its page until it is interrupted.
 
@@ -125,20 +142,21 @@ def launch(
         ValueError, OSError: if there is no such model, or it cannot be served.
     """
     pipe = TextDiffusionPipeline.from_pretrained(model)
-    return serve(build(pipe, title or os.path.basename(os.path.normpath(model))), host, port, **more)
+    title = title or os.path.basename(os.path.normpath(model))
+    return serve(build(pipe, title), host, port, **more)
 
 
 def serve(blocks: gr.Blocks, host: str | None = None, port: int | None = None, **more: Any) -> Any:
-    """`blocks.launch` with what a public page needs: nothing of this machine is shown, and requests are bounded."""
+    """`blocks.launch` with settings for a public page: nothing of this machine is shown, and requests are bounded."""
     return blocks.launch(
         server_name=host,
         server_port=port,
         max_threads=16,
-        max_file_size="64kb",
+        max_file_size="64kb",  # no tab takes files, but Gradio has an address for uploads
         state_session_capacity=Limits().sessions,
         strict_cors=True,
         show_error=False,
-        ssr_mode=False,
+        ssr_mode=False,  # which needs Node
         share=False,
         run_history=False,
         enable_monitoring=False,
@@ -151,10 +169,13 @@ def serve(blocks: gr.Blocks, host: str | None = None, port: int | None = None, *
 
 
 def model_to_open() -> str:
-    """What the environment names, or the file beside this one that `hub.push_space` writes, or the shipped model."""
+    """The model that the environment names, or `model.txt`, which `hub.push_space` writes, or the shipped one."""
+    named = os.environ.get("TEXT_DIFFUSERS_MODEL")
+    # A variable of the Space can overrule the file without a new upload.
     file = Path(__file__).with_name("model.txt")
-    written = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-    return os.environ.get("TEXT_DIFFUSERS_MODEL") or written or SHIPPED_MODEL
+    if not named and file.is_file():
+        named = file.read_text(encoding="utf-8").strip()
+    return named or SHIPPED_MODEL
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""What one visitor may ask for. The page shows these limits; here they are enforced."""
+"""Limits on a visitor's input: the page shows them, and these checks enforce them whatever the browser sends."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+LARGEST_SEED = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper ends of what is taken, for two CPU cores that are shared by all visitors.
+    """Upper limits of a page, by default for two CPU cores that all visitors share.
 
     Attributes:
         characters: of each text that is typed in.
@@ -15,10 +17,16 @@ class Limits:
         texts: written at once.
         length: tokens of a text.
         runs: of one comparison.
-        words: that a text is told to hold.
+        words: that a text must contain.
         seconds: after which a run is stopped at its next step.
         waiting: requests in the queue; further ones are turned away.
         sessions: whose last results are kept for the replay.
+
+    Example:
+        >>> from text_diffusers.space.limits import Limits
+        >>> limits = Limits(steps=64, seconds=20.0)
+        >>> limits.steps, limits.texts
+        (64, 4)
     """
 
     characters: int = 600
@@ -32,15 +40,18 @@ class Limits:
     sessions: int = 200
 
 
-LARGEST_SEED = 2**31 - 1
-
-
 class Refusal(Exception):
-    """Something a visitor asked for that is not given, as a key of `TEXTS` with its values; "field" is a key too."""
+    """An input that is not accepted.
+
+    Args:
+        key: of the message in `TEXTS`.
+        values: that the message shows; "field" is a key of `TEXTS` as well.
+    """
 
     def __init__(self, key: str, **values: Any):
         super().__init__(key, values)
-        self.key, self.values = key, values
+        self.key = key
+        self.values = values
 
 
 def integer(field: str, value: Any, low: int, high: int) -> int:
@@ -52,24 +63,28 @@ def integer(field: str, value: Any, low: int, high: int) -> int:
 
 
 def number(field: str, value: Any, low: float, high: float) -> float:
+    """`value` as a float from `low` to `high`; not a number is not between them."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise Refusal("error.range", field=field, low=low, high=high)
     return float(value)
 
 
 def text(field: str, value: Any, limit: int) -> str:
-    """`value` without the blanks around it, `None` being empty."""
+    """`value` without the blanks around it; `None` is empty."""
     value = "" if value is None else value
     if not isinstance(value, str):
         raise Refusal("error.text", field=field)
     if len(value) > limit:
         raise Refusal("error.long", field=field, limit=limit, got=len(value))
+
+    # Lone surrogates cannot be encoded, and no tokenizer takes them.
     if any(0xD800 <= ord(character) <= 0xDFFF or character == "\0" for character in value):
         raise Refusal("error.text", field=field)
     return value.strip()
 
 
 def one_of(field: str, value: Any, choices: Collection) -> Any:
+    """`value`, which must be one of the choices."""
     if isinstance(value, (list, dict)) or value not in choices:
         raise Refusal("error.choice", field=field)
     return value

@@ -1,5 +1,6 @@
 """The pages are true: their code runs, their commands are ones, their outputs are real, their links lead somewhere."""
 
+import importlib
 import re
 import shlex
 import sys
@@ -32,51 +33,67 @@ from text_diffusers import (
     DiffusionLMPipeline,
     EmbeddingDDIMScheduler,
     EmbeddingTransformerModel,
-    GuidedDiffusionLMPipeline,
-    TextBlockDiffusionPipeline,
     TextClassifierModel,
-    TextDiffusionCFGPipeline,
     TextDiffusionPipeline,
 )
 
-README, RUSSIAN = ROOT / "README.md", ROOT / "README.ru.md"
-ONCE = [page for page in PAGES if page != RUSSIAN]  # its code is that of the English page
-TREE = r"## The tree\n\n```\n((?:.*\n)*?)```"
+# The code of a translation is that of its English page, and runs there.
+RUSSIAN = [page for page in PAGES if page.name.endswith(".ru.md")]
+ENGLISH = [page for page in PAGES if page not in RUSSIAN]
+LAYOUT = ROOT / "docs/layout.md"
 RENDEZVOUS = {"rdzv_backend", "rdzv_endpoint", "rdzv_id"}
 TAGS = ["DET", "ADJ", "NOUN", "VERB", "ADV", "PUNCT"]
 BERT = "google-bert/bert-base-uncased"
 
 
 def parameters(*languages, pages=PAGES):
-    return [pytest.param(block, id=block.name) for page in pages for block in blocks_of(page, *languages)]
+    return [
+        pytest.param(block, id=block.name)
+        for page in pages
+        for block in blocks_of(page, *languages)
+    ]
 
 
 @pytest.fixture(scope="session")
 def models(tokenizer):
-    """Small ones by the folders in which the pages expect them."""
+    """Small models by the folders in which the pages expect them."""
     sizes = {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2}
-    scheduler = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
-    labelled = make_denoiser(tokenizer, num_classes=2, max_length=64)
-    ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id, "max_length": 64}
-    embeddings = EmbeddingTransformerModel(len(tokenizer), partial_noising=True, **sizes, **ids)
-    reviews = EmbeddingTransformerModel(len(tokenizer), partial_noising=True, num_classes=2, **sizes, **ids)
-    over_embeddings = DiffusionLMPipeline(tokenizer, embeddings, EmbeddingDDIMScheduler())
-    plain = TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer, max_length=64), scheduler)
-    blocks = make_denoiser(tokenizer, block_length=8, max_length=64)
+    ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
     words = {"vocab_size": len(tokenizer), **sizes}
-    feelings = ["negative", "positive"]
+    noise = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+
+    def over_tokens(lengths=None, **config):
+        return TextDiffusionPipeline(
+            tokenizer,
+            make_denoiser(tokenizer, **{"max_length": 64} | config),
+            noise,
+            lengths=lengths,
+        )
+
+    def over_embeddings(**config):
+        denoiser = EmbeddingTransformerModel(
+            max_length=64, partial_noising=True, **words, **ids, **config
+        )
+        return DiffusionLMPipeline(tokenizer, denoiser, EmbeddingDDIMScheduler())
+
+    plain = over_tokens()
+    pairs = over_embeddings()
+    labels = ["negative", "positive"]
+    two_level = make_two_level(tokenizer, window_length=16, max_row=256, prompt_begins_text=True)
     return {
         "runs/quickstart": plain,
         "runs/mine": plain,
-        "runs/sentiment": TextDiffusionCFGPipeline(tokenizer, labelled, scheduler, lengths=[0] * 40 + [1]),
-        "runs/paraphrase": TextDiffusionCFGPipeline(tokenizer, make_denoiser(tokenizer, max_length=128), scheduler),
-        "runs/block": TextBlockDiffusionPipeline(tokenizer, blocks, scheduler),
-        "runs/diffusion_lm": over_embeddings,
-        "runs/answers": over_embeddings,
-        "runs/reviews": GuidedDiffusionLMPipeline(tokenizer, reviews, EmbeddingDDIMScheduler()),
-        "runs/two_level": make_two_level(tokenizer, window_length=16, max_row=256, prompt_begins_text=True),
-        "runs/classifier": TextClassifierModel(num_classes=2, labels=feelings, **words),
-        "runs/tagger": TextClassifierModel(num_classes=len(TAGS), labels=TAGS, per_token=True, **words),
+        "runs/sentiment": over_tokens(num_classes=2, lengths=[0] * 40 + [1]),
+        "runs/paraphrase": over_tokens(max_length=128),
+        "runs/block": over_tokens(block_length=8),
+        "runs/diffusion_lm": pairs,
+        "runs/answers": pairs,
+        "runs/reviews": over_embeddings(num_classes=2),
+        "runs/two_level": two_level,
+        "runs/classifier": TextClassifierModel(num_classes=2, labels=labels, **words),
+        "runs/tagger": TextClassifierModel(
+            num_classes=len(TAGS), labels=TAGS, per_token=True, **words
+        ),
     }
 
 
@@ -98,7 +115,7 @@ def workplace(models, tmp_path, monkeypatch):
     return furnish
 
 
-@pytest.mark.parametrize("block", parameters("python", pages=ONCE))
+@pytest.mark.parametrize("block", parameters("python", pages=ENGLISH))
 def test_the_python_of_a_page_runs_and_prints_what_the_page_shows(block, workplace):
     workplace(block.code)
     printed = run_python(block.code)
@@ -107,9 +124,12 @@ def test_the_python_of_a_page_runs_and_prints_what_the_page_shows(block, workpla
         assert tidy(printed) == tidy(block.shown)
 
 
-@pytest.mark.parametrize("block", parameters("py", pages=ONCE))
+@pytest.mark.slow
+@pytest.mark.parametrize("block", parameters("py", pages=ENGLISH))
 def test_the_python_that_asks_the_hub_does_what_it_says(block, workplace):
-    before = [one.code for one in blocks_of(block.page, "python") if one.place < block.place][-1]  # it goes on there
+    before = [one.code for one in blocks_of(block.page, "python") if one.place < block.place][
+        -1
+    ]  # it goes on there
     folder = workplace(before + block.code)
     with LoopbackHub({TOKEN: "me"}).serving() as hub:
         done = Client(hub.endpoint, folder).start([sys.executable, "-c", before + block.code])
@@ -119,7 +139,7 @@ def test_the_python_that_asks_the_hub_does_what_it_says(block, workplace):
     assert all(len(repository.files()) > 3 for repository in hub.repositories.values())
 
 
-@pytest.mark.parametrize("block", parameters("bash", pages=ONCE))
+@pytest.mark.parametrize("block", parameters("bash", pages=ENGLISH))
 def test_the_commands_of_a_page_are_ones_and_print_what_the_page_shows(block, workplace):
     for words in commands_of(block):
         check_command(words)
@@ -149,17 +169,34 @@ def test_wrong_commands_are_noticed():
         "rm -rf runs",
     ]
     for line in wrong:
-        with pytest.raises((AssertionError, SystemExit, ValueError, KeyError, typer.BadParameter.__base__)):
+        with pytest.raises(
+            (AssertionError, SystemExit, ValueError, KeyError, typer.BadParameter.__base__)
+        ):
             check_command(shlex.split(line))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_option_that_is_named_exists(page):
-    files = [*ROOT.glob("training_scripts/*.py"), *ROOT.glob("benchmarks/*_config.py")]
-    files += [ROOT / "src/text_diffusers" / name for name in ("training_config.py", "text_data.py")]
-    options = {name for file in files for name in re.findall(r"^    (\w+): ", file.read_text(), flags=re.MULTILINE)}
-    options |= {name.lstrip("-") for command in COMMANDS.values() for option in command.params for name in option.opts}
-    others = {"multi_gpu", "cpu", "num_processes", "config_file", "logdir", "help", "local-dir"}  # of other programs
+    options = set()
+    for pattern in (
+        "training_scripts/*.py",
+        "benchmarks/**/*.py",
+        "src/text_diffusers/training/*.py",
+    ):
+        for file in ROOT.glob(pattern):
+            options |= set(re.findall(r"^    (\w+): ", file.read_text(), flags=re.MULTILINE))
+    for command in COMMANDS.values():
+        options |= {name.lstrip("-") for option in command.params for name in option.opts}
+    others = {
+        "multi_gpu",
+        "cpu",
+        "num_processes",
+        "config_file",
+        "logdir",
+        "help",
+        "local-dir",
+        "config-settings",
+    }  # of other programs
     others |= {"machine_rank", "main_process_ip", "nproc_per_node", "nnodes"} | RENDEZVOUS
     text = page.read_text(encoding="utf-8")
     assert set(re.findall(r"(?<![\w-])--([a-z][a-z_-]*)", text)) <= options | others
@@ -168,7 +205,9 @@ def test_every_option_that_is_named_exists(page):
 def anchors(page):
     """What GitHub makes of the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    return {
+        re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -182,29 +221,65 @@ def test_every_link_and_picture_leads_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
-def test_every_file_in_the_tree_exists():
-    (page,) = [page for page in PAGES if re.search(TREE, page.read_text(encoding="utf-8"))]
-    tree = re.search(TREE, page.read_text(encoding="utf-8")).group(1)
+@pytest.mark.parametrize("room", ["", "guidance", "evaluation", "hub", "losses"])
+def test_the_reference_has_every_public_name(room):
+    module = importlib.import_module(f"text_diffusers.{room}".rstrip("."))
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
+    shown = set(re.findall(r"^::: ([\w.]+)$", pages, flags=re.MULTILINE))
+    classes_and_functions = {name for name in module.__all__ if callable(getattr(module, name))}
+    assert {f"{module.__name__}.{name}" for name in classes_and_functions} <= shown
+
+
+def test_every_name_of_the_reference_exists():
+    for page in (ROOT / "docs/api").glob("*.md"):
+        for name in re.findall(
+            r"^::: ([\w.]+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE
+        ):
+            owner, _, member = name.rpartition(".")
+            assert hasattr(importlib.import_module(owner), member), name
+
+
+def test_every_file_of_the_layout_exists():
+    text = LAYOUT.read_text(encoding="utf-8")
+    tree = re.search(r"```\n(.*?)```", text, flags=re.DOTALL).group(1)
+    folders = [""]  # those that the lines stand under, by their indent
     for line in tree.splitlines():
-        for name in re.split(r" · ", line.split("  ")[0]):
-            assert (ROOT / name.strip()).exists(), name
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(" · ", re.split(" {3,}", line.strip())[0])
+        for name in names:
+            assert Path(ROOT, *folders[: depth + 1], name).exists(), name
+        folders[depth + 1 :] = [names[0]]
+    for name in re.findall(r"`([\w/.]+/[\w.]+\.py|[\w/]+/)`", text):
+        assert any((folder / name).exists() for folder in (ROOT, ROOT / "src/text_diffusers")), name
 
 
-def test_the_russian_page_is_the_english_one():
-    pages = [page.read_text(encoding="utf-8") for page in (README, RUSSIAN)]
+@pytest.mark.parametrize("page", RUSSIAN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_translation_has_the_code_headings_and_links_of_its_page(page):
+    original = page.with_name(page.name.replace(".ru.md", ".md"))
     for language in ("python", "py", "bash"):
-        pairs = [blocks_of(page, language) for page in (README, RUSSIAN)]
-        english, russian = ([without_words(block) for block in blocks] for blocks in pairs)
-        assert english == russian
-        english, russian = ([block.shown for block in blocks] for blocks in pairs)
-        assert english == russian
-    english, russian = (re.findall(r"^(#+) ", page, flags=re.MULTILINE) for page in pages)
-    assert english == russian
-    english, russian = (set(re.findall(r"\]\((?!http)([^)#\s]+)", page)) for page in pages)
-    assert english - {RUSSIAN.name} == russian - {README.name}
+        english = blocks_of(original, language)
+        russian = blocks_of(page, language)
+        assert [without_words(block) for block in english] == [
+            without_words(block) for block in russian
+        ]
+        assert [block.shown for block in english] == [block.shown for block in russian]
+
+    english, russian = (file.read_text(encoding="utf-8") for file in (original, page))
+    assert re.findall(r"^(#+) ", english, flags=re.MULTILINE) == re.findall(
+        r"^(#+) ", russian, flags=re.MULTILINE
+    )
+    assert links_of(english) - {original.name} == links_of(russian) - {original.name}
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/pipelines/[!R]*.md")), ids=lambda page: page.stem)
+def links_of(text):
+    """Files that a page links to; a translation stands for its page."""
+    links = re.findall(r"\]\((?!http)([^)#\s]+)", text)
+    return {link.replace(".ru.md", ".md") for link in links}
+
+
+@pytest.mark.parametrize(
+    "page", sorted(ROOT.glob("docs/pipelines/[!R]*.md")), ids=lambda page: page.stem
+)
 def test_the_errors_of_a_page_are_raised_as_they_are_quoted(page, models, workplace):
     """An error is quoted in part, with "…" for what changes."""
     _, _, table = page.read_text(encoding="utf-8").partition("## When it refuses")

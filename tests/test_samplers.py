@@ -15,15 +15,12 @@ from text_diffusers import (
     D3PMAbsorbingScheduler,
     D3PMHybridScheduler,
     D3PMUniformScheduler,
-    TextBlockDiffusionPipeline,
-    TextDiffusionCFGPipeline,
+    ParaGuidePipeline,
     TextDiffusionPipeline,
-    TokenParaGuidePipeline,
 )
 from text_diffusers.samplers import (
     ABSORBING,
     EMBEDDINGS,
-    SCHEDULERS,
     UNIFORM,
     current_sampler,
     most_steps,
@@ -31,10 +28,8 @@ from text_diffusers.samplers import (
     with_sampler,
 )
 
-CLASSES = {"plain": TextDiffusionPipeline, "cfg": TextDiffusionCFGPipeline}
 KINDS = {
     "plain": ABSORBING,
-    "cfg": ABSORBING,
     "uniform": UNIFORM,
     "block": ABSORBING,
     "masked_lm": ABSORBING,
@@ -57,16 +52,14 @@ def make_pipe(kind, tokenizer):
         pipe = TextDiffusionPipeline(own, model, D3PMAbsorbingScheduler(own.mask_token_id))
     elif kind == "block":
         denoiser = make_denoiser(tokenizer, block_length=4)
-        pipe = TextBlockDiffusionPipeline(tokenizer, denoiser, D3PMAbsorbingScheduler(mask))
+        pipe = TextDiffusionPipeline(tokenizer, denoiser, D3PMAbsorbingScheduler(mask))
     else:
         schedulers = {
             "uniform": lambda: D3PMUniformScheduler(words, reverse_rule="plug_in"),
             "hybrid": lambda: D3PMHybridScheduler(mask, words, num_train_timesteps=20),
         }
         scheduler = schedulers.get(kind, lambda: D3PMAbsorbingScheduler(mask))()
-        pipe = CLASSES.get(kind, TextDiffusionPipeline)(
-            tokenizer, make_denoiser(tokenizer), scheduler
-        )
+        pipe = TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -79,7 +72,7 @@ def write(pipe, steps, seed=0):
 @pytest.mark.parametrize("kind, name", CASES)
 def test_every_sampler_that_is_offered_writes_whole_texts(kind, name, tokenizer):
     pipe = make_pipe(kind, tokenizer)
-    own = {component: getattr(pipe, component, None) for component in SCHEDULERS}
+    own = {component: getattr(pipe, component) for component in pipe.scheduler_names}
     assert set(samplers_for(pipe)) == set(KINDS[kind])
     changed = with_sampler(pipe, name)
     steps = most_steps(pipe) if samplers_for(pipe)[name].token_a_step else 5
@@ -89,11 +82,8 @@ def test_every_sampler_that_is_offered_writes_whole_texts(kind, name, tokenizer)
     assert torch.equal(write(changed, steps).tokens, output.tokens)
     assert current_sampler(changed) == name and changed.components.keys() == pipe.components.keys()
     for component, scheduler in own.items():  # the pipeline that was given writes as before
-        assert getattr(pipe, component, None) is scheduler
-        assert (
-            scheduler is None
-            or type(getattr(changed, component)) is samplers_for(pipe)[name].scheduler
-        )
+        assert getattr(pipe, component) is scheduler
+        assert type(getattr(changed, component)) is samplers_for(pipe)[name].scheduler
 
 
 def test_every_public_scheduler_of_a_noise_with_several_has_a_name():
@@ -213,7 +203,7 @@ def test_what_does_not_fit_is_refused(tokenizer):
         ):
             with_sampler(embeddings, name, temperature=0.5)
     parts = tokenizer, make_denoiser(tokenizer), D3PMAbsorbingScheduler(tokenizer.mask_token_id)
-    paraphraser = TokenParaGuidePipeline(*parts)
+    paraphraser = ParaGuidePipeline(*parts)
     assert samplers_for(paraphraser) == {} and with_sampler(paraphraser) is not paraphraser
     with pytest.raises(ValueError, match="`scheduler` must be left out, since this pipeline"):
         with_sampler(paraphraser, "ancestral")

@@ -35,7 +35,7 @@ class WordJudge:
         self.vectorizer = TfidfVectorizer(sublinear_tf=True, **tfidf_options)
         self.regression = LogisticRegression(C=inverse_penalty, max_iter=300)
         self.regression.fit(self.vectorizer.fit_transform(texts), labels)
-        self.classes: list[Any] = self.regression.classes_.tolist()
+        self.classes = self.regression.classes_.tolist()
 
     def labels(self, texts: Sequence[str]) -> list[Any]:
         """The most probable label of each text."""

@@ -6,6 +6,7 @@ so that `--dataset austen` means the same to a benchmark as to a recipe.
 
 import importlib.util
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,26 @@ if str(TRAINING_SCRIPTS) not in sys.path:
 
 from corpora import CORPORA  # noqa: E402 - the path above leads to it
 
-__all__ = ["CORPORA", "load_recipe"]
+__all__ = ["CORPORA", "QUIET", "load_recipe", "selected_options"]
+
+# Options of a recipe. What it would watch and write on the way costs time that is compared.
+QUIET = {
+    "validation_steps": 0,
+    "num_samples": 0,
+    "num_length_samples": 0,
+    "report_to": ["none"],
+    "num_cpu_threads": 1,
+}
+
+
+def selected_options(options: Any, names: Iterable[str]) -> dict[str, Any]:
+    """The options of a benchmark that are also those of a recipe, by name."""
+    return {name: getattr(options, name) for name in names}
 
 
 def load_recipe(name: str = "train_d3pm") -> Any:
     """A recipe as a module of its own: a class that a benchmark replaces in it is replaced nowhere else."""
-    spec: Any = importlib.util.spec_from_file_location(
+    spec = importlib.util.spec_from_file_location(
         f"{name}_of_a_benchmark", TRAINING_SCRIPTS / f"{name}.py"
     )
     recipe = importlib.util.module_from_spec(spec)

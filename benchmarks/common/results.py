@@ -68,3 +68,10 @@ def check_settings(options: Any):
                 f"`{name}` must be {value!r}, as in the runs of {folder}, got {settings[name]!r}: choose another "
                 "`output_dir`."
             )
+
+
+def write_report(folder: Path, name: str, text: str, figures: Any):
+    """Print the report of a benchmark, and write it as Markdown, and its figures as JSON."""
+    (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    write_json(folder / f"{name}.json", figures)
+    print(f"\n{text}\n")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def selected_logits(model: Any, tokens: Tensor, times: Tensor, positions: Tensor) -> Tensor:
     """(N, V) logits at the true `positions` (B, L); rows without any are not shown to the model."""
-    rows = positions.any(dim=1)
+    rows = positions.any(dim=1)  # (B,)
     if not rows.any():
         return torch.zeros(0, model.config.vocab_size)
     return model(tokens[rows], times[rows], positions=positions[rows]).logits
@@ -22,8 +22,8 @@ def select_first_step(
 ) -> Tensor:
     """(B, L) next tokens; the positions are selected first, and the model predicts only these."""
     positions = scheduler.select(timestep, tokens, generator)
-    times = scheduler.model_timesteps(timestep, tokens)
-    logits = selected_logits(model, tokens, times, positions)
+    times = scheduler.model_timesteps(timestep, tokens)  # (B,)
+    logits = selected_logits(model, tokens, times, positions)  # (N, V)
     return scheduler.step(
         logits, timestep, tokens, positions=positions, generator=generator
     ).prev_sample

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from common.results import Record
 
+# Characters of a column that is printed line by line.
 NAME_WIDTH = 38
 FIGURE_WIDTH = 9
 
@@ -60,7 +61,7 @@ def mean_and_spread(
     """The mean and, of values that differ, their spread."""
     if not values:
         return ""
-    if len(set(values)) == 1:
+    if len(set(values)) == 1:  # also of text
         return format(values[0], style)
     return f"{statistics.fmean(values):{style}} ± {spread(values):{style}}"
 
@@ -81,11 +82,14 @@ def markdown_table(
         spread: of a figure over the records of a row.
         left: numbers of the columns that are not aligned to the right.
     """
+    # A comparison that lacks a figure everywhere has no column of it.
     records = [record for row in rows for record in row.records]
     shown = {figure: column for figure, column in columns.items() if values_of(records, figure)}
 
     head = [*titles, *(column.title for column in shown.values())]
-    lines = [head, ["---" if place in left else "---:" for place in range(len(head))]]
+    rule = ["---" if place in left else "---:" for place in range(len(head))]
+
+    lines = [head, rule]
     for row in rows:
         cells = list(row.names)
         for figure, column in shown.items():
@@ -93,6 +97,7 @@ def markdown_table(
             if column.scale != 1:
                 values = [column.scale * value for value in values]
             cells.append(mean_and_spread(values, column.style, spread))
+
         lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -25,8 +25,8 @@ class PerplexityJudge:
     def __init__(self, name: str, cache_dir: str | None = None):
         self.name = name
         self.cache_dir = cache_dir
-        self.model: Any = None
-        self.tokenizer: Any = None
+        self.model = None
+        self.tokenizer = None
 
     def load(self):
         """Load the model, if that has not been done.
@@ -57,5 +57,5 @@ def tokens_of_real_texts(texts: Iterable[str], pipe: Any) -> list[list[int]]:
 
 def distinct_ngrams(rows: Sequence[Sequence[int]], orders: Iterable[int] = (1, 2)) -> Record:
     """`distinct_1` and so on of rows of tokens, without the orders for which all rows are too short."""
-    longest = max(map(len, rows))
+    longest = max(map(len, rows))  # of shorter ones there is none
     return {f"distinct_{n}": distinct_n(rows, n) for n in orders if n <= longest}

@@ -18,7 +18,8 @@ FREQUENT_WORDS = (
 @dataclass
 class ControlConfig(BenchmarkOptions):
     output_dir: str = free_option("runs/control", "folder of finished texts, and of the report")
-    # The files of finished texts name their models, so that these may change between runs.
+
+    # The models; files of finished texts name theirs, so that they may change between runs.
     model: str | None = free_option(
         "runs/sentiment",
         "folder of a pipeline over tokens, trained with labels; of any model: none",
@@ -34,6 +35,8 @@ class ControlConfig(BenchmarkOptions):
     embedding_classifier: str | None = free_option(
         None, "folder of a noise-aware classifier of its embeddings"
     )
+
+    # How texts are written
     scales: list[float] = free_option([0, 1, 2, 3, 5], "of guidance")
     num_texts: int = option(200, "texts of each control and scale")
     num_inference_steps: int = option(32, "steps that write a text", limit="at least 1")
@@ -42,9 +45,13 @@ class ControlConfig(BenchmarkOptions):
     )
     temperature: float | None = option(None, "of the token scheduler; default: the model's")
     top_p: float | None = option(None, "of the token scheduler; default: the model's")
+
+    # What is asked of them
     words: list[str] = option(FREQUENT_WORDS, "of which texts must hold some; at least two")
     shortest: int = option(6, "tokens of the shortest text that is asked for", limit="at least 1")
     longest: int = option(20, "tokens of the longest")
+
+    # Texts of others
     dataset: str = option(
         "movie_reviews", "labelled texts: the judge is measured on the last; real texts"
     )
@@ -58,6 +65,7 @@ class ControlConfig(BenchmarkOptions):
     tagged_dataset: str | None = option(
         None, "words and tags that no other model has seen; default: the judge's part of Brown"
     )
+
     seed: int = option(0, "of what is asked for, and of the noise: the same at all scales")
     num_cpu_threads: int | None = free_option(
         None, "torch threads; default: all", limit="at least 0"

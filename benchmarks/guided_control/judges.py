@@ -63,19 +63,17 @@ class TagJudge:
     def tags(self, sentences: Sentences) -> list[list[str]]:
         """One tag a word."""
         features = list(chain.from_iterable(map(word_features, sentences)))
-        predicted = (
-            self.classifier.predict(self.hasher.transform(features)).tolist() if features else []
-        )
-        tags = iter(predicted)
+        if not features:
+            return [[] for _ in sentences]
+
+        tags = iter(self.classifier.predict(self.hasher.transform(features)).tolist())
         return [[next(tags) for _ in words] for words in sentences]
 
     def accuracy(self, sentences: Sentences, tags: Sentences) -> float:
         """Share of words that get their own tag."""
-        judged = chain.from_iterable(self.tags(sentences))
-        right = [
-            tag == true_tag for tag, true_tag in zip(judged, chain.from_iterable(tags), strict=True)
-        ]
-        return sum(right) / len(right)
+        judged = list(chain.from_iterable(self.tags(sentences)))
+        pairs = zip(judged, chain.from_iterable(tags), strict=True)
+        return sum(tag == true_tag for tag, true_tag in pairs) / len(judged)
 
 
 @dataclass
@@ -153,13 +151,9 @@ def met(
         raise ValueError("`judges` must have one of labels.")
     if any(wish.pattern for wish in wishes) and judges.tag is None:
         raise ValueError("`judges` must have one of tags.")
-    labels = judges.label.labels(texts) if judges.label else [None] * len(texts)
-    tags = (
-        judges.tag.tags([split_words(text) for text in texts])
-        if judges.tag
-        else [[] for _ in texts]
-    )
 
+    labels = judges.label.labels(texts) if judges.label else []
+    tags = judges.tag.tags(list(map(split_words, texts))) if judges.tag else []
     parts_of_texts = []
     for place, wish in enumerate(wishes):
         parts = []

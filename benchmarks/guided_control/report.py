@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.pictures import use_logarithmic_x
-from common.results import Record, write_json
+from common.results import Record, write_report
 from common.tables import Column, TableRow, markdown_table, met_or_missed, values_of
 
 from guided_control.cases import CASES
@@ -108,19 +108,12 @@ def report(options: ControlConfig, records: list[Record], notes: list[str]):
     lines = [*findings(records), *notes]
     text = f"{options.num_texts} texts each, {options.num_inference_steps} steps\n\n{table(records)}\n\n"
     text += "\n".join(f"- {line}" for line in lines)
-    (options.folder / "control.md").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n")
-
     figures = []
     for record in records:
         figures.append(
-            {
-                name: value
-                for name, value in record.items()
-                if name not in ("texts", "tokens", "wishes")
-            }
+            {name: record[name] for name in record.keys() - {"texts", "tokens", "wishes"}}
         )
-    write_json(options.folder / "control.json", {"records": figures, "notes": lines})
+    write_report(options.folder, "control", text, {"records": figures, "notes": lines})
 
     if all("generative_perplexity" in record for record in records):
         path = plot_control(records, options.picture or options.folder / "control.png")

@@ -31,9 +31,12 @@ class AutoregressiveModel(nn.Module):
 
     def __init__(self, config: GPT2Config, never_written: list[int] | None = None):
         super().__init__()
-        self.gpt2: Any = GPT2LMHeadModel(config)
+        self.gpt2 = GPT2LMHeadModel(config)
         self.config = config.to_dict()
         self.never_written = never_written or None
+
+    def num_parameters(self) -> int:
+        return self.gpt2.num_parameters()
 
     def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L) nats of tokens (B, L); padding, where the mask (B, L) is 0, costs nothing and is on the right."""

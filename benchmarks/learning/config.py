@@ -29,12 +29,16 @@ class QualityConfig(BenchmarkOptions):
     dataset: str = option("chitchat", '"chitchat", or a file or folder of texts')
     sample_by: str = option("paragraph", "a text in a .txt file: line, paragraph, document")
     characters: bool = option(False, "tokens are characters")
+
+    # The comparison
     models: list[str] = free_option(MODELS, "see above")
     seeds: list[int] = free_option([0, 1, 2], "of weights, order and noise")
     cpu_minutes: float = option(3.0, "of training steps, for each model and seed", limit="above 0")
     steps: int = option(64, "in which a text is written", limit="above 0")
     num_samples: int = option(256, "texts that are written", limit="above 0")
     num_times: int = option(2, "random times a held-out row in the bound", limit="above 0")
+
+    # What is equal in all models
     equal_parameters: bool = option(True, "of all models; see above")
     reverse_rule: str = option("plug_in", "of all kernels but absorbing, or marginal")
     init_embeddings: str = option("cooccurrence", "cooccurrence or random, for all models")
@@ -52,6 +56,7 @@ class QualityConfig(BenchmarkOptions):
     learning_rate: float = option(1e-3, "peak, of models that name none")
     lr_warmup_steps: int = option(50, "linear warm-up; a cosine to 0 follows")
     ema_decay: float = option(0.995, "of the averaged weights, which are evaluated")
+
     report: bool = free_option(False, "only print the table and draw the picture")
 
     def __post_init__(self):

@@ -16,7 +16,7 @@ from common.texts import distinct_ngrams
 from learning.autoregressive import AutoregressiveModel
 from learning.config import ModelSpec, QualityConfig
 from learning.text import HeldOut
-from learning.training import Trainer, number_of_parameters
+from learning.training import Trainer
 from text_diffusers.evaluation.likelihood import estimate_bound, unigram_entropy
 from text_diffusers.evaluation.text_metrics import token_entropy
 
@@ -71,7 +71,7 @@ def diversity(rows: list[list[int]], tokenizer: Any) -> Record:
 
 def split_at(end_token: int, row: Iterable[int]) -> list[list[int]]:
     """The texts of a row, each with its end; the last one is empty if the row ends with an end."""
-    pieces: list[list[int]] = [[]]
+    pieces = [[]]
     for token in row:
         pieces[-1].append(token)
         if token == end_token:
@@ -100,6 +100,7 @@ def train_and_evaluate(trainer: Trainer, spec: ModelSpec, seed: int, held_out: H
     print(f"{spec.name}, seed {seed}: {1000 * cost:.1f} CPU ms a step, {steps:,} steps", flush=True)
     model, seconds = trainer.run(spec, seed, steps)
 
+    network = model if isinstance(model, AutoregressiveModel) else model.denoiser
     rows = []
     for first in range(0, options.num_samples, WRITTEN_AT_ONCE):
         count = min(WRITTEN_AT_ONCE, options.num_samples - first)
@@ -108,9 +109,7 @@ def train_and_evaluate(trainer: Trainer, spec: ModelSpec, seed: int, held_out: H
         **asdict(spec),
         "model": spec.name,
         "seed": seed,
-        "parameters": number_of_parameters(
-            model if isinstance(model, AutoregressiveModel) else model.denoiser
-        ),
+        "parameters": network.num_parameters(),
         "seconds_per_step": cost,
         "steps": steps,
         "cpu_minutes": sum(seconds) / 60,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from common.recipes import load_recipe
+from common.recipes import QUIET, load_recipe, selected_options
 from common.results import read_or_make
 from transformers import GPT2Config
 
@@ -47,17 +47,6 @@ SHARED_OPTIONS = (
     "init_embeddings",
     "reverse_rule",
 )
-# What the recipe would watch, write and save on the way costs time and is not compared.
-QUIET = {
-    "validation_steps": 0,
-    "validation_rows": 1,
-    "checkpointing_steps": 0,
-    "num_samples": 0,
-    "num_length_samples": 0,
-    "report_to": ["none"],
-    "num_cpu_threads": 1,
-    "overwrite_output_dir": True,
-}
 
 
 # --- models of one size
@@ -88,7 +77,7 @@ def feed_forward_ratio(options: QualityConfig, width: int) -> float:
 def gpt2_parameters(options: QualityConfig, tokenizer: Any, width: int) -> int:
     """Parameters of GPT-2 with feed-forward layers of that width."""
     with torch.device("meta"):
-        return number_of_parameters(AutoregressiveModel(gpt2_config(options, tokenizer, width)))
+        return AutoregressiveModel(gpt2_config(options, tokenizer, width)).num_parameters()
 
 
 def denoiser_parameters(
@@ -105,11 +94,7 @@ def denoiser_parameters(
             max_length=options.length,
             time_conditioning=conditioned,
         )
-    return number_of_parameters(model)
-
-
-def number_of_parameters(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return model.num_parameters()
 
 
 def matched_width(spec: ModelSpec, options: QualityConfig, tokenizer: Any) -> int:
@@ -158,7 +143,7 @@ class Trainer:
 
     def run(self, spec: ModelSpec, seed: int, max_train_steps: int) -> tuple[Any, list[float]]:
         """The trained `TextDiffusionPipeline` or `AutoregressiveModel`, and the CPU seconds of each step."""
-        seconds: list[float] = []
+        seconds = []
         recipe = load_recipe()
         recipe.TrainingLoop = timed_loop(seconds)
         width = matched_width(spec, self.options, self.tokenizer)
@@ -170,8 +155,11 @@ class Trainer:
             learning_rate=spec.learning_rate,
             seed=seed,
             max_train_steps=max_train_steps,
+            validation_rows=1,
+            checkpointing_steps=0,
+            overwrite_output_dir=True,
             **QUIET,
-            **{name: getattr(self.options, name) for name in SHARED_OPTIONS},
+            **selected_options(self.options, SHARED_OPTIONS),
         )
 
         shutil.rmtree(self.working_folder, ignore_errors=True)
@@ -204,10 +192,8 @@ class Trainer:
         vectors = None
         if config.init_embeddings == "cooccurrence":
             counted = tensor_batches(data.train_rows, COUNTED_ROWS)
-            vectors = cooccurrence_vectors(
-                counted, len(data.tokenizer), config.hidden_size
-            )  # (V, D)
-            vectors = vectors[: min(special_ids)]
+            vectors = cooccurrence_vectors(counted, len(data.tokenizer), config.hidden_size)
+            vectors = vectors[: min(special_ids)]  # (number of other tokens, D)
         model.initialize(vectors, like_denoiser=self.options.gpt2_init == "project")
 
         # 3. The same loop
@@ -224,13 +210,13 @@ class Trainer:
         """CPU seconds of a training step, measured once for all runs of a kernel."""
 
         def measure() -> dict[str, float]:
-            _, seconds = self.run(
-                spec, seed=0, max_train_steps=WARM_UP_STEPS + TIMINGS * TIMED_STEPS
-            )
+            num_steps = WARM_UP_STEPS + TIMINGS * TIMED_STEPS
+            _, seconds = self.run(spec, seed=0, max_train_steps=num_steps)
+
+            # Other work on the machine makes a step look dearer, never cheaper.
             starts = range(WARM_UP_STEPS, len(seconds), TIMED_STEPS)
             means = [statistics.fmean(seconds[start : start + TIMED_STEPS]) for start in starts]
             return {"seconds_per_step": min(means)}
 
-        return read_or_make(self.options.folder / "calibration" / f"{spec.kernel}.json", measure)[
-            "seconds_per_step"
-        ]
+        file = self.options.folder / "calibration" / f"{spec.kernel}.json"
+        return read_or_make(file, measure)["seconds_per_step"]

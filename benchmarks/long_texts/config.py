@@ -20,6 +20,8 @@ class TwoLevelConfig(BenchmarkOptions):
     stage: str = free_option(
         "all", f"{', '.join(STAGES)}: what to do of what is not done", one_of=STAGES
     )
+
+    # What is trained, and on what
     systems: list[str] = free_option(list(SYSTEMS), "that are trained and write")
     seeds: list[int] = free_option([0, 1, 2], "of weights, order and noise")
     dataset: str = option("austen_and_speeches", "name of a corpus, or a file of texts")
@@ -27,6 +29,8 @@ class TwoLevelConfig(BenchmarkOptions):
         None, "file of other texts, each with a label; default: the corpus's judge part"
     )
     validation_fraction: float = option(0.1, "share of the texts, the last, held out")
+
+    # Training
     train_minutes: float = option(
         30.0, "of each system and seed, all its parts together", limit="above 0"
     )
@@ -41,6 +45,8 @@ class TwoLevelConfig(BenchmarkOptions):
     lr_warmup_steps: int = option(50, "linear warm-up; a cosine to 0 follows")
     ema_decay: float = option(0.995, "of the averaged weights of the denoisers")
     checkpointing_steps: int = free_option(200, "between checkpoints, from which runs go on")
+
+    # Sizes
     vocab_size: int = option(2_048, "tokens of the tokenizer that all share")
     length: int = option(1_024, "tokens in a row")
     min_length: int | None = option(128, "of the parts of rows that are learned too")
@@ -53,10 +59,14 @@ class TwoLevelConfig(BenchmarkOptions):
     num_layers: int = option(4, "blocks of each of the two-level denoisers")
     baseline_layers: int = option(6, "blocks of a baseline's denoiser; its width is matched")
     num_attention_heads: int = option(4, "heads of all")
+
+    # What is compared
     lengths: list[int] = option([128, 256, 512, 1_024], "tokens of texts")
     budgets: list[int] = free_option([2, 4, 8, 16], "forwards of the token model")
     coarse_forwards: float = free_option(0.5, "share of equal forwards that writes the plan")
     coarse_flops: float = free_option(0.3, "share of equal FLOPs that writes the plan")
+
+    # Writing
     num_texts: int = option(
         64, "in a cell of the shortest texts; fewer of longer ones", limit="above 0"
     )
@@ -65,6 +75,8 @@ class TwoLevelConfig(BenchmarkOptions):
     sampler: str | None = option(None, "scheduler class of all levels; default: as trained")
     temperature: float = option(1.0, "of all schedulers")
     top_p: float | None = option(None, "of all schedulers")
+
+    # Judging
     window_tokens: int = free_option(
         64, "of real text, as many words has a window", limit="above 0"
     )

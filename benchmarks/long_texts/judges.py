@@ -90,15 +90,15 @@ class KindJudge:
         others = [document for number, document in enumerate(documents) if number % CHECKED_SHARE]
         self.accuracy = self._judge_of(others).accuracy(*self._windows_of(checked))
         self.judge = self._judge_of(documents)
-        self.classes: list[str] = self.judge.classes
+        self.classes = self.judge.classes
 
     def _judge_of(self, documents: Iterable[tuple[str, str]]) -> WordJudge:
         texts, kinds = self._windows_of(documents)
         return WordJudge(texts, kinds, inverse_penalty=10.0, min_df=min(3, len(texts)))
 
     def _windows_of(self, documents: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
-        texts: list[str] = []
-        kinds: list[str] = []
+        texts = []
+        kinds = []
         for text, kind in documents:
             parts = windows(text, self.window_words)
             texts += parts

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.pictures import use_logarithmic_x
-from common.results import Record, write_json
+from common.results import Record, write_report
 from common.tables import Column, TableRow, markdown_table, standard_error, values_of
 
 from long_texts.config import ONE_LEVEL, SYSTEMS, TOKENS, TWO_LEVEL, TwoLevelConfig
@@ -93,7 +93,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def compared(rows: Sequence[Row], mode: str) -> list[dict[str, Row]]:
     """`{system: row}` of all comparisons of this kind whose two-level texts are there."""
-    systems: dict[tuple[int, int], dict[str, Row]] = {}
+    systems = {}
     for row in rows:
         if row.mode == mode and row.records:
             systems.setdefault((row.length, row.budget), {})[row.name] = row
@@ -123,8 +123,8 @@ def findings(rows: Sequence[Row]) -> list[str]:
     for figure, more_is_better in MORE_IS_BETTER.items():
         worse = []
         for two_level, other in beside_baselines(rows, figure):
-            mean: Any = two_level.mean(figure)
-            other_mean: Any = other.mean(figure)
+            mean = two_level.mean(figure)
+            other_mean = other.mean(figure)
             if mean < other_mean if more_is_better else mean > other_mean:
                 worse.append(
                     f"{place(two_level)}: {mean:.3f} against {other_mean:.3f} of {other.name}"
@@ -142,7 +142,7 @@ def consistency_findings(rows: Sequence[Row], figure: str) -> list[str]:
     for two_level, other in beside_baselines(rows, figure):
         if two_level.budget > SMALL_BUDGET:
             continue
-        gain: Any = two_level.mean(figure) - other.mean(figure)  # pyright: ignore[reportOperatorIssue]
+        gain = two_level.mean(figure) - other.mean(figure)
         error = math.hypot(two_level.error(figure), other.error(figure))
         line = f"{place(two_level)}, {other.name}: {gain:+.3f} ± {error:.3f}"
         (gains if gain > 0 else losses).append(line)
@@ -203,7 +203,7 @@ def plot(rows: Sequence[Row], path: str | Path) -> Path:
 def draw_panel(axes: Any, rows: Sequence[Row], figure: str):
     """One figure of the systems and of real texts, which have no FLOPs and are lines."""
     for system in SYSTEMS:
-        points: set[tuple[Any, Any, float]] = set()  # cells may be compared both ways
+        points = set()  # cells may be compared both ways
         for row in rows:
             if row.name == system and row.mode in (FLOPS, FORWARDS):
                 points.add((row.mean("flops"), row.mean(figure), row.error(figure)))
@@ -225,13 +225,10 @@ def draw_panel(axes: Any, rows: Sequence[Row], figure: str):
 
 def report(options: TwoLevelConfig, rows: list[Row], notes: list[str]):
     """Print and save the table with what it says, and draw the picture."""
-    seeds: set[int] = set()
+    seeds = set()
     for row in rows:
         seeds.update(values_of(row.records, "seed"))
     text = f"Seeds {sorted(seeds)}, {options.train_minutes:g} minutes of training each.\n\n{markdown(rows)}\n\n"
     text += "\n".join(f"- {line}" for line in (*findings(rows), *notes))
-    (options.folder / "two_level.md").write_text(text + "\n", encoding="utf-8")
-    write_json(options.folder / "two_level.json", [asdict(row) for row in rows])
-
-    path = plot(rows, options.picture or options.folder / "two_level.png")
-    print(f"{text}\n- picture: {path}")
+    write_report(options.folder, "two_level", text, [asdict(row) for row in rows])
+    print(f"Plot: {plot(rows, options.picture or options.folder / 'two_level.png')}")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.recipes import load_recipe
+from common.recipes import QUIET, load_recipe, selected_options
 from common.results import Record, make_folder_once
 from transformers import AutoTokenizer
 
@@ -33,16 +33,6 @@ CODE_OPTIONS = (
     "hidden_size",
 )
 DENOISER_OPTIONS = ("length", "min_length", "learning_rate", "num_attention_heads", "ema_decay")
-# What the recipes would watch and write on the way costs minutes; interrupted ones go on.
-QUIET = {
-    "num_samples": 0,
-    "num_length_samples": 0,
-    "validation_steps": 0,
-    "validation_rows": 64,
-    "report_to": ["none"],
-    "num_cpu_threads": 1,
-    "resume_from_checkpoint": "auto",
-}
 
 
 def shared_tokenizer(options: TwoLevelConfig) -> Any:
@@ -68,16 +58,14 @@ class System:
         self.name = name
         self.options = options
 
-    def selected(self, names: tuple[str, ...]) -> Record:
-        """These options by name."""
-        return {name: getattr(self.options, name) for name in names}
-
     # Sizes
 
     @property
     def code_options(self) -> Record:
         """Options of the autoencoder's recipe that say which codes it learns."""
-        return self.selected(CODE_OPTIONS) | {"levels": 2 if self.name == TWO_LEVEL else 1}
+        return selected_options(self.options, CODE_OPTIONS) | {
+            "levels": 2 if self.name == TWO_LEVEL else 1
+        }
 
     def denoiser_parameters(self, kind: str, width: int, tokenizer: Any) -> int:
         """Parameters of a denoiser: "coarse" or "fine" of two levels, that of "one-level", or of "tokens"."""
@@ -162,9 +150,19 @@ class System:
         options = self.options
         folder = self.folder(seed)
         tokenizer = shared_tokenizer(options)
-        shared = self.selected(SHARED_OPTIONS) | QUIET | {"seed": seed}
+        shared = (
+            selected_options(options, SHARED_OPTIONS)
+            | QUIET
+            | {
+                "seed": seed,
+                "validation_rows": 64,
+                "resume_from_checkpoint": "auto",
+            }
+        )
         from_text = shared | {"tokenizer": str(options.folder / "tokenizer")}
-        denoiser = self.selected(DENOISER_OPTIONS) | {"hidden_size": self.matched_width(tokenizer)}
+        denoiser = selected_options(options, DENOISER_OPTIONS) | {
+            "hidden_size": self.matched_width(tokenizer)
+        }
         layers = options.num_layers if self.name == TWO_LEVEL else options.baseline_layers
 
         if self.name == TOKENS:

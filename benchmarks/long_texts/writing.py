@@ -55,9 +55,7 @@ def write(
     Untold is a text whose fine denoiser does not know the plan that its decoder is given.
     """
     seeds = range(SEED_STRIDE * cell.seed + first, SEED_STRIDE * cell.seed + first + count)
-    arguments: dict[str, Any] = {
-        "generator": [torch.Generator().manual_seed(seed) for seed in seeds]
-    }
+    arguments = {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
     if plans is None:
         arguments["num_return_sequences"] = count
     else:
@@ -80,7 +78,7 @@ def write_cell(pipe: Any, cell: Cell, options: TwoLevelConfig, rows: Tensor) -> 
     count = options.texts_of(cell.length)
     plans = plans_of(pipe, cell, rows[:count, : cell.length])
     at_once = max(1, options.batch_tokens // cell.length)
-    tokens: list[list[int]] = []
+    tokens = []
     started = time.process_time()
     for first in range(0, count, at_once):
         tokens += write(pipe, cell, first, min(at_once, count - first), plans)

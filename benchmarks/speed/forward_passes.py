@@ -13,9 +13,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from transformers.utils import ModelOutput
 
-from speed.measuring import verdict
-from speed.tokens_per_second import plain_tokenizer
-from text_diffusers import D3PMAbsorbingScheduler, FirstHittingScheduler, TextDiffusionPipeline
+from speed.measuring import Size, pipeline_writer, verdict
+from text_diffusers import D3PMAbsorbingScheduler, FirstHittingScheduler
 
 STEPS = (16, 64, 128, 256, 1000, 4096)
 BATCHES = (1, 8, 32)
@@ -42,24 +41,11 @@ class CountingDenoiser(ModelMixin, ConfigMixin):
         return ModelOutput(logits=self.flat_logits.expand(int(positions.sum()), -1))
 
 
-def rows_per_text(scheduler: Any, num_steps: int, batch: int, length: int) -> float:
+def rows_per_text(scheduler: Any, num_steps: int, size: Size) -> float:
     """Rows that `TextDiffusionPipeline` calls the model with, per returned row."""
-    denoiser = CountingDenoiser(VOCAB_SIZE, length)
-    pipe = TextDiffusionPipeline(plain_tokenizer(VOCAB_SIZE), denoiser, scheduler)
-    pipe.set_progress_bar_config(disable=True)
-
-    output = pipe(
-        max_new_tokens=length,
-        num_inference_steps=num_steps,
-        num_return_sequences=batch,
-        generator=torch.Generator().manual_seed(0),
-        output_type="tokens",
-    )
-    assert (
-        output.tokens.shape == (batch, length)
-        and (output.tokens != scheduler.config.mask_token_id).all()
-    )
-    return denoiser.num_rows / batch
+    denoiser = CountingDenoiser(size.vocab_size, size.length)
+    pipeline_writer(denoiser, scheduler, num_steps, size)()
+    return denoiser.num_rows / size.batch
 
 
 def expected_steps(num_steps: int, num_tokens: int) -> float:
@@ -78,11 +64,11 @@ def row_counts(
     mask = VOCAB_SIZE - 1
     for num_steps in steps:
         for batch in batches:
-            counted = rows_per_text(D3PMAbsorbingScheduler(mask), num_steps, batch, length)
-            # First hitting needs as many steps as there are tokens.
-            first_hitting: float | str = "-"
+            size = Size(batch=batch, length=length, vocab_size=VOCAB_SIZE)
+            counted = rows_per_text(D3PMAbsorbingScheduler(mask), num_steps, size)
+            first_hitting = "-"  # it needs as many steps as there are tokens
             if num_steps >= length:
-                first_hitting = rows_per_text(FirstHittingScheduler(mask), num_steps, batch, length)
+                first_hitting = rows_per_text(FirstHittingScheduler(mask), num_steps, size)
 
             line = {
                 "T": num_steps,

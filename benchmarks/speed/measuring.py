@@ -1,4 +1,7 @@
-"""What the benchmarks of speed share: sizes, random models, the time of interleaved repetitions, targets."""
+"""What the benchmarks of speed share: sizes, random models, the time of interleaved repetitions, targets.
+
+Shapes: B batch, L length.
+"""
 
 import statistics
 import time
@@ -8,8 +11,11 @@ from typing import Any
 
 import torch
 from common.tables import met_or_missed
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from text_diffusers import TextTransformerModel
+from text_diffusers import TextDiffusionPipeline, TextTransformerModel
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,47 @@ def random_model(size: Size, **changes: Any) -> TextTransformerModel:
         max_length=size.length,
         **changes,
     )
+
+    # A head that starts at zero would predict every token alike.
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     return model.eval()
+
+
+def plain_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose first id is padding and whose last is the mask, without tokens to start or end a text."""
+    names = ["[PAD]", *(f"w{number}" for number in range(1, vocab_size - 1)), "[MASK]"]
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", mask_token="[MASK]"
+    )
+
+
+def check_written(tokens: Tensor, size: Size, mask_token_id: int | None = None) -> Tensor:
+    """The tokens, which must be (B, L), none of them a mask."""
+    masked = mask_token_id is not None and bool((tokens == mask_token_id).any())
+    if masked or tokens.shape != (size.batch, size.length):
+        raise RuntimeError(f"Of {size.batch} x {size.length} tokens not all were written: {tokens}")
+    return tokens
+
+
+def pipeline_writer(model: Any, scheduler: Any, num_steps: int, size: Size) -> Callable[[], Tensor]:
+    """A function that writes (B, L) tokens by `TextDiffusionPipeline`."""
+    pipe = TextDiffusionPipeline(plain_tokenizer(size.vocab_size), model, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+
+    def write() -> Tensor:
+        output = pipe(
+            max_new_tokens=size.length,
+            num_inference_steps=num_steps,
+            num_return_sequences=size.batch,
+            generator=generator,
+            output_type="tokens",
+        )
+        return check_written(output.tokens, size, size.vocab_size - 1)
+
+    return write
 
 
 def interleaved(
@@ -55,8 +99,8 @@ def interleaved(
     if clock is None:
         clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repetitions):
+    seconds = {name: [] for name in runs}
+    for _ in range(repetitions):  # one turn of all
         for name, run in runs.items():
             prepare(name)
             started = clock()

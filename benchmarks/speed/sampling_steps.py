@@ -233,7 +233,7 @@ def all_cases(model, size: Size) -> dict[str, Case]:
     vocab_size = model.config.vocab_size
     mask = vocab_size - 1
     generator = torch.Generator().manual_seed(0)
-    cases: dict[str, Case] = {}
+    cases = {}
 
     def add(name: str, step: Callable, *arguments: Any, forwards: int = 1):
         cases[name] = Case(lambda: step(model, *arguments, generator), forwards=forwards)

@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 import torch
 from common.results import Record
-from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from speed.measuring import Size, interleaved, random_model, verdict
-from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline
+from speed.measuring import Size, check_written, interleaved, pipeline_writer, random_model, verdict
+from text_diffusers import D3PMAbsorbingScheduler
 
 STEP_COUNTS = (16, 32, 64)
 BLOCK_LENGTH = 32
@@ -44,17 +43,6 @@ class Writer(NamedTuple):
     write: Callable[[], Tensor]
 
 
-def plain_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer whose first id is padding and whose last is the mask, without tokens to start or end a text."""
-    words = (
-        {"[PAD]": 0} | {f"w{i}": i for i in range(1, vocab_size - 1)} | {"[MASK]": vocab_size - 1}
-    )
-    tokenizer = Tokenizer(models.WordLevel(words))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", mask_token="[MASK]"
-    )
-
-
 def gpt2(size: Size) -> GPT2LMHeadModel:
     """GPT-2 with random weights, that reads one start token and writes `size.length` tokens."""
     torch.manual_seed(0)
@@ -69,14 +57,6 @@ def gpt2(size: Size) -> GPT2LMHeadModel:
         pad_token_id=0,
     )
     return GPT2LMHeadModel(config).eval()
-
-
-def check_written(tokens: Tensor, size: Size, mask_token_id: int | None = None) -> Tensor:
-    """The tokens, which must be (B, L), none of them a mask."""
-    masked = mask_token_id is not None and bool((tokens == mask_token_id).any())
-    if masked or tokens.shape != (size.batch, size.length):
-        raise RuntimeError(f"Of {size.batch} x {size.length} tokens not all were written: {tokens}")
-    return tokens
 
 
 def autoregressive_writer(size: Size) -> Writer:
@@ -108,22 +88,8 @@ def diffusion_writer(
         size, tie_embeddings=True, feed_forward_ratio=ratio, block_length=block_length
     )
 
-    mask = size.vocab_size - 1
-    tokenizer = plain_tokenizer(size.vocab_size)
-    pipe = TextDiffusionPipeline(tokenizer, model, D3PMAbsorbingScheduler(mask))
-    pipe.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-
-    def write() -> Tensor:
-        output = pipe(
-            max_new_tokens=size.length,
-            num_inference_steps=num_steps,
-            num_return_sequences=size.batch,
-            generator=generator,
-            output_type="tokens",
-        )
-        return check_written(output.tokens, size, mask)
-
+    scheduler = D3PMAbsorbingScheduler(size.vocab_size - 1)
+    write = pipeline_writer(model, scheduler, num_steps, size)
     return Writer(model.num_parameters(), write)
 
 

@@ -71,9 +71,9 @@ class DiffusionLMPipelineOutput(BaseOutput):
 class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
     """Text by diffusion over word embeddings: `pipe()`, `pipe("A prompt")`, `pipe(source="A text to rewrite")`.
 
-    Classifier-free guidance, `pipe(class_labels=1, guidance_scale=3.0)`, strengthens a condition, the class label, the
-    source or both, by comparing the prediction with that of the same text without it. Both come from one call of the
-    denoiser. Scale 1 is the conditional model itself, without rows for the other.
+    Classifier-free guidance (https://arxiv.org/abs/2207.12598), `pipe(class_labels=1, guidance_scale=3.0)`, strengthens
+    a condition, the class label, the source or both, by comparing the prediction with that of the same text without
+    it. Both come from one call of the denoiser. Scale 1 is the conditional model itself, without rows for the other.
 
     Controls, `pipe(controls=[...])`, such as those of `text_diffusers.guidance.controls`, give the log-probability of
     what is wanted: of noisy embeddings, by `latent_log_prob`, or of the words that the clean estimate stands for, by

@@ -1,10 +1,10 @@
-"""What every tab shares: components whose words change with the language, and handlers that answer in it."""
+"""The page that the tabs are built on: components whose words change with the language, and handlers of events."""
 
 import html
 import inspect
 import logging
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
@@ -14,11 +14,26 @@ from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import LANGUAGES, say
 
 logger = logging.getLogger(__name__)
+
+# A key of `TEXTS`, or a function of the language.
 Words = str | Callable[[str], Any]
+# Components by the names of the fields of a request.
+Fields = dict[str, Any]
+
+# Settings of events that run the model: one at a time over all tabs.
+MODEL = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+# Settings of events that take a few milliseconds and need no place in the queue; of a slider that is dragged, only the
+# last place counts.
+LIGHT = {
+    "queue": False,
+    "show_progress": "hidden",
+    "trigger_mode": "always_last",
+    "api_visibility": "private",
+}
 
 
 class Page:
-    """The page being built: its pipeline, its language switch and all components that have words.
+    """A page being built: its pipeline, its language switch and all components that have words.
 
     Attributes:
         language: the component that holds the language.
@@ -27,75 +42,131 @@ class Page:
 
     def __init__(self, served: Served):
         self.served = served
-        self.language: Any = None
+        self.language: Any = None  # until the heading is built
         self.rendered: list[tuple[Callable, gr.State, list]] = []
         self._worded: list[tuple[Any, Mapping[str, Words]]] = []
 
+    # Components
+
     def add(self, component: type, words: Mapping[str, Words], **settings: Any) -> Any:
-        """A component whose properties in `words` are keys of `TEXTS`, or functions of the language."""
-        made = component(**{name: in_words(word, LANGUAGES[0]) for name, word in words.items()}, **settings)
+        """A component with its `words`, by the names of its properties, and settings that no language changes."""
+        made = component(**in_language(words, LANGUAGES[0]), **settings)
         self._worded.append((made, words))
         return made
+
+    def markdown(self, words: Words, style: str, **settings: Any) -> Any:
+        """A paragraph: a "lead" or a "hint"."""
+        return self.add(gr.Markdown, {"value": words}, elem_classes=style, **settings)
+
+    def button(self, key: str, elem_id: str, **settings: Any) -> Any:
+        return self.add(gr.Button, {"value": key}, elem_id=elem_id, **settings)
+
+    def more_settings(self, tab: str) -> gr.Accordion:
+        """A closed drawer, to be filled by `with`."""
+        return self.add(gr.Accordion, {"label": "more"}, open=False, elem_id=f"{tab}-more")
+
+    def slider(
+        self,
+        key: str,
+        *,
+        low: float,
+        high: float,
+        value: float,
+        step: float = 1,
+        info: str | None = None,
+        **settings: Any,
+    ) -> Any:
+        words = {"label": key}
+        if info is not None:
+            words["info"] = info
+        return self.add(
+            gr.Slider, words, minimum=low, maximum=high, step=step, value=value, **settings
+        )
+
+    # Events
 
     def connect_language(self):
         """Let the language switch change every word; to be called when all is built."""
         components = [component for component, _ in self._worded]
 
+        # One event for all words; results that hold words are drawn anew by events of their own.
         def reword(language: str) -> list:
-            named = [{name: in_words(word, language) for name, word in words.items()} for _, words in self._worded]
-            return [gr.update(**properties) for properties in named]
+            return [gr.update(**in_language(words, language)) for _, words in self._worded]
 
-        light = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        self.language.change(reword, self.language, components, **light)
+        self.language.change(reword, self.language, components, **LIGHT)
         for draw, state, outputs in self.rendered:
-            self.language.change(draw, [state, self.language], outputs, **light)
+            self.language.change(draw, [state, self.language], outputs, **LIGHT)
 
-    def on_model(self, listener: Callable, function: Callable, inputs: list, outputs: list, **settings: Any) -> Any:
-        """Connect a function that runs the model: one at a time over all tabs. The language is its last input."""
-        settings = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"} | settings
-        return listener(guarded(function), [*inputs, self.language], outputs, **settings)
+    def on(
+        self,
+        event: Callable,
+        function: Callable,
+        request: type,
+        fields: Fields,
+        outputs: list,
+        **settings: Any,
+    ) -> Any:
+        """Let an event call `function(request, language)`.
 
-    def at_once(self, listener: Callable, function: Callable, inputs: list, outputs: list) -> Any:
-        """Connect a function that takes a few milliseconds and needs no place in the queue."""
-        settings: dict[str, Any] = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last"}
-        return listener(guarded(function), [*inputs, self.language], outputs, api_visibility="private", **settings)
+        Args:
+            request: a dataclass, made of the values of `fields`.
+            settings: `MODEL` for a function that runs the model, `LIGHT` for one that takes a few milliseconds.
+        """
+        inputs = [*fields.values(), self.language]
+        return event(handler(function, request, fields), inputs, outputs, **settings)
+
+    def stop(self, button: gr.Button, running: Any):
+        """Let a button cancel an event that is under way."""
+        button.click(None, cancels=[running], queue=False, api_visibility="private")
 
 
-def in_words(word: Words, language: str) -> Any:
-    return say(word, language) if isinstance(word, str) else word(language)
+def in_language(words: Mapping[str, Words], language: str) -> dict[str, Any]:
+    """Properties of a component in a language."""
+    properties = {}
+    for name, word in words.items():
+        properties[name] = say(word, language) if isinstance(word, str) else word(language)
+    return properties
 
 
-def guarded(function: Callable) -> Callable:
-    """The same function, or generator, with errors that a visitor can read, in the language that is its last input."""
+def handler(function: Callable, request: type, fields: Fields) -> Callable:
+    """Gradio's positional values, of which the language is the last, as a call of `function(request, language)`."""
+    names = list(fields)
 
-    def explain(error: Exception, language: str) -> gr.Error:
-        if isinstance(error, Refusal):
-            values = {name: say(value, language) if name == "field" else value for name, value in error.values.items()}
-            message = say(error.key, language, **values)
-        elif isinstance(error, ValueError):
-            message = say("error.model", language, detail=error)
-        else:
-            logger.error("A request failed.", exc_info=error)
-            message = say("error.unexpected", language)
+    # Gradio streams what a generator function yields, so the handler must be one, too.
+    def call(*values):
+        *answers, language = values
+        with readable_errors(language):
+            return function(request(**dict(zip(names, answers, strict=True))), language)
+
+    def stream(*values):
+        *answers, language = values
+        with readable_errors(language):
+            yield from function(request(**dict(zip(names, answers, strict=True))), language)
+
+    return stream if inspect.isgeneratorfunction(function) else call
+
+
+@contextmanager
+def readable_errors(language: str) -> Iterator[None]:
+    """Errors as messages that a visitor can read, in a language."""
+    try:
+        yield
+    except Exception as error:
         # Gradio renders the message as HTML, and it may quote what was typed in.
-        return gr.Error(html.escape(message), print_exception=False)
+        message = html.escape(message_of(error, language))
+        raise gr.Error(message, print_exception=False) from error
 
-    if inspect.isgeneratorfunction(function):
 
-        @wraps(function)
-        def stream(*inputs):
-            try:
-                yield from function(*inputs)
-            except Exception as error:
-                raise explain(error, inputs[-1]) from error
+def message_of(error: Exception, language: str) -> str:
+    if isinstance(error, Refusal):
+        values = dict(error.values)
+        # A field is named as on the page.
+        if "field" in values:
+            values["field"] = say(values["field"], language)
+        return say(error.key, language, **values)
+    if isinstance(error, ValueError):
+        return say("error.model", language, detail=error)
 
-        return stream
-
-    @wraps(function)
-    def call(*inputs):
-        try:
-            return function(*inputs)
-        except Exception as error:
-            raise explain(error, inputs[-1]) from error
-
-    return call
+    # What went wrong inside is for the log, not for visitors.
+    logger.error("A request failed.", exc_info=error)
+    return say("error.unexpected", language)

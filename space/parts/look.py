@@ -1,4 +1,4 @@
-"""How the page looks: fonts of the visitor's own machine, one accent colour, and tables that fit a phone."""
+"""Looks of the page: fonts of the visitor's own machine, one accent colour, and tables that fit a phone."""
 
 import gradio as gr
 
@@ -18,11 +18,24 @@ ACCENT = gr.themes.Color(
 )
 
 
+def two_columns() -> tuple[gr.Column, gr.Column]:
+    """Columns of a tab, for its inputs and its results; they stand one below the other on a phone."""
+    with gr.Row(equal_height=False):
+        inputs = gr.Column(scale=2, min_width=260)
+        results = gr.Column(scale=3, min_width=260)
+    return inputs, results
+
+
 def theme() -> gr.themes.Base:
-    sans = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-    mono = ["ui-monospace", "SFMono-Regular", "Consolas", "monospace"]
-    made = gr.themes.Soft(primary_hue=ACCENT, secondary_hue=ACCENT, neutral_hue="slate", font=sans, font_mono=mono)
-    return made.set(
+    """Gradio's soft theme with less of it: no shadows, thin borders, quiet labels."""
+    soft = gr.themes.Soft(
+        primary_hue=ACCENT,
+        secondary_hue=ACCENT,
+        neutral_hue="slate",
+        font=["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "SFMono-Regular", "Consolas", "monospace"],
+    )
+    return soft.set(
         body_background_fill="#f6f7f8",
         body_text_color_subdued="#566070",
         body_text_color_subdued_dark="#a9b2c0",

@@ -1,4 +1,4 @@
-"""Rows of tokens as pieces of text, and the step at which each token settled.
+"""Rows of tokens as pieces of text, each in the colour of the step at which it settled.
 
 Shapes: K steps, L tokens of a row.
 """
@@ -11,94 +11,140 @@ HIDDEN = "· · ·"
 # From the first steps to the last: viridis, which is also read in grey.
 COLORS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
 HIDDEN_COLOR = "#c9c9d4"
+
+# As `gr.HighlightedText` takes them: a text and the name of its colour.
 Spans = list[tuple[str, str | None]]
 
 
 def pieces(tokenizer: Any, row: Sequence[int]) -> list[str]:
-    """The text of each token (L), which put together are the text of the row; special tokens are empty.
+    """The text of each of L tokens, which put together are the text of the row; special tokens are empty.
 
     A piece is what the text gains by its token, so that characters of several bytes stay whole.
     """
-    special, mask = set(tokenizer.all_special_ids), tokenizer.mask_token_id
-    found, so_far, text, last = [""] * len(row), "", "", 0
+    special_ids = set(tokenizer.all_special_ids)
+    found = [""] * len(row)
+    text = ""  # of all tokens so far
+    shown = ""  # as much of it as the pieces hold
+    last_word = 0  # the last token that is not special
+
     for place, token in enumerate(row):
-        before, text = text, tokenizer.decode(row[: place + 1], clean_up_tokenization_spaces=False)
-        if token in special:  # bytes that never became a character belong to the token before
-            found[last] += before[len(so_far) :]
-            found[place] = f" {HIDDEN}" if token == mask else ""
-            so_far = text
+        text_before = text
+        text = tokenizer.decode(row[: place + 1], clean_up_tokenization_spaces=False)
+
+        if token in special_ids:
+            # Bytes that never became a character belong to the token before.
+            found[last_word] += text_before[len(shown) :]
+            found[place] = f" {HIDDEN}" if token == tokenizer.mask_token_id else ""
+            shown = text
             continue
-        whole, last = text.rstrip("\ufffd"), place
-        found[place] = whole[len(os.path.commonprefix([so_far, whole])) :]
-        so_far = max(so_far, whole, key=len)
+
+        # A character is shown with the token that completes its bytes.
+        complete = text.rstrip("\ufffd")
+        known = os.path.commonprefix([shown, complete])
+        found[place] = complete[len(known) :]
+        shown = max(shown, complete, key=len)
+        last_word = place
+
     if found:
-        found[last] += text[len(so_far) :]
+        found[last_word] += text[len(shown) :]
     return found
 
 
 def settled_steps(frames: Sequence[Sequence[int]]) -> list[int]:
-    """The step, from 1, that last changed each of L tokens, of K + 1 frames; 0 for a token that never changed."""
-    last = frames[-1]
-    changed = [0] * len(last)
+    """The step, from 1, that last changed each of L tokens.
+
+    Args:
+        frames: K + 1 rows of L tokens, pure noise first.
+
+    Returns:
+        L steps; 0 for a token that never changed.
+
+    Example:
+        >>> from text_diffusers.space.parts.pieces import settled_steps
+        >>> settled_steps([[7, 0, 0], [7, 0, 5], [7, 4, 5]])
+        [0, 2, 1]
+    """
+    steps = [0] * len(frames[-1])
     for step in range(1, len(frames)):
-        for place in range(len(last)):
+        for place in range(len(steps)):
             if frames[step][place] != frames[step - 1][place]:
-                changed[place] = step
-    return changed
+                steps[place] = step
+    return steps
 
 
-def groups(num_steps: int) -> list[tuple[int, int]]:
-    """At most as many ranges (first, last) of steps as there are colours, as even as can be."""
+def step_ranges(num_steps: int) -> list[range]:
+    """The steps from 1 in at most as many ranges as there are colours, as even as can be."""
     count = min(len(COLORS), num_steps)
     edges = [round(place * num_steps / count) for place in range(count + 1)]
-    return [(low + 1, high) for low, high in zip(edges, edges[1:], strict=False)]
+    return [range(edges[place] + 1, edges[place + 1] + 1) for place in range(count)]
 
 
-def group_name(group: tuple[int, int]) -> str:
-    return str(group[0]) if group[0] == group[1] else f"{group[0]}–{group[1]}"
+def range_name(steps: range) -> str:
+    return f"{steps[0]}–{steps[-1]}" if len(steps) > 1 else str(steps[0])
 
 
 def color_map(num_steps: int) -> dict[str, str]:
     """The colour of each range of steps, and of what is hidden."""
-    found = groups(num_steps)
-    spread = [COLORS[round(place * (len(COLORS) - 1) / max(1, len(found) - 1))] for place in range(len(found))]
-    return {group_name(group): color for group, color in zip(found, spread, strict=True)} | {HIDDEN: HIDDEN_COLOR}
+    ranges = step_ranges(num_steps)
+    colors = {}
+    for place, steps in enumerate(ranges):
+        color = round(place * (len(COLORS) - 1) / max(1, len(ranges) - 1))
+        colors[range_name(steps)] = COLORS[color]
+    colors[HIDDEN] = HIDDEN_COLOR
+    return colors
 
 
 def visible_length(tokenizer: Any, row: Sequence[int]) -> int:
-    """How many tokens of a row belong to its text: those up to an end that no mask precedes."""
+    """The number of tokens of a row up to its end, if no mask precedes that."""
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     for place, token in enumerate(row):
         if token == tokenizer.mask_token_id:
             break
-        if place and token == end:  # the first token may be the same one, as a start
+        # The first token is a start, which may be the same one.
+        if place and token == end:
             return place
     return len(row)
 
 
-def spans(tokenizer: Any, frames: Sequence[Sequence[int]], num_steps: int, ends: bool = True) -> Spans:
-    """The last of the frames of one row as `gr.HighlightedText` takes it: pieces with their range of steps.
+def spans(
+    tokenizer: Any, frames: Sequence[Sequence[int]], num_steps: int, ends: bool = True
+) -> Spans:
+    """The last frame of one row, in pieces with their range of steps.
 
-    With `ends` the text ends where the model wrote an end; a text that was filled in has none.
+    Args:
+        frames: rows of L tokens, pure noise first.
+        num_steps: that the colours are spread over.
+        ends: whether the text ends where the model wrote an end; a text that was filled in has none.
     """
     row = frames[-1]
-    steps, length = settled_steps(frames), visible_length(tokenizer, row) if ends else len(row)
-    names = {step: group_name(group) for group in groups(num_steps) for step in range(group[0], group[1] + 1)}
+    length = visible_length(tokenizer, row) if ends else len(row)
+    token_pieces = pieces(tokenizer, row)
+    token_steps = settled_steps(frames)
+    names = {step: range_name(steps) for steps in step_ranges(num_steps) for step in steps}
+
     shown: Spans = []
-    for piece, token, step in zip(pieces(tokenizer, row)[:length], row, steps, strict=False):
-        if piece:
-            shown.append((piece, HIDDEN if token == tokenizer.mask_token_id else names.get(step)))
-    return stripped(shown)
+    for place in range(length):
+        if not token_pieces[place]:
+            continue
+        hidden = row[place] == tokenizer.mask_token_id
+        # What was given has no step, and no colour.
+        name = HIDDEN if hidden else names.get(token_steps[place])
+        shown.append((token_pieces[place], name))
+    return without_first_blank(shown)
 
 
-def stripped(shown: Spans) -> Spans:
-    """Without the blank that a text begins with."""
-    return [(shown[0][0].lstrip(), shown[0][1]), *shown[1:]] if shown else []
+def without_first_blank(shown: Spans) -> Spans:
+    if not shown:
+        return []
+    text, name = shown[0]
+    return [(text.lstrip(), name), *shown[1:]]
 
 
 def stacked(texts: Sequence[Spans]) -> Spans:
-    """Several texts one below the other."""
-    found: Spans = []
+    """Several texts one below the other; an empty one is a dash."""
+    shown: Spans = []
     for text in texts:
-        found += [("\n\n", None)] * bool(found) + (text or [("—", None)])
-    return found
+        if shown:
+            shown.append(("\n\n", None))
+        shown += text or [("—", None)]
+    return shown

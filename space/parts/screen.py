@@ -1,17 +1,27 @@
-"""Where a text appears step by step and can be replayed: what Write and Fill in share."""
+"""The screen of Write and Fill in, where texts appear step by step and can be replayed; boxes and buttons of tabs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from text_diffusers.space.limits import integer, text
-from text_diffusers.space.parts.interface import Page
+from text_diffusers.space.parts.interface import LIGHT, MODEL, Fields, Page
 from text_diffusers.space.parts.pieces import Spans, color_map, spans, stacked
 from text_diffusers.space.parts.running import Run
-from text_diffusers.space.parts.texts import say
+from text_diffusers.space.parts.texts import decimal, say
 
-KEPT_SECONDS = 3600
+BEGINNINGS = ("I think", "She was")
+KEPT_SECONDS = 3600  # for which results stay in memory
+
+
+@dataclass
+class ReplayRequest:
+    """A run and the frame of it to be shown."""
+
+    run: Run | None
+    frame: float
 
 
 class Screen:
@@ -24,87 +34,128 @@ class Screen:
     """
 
     def __init__(self, page: Page, name: str, ends: bool = True):
-        self.page, self.name, self.ends = page, name, ends
-        words: Any = {"label": "result"}
-        looks = {"show_legend": True, "combine_adjacent": True, "elem_classes": "reading", "interactive": False}
-        self.texts = page.add(gr.HighlightedText, words, value=[], elem_id=f"{name}-texts", **looks)
-        page.add(gr.Markdown, {"value": "legend"}, elem_classes="hint")
+        self.page = page
+        self.ends = ends
+        self.texts = colored_text(page, "text", f"{name}-texts", combine_adjacent=True)
+        page.markdown("legend", "hint")
         self.status = gr.Markdown("", elem_id=f"{name}-status", elem_classes="hint")
-        steps = {"minimum": 0, "maximum": 1, "step": 1, "value": 1, "visible": False}
-        self.replay = page.add(gr.Slider, {"label": "replay"}, elem_id=f"{name}-replay", **steps)
-        self.run = gr.State(None, time_to_live=KEPT_SECONDS)
-        page.at_once(self.replay.input, self._replayed, [self.run, self.replay], [self.texts])
+        self.replay = page.slider(
+            "replay", low=0, high=1, value=1, visible=False, elem_id=f"{name}-replay"
+        )
+        self.run = gr.State(None, time_to_live=KEPT_SECONDS)  # the last one that ended
+
+        fields = {"run": self.run, "frame": self.replay}
+        drag = self.replay.input
+        page.on(drag, self._replayed, ReplayRequest, fields, [self.texts], **LIGHT)
         page.rendered.append((self._status, self.run, [self.status]))
 
-    def connect(self, button: gr.Button, stop: gr.Button, inputs: list, start: Callable[..., Iterator[Run]]):
-        """Let `button` start a run, from the values of `inputs` and the language, and `stop` end it."""
+    def connect(
+        self,
+        buttons: tuple[gr.Button, gr.Button],
+        start: Callable[[Any], Iterator[Run]],
+        request: type,
+        fields: Fields,
+    ):
+        """Let the first button start a run, and the second one stop it.
 
-        def stream(*values: Any) -> Iterator[tuple]:
+        Args:
+            start: the run of a request.
+            request: a dataclass, made of the values of `fields`.
+        """
+
+        def stream(asked: Any, language: str) -> Iterator[tuple]:
+            # While the run grows there is nothing to replay yet.
             run = None
-            for run in start(*values):
-                status = say("status.running", values[-1], step=len(run.frames))
+            for run in start(asked):
+                status = say("status.running", language, step=len(run.frames))
                 yield self._shown(run), status, gr.update(visible=False), None
+
             if run is not None:
                 last = len(run.frames) - 1
                 replay = gr.update(minimum=0, maximum=max(1, last), value=last, visible=last > 0)
-                yield self._shown(run), self._status(run, values[-1]), replay, run
+                yield self._shown(run), self._status(run, language), replay, run
 
+        button, stop = buttons
         outputs = [self.texts, self.status, self.replay, self.run]
-        running = self.page.on_model(button.click, stream, inputs, outputs, show_progress="minimal")
-        stop.click(None, cancels=[running], queue=False, api_visibility="private")
+        running = self.page.on(
+            button.click, stream, request, fields, outputs, show_progress="minimal", **MODEL
+        )
+        self.page.stop(stop, running)
 
     def _shown(self, run: Run, frame: int | None = None) -> dict:
-        tokenizer, steps = self.page.served.pipe.tokenizer, total_steps(run)
-        value = shown(tokenizer, run, steps, frame, self.ends)
-        return gr.update(value=value, color_map=color_map(steps))
+        # The colours are spread over all steps; some samplers take more than they were asked for.
+        num_steps = max(1, run.num_steps, len(run.frames) - 1)
+        value = shown(self.page.served.pipe.tokenizer, run, num_steps, frame, self.ends)
+        return gr.update(value=value, color_map=color_map(num_steps))
 
-    def _replayed(self, run: Run | None, frame: float, language: str) -> dict:
-        if run is None:
+    def _replayed(self, asked: ReplayRequest, language: str) -> dict:
+        if asked.run is None:
             return gr.update()
-        return self._shown(run, integer("replay", frame, 0, len(run.frames) - 1))
+        last = len(asked.run.frames) - 1
+        return self._shown(asked.run, integer("replay", asked.frame, 0, last))
 
     def _status(self, run: Run | None, language: str) -> str:
         if run is None:
             return ""
         if run.stopped:
             return say("status.stopped", language, step=len(run.frames))
-        cost = run.cost
-        return say("status.done", language, seconds=f"{cost.seconds:.1f}", steps=len(run.frames) - 1, calls=cost.calls)
+        return say(
+            "status.done",
+            language,
+            seconds=decimal(run.cost.seconds, 1, language),
+            steps=len(run.frames) - 1,
+            calls=run.cost.calls,
+        )
 
 
-def total_steps(run: Run) -> int:
-    """Steps that the colours are spread over: samplers may take more than they were asked for."""
-    return max(1, run.num_steps, len(run.frames) - 1)
-
-
-def shown(tokenizer: Any, run: Run, steps: int, frame: int | None, ends: bool) -> Spans:
-    """All texts of a run at one of its frames."""
-    if not run.frames:
+def shown(tokenizer: Any, run: Run, num_steps: int, frame: int | None, ends: bool) -> Spans:
+    """All texts of a run at one of its frames, by default the last."""
+    if not run.frames:  # before the first step
         return []
-    return stacked([spans(tokenizer, run.of_row(row, frame), steps, ends) for row in range(len(run.frames[0]))])
+    rows = range(len(run.frames[0]))
+    return stacked([spans(tokenizer, run.of_row(row, frame), num_steps, ends) for row in rows])
 
 
-def prompt_box(page: Page, name: str, examples: list[str]) -> gr.Textbox:
-    """Where a text begins, with examples to click."""
-    words: Any = {"label": "prompt", "placeholder": "prompt.placeholder"}
-    box = page.add(gr.Textbox, words, lines=2, max_length=page.served.limits.characters, elem_id=f"{name}-prompt")
-    example_chips(page, box, examples)
+# Boxes and buttons
+
+
+def colored_text(page: Page, key: str, elem_id: str, **settings: Any) -> gr.HighlightedText:
+    """A text in coloured pieces, with a legend of the colours."""
+    looks = {"show_legend": True, "interactive": False, "elem_classes": "reading"}
+    return page.add(gr.HighlightedText, {"label": key}, elem_id=elem_id, **looks, **settings)
+
+
+def text_box(page: Page, key: str, elem_id: str, examples: Sequence[str], **settings: Any) -> Any:
+    """A box for a text, with examples that fill it when they are clicked."""
+    words = {"label": key}
+    if key == "prompt":
+        words["placeholder"] = "prompt.placeholder"
+    limit = page.served.limits.characters
+    box = page.add(gr.Textbox, words, max_length=limit, elem_id=elem_id, **settings)
+
+    chips = page.add(
+        gr.Dataset,
+        {"label": "examples"},
+        components=[box],
+        samples=[[example] for example in examples],
+        elem_classes="chips",
+    )
+    chips.click(lambda sample: sample[0], chips, box, **LIGHT)
     return box
 
 
-def run_buttons(page: Page, name: str, word: str) -> tuple[gr.Button, gr.Button]:
-    """The buttons that begin and stop a run; `word` is what the first one says."""
-    with gr.Row(elem_classes="buttons"):
-        button = page.add(gr.Button, {"value": word}, variant="primary", elem_id=f"{name}-run")
-        return button, page.add(gr.Button, {"value": "stop"}, elem_id=f"{name}-stop")
-
-
-def example_chips(page: Page, box: gr.Textbox, examples: list[str]):
-    """Examples that fill a box when they are clicked."""
-    samples = [[example] for example in examples]
-    chips = page.add(gr.Dataset, {"label": "examples"}, components=[box], samples=samples, elem_classes="chips")
-    chips.click(lambda sample: sample[0], chips, box, queue=False, show_progress="hidden", api_visibility="private")
+def prompt_box(page: Page, tab: str, examples: Sequence[str] = BEGINNINGS) -> Any:
+    """The box for the beginning of a text."""
+    return text_box(page, "prompt", f"{tab}-prompt", examples, lines=2)
 
 
 def accepted_prompt(page: Page, value: Any) -> str:
     return text("prompt", value, page.served.limits.characters)
+
+
+def run_buttons(page: Page, tab: str) -> tuple[gr.Button, gr.Button]:
+    """The buttons that start and stop a run."""
+    with gr.Row(elem_classes="buttons"):
+        button = page.button(f"{tab}.run", f"{tab}-run", variant="primary")
+        stop = page.button("stop", f"{tab}-stop")
+    return button, stop

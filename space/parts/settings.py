@@ -1,116 +1,176 @@
-"""The settings that tabs share: their components, and what is accepted of their values."""
+"""Settings that several tabs share: their components, and checks of their values."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from text_diffusers.space.limits import LARGEST_SEED, integer, number, one_of
-from text_diffusers.space.parts.interface import Page
-from text_diffusers.space.parts.running import Run, generator, steps_of, watch
+from text_diffusers.space.parts.interface import Fields, Page
+from text_diffusers.space.parts.running import Run, generator, steps_to_take, watch
 from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import TEXTS, say
 
-ANY_LABEL = -1
+ANY_LABEL = -1  # which no label has, while `None` would be no choice for Gradio
 DEFAULT_STEPS = 32
 DEFAULT_TEMPERATURE = 0.7
 HOTTEST = 2.0
 
 
-def label_choices(served: Served, language: str, with_any: bool = True) -> list[tuple[str, int]]:
-    """Names of the labels, and of none, with their numbers."""
-    named = [(label_name(served, label, language), label) for label in range(len(served.labels))]
-    return [(say("label.any", language), ANY_LABEL)] * with_any + named
+@dataclass
+class RunRequest:
+    """Values of `label_radio` and `run_settings`, as the browser sends them."""
+
+    label: int
+    steps: float
+    sampler: str
+    temperature: float
+    count: float
+    seed: float
+
+
+# Labels
 
 
 def label_name(served: Served, label: int, language: str) -> str:
-    return served.labels[label] or say("label.unnamed", language, label=label)
+    return served.pipe.label_names[label] or say("label.unnamed", language, label=label)
+
+
+def label_choices(served: Served, language: str) -> list[tuple[str, int]]:
+    """Names of the labels with their numbers."""
+    labels = range(len(served.pipe.label_names))
+    return [(label_name(served, label, language), label) for label in labels]
 
 
 def label_radio(page: Page) -> gr.Radio:
-    """The choice of a label; out of sight without labels."""
+    """The choice of a label, or of any; out of sight without labels."""
     served = page.served
-    words: dict[str, Any] = {"label": "label", "choices": lambda language: label_choices(served, language)}
-    return page.add(gr.Radio, words, value=ANY_LABEL, visible=bool(served.labels))
+
+    def choices(language: str) -> list[tuple[str, int]]:
+        return [(say("label.any", language), ANY_LABEL), *label_choices(served, language)]
+
+    words = {"label": "label", "choices": choices}
+    return page.add(gr.Radio, words, value=ANY_LABEL, visible=bool(served.pipe.label_names))
 
 
-def given_label(served: Served, value: Any) -> dict[str, int]:
-    """Arguments of a pipeline for a label."""
-    label = one_of("label", value, [ANY_LABEL, *range(len(served.labels))])
+def label_arguments(served: Served, value: Any) -> dict[str, int]:
+    """Arguments of a call for a label."""
+    label = one_of("label", value, [ANY_LABEL, *range(len(served.pipe.label_names))])
     return {} if label == ANY_LABEL else {"class_labels": label}
 
 
-def sampler_name(name: str) -> Callable[[str], str]:
+# Samplers
+
+
+def sampler_name(name: str, language: str) -> str:
     """The words for a sampler; one that has none is called by its name."""
-    return lambda language: say(f"sampler.{name}", language) if f"sampler.{name}" in TEXTS else name
+    return say(f"sampler.{name}", language) if f"sampler.{name}" in TEXTS else name
 
 
 def sampler_choices(served: Served, language: str) -> list[tuple[str, str]]:
-    return [(sampler_name(name)(language), name) for name in served.samplers]
-
-
-def steps_slider(page: Page) -> gr.Slider:
-    most = page.served.most_steps
-    words: dict[str, Any] = {"label": "steps", "info": "steps.info"}
-    return page.add(gr.Slider, words, minimum=1, maximum=most, step=1, value=min(DEFAULT_STEPS, most))
+    return [(sampler_name(name, language), name) for name in served.samplers]
 
 
 def sampler_dropdown(page: Page) -> gr.Dropdown:
     served = page.served
-    words: dict[str, Any] = {"label": "sampler", "info": "sampler.info"}
-    words["choices"] = lambda language: sampler_choices(served, language)
+    words = {
+        "label": "sampler",
+        "info": "sampler.info",
+        "choices": lambda language: sampler_choices(served, language),
+    }
     return page.add(gr.Dropdown, words, value=served.sampler, filterable=False)
 
 
-def temperature_slider(page: Page) -> gr.Slider:
-    words: dict[str, Any] = {"label": "temperature", "info": "temperature.info"}
-    settings = {"minimum": 0.0, "maximum": HOTTEST, "step": 0.05, "value": DEFAULT_TEMPERATURE}
-    return page.add(gr.Slider, words, visible=page.served.shaped, **settings)
+# Numbers
+
+
+def steps_slider(page: Page, key: str = "steps", value: int = DEFAULT_STEPS) -> gr.Slider:
+    most = page.served.most_steps
+    info = "steps.info" if key == "steps" else None
+    return page.slider(key, low=1, high=most, value=min(value, most), info=info)
+
+
+def temperature_slider(
+    page: Page, value: float = DEFAULT_TEMPERATURE, info: str = "temperature.info"
+) -> gr.Slider:
+    """The temperature; out of sight for models whose samplers have none."""
+    return page.slider(
+        "temperature",
+        low=0.0,
+        high=HOTTEST,
+        step=0.05,
+        value=value,
+        info=info,
+        visible=page.served.has_temperature,
+    )
 
 
 def length_slider(page: Page) -> gr.Slider:
+    """The length of a text; 0 leaves it to the model, if the model knows where a text ends."""
     served = page.served
-    lowest = int(served.masked_lm)
-    words: dict[str, Any] = {"label": "length"} | ({} if served.masked_lm else {"info": "length.info"})
-    value = min(16, served.longest) if served.masked_lm else 0
-    return page.add(gr.Slider, words, minimum=lowest, maximum=served.longest, step=1, value=value)
-
-
-def count_slider(page: Page, value: int) -> gr.Slider:
-    return page.add(gr.Slider, {"label": "count"}, minimum=1, maximum=page.served.limits.texts, step=1, value=value)
+    if served.pipe.predicts_end:  # 0 is offered
+        return page.slider("length", low=0, high=served.longest, value=0, info="length.info")
+    return page.slider("length", low=1, high=served.longest, value=min(16, served.longest))
 
 
 def seed_number(page: Page) -> gr.Number:
-    return page.add(gr.Number, {"label": "seed"}, value=0, precision=0, minimum=0, maximum=LARGEST_SEED)
+    limits = {"minimum": 0, "maximum": LARGEST_SEED, "precision": 0}
+    return page.add(gr.Number, {"label": "seed"}, value=0, **limits)
 
 
-def run_settings(page: Page, count: int) -> list:
-    """What a run is told beside its text, in the order of `started`; `count` texts at first."""
-    sampled = [steps_slider(page), sampler_dropdown(page), temperature_slider(page)]
-    return [*sampled, count_slider(page, count), seed_number(page)]
+def accepted_length(served: Served, value: Any) -> int:
+    return integer("length", value, 0, served.longest)
 
 
-def started(
-    served: Served, asked: dict[str, Any], steps: Any, sampler: Any, temperature: Any, count: Any, seed: Any
-) -> Iterator[Run]:
-    """The run that the values of `run_settings` ask for, as it grows, with further arguments of the pipeline.
-
-    Raises:
-        Refusal: if a value is beyond its limits.
-    """
-    steps, sampler, temperature = sampling(served, steps, sampler, temperature)
-    count = integer("count", count, 1, served.limits.texts)
-    asked = asked | {"num_return_sequences": count, "generator": generator(accepted_seed(seed))}
-    pipe = served.with_sampler(sampler, temperature)
-    return watch(served, pipe, steps_of(served, pipe, sampler, steps), **asked)
+def accepted_steps(served: Served, value: Any) -> int:
+    return integer("steps", value, 1, served.most_steps)
 
 
-def sampling(served: Served, steps: Any, sampler: Any, temperature: Any) -> tuple[int, str, float]:
-    """What is accepted of the values of steps, sampler and temperature."""
-    steps = integer("steps", steps, 1, served.most_steps)
-    sampler = one_of("sampler", sampler, list(served.samplers))
-    return steps, sampler, number("temperature", temperature, 0.0, HOTTEST)
+def accepted_temperature(value: Any) -> float:
+    return number("temperature", value, 0.0, HOTTEST)
 
 
 def accepted_seed(value: Any) -> int:
     return integer("seed", value, 0, LARGEST_SEED)
+
+
+# A whole run
+
+
+def run_settings(page: Page, count: int) -> Fields:
+    """Components for a `RunRequest`, all but the label; `count` texts at first."""
+    return {
+        "steps": steps_slider(page),
+        "sampler": sampler_dropdown(page),
+        "temperature": temperature_slider(page),
+        "count": page.slider("count", low=1, high=page.served.limits.texts, value=count),
+        "seed": seed_number(page),
+    }
+
+
+def start_run(served: Served, request: RunRequest, arguments: dict[str, Any]) -> Iterator[Run]:
+    """The run of a request, as it grows.
+
+    Args:
+        arguments: of the call, for the text and its label.
+
+    Raises:
+        Refusal: if a value is beyond its limits.
+    """
+    steps = accepted_steps(served, request.steps)
+    sampler = one_of("sampler", request.sampler, list(served.samplers))
+    temperature = accepted_temperature(request.temperature)
+    count = integer("count", request.count, 1, served.limits.texts)
+    seed = accepted_seed(request.seed)
+
+    # The served pipeline stays as it is, for the other visitors.
+    pipe = served.with_sampler(sampler, temperature)
+    return watch(
+        pipe,
+        steps_to_take(served, pipe, sampler, steps),
+        served.limits.seconds,
+        num_return_sequences=count,
+        generator=generator(seed),
+        **arguments,
+    )

@@ -8,220 +8,276 @@ LANGUAGE_NAMES = {"en": "English", "ru": "Русский"}
 TEXTS: dict[str, tuple[str, str]] = {
     # The page
     "page.lead": (
-        "A language model that does not write from left to right: it starts from noise and settles all words "
+        "A language model that does not write from left to right: it starts from noise and works out all the words "
         "together, step by step.",
-        "Языковая модель, которая пишет не слева направо: она начинает с шума и шаг за шагом находит все слова сразу.",
+        "Эта языковая модель пишет не слева направо: она начинает с шума и шаг за шагом проявляет весь текст сразу.",
     ),
     "page.kind.tokens": ("diffusion over tokens", "диффузия по токенам"),
-    "page.kind.blocks": ("diffusion over tokens, block by block", "диффузия по токенам, блок за блоком"),
-    "page.kind.embeddings": ("diffusion over word embeddings", "диффузия по векторам слов"),
+    "page.kind.blocks": (
+        "diffusion over tokens, block by block",
+        "диффузия по токенам, блок за блоком",
+    ),
+    "page.kind.embeddings": ("diffusion over word embeddings", "диффузия по эмбеддингам слов"),
     "page.kind.codes": (
         "diffusion over codes: a plan, then the words",
-        "диффузия по кодам: сначала план, затем слова",
+        "диффузия по кодам: сначала план, потом слова",
     ),
     "page.parameters": ("{count} million parameters", "{count} млн параметров"),
     "page.foot": (
-        "A small model: expect the tone of its training texts rather than facts. What you type is kept in memory "
-        "only, for the replay.",
-        "Это маленькая модель: ждите от неё интонации обучающих текстов, а не фактов. Введённое хранится только в "
-        "памяти, для повтора.",
+        "This is a small model: expect the style of its training texts, not facts. What you type is kept in memory "
+        "only, so that you can replay it.",
+        "Модель маленькая: она передаёт стиль текстов, на которых училась, но фактов от неё не ждите. Всё, что вы "
+        "вводите, хранится только в памяти и нужно лишь для повтора.",
     ),
     "language": ("Language", "Язык"),
-    "tab.write": ("Write", "Писать"),
-    "tab.fill": ("Fill in", "Заполнить"),
-    "tab.control": ("Control", "Управлять"),
-    "tab.compare": ("Compare", "Сравнить"),
-    "tab.corrupt": ("Corrupt", "Испортить"),
-    # What several tabs have
+    "tab.write": ("Write", "Генерация"),
+    "tab.fill": ("Fill in", "Пропуски"),
+    "tab.control": ("Control", "Управление"),
+    "tab.compare": ("Compare", "Сравнение"),
+    "tab.corrupt": ("Corrupt", "Зашумление"),
+    # Words of several tabs
     "prompt": ("Beginning of the text", "Начало текста"),
-    "prompt.placeholder": ("Leave it empty and the model begins by itself", "Оставьте пустым — модель начнёт сама"),
-    "examples": ("Try", "Попробуйте"),
-    "label": ("What to write", "Что писать"),
-    "label.any": ("anything", "что угодно"),
+    "prompt.placeholder": (
+        "Leave it empty to let the model begin",
+        "Оставьте пустым, и модель начнёт сама",
+    ),
+    "text": ("Text", "Текст"),
+    "examples": ("Examples", "Примеры"),
+    "label": ("Kind of text", "Вид текста"),
+    "label.any": ("any", "любой"),
     "label.unnamed": ("label {label}", "метка {label}"),
     "more": ("More settings", "Другие настройки"),
-    "length": ("Length, in tokens", "Длина, в токенах"),
-    "length.info": ("0: the model decides", "0 — решает модель"),
+    "length": ("Length in tokens", "Длина в токенах"),
+    "length.info": ("0: the model decides", "0 — решает сама модель"),
     "steps": ("Steps", "Шаги"),
-    "steps.info": ("Fewer are faster, more are better", "Меньше — быстрее, больше — лучше"),
+    "steps.info": ("Fewer is faster, more is better", "Меньше — быстрее, больше — лучше"),
     "sampler": ("Sampler", "Сэмплер"),
-    "sampler.info": ("In which order tokens settle", "В каком порядке определяются токены"),
+    "sampler.info": ("The order in which tokens settle", "В каком порядке появляются токены"),
     "temperature": ("Temperature", "Температура"),
     "temperature.info": ("Low is safe, high is bold", "Ниже — осторожнее, выше — смелее"),
     "count": ("Number of texts", "Сколько текстов"),
-    "seed": ("Seed", "Зерно случайности"),
-    "stop": ("Stop", "Остановить"),
-    "result": ("Text", "Текст"),
+    "seed": ("Seed", "Зерно (seed)"),
+    "stop": ("Stop", "Стоп"),
     "legend": (
-        "The colour of a token is the step that settled it; what was given has none.",
-        "Цвет токена — шаг, на котором он определился; у заданного текста цвета нет.",
+        "The colour of a token is the step at which it settled; the text you gave has none.",
+        "Цвет показывает, на каком шаге токен стал окончательным; у введённого вами текста цвета нет.",
     ),
-    "replay": ("Replay: state after step", "Повтор: состояние после шага"),
+    "replay": ("Replay: after step", "Повтор: после шага"),
     "needs.tokens": (
-        "This tab needs a model that writes tokens. This one writes {kind}, and its words appear all at once.",
-        "Для этой вкладки нужна модель, которая пишет токены. Эта пишет {kind}, и слова появляются все сразу.",
+        "This tab needs a model that writes tokens. This one writes codes, and its words appear all at once.",
+        "Для этой вкладки нужна модель, которая пишет токены. Эта пишет коды, и слова появляются все разом.",
     ),
-    "written.blocks": ("tokens block by block", "токены блок за блоком"),
-    "written.codes": ("codes", "коды"),
-    "needs.whole": (
-        "Guidance needs a model that sees the whole text at once. This one writes {kind}.",
-        "Управление возможно, когда модель видит весь текст сразу. Эта пишет {kind}.",
+    "needs.labels": (
+        "This tab needs a model that has labels or sees the whole text at once. This one has no labels and writes "
+        "block by block.",
+        "Для этой вкладки нужна модель, у которой есть метки или которая видит весь текст сразу. У этой меток нет, "
+        "и пишет она блок за блоком.",
     ),
     "status.done": (
-        "{seconds} s · {steps} steps · {calls} calls of the model",
-        "{seconds} с · шагов: {steps} · обращений к модели: {calls}",
+        "{seconds} s · {steps} steps · {calls} model calls",
+        "{seconds} с · шагов: {steps} · вызовов модели: {calls}",
     ),
     "status.running": ("step {step}", "шаг {step}"),
+    "status.seconds": ("{seconds} s", "{seconds} с"),
     "status.stopped": ("Stopped at step {step}.", "Остановлено на шаге {step}."),
     # Write
     "write.lead": (
-        "Watch a text appear. Every step settles some tokens anywhere in the text, each one seeing all the others.",
-        "Посмотрите, как возникает текст: каждый шаг определяет несколько токенов в любых местах, и все видят друг "
-        "друга.",
+        "Watch a text appear. Each step settles a few tokens anywhere in the text, and every token sees all the "
+        "others.",
+        "Посмотрите, как появляется текст: на каждом шаге в разных его местах проступают новые токены, и каждый из "
+        "них учитывает все остальные.",
     ),
     "write.run": ("Write", "Написать"),
     # Plan
     "plan.lead": (
-        "The model first writes a plan of a few coarse codes, then their detail, then all words at once. Keep the "
-        "plan and let it find other words.",
-        "Сначала модель пишет план из немногих грубых кодов, потом подробности, потом все слова сразу. План можно "
-        "оставить, а слова — заменить.",
+        "The model first writes a plan of a few coarse codes, then the detail, then all the words at once. Keep a "
+        "plan to see it put into other words.",
+        "Сначала модель составляет план из нескольких крупных кодов, потом уточняет его, а потом пишет все слова "
+        "сразу. План можно оставить и получить по нему другие слова.",
     ),
     "plan.run": ("Plan and write", "Составить план и написать"),
     "plan.again": ("Same plan, other words", "Тот же план, другие слова"),
     "plan.coarse": ("Steps for the plan", "Шаги для плана"),
-    "plan.fine": ("Steps for the detail", "Шаги для подробностей"),
+    "plan.fine": ("Steps for the detail", "Шаги для деталей"),
     "plan.cells": ("Plan", "План"),
-    "plan.detail": ("Detail", "Подробности"),
-    "plan.temperature.info": ("0: the likeliest word everywhere", "0 — везде самое вероятное слово"),
+    "plan.detail": ("Detail", "Детали"),
+    "plan.temperature.info": (
+        "0: the likeliest word everywhere",
+        "0 — везде самое вероятное слово",
+    ),
     # Fill in
     "fill.lead": (
-        "The model reads what stands before and after a gap. Write ___ (or [MASK]) for one token and [3] for three; a "
-        "common word is one token, a rare one has several.",
-        "Модель читает текст и до, и после пропуска. ___ (или [MASK]) — один токен, [3] — три; частое слово — один "
-        "токен, редкое — несколько.",
+        "The model reads the text before and after each gap. Write ___ (or [MASK]) for one token and [3] for three. A "
+        "common word is one token, a rare word is several.",
+        "Модель видит текст и до, и после пропуска. Пишите ___ (или [MASK]) вместо одного токена и [3] вместо трёх. "
+        "Частое слово — это один токен, редкое — несколько.",
     ),
     "fill.text": ("Text with gaps", "Текст с пропусками"),
     "fill.run": ("Fill in", "Заполнить"),
     # Control
     "control.lead": (
-        "The same noise, led more and more strongly. Scale 0 ignores the wish, 1 is the model as trained, more "
-        "exaggerates.",
-        "Один и тот же шум, но ведём его всё сильнее. Сила 0 не учитывает пожелание, 1 — модель как обучена, больше — "
-        "с нажимом.",
+        "The same noise, guided more and more strongly. Scale 0 ignores what you ask for, 1 is the model as trained, "
+        "and more exaggerates.",
+        "Шум один и тот же, а управление всё сильнее. При силе 0 условия не учитываются, 1 — модель как она есть, "
+        "больше — с перебором.",
     ),
     "control.unlabelled": (
-        "This model knows no labels. What needs no training works: a beginning to stick to, one to keep away from, "
-        "words, a length.",
-        "У этой модели нет меток. Работает то, чему не надо учить: чего держаться, чего избегать, слова, длина.",
+        "This model has no labels, but it can follow a beginning, keep away from another one, and use the words and "
+        "the length that you ask for.",
+        "У этой модели нет меток, но ей можно задать начало, указать, чего избегать, и назвать нужные слова и длину.",
     ),
-    "control.negative": ("Keep away from", "Избегать"),
+    "control.unguided": (
+        "This model has no labels, but it can use the words and the length that you ask for.",
+        "У этой модели нет меток, но ей можно задать нужные слова и длину.",
+    ),
+    "control.blocks": (
+        "This model writes block by block and never sees the whole text, so it can be guided by labels only: not by "
+        "words, by an exact length or by a beginning to keep away from.",
+        "Эта модель пишет блок за блоком и не видит текст целиком, поэтому управлять ею можно только метками. Задать "
+        "слова, точную длину или то, чего избегать, нельзя.",
+    ),
+    "control.negative": ("Keep away from", "Чего избегать"),
     "control.negative.placeholder": (
         "The beginning of a text to differ from",
-        "Начало текста, от которого отличаться",
+        "Начало текста, на который не должно быть похоже",
     ),
-    "control.words": ("Words it must hold", "Обязательные слова"),
-    "control.words.info": ("Up to {limit}, with commas", "До {limit}, через запятую"),
-    "control.length": ("Exact length, in tokens", "Точная длина, в токенах"),
-    "control.run": ("Write side by side", "Написать рядом"),
+    "control.words": ("Words it must use", "Обязательные слова"),
+    "control.words.info": (
+        "Up to {limit}, separated by commas",
+        "Не больше {limit}, через запятую",
+    ),
+    "control.length": ("Exact length in tokens", "Точная длина в токенах"),
+    "control.run": ("Write side by side", "Написать варианты"),
     "control.scale": ("Scale", "Сила"),
     "control.free": ("without", "без условий"),
     "control.held": ("with", "с условиями"),
-    "control.text": ("Text", "Текст"),
     # Compare
     "compare.lead": (
-        "The same model and seed by different samplers: what they write, and what it costs.",
-        "Одна модель и одно зерно, разные сэмплеры: что они пишут и чего это стоит.",
+        "The same model and seed with different samplers: what they write, and what it costs.",
+        "Модель и зерно одни и те же, а сэмплеры разные: что получается и сколько на это уходит времени.",
     ),
     "compare.samplers": ("Samplers", "Сэмплеры"),
-    "compare.steps": ("Numbers of steps", "Числа шагов"),
+    "compare.steps": ("Numbers of steps", "Число шагов"),
     "compare.run": ("Compare", "Сравнить"),
     "compare.plot.seconds": ("seconds", "секунды"),
-    "compare.plot.calls": ("{calls} calls", "обращений: {calls}"),
-    "compare.plot.share": ("share of the steps done", "доля сделанных шагов"),
-    "compare.plot.settled": ("share of the tokens settled", "доля определившихся токенов"),
+    "compare.plot.calls": ("{calls} calls", "вызовов: {calls}"),
+    "compare.plot.share": ("share of steps done", "доля пройденных шагов"),
+    "compare.plot.settled": ("share of tokens settled", "доля готовых токенов"),
     # Corrupt
     "corrupt.lead": (
-        "What the model learns to undo. Slide from clean text to pure noise; every kernel loses words in its own way.",
-        "То, что модель учится обращать. Двигайте от чистого текста к чистому шуму: каждое ядро теряет слова "
-        "по-своему.",
+        "This is what the model learns to undo. Slide from the clean text to pure noise: every kind of noise destroys "
+        "the words in its own way.",
+        "Вот что модель учится исправлять. Двигайте ползунок от исходного текста к чистому шуму: каждый вид шума "
+        "портит слова по-своему.",
     ),
-    "corrupt.text": ("Text", "Текст"),
-    "corrupt.kernel": ("Kernel", "Ядро"),
-    "corrupt.time": ("Time: 0 is clean, 1 is noise", "Время: 0 — чистый текст, 1 — шум"),
-    "corrupt.result": ("Corrupted text", "Испорченный текст"),
+    "corrupt.kernel": ("Kind of noise", "Вид шума"),
+    "corrupt.time": ("Time: 0 is clean, 1 is noise", "Время: 0 — исходный текст, 1 — шум"),
+    "corrupt.result": ("Corrupted text", "Зашумлённый текст"),
     "corrupt.status": (
-        "{changed} of {total} tokens changed; at this time a token is untouched with probability {alpha} %",
-        "Изменено токенов: {changed} из {total}; в этот момент токен не тронут с вероятностью {alpha} %",
+        "{changed} of {total} tokens changed. At this time a token is still itself with probability {alpha}%.",
+        "Изменено токенов: {changed} из {total}. К этому моменту токен сохраняется с вероятностью {alpha} %.",
     ),
-    "kernel.absorbing": ("to [MASK]", "в [MASK]"),
-    "kernel.uniform": ("to any word", "в любое слово"),
-    "kernel.hybrid": ("to both", "и так, и так"),
-    "kernel.neighbors": ("to related words", "в близкие слова"),
-    "kernel.bit_flip": ("flipped bits of the number", "переворот битов номера"),
+    "kernel.absorbing": ("masks", "маски"),
+    "kernel.uniform": ("random words", "случайные слова"),
+    "kernel.hybrid": ("masks and words", "маски и слова"),
+    "kernel.neighbors": ("related words", "близкие слова"),
+    "kernel.bit_flip": ("flipped bits of the token id", "перевёрнутые биты номера токена"),
     # Samplers, by their names in `samplers_for`
-    "sampler.ancestral": ("ancestral: as trained", "ancestral: как обучена"),
-    "sampler.first_hitting": ("first hitting: one token a step", "first hitting: по токену за шаг"),
-    "sampler.confidence": ("confidence: surest first", "confidence: сначала уверенные"),
-    "sampler.entropy": ("entropy: least doubt first", "entropy: сначала где меньше сомнений"),
-    "sampler.margin": ("margin: clearest lead first", "margin: сначала с явным перевесом"),
-    "sampler.threshold": ("threshold: all that are sure", "threshold: все уверенные сразу"),
-    "sampler.entropy_bound": ("entropy bound: as many as is safe", "entropy bound: сколько безопасно"),
-    "sampler.remdm": ("remasking: takes tokens back", "remasking: возвращает токены"),
-    "sampler.predictor_corrector": ("predictor-corrector: mends", "predictor-corrector: исправляет"),
+    "sampler.ancestral": ("ancestral: as trained", "ancestral: как при обучении"),
+    "sampler.first_hitting": (
+        "first hitting: one token per step",
+        "first hitting: по токену за шаг",
+    ),
+    "sampler.confidence": (
+        "confidence: surest first",
+        "confidence: сначала самые уверенные",
+    ),
+    "sampler.entropy": (
+        "entropy: least doubt first",
+        "entropy: сначала где меньше сомнений",
+    ),
+    "sampler.margin": (
+        "margin: clearest lead first",
+        "margin: сначала с самым большим отрывом",
+    ),
+    "sampler.threshold": (
+        "threshold: all that are sure",
+        "threshold: сразу все уверенные",
+    ),
+    "sampler.entropy_bound": (
+        "entropy bound: as many as is safe",
+        "entropy bound: сколько можно без риска",
+    ),
+    "sampler.remdm": (
+        "remasking: erases and rewrites",
+        "remasking: стирает и пишет заново",
+    ),
+    "sampler.predictor_corrector": (
+        "predictor-corrector: corrects itself",
+        "predictor-corrector: исправляет себя",
+    ),
     "sampler.ddim": ("DDIM: no fresh noise", "DDIM: без нового шума"),
-    "sampler.ddpm": ("DDPM: fresh noise each step", "DDPM: новый шум на каждом шаге"),
-    "sampler.dpm_solver": ("DPM-Solver++: second order", "DPM-Solver++: второй порядок"),
+    "sampler.ddpm": ("DDPM: fresh noise at each step", "DDPM: новый шум на каждом шаге"),
+    "sampler.dpm_solver": ("DPM-Solver++: second order", "DPM-Solver++: второго порядка"),
     "sampler.sde_dpm_solver": ("SDE-DPM-Solver++: with noise", "SDE-DPM-Solver++: с шумом"),
     # Errors
-    "error.range": ("“{field}” must be between {low} and {high}.", "«{field}»: нужно число от {low} до {high}."),
+    "error.range": (
+        "“{field}” must be between {low} and {high}.",
+        "«{field}»: нужно число от {low} до {high}.",
+    ),
     "error.integer": ("“{field}” must be a whole number.", "«{field}»: нужно целое число."),
     "error.text": ("“{field}” must be plain text.", "«{field}»: нужен обычный текст."),
     "error.long": (
-        "“{field}” takes at most {limit} characters; these are {got}.",
+        "“{field}” takes at most {limit} characters, and this has {got}.",
         "«{field}»: не больше {limit} знаков, а здесь {got}.",
     ),
     "error.tokens": (
-        "“{field}” takes at most {limit} tokens with this model; these are {got}. Please shorten it.",
-        "«{field}»: с этой моделью не больше {limit} токенов, а здесь {got}. Сократите, пожалуйста.",
+        "“{field}”: this model takes at most {limit} tokens, and these are {got}. Please shorten the text.",
+        "«{field}»: модель принимает не больше {limit} токенов, а здесь {got}. Сократите текст.",
     ),
-    "error.choice": ("“{field}”: there is no such choice.", "«{field}»: такого варианта нет."),
-    "error.none": ("“{field}”: please choose at least one.", "«{field}»: выберите хотя бы одно."),
+    "error.choice": ("“{field}”: there is no such option.", "«{field}»: такого варианта нет."),
+    "error.none": (
+        "“{field}”: please choose at least one.",
+        "«{field}»: выберите хотя бы один вариант.",
+    ),
     "error.mask": (
-        "“{field}” must not hold {mask}; gaps belong into the tab “Fill in”.",
-        "В поле «{field}» не может быть {mask}; пропуски — во вкладке «Заполнить».",
+        "“{field}” must not contain {mask}. For gaps there is the tab “Fill in”.",
+        "«{field}»: здесь не может быть {mask}. Для пропусков есть вкладка «Пропуски».",
     ),
-    "error.empty": ("“{field}” is empty.", "Поле «{field}» пусто."),
+    "error.empty": ("“{field}” is empty.", "Поле «{field}» не заполнено."),
     "error.gap": (
-        "There is no gap: write ___ where a token is missing, or [3] for three.",
-        "Нет пропуска: напишите ___ на месте токена или [3] на месте трёх.",
+        "There is no gap. Write ___ where one token is missing, or [3] where three are.",
+        "В тексте нет пропуска. Поставьте ___ на месте одного токена или [3] на месте трёх.",
     ),
     "error.length": (
-        "Please set a length above 0: this model does not say where a text ends.",
-        "Задайте длину больше 0: эта модель не решает, где кончается текст.",
+        "Please set a length above 0: this model cannot tell where a text ends.",
+        "Задайте длину больше 0: эта модель не умеет сама заканчивать текст.",
     ),
     "error.wish": (
-        "Please say what to hold to: a beginning, words, or a length.",
-        "Скажите, чего держаться: начало, слова или длина.",
+        "Please ask for something: a kind of text, a beginning, words or a length.",
+        "Задайте хотя бы одно условие: вид текста, начало, слова или длину.",
     ),
     "error.words": (
-        "“{field}” takes at most {limit} words of {characters} characters each.",
-        "«{field}»: не больше {limit} слов, каждое до {characters} знаков.",
+        "“{field}” takes at most {limit} words of up to {characters} characters each.",
+        "«{field}»: не больше {limit} слов, в каждом до {characters} знаков.",
     ),
     "error.short": (
-        "The length must be more than the {got} tokens of the beginning.",
-        "Длина должна быть больше начала, а в нём токенов: {got}.",
+        "The length must be more than {got}: the beginning alone has that many tokens.",
+        "Длина должна быть больше {got}: столько токенов уже в начале текста.",
     ),
     "error.time": (
-        "This took too long and was stopped. Please ask for fewer steps or a shorter text.",
-        "Это заняло слишком много времени и было остановлено. Попросите меньше шагов или текст короче.",
+        "This took too long and was stopped. Please try fewer steps or a shorter text.",
+        "Это заняло слишком много времени, и мы его прервали. Попробуйте меньше шагов или текст покороче.",
     ),
     "error.runs": (
-        "At most {limit} runs at once; these are {got}.",
-        "Не больше {limit} запусков сразу, а здесь {got}.",
+        "At most {limit} at once, and you chose {got}.",
+        "Не больше {limit} сразу, а выбрано {got}.",
     ),
-    "error.plan": ("There is no plan yet: write a text first.", "Плана ещё нет: сначала напишите текст."),
-    "error.model": ("The model cannot do this: {detail}", "Модель не может этого сделать: {detail}"),
+    "error.plan": (
+        "There is no plan yet: write a text first.",
+        "Плана ещё нет: сначала напишите текст.",
+    ),
+    "error.model": ("The model cannot do this: {detail}", "Модель так не может: {detail}"),
     "error.unexpected": (
         "Something went wrong on our side. Please try again.",
         "У нас что-то сломалось. Попробуйте ещё раз.",
@@ -229,7 +285,14 @@ TEXTS: dict[str, tuple[str, str]] = {
 }
 
 
+def decimal(value: float, digits: int, language: str) -> str:
+    """A number as it is written in a language: 0.5 in English, 0,5 in Russian."""
+    written = f"{value:.{digits}f}"
+    return written.replace(".", ",") if language == "ru" else written
+
+
 def say(key: str, language: str, **values: Any) -> str:
     """The words of a key, in English if the language is not known."""
     place = LANGUAGES.index(language) if language in LANGUAGES else 0
-    return TEXTS[key][place].format(**values) if values else TEXTS[key][place]
+    words = TEXTS[key][place]
+    return words.format(**values) if values else words

@@ -1,4 +1,4 @@
-"""Control: texts from one seed, led more and more by a label or a beginning, and held to words or a length."""
+"""Control: texts from one seed, guided more and more by a label or a beginning, and held to words or a length."""
 
 import html
 import re
@@ -11,17 +11,31 @@ import gradio as gr
 from text_diffusers.guidance.controls import LengthControl, WordsControl
 from text_diffusers.space.limits import Refusal, integer, some_of, text
 from text_diffusers.space.parts import settings
-from text_diffusers.space.parts.interface import Page
-from text_diffusers.space.parts.running import same_seeds, steps_of, write
+from text_diffusers.space.parts.interface import MODEL, Fields, Page
+from text_diffusers.space.parts.look import two_columns
+from text_diffusers.space.parts.running import generator, steps_to_take, write
 from text_diffusers.space.parts.screen import KEPT_SECONDS, accepted_prompt, prompt_box
 from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import say
 
 SCALES = (0.0, 1.0, 2.0, 3.0, 5.0)
-LABELS_SHOWN = 3
+LABELS_SHOWN = 3  # columns that a table has room for
 WORD_CHARACTERS = 30
-MASKED_LM_LENGTH = 16
-EXAMPLES = ["I think", "She was"]
+MASKED_LM_LENGTH = 16  # of a text that is held to no length
+
+
+@dataclass
+class ControlRequest:
+    """Values of the tab, as the browser sends them."""
+
+    labels: list[int]
+    prompt: str
+    negative: str
+    words: str
+    length: float
+    steps: float
+    temperature: float
+    seed: float
 
 
 @dataclass
@@ -32,7 +46,7 @@ class Grid:
         labels: of the columns; empty is one column without a label.
         scales: of the rows; empty are two rows, without and with what the text is held to.
         texts: row by row.
-        words: that the texts should hold.
+        words: that the texts should contain.
     """
 
     labels: list[int]
@@ -44,142 +58,215 @@ class Grid:
 def build_control_tab(page: Page):
     """Lay out the tab and connect it."""
     served = page.served
-    page.add(gr.Markdown, {"value": "control.lead"}, elem_classes="lead")
-    if not served.labels:
-        page.add(gr.Markdown, {"value": "control.unlabelled"}, elem_classes="hint")
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=260):
-            inputs = controls(page)
-            with gr.Row(elem_classes="buttons"):
-                button = page.add(gr.Button, {"value": "control.run"}, variant="primary", elem_id="control-run")
-        with gr.Column(scale=3, min_width=260):
-            table = gr.HTML("", elem_id="control-texts")
-            grid = gr.State(None, time_to_live=KEPT_SECONDS)
+    page.markdown("control.lead", "lead")
+    if served.kind == "blocks":
+        page.markdown("control.blocks", "hint", elem_id="control-blocks")
+    elif not served.pipe.label_names:
+        key = "control.unlabelled" if served.guides_by_prompt else "control.unguided"
+        page.markdown(key, "hint")
 
-    def show(found: Grid | None, language: str) -> str:
-        return "" if found is None else as_table(served, found, language)
+    inputs, results = two_columns()
+    with inputs:
+        fields = control_fields(page)
+        with gr.Row(elem_classes="buttons"):
+            button = page.button("control.run", "control-run", variant="primary")
+    with results:
+        table = gr.HTML("", elem_id="control-texts")
+        last = gr.State(None, time_to_live=KEPT_SECONDS)
 
-    def run(*values: Any) -> tuple:
-        found = controlled_texts(page, *values[:-1])
-        return found, show(found, values[-1])
+    def show(grid: Grid | None, language: str) -> str:
+        return "" if grid is None else as_table(served, grid, language)
 
-    page.on_model(button.click, run, inputs, [grid, table], show_progress_on=table)
-    page.rendered.append((show, grid, [table]))
+    def run(asked: ControlRequest, language: str) -> tuple:
+        grid = controlled_texts(page, asked)
+        return grid, show(grid, language)
 
-
-def controls(page: Page) -> list:
-    """The inputs of the tab, in the order of `controlled_texts`."""
-    served, limits = page.served, page.served.limits
-    words: dict[str, Any] = {"label": "label"}
-    words["choices"] = lambda language: settings.label_choices(served, language, with_any=False)
-    shown = list(range(min(len(served.labels), LABELS_SHOWN)))
-    labels = page.add(gr.CheckboxGroup, words, value=shown, visible=bool(shown), elem_id="control-labels")
-    prompt = prompt_box(page, "control", EXAMPLES)
-    words = {"label": "control.negative", "placeholder": "control.negative.placeholder"}
-    by_prompt = served.kind != "embeddings"
-    negative = page.add(gr.Textbox, words, max_length=limits.characters, visible=by_prompt, elem_id="control-negative")
-    words = {"label": "control.words", "info": lambda lang: say("control.words.info", lang, limit=limits.words)}
-    held = page.add(gr.Textbox, words, max_length=limits.words * (WORD_CHARACTERS + 2), elem_id="control-words")
-    with page.add(gr.Accordion, {"label": "more"}, open=False, elem_id="control-more"):
-        words = {"label": "control.length", "info": "length.info"}
-        length = page.add(gr.Slider, words, minimum=0, maximum=served.longest, step=1, value=0)
-        others = [settings.steps_slider(page), settings.temperature_slider(page), settings.seed_number(page)]
-    return [labels, prompt, negative, held, length, *others]
+    outputs = [last, table]
+    page.on(button.click, run, ControlRequest, fields, outputs, show_progress_on=table, **MODEL)
+    page.rendered.append((show, last, [table]))
 
 
-def controlled_texts(
-    page: Page,
-    labels: list[int],
-    prompt: str,
-    negative: str,
-    words: str,
-    length: float,
-    steps: float,
-    temperature: float,
-    seed: float,
-) -> Grid:
-    """The texts that the values of the tab ask for, all from one seed.
+def control_fields(page: Page) -> Fields:
+    """Components for a `ControlRequest`; those that the model cannot follow are out of sight."""
+    served = page.served
+    limits = served.limits
+    takes_controls = served.kind != "blocks"  # which predicts one block at a time
+
+    def labels(language: str) -> list[tuple[str, int]]:
+        return settings.label_choices(served, language)
+
+    def words_info(language: str) -> str:
+        return say("control.words.info", language, limit=limits.words)
+
+    shown_labels = list(range(min(len(served.pipe.label_names), LABELS_SHOWN)))
+    fields = {
+        "labels": page.add(
+            gr.CheckboxGroup,
+            {"label": "label", "choices": labels},
+            value=shown_labels,
+            visible=bool(shown_labels),
+            elem_id="control-labels",
+        ),
+        "prompt": prompt_box(page, "control"),
+        "negative": page.add(
+            gr.Textbox,
+            {"label": "control.negative", "placeholder": "control.negative.placeholder"},
+            max_length=limits.characters,
+            visible=served.guides_by_prompt,
+            elem_id="control-negative",
+        ),
+        "words": page.add(
+            gr.Textbox,
+            {"label": "control.words", "info": words_info},
+            max_length=words_length(limits.words),
+            visible=takes_controls,
+            elem_id="control-words",
+        ),
+    }
+    with page.more_settings("control"):
+        fields["length"] = page.slider(
+            "control.length",
+            low=0,
+            high=served.longest,
+            value=0,
+            info="length.info",
+            visible=takes_controls,
+        )
+        fields["steps"] = settings.steps_slider(page)
+        fields["temperature"] = settings.temperature_slider(page)
+        fields["seed"] = settings.seed_number(page)
+    return fields
+
+
+def controlled_texts(page: Page, asked: ControlRequest) -> Grid:
+    """The texts of a request, all from one seed.
 
     Raises:
-        Refusal: if a value is beyond its limits, or there is nothing to hold to.
+        Refusal: if a value is beyond its limits, there is nothing to guide by, or time ran out.
     """
+    # 1. Check the values
     served = page.served
-    labels = some_of("label", labels, range(len(served.labels))) if labels else []
-    if len(labels) > LABELS_SHOWN:
-        raise Refusal("error.runs", limit=LABELS_SHOWN, got=len(labels))
-    begin = accepted_prompt(page, prompt)
-    avoided = text("control.negative", negative, served.limits.characters)
-    held = accepted_words(words, served.limits.words)
-    length = integer("control.length", length, 0, served.longest)
-    steps, _, temperature = settings.sampling(served, steps, served.sampler, temperature)
-    by_prompt = served.kind != "embeddings" and bool(begin or avoided)
+    labels = accepted_labels(served, asked.labels)
+    prompt = accepted_prompt(page, asked.prompt)
+    negative = text("control.negative", asked.negative, served.limits.characters)
+    words = accepted_words(asked.words, served.limits.words)
+    length = integer("control.length", asked.length, 0, served.longest)
+    steps = settings.accepted_steps(served, asked.steps)
+    temperature = settings.accepted_temperature(asked.temperature)
+    seed = settings.accepted_seed(asked.seed)
+
+    # 2. Guidance fills a row for each scale; controls alone fill two, without and with them
+    by_prompt = served.guides_by_prompt and bool(prompt or negative)
     scales = SCALES if labels or by_prompt else ()
-    if not scales and not held and not length:
+    if not scales and not words and not length:
         raise Refusal("error.wish")
-    pipe = served.controlled(served.with_sampler(served.sampler, temperature))
-    controls = [WordsControl(pipe.tokenizer, held)] if held else []
-    controls += [length_control(served, length, begin)] if length else []
-    rows = len(scales) or 1
-    count = rows * (len(labels) or 1)
-    asked: dict[str, Any] = {"prompt": [begin] * count} if begin else {}
+    num_columns = len(labels) or 1
+    num_texts = num_columns * (len(scales) or 1)
+
+    # Texts of the same scale stand next to each other, one for each label.
+    arguments: dict[str, Any] = {}
+    if prompt:
+        arguments["prompt"] = [prompt] * num_texts
+    if negative:
+        arguments["negative_prompt"] = [negative] * num_texts
     if labels:
-        asked["class_labels"] = labels * rows
+        arguments["class_labels"] = labels * (len(scales) or 1)
     if scales:
-        asked["guidance_scale"] = [scale for scale in scales for _ in range(len(labels) or 1)]
-    if avoided:
-        asked["negative_prompt"] = [avoided] * count
-    seeds = settings.accepted_seed(seed)
+        arguments["guidance_scale"] = [scale for scale in scales for _ in range(num_columns)]
+
+    controls: list[Any] = []
+    if words:
+        controls.append(WordsControl(served.pipe.tokenizer, words))
+    if length:
+        controls.append(length_control(served, length, prompt))
+
+    # 3. Write, each text from the same noise
+    pipe = served.with_sampler(served.sampler, temperature)
+    num_steps = steps_to_take(served, pipe, served.sampler, steps)
+    free_length = free_length_arguments(served, prompt)
     texts: list[str] = []
     for acting in [controls] if scales else [[], controls]:
-        unheld = unheld_length(served, begin)
-        more = {} if length and acting else unheld
-        texts += finished(served, pipe, steps, asked | more | {"controls": acting}, seeds, count)
-    return Grid(labels, scales, texts, held)
+        held_length = bool(length and acting)
+        run = write(
+            pipe,
+            num_steps,
+            served.limits.seconds,
+            **arguments if held_length else arguments | free_length,
+            controls=acting,
+            generator=[generator(seed) for _ in range(num_texts)],
+        )
+        if run.output is None:
+            raise Refusal("error.time")
+        texts += run.output.texts
+    return Grid(labels=labels, scales=scales, texts=texts, words=words)
 
 
-def unheld_length(served: Served, begin: str) -> dict[str, Any]:
-    """What a masked LM has to be told where no length is held; refuses a beginning that is too long."""
-    asked = served.request("prompt", begin, MASKED_LM_LENGTH if served.masked_lm else 0)
-    return {name: value for name, value in asked.items() if name != "prompt"}
+def free_length_arguments(served: Served, prompt: str) -> dict[str, int]:
+    """The length of a text that is held to none, for a masked LM; refuses a beginning that is too long."""
+    length = 0 if served.pipe.predicts_end else MASKED_LM_LENGTH
+    arguments = served.prompt_arguments(prompt, length)
+    arguments.pop("prompt", None)
+    return arguments
 
 
-def finished(served: Served, pipe: Any, steps: int, asked: dict[str, Any], seed: int, count: int) -> list[str]:
-    """The texts of a run that had time enough."""
-    steps = steps_of(served, pipe, served.sampler, steps)
-    run = write(served, pipe, steps, **asked, generator=same_seeds(seed, count))
-    if run.output is None:
-        raise Refusal("error.time")
-    return run.output.texts
+def accepted_labels(served: Served, values: Any) -> list[int]:
+    # A model that writes in blocks can be guided by nothing else.
+    if not values and served.kind != "blocks":
+        return []
+    labels = some_of("label", values, range(len(served.pipe.label_names)))
+    if len(labels) > LABELS_SHOWN:
+        raise Refusal("error.runs", limit=LABELS_SHOWN, got=len(labels))
+    return labels
 
 
 def accepted_words(value: Any, limit: int) -> list[str]:
-    written = text("control.words", value, limit * (WORD_CHARACTERS + 2))
-    words = list(dict.fromkeys(word.strip() for word in written.split(",") if word.strip()))
+    """Words between commas, each once."""
+    written = text("control.words", value, words_length(limit))
+    words = [word.strip() for word in written.split(",")]
+    words = list(dict.fromkeys(filter(None, words)))
     if len(words) > limit or any(len(word) > WORD_CHARACTERS for word in words):
         raise Refusal("error.words", field="control.words", limit=limit, characters=WORD_CHARACTERS)
     return words
 
 
-def length_control(served: Served, length: int, begin: str) -> LengthControl:
-    """The control of a length, which a beginning must leave something of."""
+def words_length(limit: int) -> int:
+    """Characters of so many words with commas and blanks."""
+    return limit * (WORD_CHARACTERS + 2)
+
+
+def length_control(served: Served, length: int, prompt: str) -> LengthControl:
+    """The control of a length, which must be longer than the beginning."""
     tokenizer = served.pipe.tokenizer
-    known = len(tokenizer(begin, add_special_tokens=False)["input_ids"]) if begin else 0
-    if length <= known:
-        raise Refusal("error.short", got=known)
-    return LengthControl(length, eos_token_id=None if served.masked_lm else tokenizer.eos_token_id)
+    # The length of the control counts the beginning.
+    num_known = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    if length <= num_known:
+        raise Refusal("error.short", got=num_known)
+    end = tokenizer.eos_token_id if served.pipe.predicts_end else None
+    return LengthControl(length, eos_token_id=end)
 
 
 def as_table(served: Served, grid: Grid, language: str) -> str:
-    """HTML of the grid: a row a scale, a column a label."""
-    heads = [settings.label_name(served, label, language) for label in grid.labels] or [say("control.text", language)]
-    rows = [f"{scale:g}" for scale in grid.scales] or [say(f"control.{name}", language) for name in ("free", "held")]
-    corner = say("control.scale", language) if grid.scales else ""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in [corner, *heads])
+    """HTML of the grid: a row for each scale, a column for each label."""
+    columns = [settings.label_name(served, label, language) for label in grid.labels]
+    if not columns:
+        columns = [say("text", language)]
+
+    if grid.scales:
+        corner = say("control.scale", language)
+        rows = [f"{scale:g}" for scale in grid.scales]
+    else:
+        corner = ""
+        rows = [say("control.free", language), say("control.held", language)]
+
+    # Names of labels come from the model, texts from visitors: everything is escaped.
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in [corner, *columns])
     body = ""
-    for place, row in enumerate(rows):
-        cells = grid.texts[place * len(heads) : (place + 1) * len(heads)]
-        shown = "".join(f"<td>{marked(cell, grid.words)}</td>" for cell in cells)
-        body += f"<tr><th>{html.escape(row)}</th>{shown}</tr>"
+    texts = iter(grid.texts)
+    for row in rows:
+        body += f"<tr><th>{html.escape(row)}</th>"
+        for _ in columns:
+            body += f"<td>{marked(next(texts), grid.words)}</td>"
+        body += "</tr>"
     return f'<table class="grid"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
@@ -187,5 +274,10 @@ def marked(written: str, words: Sequence[str]) -> str:
     """Escaped text in which the words are marked."""
     if not words:
         return html.escape(written)
+
+    # Splitting at a group keeps what it matched, at the odd places.
     parts = re.split(rf"\b({'|'.join(map(re.escape, words))})\b", written)
-    return "".join(f"<mark>{html.escape(p)}</mark>" if i % 2 else html.escape(p) for i, p in enumerate(parts))
+    for place, part in enumerate(parts):
+        escaped = html.escape(part)
+        parts[place] = f"<mark>{escaped}</mark>" if place % 2 else escaped
+    return "".join(parts)

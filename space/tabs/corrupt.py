@@ -1,6 +1,7 @@
 """Corrupt: the forward process. A text loses its words as time goes on, in the way of each kernel."""
 
 import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -9,46 +10,79 @@ import torch
 from text_diffusers.kernels import kernels_of, make_scheduler
 from text_diffusers.space.limits import Refusal, number, one_of, text
 from text_diffusers.space.parts import settings
-from text_diffusers.space.parts.interface import Page
-from text_diffusers.space.parts.pieces import HIDDEN_COLOR, Spans, pieces, stripped
+from text_diffusers.space.parts.interface import LIGHT, Page
+from text_diffusers.space.parts.look import two_columns
+from text_diffusers.space.parts.pieces import HIDDEN_COLOR, Spans, pieces, without_first_blank
 from text_diffusers.space.parts.running import generator
-from text_diffusers.space.parts.screen import KEPT_SECONDS, example_chips
+from text_diffusers.space.parts.screen import KEPT_SECONDS, colored_text, text_box
 from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import say
 
 KERNELS_SHOWN = ("absorbing", "uniform", "hybrid", "neighbors", "bit_flip")
-LARGEST_FOR_NEIGHBORS = 16_384
-MASKED, CHANGED = "[MASK]", "≠"
+LARGEST_FOR_NEIGHBORS = 16_384  # tokens whose nearest ones are found in a moment
+MASK_FRACTION = 0.5  # of the hybrid kernel, so that masks and other words are seen
+ROWS_AT_ONCE = 32  # of the transition matrix, each as wide as the vocabulary
+
+MASKED = "[MASK]"
+CHANGED = "≠"
 COLORS = {MASKED: HIDDEN_COLOR, CHANGED: "#d98e04"}
 EXAMPLES = [
     "She walked slowly down to the sea and looked at the boats.",
     "I think we should all go to the cinema tonight.",
 ]
-ROWS_AT_ONCE = 32
-MASK_FRACTION = 0.5  # of the kernel that does both, so that both are seen
+
+
+@dataclass
+class CorruptRequest:
+    """Values of the tab, as the browser sends them."""
+
+    kernel: str
+    time: float
+    text: str
+    seed: float
+
+
+@dataclass
+class Corrupted:
+    """A corrupted text.
+
+    Attributes:
+        spans: its pieces, those that are changed with the name of their colour.
+        changed: tokens that are changed.
+        total: tokens of the text.
+        alpha: the mean probability that a token is itself.
+    """
+
+    spans: Spans = field(default_factory=list)
+    changed: int = 0
+    total: int = 0
+    alpha: float = 1.0
 
 
 class Kernels:
-    """The schedulers of all kernels over the tokens of one model, each made when it is asked for first."""
+    """Schedulers of all kernels over the tokens of one model, each made when it is first asked for."""
 
     def __init__(self, served: Served):
         self.tokenizer = served.pipe.tokenizer
         self._config = kernels_of(served.pipe, mask_fraction=MASK_FRACTION, bit_codes="id")
-        self.num_tokens, self.mask_id = self._config.num_tokens, self._config.mask_token_id
-        self._made: dict[str, Any] = {}
+        self.num_tokens = self._config.num_tokens
+        self.mask_id = self._config.mask_token_id
+        self._schedulers: dict[str, Any] = {}  # by name
         self._lock = threading.Lock()
 
     @property
     def names(self) -> list[str]:
-        """Those that can be made in a moment."""
-        large = self.num_tokens > LARGEST_FOR_NEIGHBORS
-        return [name for name in KERNELS_SHOWN if not (large and name == "neighbors")]
+        """Kernels that can be made in a moment."""
+        names = list(KERNELS_SHOWN)
+        if self.num_tokens > LARGEST_FOR_NEIGHBORS:
+            names.remove("neighbors")
+        return names
 
     def scheduler(self, name: str) -> Any:
         with self._lock:
-            if name not in self._made:
-                self._made[name] = make_scheduler(name, self._config)
-            return self._made[name]
+            if name not in self._schedulers:
+                self._schedulers[name] = make_scheduler(name, self._config)
+            return self._schedulers[name]
 
     def corrupt(self, name: str, ids: list[int], time: float, seed: int) -> tuple[list[int], float]:
         """The tokens at a time, and the mean probability that one is itself.
@@ -56,75 +90,115 @@ class Kernels:
         A seed draws the same numbers for every time: a token that the absorbing, uniform or hybrid kernel has replaced
         stays so at later times.
         """
-        scheduler, tokens = self.scheduler(name), torch.tensor([ids])
-        with self._lock:  # rows as wide as the vocabulary, a few at a time
-            noisy = scheduler.add_noise(tokens, time, generator(seed))[0].tolist()
-            rows = tokens[0].split(ROWS_AT_ONCE)
-            kept = [scheduler.transition(some, time).gather(1, some.unsqueeze(1)).double().sum() for some in rows]
-        return noisy, float(sum(kept)) / len(ids)
+        # The lock is held to make the scheduler, and again to use it.
+        scheduler = self.scheduler(name)
+        tokens = torch.tensor([ids])  # (1, L)
+        probability = 0.0
+
+        # A few rows at a time, and those of one visitor.
+        with self._lock:
+            noisy = scheduler.add_noise(tokens, time, generator(seed))
+            for row_ids in tokens[0].split(ROWS_AT_ONCE):
+                unchanged = scheduler.transition(row_ids, time).gather(1, row_ids.unsqueeze(1))
+                probability += float(unchanged.double().sum())
+        return noisy[0].tolist(), probability / len(ids)
 
 
 def build_corrupt_tab(page: Page):
     """Lay out the tab and connect it."""
-    served, kernels = page.served, Kernels(page.served)
-    page.add(gr.Markdown, {"value": "corrupt.lead"}, elem_classes="lead")
-    words: dict[str, Any] = {"label": "corrupt.kernel"}
-    words["choices"] = lambda language: [(say(f"kernel.{name}", language), name) for name in kernels.names]
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=260):
-            limit = served.limits.characters
-            given = {"lines": 3, "max_length": limit, "value": EXAMPLES[0], "elem_id": "corrupt-text"}
-            box = page.add(gr.Textbox, {"label": "corrupt.text"}, **given)
-            example_chips(page, box, EXAMPLES)
-            kernel = page.add(gr.Radio, words, value=kernels.names[0], elem_id="corrupt-kernel")
-            seed = settings.seed_number(page)
-        with gr.Column(scale=3, min_width=260):
-            clock = {"minimum": 0.0, "maximum": 1.0, "step": 0.01, "value": 0.4}
-            time = page.add(gr.Slider, {"label": "corrupt.time"}, elem_id="corrupt-time", **clock)
-            first = corrupted(kernels, limit, kernels.names[0], 0.4, EXAMPLES[0], 0)
-            looks = {"show_legend": True, "color_map": COLORS, "elem_classes": "reading", "combine_adjacent": False}
-            shown = page.add(
-                gr.HighlightedText, {"label": "corrupt.result"}, value=first[0], elem_id="corrupt-texts", **looks
-            )
-            status = page.add(gr.Markdown, {"value": lambda lang: counted(first, lang)}, elem_classes="hint")
-            last = gr.State(first, time_to_live=KEPT_SECONDS)
+    kernels = Kernels(page.served)
+    limit = page.served.limits.characters
+    # The tab opens with a result.
+    at_first = CorruptRequest(kernel=kernels.names[0], time=0.4, text=EXAMPLES[0], seed=0)
+    first = corrupted(kernels, limit, at_first)
 
-    def run(*values: Any) -> tuple:
-        found = corrupted(kernels, limit, *values[:-1])
-        return found[0], counted(found, values[-1]), found
+    def choices(language: str) -> list[tuple[str, str]]:
+        return [(say(f"kernel.{name}", language), name) for name in kernels.names]
 
-    inputs = [kernel, time, box, seed]
-    for changed in (kernel.change, time.input, box.change, seed.change):
-        page.at_once(changed, run, inputs, [shown, status, last])
-    page.rendered.append((lambda found, language: counted(found or first, language), last, [status]))
+    page.markdown("corrupt.lead", "lead")
+    inputs, results = two_columns()
+    with inputs:
+        box = text_box(page, "text", "corrupt-text", EXAMPLES, lines=3, value=at_first.text)
+        words = {"label": "corrupt.kernel", "choices": choices}
+        kernel = page.add(gr.Radio, words, value=at_first.kernel, elem_id="corrupt-kernel")
+        seed = settings.seed_number(page)
+    with results:
+        time = page.slider(
+            "corrupt.time",
+            low=0.0,
+            high=1.0,
+            step=0.01,
+            value=at_first.time,
+            elem_id="corrupt-time",
+        )
+        looks = {"value": first.spans, "color_map": COLORS, "combine_adjacent": False}
+        shown = colored_text(page, "corrupt.result", "corrupt-texts", **looks)
+        status = page.markdown(lambda language: summary(first, language), "hint")
+        last = gr.State(first, time_to_live=KEPT_SECONDS)
+
+    def run(asked: CorruptRequest, language: str) -> tuple:
+        result = corrupted(kernels, limit, asked)
+        return result.spans, summary(result, language), result
+
+    def draw(result: Corrupted | None, language: str) -> str:
+        return summary(result or first, language)
+
+    # No button: every change is answered at once.
+    fields = {"kernel": kernel, "time": time, "text": box, "seed": seed}
+    outputs = [shown, status, last]
+    for event in (kernel.change, time.input, box.change, seed.change):
+        page.on(event, run, CorruptRequest, fields, outputs, **LIGHT)
+    page.rendered.append((draw, last, [status]))
 
 
-def corrupted(
-    kernels: Kernels, limit: int, kernel: str, time: float, given: str, seed: float
-) -> tuple[Spans, int, int, float]:
-    """What the values of the tab ask for: the pieces, how many changed, of how many, and p(a token is itself).
+def corrupted(kernels: Kernels, limit: int, asked: CorruptRequest) -> Corrupted:
+    """The corrupted text of a request.
+
+    Args:
+        limit: characters of a text.
 
     Raises:
         Refusal: if a value is beyond its limits.
     """
-    name = one_of("corrupt.kernel", kernel, kernels.names)
-    time = number("corrupt.time", time, 0.0, 1.0)
+    kernel = one_of("corrupt.kernel", asked.kernel, kernels.names)
+    time = number("corrupt.time", asked.time, 0.0, 1.0)
+    written = text("text", asked.text, limit)
     tokenizer = kernels.tokenizer
-    ids = tokenizer(text("corrupt.text", given, limit), add_special_tokens=False)["input_ids"]
+    ids = tokenizer(written, add_special_tokens=False)["input_ids"]
     if not ids:
-        return [], 0, 0, 1.0
+        return Corrupted()
+    # Kernels do not know special tokens that come last in the vocabulary.
     if max(ids) >= kernels.num_tokens:
-        raise Refusal("error.mask", field="corrupt.text", mask=tokenizer.decode([max(ids)]))
-    noisy, alpha = kernels.corrupt(name, ids, time, settings.accepted_seed(seed))
-    marks = [MASKED if new == kernels.mask_id else CHANGED if new != old else None for new, old in zip(noisy, ids)]  # noqa: B905
-    real = [tokenizer.mask_token_id if new == kernels.mask_id else new for new in noisy]
-    names = pieces(tokenizer, [0 if token is None else token for token in real])
-    shown = [
-        (f" {MASKED}" if mark == MASKED else piece or " ", mark) for piece, mark in zip(names, marks, strict=True)
-    ]
-    return stripped(shown), sum(mark is not None for mark in marks), len(ids), alpha
+        raise Refusal("error.mask", field="text", mask=tokenizer.decode([max(ids)]))
+    seed = settings.accepted_seed(asked.seed)
+
+    # The mask of the kernels may be no token of the tokenizer.
+    noisy, alpha = kernels.corrupt(kernel, ids, time, seed)
+    is_masked = [token == kernels.mask_id for token in noisy]
+    mask = tokenizer.mask_token_id or 0
+    readable = [mask if masked else token for token, masked in zip(noisy, is_masked, strict=True)]
+
+    spans: Spans = []
+    for place, piece in enumerate(pieces(tokenizer, readable)):
+        if is_masked[place]:
+            spans.append((f" {MASKED}", MASKED))
+        else:
+            mark = CHANGED if noisy[place] != ids[place] else None
+            spans.append((piece or " ", mark))
+    return Corrupted(
+        spans=without_first_blank(spans),
+        changed=sum(mark is not None for _, mark in spans),
+        total=len(ids),
+        alpha=alpha,
+    )
 
 
-def counted(found: tuple[Spans, int, int, float], language: str) -> str:
-    _, changed, total, alpha = found
-    return say("corrupt.status", language, changed=changed, total=total, alpha=f"{100 * alpha:.0f}")
+def summary(result: Corrupted, language: str) -> str:
+    """How many tokens are changed, and how probable that is."""
+    return say(
+        "corrupt.status",
+        language,
+        changed=result.changed,
+        total=result.total,
+        alpha=f"{100 * result.alpha:.0f}",
+    )

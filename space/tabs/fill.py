@@ -2,68 +2,75 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
-
-import gradio as gr
 
 from text_diffusers.space.limits import Refusal, text
 from text_diffusers.space.parts import settings
 from text_diffusers.space.parts.interface import Page
+from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.running import Run
-from text_diffusers.space.parts.screen import Screen, example_chips, run_buttons
-from text_diffusers.space.parts.served import ENDS_AROUND, Served
+from text_diffusers.space.parts.screen import Screen, run_buttons, text_box
+from text_diffusers.space.parts.served import Served
 
+# Three underscores or more, or a number of tokens in brackets
 GAP = re.compile(r"_{3,}|\[(\d{1,4})\]")
 EXAMPLES = ["The ___ was [2] and I ___ it.", "She [3] the door.", "I think [4]."]
 
 
+@dataclass
+class FillRequest(settings.RunRequest):
+    """Values of the tab, as the browser sends them."""
+
+    text: str
+
+
 def build_fill_tab(page: Page):
     """Lay out the tab and connect it."""
-    page.add(gr.Markdown, {"value": "fill.lead"}, elem_classes="lead")
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=260):
-            limit = page.served.limits.characters
-            box = page.add(
-                gr.Textbox, {"label": "fill.text"}, lines=4, max_length=limit, elem_id="fill-text", value=EXAMPLES[0]
-            )
-            example_chips(page, box, EXAMPLES)
-            inputs = [box, settings.label_radio(page)]
-            with page.add(gr.Accordion, {"label": "more"}, open=False, elem_id="fill-more"):
-                inputs += settings.run_settings(page, count=3)
-            button, stop = run_buttons(page, "fill", "fill.run")
-        with gr.Column(scale=3, min_width=260):
-            screen = Screen(page, "fill", ends=False)
+    page.markdown("fill.lead", "lead")
+    inputs, results = two_columns()
 
-    def start(*values: Any) -> Iterator[Run]:
-        return fill_gaps(page, *values[:-1])
+    with inputs:
+        box = text_box(page, "fill.text", "fill-text", EXAMPLES, lines=4, value=EXAMPLES[0])
+        fields = {"text": box, "label": settings.label_radio(page)}
+        with page.more_settings("fill"):
+            fields |= settings.run_settings(page, count=3)
+        buttons = run_buttons(page, "fill")
+    with results:
+        screen = Screen(page, "fill", ends=False)
 
-    screen.connect(button, stop, inputs, start)
+    screen.connect(buttons, lambda asked: fill_gaps(page, asked), FillRequest, fields)
 
 
-def fill_gaps(
-    page: Page, given: str, label: int, steps: float, sampler: str, temperature: float, count: float, seed: float
-) -> Iterator[Run]:
-    """The run that the values of the tab ask for, as it grows.
+def fill_gaps(page: Page, asked: FillRequest) -> Iterator[Run]:
+    """The run of a request, as it grows.
 
     Raises:
         Refusal: if a value is beyond its limits, or the text has no gap.
     """
     served = page.served
-    asked: dict[str, Any] = {"text": with_masks(served, given)} | settings.given_label(served, label)
-    return settings.started(served, asked, steps, sampler, temperature, count, seed)
+    arguments: dict[str, Any] = {"text": with_masks(served, asked.text)}
+    arguments |= settings.label_arguments(served, asked.label)
+    return settings.start_run(served, asked, arguments)
 
 
-def with_masks(served: Served, given: Any) -> str:
+def with_masks(served: Served, value: Any) -> str:
     """The text with the tokenizer's masks for its gaps: `___` is one, `[3]` are three, a mask is itself."""
-    tokenizer, longest = served.pipe.tokenizer, served.pipe._max_length - ENDS_AROUND
-    written = text("fill.text", given, served.limits.characters)
+    tokenizer = served.pipe.tokenizer
+    mask = tokenizer.mask_token
+    written = text("fill.text", value, served.limits.characters)
     if not written:
         raise Refusal("error.empty", field="fill.text")
-    mask = tokenizer.mask_token
-    masked = GAP.sub(lambda gap: mask * min(int(gap[1] or 1), longest + 1), written.replace("[MASK]", mask))
+
+    def masks(gap: re.Match) -> str:
+        # One more than fits is refused like any number of them, and is no long string.
+        return mask * min(int(gap[1] or 1), served.room + 1)
+
+    # "[MASK]" is a gap whatever the tokenizer calls its mask.
+    masked = GAP.sub(masks, written.replace("[MASK]", mask))
     ids = tokenizer(masked, add_special_tokens=False)["input_ids"]
     if tokenizer.mask_token_id not in ids:
         raise Refusal("error.gap")
-    if len(ids) > longest:
-        raise Refusal("error.tokens", field="fill.text", limit=longest, got=len(ids))
+    if len(ids) > served.room:
+        raise Refusal("error.tokens", field="fill.text", limit=served.room, got=len(ids))
     return masked

@@ -1,4 +1,4 @@
-"""Write by two levels: the plan as coloured cells, then its detail, then the words; a plan can be kept."""
+"""Write with two levels: the plan as coloured cells, then its detail, then the words; a plan can be kept."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,21 +8,22 @@ from typing import Any
 import gradio as gr
 import torch
 
-from text_diffusers.space.limits import LARGEST_SEED, Refusal, integer, number
+from text_diffusers.space.limits import LARGEST_SEED, Refusal, integer
 from text_diffusers.space.parts import settings
-from text_diffusers.space.parts.interface import Page
+from text_diffusers.space.parts.interface import MODEL, Fields, Page
+from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.running import generator, growing
 from text_diffusers.space.parts.screen import KEPT_SECONDS, accepted_prompt, prompt_box
-from text_diffusers.space.parts.served import Served
+from text_diffusers.space.parts.texts import decimal, say
 
-EXAMPLES = ["I think", "She was"]
 GOLDEN = 137.508  # degrees: codes that follow each other get colours far apart
 DEFAULT_LENGTH = 128
+FINE_STEPS = 8
 
 
 @dataclass
 class Draft:
-    """What has been written so far: the codes of each level, then the text.
+    """A text that is being written: the codes of each level, then the words.
 
     Attributes:
         plan, detail: codes; those that are still to be written are at least as large as the number of codes.
@@ -36,119 +37,170 @@ class Draft:
     seconds: float = 0.0
 
 
+@dataclass
+class PlanRequest:
+    """Values of the tab, as the browser sends them.
+
+    Attributes:
+        kept: the last draft, whose plan is to be kept; its detail is drawn anew.
+        tries: how often it was kept already.
+    """
+
+    prompt: str
+    length: float
+    coarse_steps: float
+    fine_steps: float
+    temperature: float
+    seed: float
+    kept: Draft | None = None
+    tries: int = 0
+
+
 def build_plan_tab(page: Page):
     """Lay out the tab and connect it."""
-    served, most = page.served, page.served.most_steps
-    page.add(gr.Markdown, {"value": "plan.lead"}, elem_classes="lead")
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=260):
-            box = prompt_box(page, "write", EXAMPLES) if served.pipe.prompt_encoder is not None else gr.State("")
-            inputs: list[Any] = [box]
-            with page.add(gr.Accordion, {"label": "more"}, open=False, elem_id="write-more"):
-                longest = served.longest
-                length = {"minimum": 1, "maximum": longest, "step": 1, "value": min(longest, DEFAULT_LENGTH)}
-                inputs.append(page.add(gr.Slider, {"label": "length"}, **length))
-                for key in ("plan.coarse", "plan.fine"):
-                    value = min(most, settings.DEFAULT_STEPS if key == "plan.coarse" else 8)
-                    inputs.append(page.add(gr.Slider, {"label": key}, minimum=1, maximum=most, step=1, value=value))
-                words: Any = {"label": "temperature", "info": "plan.temperature.info"}
-                heat = {"minimum": 0.0, "maximum": settings.HOTTEST, "step": 0.05, "value": 0.0}
-                inputs += [page.add(gr.Slider, words, **heat), settings.seed_number(page)]
-            with gr.Row(elem_classes="buttons"):
-                button = page.add(gr.Button, {"value": "plan.run"}, variant="primary", elem_id="write-run")
-            with gr.Row(elem_classes="buttons", visible=served.pipe.coarse_denoiser is not None):
-                again = page.add(gr.Button, {"value": "plan.again"}, elem_id="plan-again")
-        with gr.Column(scale=3, min_width=260):
-            two = served.pipe.coarse_denoiser is not None
-            keys = [("plan.cells", "plan"), ("plan.detail", "detail")] if two else [("plan.detail", "detail")]
-            cells = [
-                page.add(gr.HTML, {"label": k}, show_label=True, container=True, elem_id=f"{name}-cells")
-                for k, name in keys
-            ]
-            text = page.add(gr.Textbox, {"label": "result"}, lines=6, interactive=False, elem_id="write-texts")
-            status = gr.Markdown("", elem_id="write-status", elem_classes="hint")
-            last, tries = gr.State(None, time_to_live=KEPT_SECONDS), gr.State(0, time_to_live=KEPT_SECONDS)
+    config = page.served.pipe.autoencoder.config
+    has_plan = page.served.pipe.coarse_denoiser is not None
+
+    page.markdown("plan.lead", "lead")
+    inputs, results = two_columns()
+    with inputs:
+        fields = plan_fields(page)
+        with gr.Row(elem_classes="buttons"):
+            button = page.button("plan.run", "write-run", variant="primary")
+        with gr.Row(elem_classes="buttons", visible=has_plan):
+            again = page.button("plan.again", "plan-again")
+    with results:
+        plan = cells_box(page, "plan.cells", "plan-cells", visible=has_plan)
+        detail = cells_box(page, "plan.detail", "detail-cells")
+        text = page.add(
+            gr.Textbox, {"label": "text"}, lines=6, interactive=False, elem_id="write-texts"
+        )
+        status = gr.Markdown("", elem_id="write-status", elem_classes="hint")
+        last = gr.State(None, time_to_live=KEPT_SECONDS)
+        tries = gr.State(0, time_to_live=KEPT_SECONDS)
+
+    def summary(draft: Draft | None, language: str) -> str:
+        if draft is None or draft.text is None:
+            return ""
+        return say("status.seconds", language, seconds=decimal(draft.seconds, 2, language))
 
     def show(draft: Draft, language: str) -> list:
-        drawn = [draw_cells(getattr(draft, name), size_of(served, name)) for _, name in keys]
-        done = "" if draft.text is None else f"{draft.seconds:.2f} s"
-        return [*drawn, draft.text or "", done]
+        return [
+            draw_cells(draft.plan, config.num_coarse_codes or 0),
+            draw_cells(draft.detail, config.num_fine_codes),
+            draft.text or "",
+            summary(draft, language),
+        ]
 
-    def run(*values: Any) -> Iterator[list]:
+    def run(asked: PlanRequest, language: str) -> Iterator[list]:
+        # A draft is kept once it is done.
         draft = Draft()
-        for draft in planned(page, *values[:-1]):
-            yield [*show(draft, values[-1]), None, 0]
-        yield [*show(draft, values[-1]), draft, 0]
+        for draft in planned(page, asked):
+            yield [*show(draft, language), None, 0]
+        yield [*show(draft, language), draft, 0]
 
-    def rerun(*values: Any) -> Iterator[list]:
-        *asked, kept, tried, language = values
-        if kept is None or not kept.plan:
+    def rerun(asked: PlanRequest, language: str) -> Iterator[list]:
+        if asked.kept is None or not asked.kept.plan:
             raise Refusal("error.plan")
-        asked[-1] = (settings.accepted_seed(asked[-1]) + tried + 1) % LARGEST_SEED
-        for draft in planned(page, *asked, plan=kept.plan):
-            yield [*show(draft, language), kept, tried + 1]
+        # The plan stays that of the first draft, however often other words are found.
+        for draft in planned(page, asked):
+            yield [*show(draft, language), asked.kept, asked.tries + 1]
 
-    outputs = [*cells, text, status, last, tries]
-    page.on_model(button.click, run, inputs, outputs, show_progress="minimal")
-    page.on_model(again.click, rerun, [*inputs, last, tries], outputs, show_progress="minimal")
-
-
-def size_of(served: Served, name: str) -> int:
-    """How many codes a level has."""
-    config = served.pipe.autoencoder.config
-    return config.num_coarse_codes if name == "plan" else config.num_fine_codes
+    outputs = [plan, detail, text, status, last, tries]
+    shown = {"show_progress": "minimal"} | MODEL
+    page.on(button.click, run, PlanRequest, fields, outputs, **shown)
+    fields = fields | {"kept": last, "tries": tries}
+    page.on(again.click, rerun, PlanRequest, fields, outputs, **shown)
+    page.rendered.append((summary, last, [status]))
 
 
-def planned(
-    page: Page,
-    prompt: str,
-    length: float,
-    coarse_steps: float,
-    fine_steps: float,
-    temperature: float,
-    seed: float,
-    plan: list[int] | None = None,
-) -> Iterator[Draft]:
-    """The draft that the values of the tab ask for, as it grows; `plan` is kept if it is given.
+def plan_fields(page: Page) -> Fields:
+    """Components for a `PlanRequest`; a model without a prompt encoder takes no prompt."""
+    served = page.served
+    takes_prompt = served.pipe.prompt_encoder is not None
+    fields = {"prompt": prompt_box(page, "write") if takes_prompt else gr.State("")}
+
+    with page.more_settings("write"):
+        length = min(served.longest, DEFAULT_LENGTH)
+        fields["length"] = page.slider("length", low=1, high=served.longest, value=length)
+        fields["coarse_steps"] = settings.steps_slider(page, "plan.coarse")
+        fields["fine_steps"] = settings.steps_slider(page, "plan.fine", FINE_STEPS)
+        fields["temperature"] = settings.temperature_slider(page, 0.0, "plan.temperature.info")
+        fields["seed"] = settings.seed_number(page)
+    return fields
+
+
+def cells_box(page: Page, key: str, elem_id: str, visible: bool = True) -> gr.HTML:
+    """A box for the cells of one level."""
+    return page.add(
+        gr.HTML, {"label": key}, show_label=True, container=True, visible=visible, elem_id=elem_id
+    )
+
+
+def planned(page: Page, asked: PlanRequest) -> Iterator[Draft]:
+    """The draft of a request, as it grows.
 
     Raises:
         Refusal: if a value is beyond its limits, or time ran out.
     """
     served = page.served
-    begin = accepted_prompt(page, prompt)
-    length = integer("length", length, 1, served.longest)
-    asked: dict[str, Any] = {
-        "num_inference_steps": (
-            integer("plan.coarse", coarse_steps, 1, served.most_steps),
-            integer("plan.fine", fine_steps, 1, served.most_steps),
-        ),
-        "temperature": number("temperature", temperature, 0.0, settings.HOTTEST),
-        "generator": generator(settings.accepted_seed(seed)),
-    }
-    asked |= {"max_new_tokens": length} if plan is None else {"plan": torch.tensor([plan])}
-    asked |= {"prompt": begin} if begin else {}
+    prompt = accepted_prompt(page, asked.prompt)
+    length = integer("length", asked.length, 1, served.longest)
+    coarse_steps = integer("plan.coarse", asked.coarse_steps, 1, served.most_steps)
+    fine_steps = integer("plan.fine", asked.fine_steps, 1, served.most_steps)
+    temperature = settings.accepted_temperature(asked.temperature)
+    seed = settings.accepted_seed(asked.seed)
+
+    arguments: dict[str, Any] = {}
+    if prompt:
+        arguments["prompt"] = prompt
+    if asked.kept is None:
+        draft = Draft()
+        arguments["max_new_tokens"] = length
+    else:
+        # The plan fixes the length; another seed at each try finds other words.
+        draft = Draft(plan=asked.kept.plan)
+        arguments["plan"] = torch.tensor([asked.kept.plan])
+        seed = (seed + asked.tries + 1) % LARGEST_SEED
+
     pipe = served.with_sampler(served.sampler)
-    draft, started = Draft(plan=plan or []), time.monotonic()
+    start = time.monotonic()
 
     def work(expired: Callable[[], bool]):
         def after_step(running: Any, step: int, timestep: float, tensors: dict) -> dict:
-            setattr(draft, "plan" if running.level == "coarse" else "detail", tensors["codes"][0].tolist())
+            # The thread of the page draws what is there by then.
+            codes = tensors["codes"][0].tolist()
+            if running.level == "coarse":
+                draft.plan = codes
+            else:
+                draft.detail = codes
             if expired():
                 raise Refusal("error.time")
             return {}
 
-        output = pipe(**asked, callback_on_step_end=after_step)
-        draft.detail, draft.text = output.fine_codes[0].tolist(), output.texts[0]
-        draft.seconds = time.monotonic() - started
+        output = pipe(
+            **arguments,
+            num_inference_steps=(coarse_steps, fine_steps),
+            temperature=temperature,
+            generator=generator(seed),
+            callback_on_step_end=after_step,
+        )
+        draft.detail = output.fine_codes[0].tolist()
+        draft.text = output.texts[0]
+        draft.seconds = time.monotonic() - start
 
     return growing(draft, work, served.limits.seconds)
 
 
 def draw_cells(codes: list[int], num_codes: int) -> str:
-    """HTML with a coloured cell a code; those to be written are grey."""
+    """HTML with a coloured cell for each code; those to be written are grey."""
     cells = ""
     for code in codes:
-        known = 0 <= code < num_codes
-        color = f"hsl({code * GOLDEN % 360:.0f} 55% {60 + code % 3 * 9}%)" if known else "var(--cell-open)"
-        cells += f'<i style="background:{color}" title="{int(code) if known else "…"}"></i>'
+        # Masks are larger than every code.
+        color = "var(--cell-open)"
+        title = "…"
+        if 0 <= code < num_codes:
+            color = f"hsl({code * GOLDEN % 360:.0f} 55% {60 + code % 3 * 9}%)"
+            title = f"{code}"
+        cells += f'<i style="background:{color}" title="{title}"></i>'
     return f'<div class="cells">{cells}</div>'

@@ -1,55 +1,52 @@
-"""Write: a text appears step by step, and can be replayed."""
+"""Write: texts appear step by step, and can be replayed."""
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
-import gradio as gr
-
-from text_diffusers.space.limits import integer
 from text_diffusers.space.parts import settings
 from text_diffusers.space.parts.interface import Page
+from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.running import Run
 from text_diffusers.space.parts.screen import Screen, accepted_prompt, prompt_box, run_buttons
 
 EXAMPLES = ["I think", "Do you like", "She was", "The old house"]
 
 
+@dataclass
+class WriteRequest(settings.RunRequest):
+    """Values of the tab, as the browser sends them."""
+
+    prompt: str
+    length: float
+
+
 def build_write_tab(page: Page):
     """Lay out the tab and connect it."""
-    page.add(gr.Markdown, {"value": "write.lead"}, elem_classes="lead")
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=260):
-            inputs = [prompt_box(page, "write", EXAMPLES), settings.label_radio(page)]
-            with page.add(gr.Accordion, {"label": "more"}, open=False, elem_id="write-more"):
-                inputs += [settings.length_slider(page), *settings.run_settings(page, count=2)]
-            button, stop = run_buttons(page, "write", "write.run")
-        with gr.Column(scale=3, min_width=260):
-            screen = Screen(page, "write")
+    page.markdown("write.lead", "lead")
+    inputs, results = two_columns()
 
-    def start(*values: Any) -> Iterator[Run]:
-        return write_texts(page, *values[:-1])
+    with inputs:
+        fields = {"prompt": prompt_box(page, "write", EXAMPLES)}
+        fields["label"] = settings.label_radio(page)
+        with page.more_settings("write"):
+            fields["length"] = settings.length_slider(page)
+            fields |= settings.run_settings(page, count=2)
+        buttons = run_buttons(page, "write")
+    with results:
+        screen = Screen(page, "write")
 
-    screen.connect(button, stop, inputs, start)
+    screen.connect(buttons, lambda asked: write_texts(page, asked), WriteRequest, fields)
 
 
-def write_texts(
-    page: Page,
-    prompt: str,
-    label: int,
-    length: float,
-    steps: float,
-    sampler: str,
-    temperature: float,
-    count: float,
-    seed: float,
-) -> Iterator[Run]:
-    """The run that the values of the tab ask for, as it grows.
+def write_texts(page: Page, asked: WriteRequest) -> Iterator[Run]:
+    """The run of a request, as it grows.
 
     Raises:
         Refusal: if a value is beyond its limits.
     """
     served = page.served
-    begin, label_given = accepted_prompt(page, prompt), settings.given_label(served, label)
-    length = integer("length", length, 0, served.longest)
-    asked = served.request("prompt", begin, length) | label_given
-    return settings.started(served, asked, steps, sampler, temperature, count, seed)
+    prompt = accepted_prompt(page, asked.prompt)
+    label = settings.label_arguments(served, asked.label)
+    length = settings.accepted_length(served, asked.length)
+    arguments = served.prompt_arguments(prompt, length) | label
+    return settings.start_run(served, asked, arguments)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from text_diffusers.common.validation import require_key
 from text_diffusers.models.language_model import is_masked_lm
 from text_diffusers.schedulers.noise_schedules import mutual_information_schedule
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
@@ -23,22 +24,30 @@ from text_diffusers.schedulers.scheduling_d3pm_hybrid import D3PMHybridScheduler
 from text_diffusers.schedulers.scheduling_d3pm_matrix import D3PMMatrixScheduler
 from text_diffusers.schedulers.scheduling_d3pm_neighbors import D3PMNeighborScheduler
 
+# Value of `schedule` under which the text loses its information at an even pace.
 MUTUAL_INFORMATION = "mutual_information"
+
+# T of the kernels that move in steps, where none is given.
 TRANSITION_STEPS = 1000
 
 
 @dataclass
 class KernelConfig:
-    """What the kernels need to know.
+    """Settings of the corruption kernels, and the statistics of a text that they are made from.
 
     Attributes:
         mask_token_id: the id of `[MASK]`, not below `num_tokens`.
         num_tokens: ids below are what text consists of.
-        schedule: as in `D3PMAbsorbingScheduler`, or "mutual_information", for which `frequencies` are counted.
-        num_train_timesteps: T; `None` is continuous time, or 1,000 steps for kernels that move in steps.
-        reverse_rule: of all kernels but absorbing; "plug_in" is what trains well.
         frequencies: returns counts (V,) of the tokens.
         vectors: returns embeddings (V, D), for neighbours and codes.
+        schedule: as in `D3PMAbsorbingScheduler`, or "mutual_information", for which `frequencies` are counted.
+        num_train_timesteps: T; `None` is continuous time, or 1,000 steps for kernels that move in steps.
+        reverse_rule: of all kernels but absorbing; "plug_in" trains well.
+        min_timestep: as in `D3PMAbsorbingScheduler`.
+        mask_fraction: of "hybrid", the share of the masks in its noise.
+        num_neighbors, walk_rate: of "neighbors", as in `D3PMNeighborScheduler`.
+        bit_codes: of "bit_flip", a key of `BIT_CODES`.
+        bandwidth: of "band", as in `D3PMMatrixScheduler`.
     """
 
     mask_token_id: int
@@ -57,17 +66,20 @@ class KernelConfig:
 
 
 def kernels_of(pipe: Any, **options: Any) -> KernelConfig:
-    """What kernels over the tokens of a pipeline need to know, with `options` of `KernelConfig`.
+    """Settings of kernels over the tokens of a pipeline, with `options` of `KernelConfig`.
 
     Where special tokens do not come last, noise is drawn from all tokens, and the mask stands behind them.
     """
     tokenizer = pipe.tokenizer
-    special = [id for id in (tokenizer.pad_token_id, tokenizer.mask_token_id) if id is not None]
+    mask_token_id = tokenizer.mask_token_id
+    special = [id for id in (tokenizer.pad_token_id, mask_token_id) if id is not None]
     last = bool(special) and min(special) >= len(tokenizer) - len(special)
     num_tokens = min(special) if last else len(tokenizer)
-    mask = tokenizer.mask_token_id
+    if mask_token_id is None or mask_token_id < num_tokens:
+        mask_token_id = num_tokens
+
     return KernelConfig(
-        mask_token_id=mask if mask is not None and mask >= num_tokens else num_tokens,
+        mask_token_id=mask_token_id,
         num_tokens=num_tokens,
         frequencies=lambda: torch.ones(num_tokens),
         vectors=lambda: token_vectors(pipe),
@@ -87,51 +99,108 @@ def make_scheduler(kernel: str, config: KernelConfig) -> Any:
 
     Raises:
         ValueError: if there is no such kernel, or a value is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.kernels import KernelConfig, make_scheduler
+        >>> config = KernelConfig(
+        ...     mask_token_id=10,
+        ...     num_tokens=10,
+        ...     frequencies=lambda: torch.arange(1, 11),
+        ...     vectors=lambda: torch.randn(10, 4),
+        ... )
+        >>> scheduler = make_scheduler("hybrid", config)
+        >>> scheduler.add_noise(torch.tensor([[1, 2, 3]]), 0.5).shape
+        torch.Size([1, 3])
     """
-    if kernel not in KERNELS:
-        raise ValueError(f"`kernel` must be one of {sorted(KERNELS)}, got {kernel!r}.")
+    require_key("kernel", kernel, KERNELS)
     if config.schedule != MUTUAL_INFORMATION:
         return KERNELS[kernel](config)
     if kernel in SCHEDULED_BY_BETAS:
-        raise ValueError(f"`schedule` must be left out for the {kernel} kernel, whose betas are its schedule.")
+        raise ValueError(
+            f"`schedule` must be left out for the {kernel} kernel, whose betas are its schedule."
+        )
+
+    # How much is lost at which alpha depends on the kernel, so one is made to measure it.
     plain = KERNELS[kernel](replace(config, schedule="linear"))
     frequencies = config.frequencies()[: config.num_tokens]
-    return type(plain).from_config(plain.config, schedule=mutual_information_schedule(plain, frequencies))
+    schedule = mutual_information_schedule(plain, frequencies)
+    return type(plain).from_config(plain.config, schedule=schedule)
+
+
+# The kernels
 
 
 def absorbing(config: KernelConfig):
-    clock = {"num_train_timesteps": config.num_train_timesteps, "schedule": config.schedule}
-    return D3PMAbsorbingScheduler(config.mask_token_id, min_timestep=config.min_timestep, **clock)
+    return D3PMAbsorbingScheduler(
+        config.mask_token_id,
+        schedule=config.schedule,
+        num_train_timesteps=config.num_train_timesteps,
+        min_timestep=config.min_timestep,
+    )
 
 
 def uniform(config: KernelConfig):
-    return D3PMUniformScheduler(config.num_tokens, **clock_of(config, steps=None))
+    # It alone of those with a reverse rule knows continuous time.
+    settings = in_steps(config) | {"num_train_timesteps": config.num_train_timesteps}
+    return D3PMUniformScheduler(config.num_tokens, schedule=config.schedule, **settings)
 
 
 def hybrid(config: KernelConfig):
-    ids = config.mask_token_id, config.num_tokens
-    return D3PMHybridScheduler(*ids, mask_fraction=config.mask_fraction, **clock_of(config))
+    return D3PMHybridScheduler(
+        config.mask_token_id,
+        config.num_tokens,
+        mask_fraction=config.mask_fraction,
+        schedule=config.schedule,
+        **in_steps(config),
+    )
 
 
 def neighbors(config: KernelConfig):
-    vectors = config.vectors()[: config.num_tokens]
     return D3PMNeighborScheduler.from_embeddings(
-        vectors, config.num_neighbors, walk_rate=config.walk_rate, **clock_of(config)
+        config.vectors()[: config.num_tokens],
+        config.num_neighbors,
+        walk_rate=config.walk_rate,
+        schedule=config.schedule,
+        **in_steps(config),
     )
 
 
 def bit_flip(config: KernelConfig):
+    # Codes fill a power of two.
     size = 2 ** (config.num_tokens - 1).bit_length()
-    codes = BIT_CODES[config.bit_codes](config, size)
-    return D3PMBitFlipScheduler(size, num_tokens=config.num_tokens, codes=codes, **clock_of(config))
+    return D3PMBitFlipScheduler(
+        size,
+        num_tokens=config.num_tokens,
+        codes=BIT_CODES[config.bit_codes](config, size),
+        schedule=config.schedule,
+        **in_steps(config),
+    )
 
 
 def gaussian(config: KernelConfig):
-    return D3PMMatrixScheduler(config.num_tokens, kernel="gaussian", **steps_of(config))
+    return D3PMMatrixScheduler(config.num_tokens, kernel="gaussian", **in_steps(config))
 
 
 def band(config: KernelConfig):
-    return D3PMMatrixScheduler(config.num_tokens, kernel="band", bandwidth=config.bandwidth, **steps_of(config))
+    return D3PMMatrixScheduler(
+        config.num_tokens,
+        kernel="band",
+        bandwidth=config.bandwidth,
+        **in_steps(config),
+    )
+
+
+def in_steps(config: KernelConfig) -> dict[str, Any]:
+    """Arguments of a kernel that moves in steps."""
+    return {
+        "num_train_timesteps": config.num_train_timesteps or TRANSITION_STEPS,
+        "reverse_rule": config.reverse_rule,
+        "min_timestep": config.min_timestep,
+    }
+
+
+# Codes of the tokens, (size,), for `bit_flip`
 
 
 def codes_by_id(config: KernelConfig, size: int) -> None:
@@ -139,29 +208,17 @@ def codes_by_id(config: KernelConfig, size: int) -> None:
 
 
 def codes_by_frequency(config: KernelConfig, size: int) -> Tensor:
-    counts = config.frequencies()[: config.num_tokens]
-    return frequency_codes(F.pad(counts.double(), (0, size - len(counts)), value=-1))
+    counts = config.frequencies()[: config.num_tokens].double()
+    # Codes of no token are rarer than all tokens.
+    return frequency_codes(F.pad(counts, (0, size - len(counts)), value=-1))
 
 
 def codes_by_embedding(config: KernelConfig, size: int) -> Tensor:
     """Unused codes are put far from all words: they stand at one end of the direction that is halved first."""
-    vectors = config.vectors()[: config.num_tokens].double()
-    vectors = torch.cat([vectors, torch.zeros(len(vectors), 1, dtype=vectors.dtype)], dim=1)
-    spare = torch.zeros(size - len(vectors), vectors.shape[1], dtype=vectors.dtype)
-    spare[:, -1] = 100 * vectors.abs().max()
-    return embedding_codes(torch.cat([vectors, spare]))
-
-
-def steps_of(config: KernelConfig) -> dict[str, Any]:
-    steps = config.num_train_timesteps or TRANSITION_STEPS
-    return {"num_train_timesteps": steps, "reverse_rule": config.reverse_rule, "min_timestep": config.min_timestep}
-
-
-def clock_of(config: KernelConfig, steps: int | None = TRANSITION_STEPS) -> dict[str, Any]:
-    return steps_of(config) | {
-        "num_train_timesteps": config.num_train_timesteps or steps,
-        "schedule": config.schedule,
-    }
+    vectors = F.pad(config.vectors()[: config.num_tokens].double(), (0, 1))
+    unused = torch.zeros(size - len(vectors), vectors.shape[1], dtype=vectors.dtype)
+    unused[:, -1] = 100 * vectors.abs().max()
+    return embedding_codes(torch.cat([vectors, unused]))
 
 
 BIT_CODES = {"id": codes_by_id, "frequency": codes_by_frequency, "embedding": codes_by_embedding}

@@ -208,9 +208,7 @@ def test_both_sides_write_every_token_and_have_as_many_parameters():
 
 def test_missing_tokens_and_masks_are_reported():
     def check(tokens, mask_token_id):
-        return tokens_per_second.check_written(
-            tokens, measuring.Size(batch=2, length=4), mask_token_id
-        )
+        return measuring.check_written(tokens, measuring.Size(batch=2, length=4), mask_token_id)
 
     check(torch.zeros(2, 4), 7)
     check(torch.full((2, 4), 7), None)

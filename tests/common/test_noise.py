@@ -9,7 +9,9 @@ from text_diffusers.common.training_randomness import row_noise, token_uniform
 def test_a_row_has_one_number_without_blocks_and_one_a_block_with_them():
     uniform, generators = row_noise(0, 0, 3)
     assert torch.equal(token_uniform(uniform, 10, None, generators), uniform)
-    assert torch.equal(token_uniform(uniform, 10, 10, generators), uniform.unsqueeze(1).expand(3, 10))
+    assert torch.equal(
+        token_uniform(uniform, 10, 10, generators), uniform.unsqueeze(1).expand(3, 10)
+    )
     numbers = token_uniform(uniform, 10, 4, generators)  # blocks of 4, 4 and 2
     assert numbers.shape == (3, 10)
     for block in (numbers[:, :4], numbers[:, 4:8], numbers[:, 8:]):

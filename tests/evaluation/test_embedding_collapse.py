@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from text_diffusers.evaluation.embedding import embedding_health
-from text_diffusers.losses.embedding import anchor_loss, diffusion_lm_loss, noisy_start, prediction_target
+from text_diffusers.losses.embedding import (
+    anchor_loss,
+    diffusion_lm_loss,
+    noisy_start,
+    prediction_target,
+)
 from text_diffusers.models.transformer_embedding import EmbeddingTransformerModel
 from text_diffusers.schedulers.embedding_noise import embedding_betas
 

@@ -28,19 +28,22 @@ from text_diffusers import (
     EmbeddingDDPMScheduler,
     EmbeddingDPMSolverScheduler,
     FirstHittingScheduler,
-    GuidedDiffusionLMPipeline,
     ParaGuidePipeline,
     PredictorCorrectorAbsorbingScheduler,
     PredictorCorrectorUniformScheduler,
     ReMDMScheduler,
-    TextBlockDiffusionPipeline,
-    TextDiffusionCFGPipeline,
     TextDiffusionPipeline,
     TokenDDIMScheduler,
-    TokenParaGuidePipeline,
 )
-from text_diffusers.cli.app import DEFAULT_MODEL
-from text_diffusers.hub.export import SHIPPED_MODEL, save_with_code, write_source, write_space
+from text_diffusers.cli.options import DEFAULT_MODEL
+from text_diffusers.hub.export import (
+    ROOMS,
+    SHIPPED_MODEL,
+    save_with_code,
+    source_folder,
+    write_source,
+    write_space,
+)
 from text_diffusers.pipelines.loading import with_installed_classes
 
 STEPS = {"num_inference_steps": 4}
@@ -54,7 +57,11 @@ for folder, arguments in json.loads(sys.argv[1]):
     pipe.set_progress_bar_config(disable=True)
     tokens = pipe(**arguments, generator=torch.Generator().manual_seed(0)).tokens
     pipe.save_pretrained(folder + "-again")
-    print(json.dumps([type(pipe).__module__.split(".")[0], type(pipe).__name__, tokens.tolist()]))
+    modules = [sys.modules[type(part).__module__] for part in pipe.components.values()]
+    mixins = [{"ModelMixin", "SchedulerMixin"} & {*vars(module)} for module in modules
+              if module.__name__.startswith("diffusers_modules.")]
+    owner = [type(pipe).__module__.split(".")[0], type(pipe).__name__]
+    print(json.dumps({"owner": owner, "tokens": tokens.tolist(), "mixins": all(mixins)}))
 """
 
 
@@ -90,13 +97,11 @@ def pipelines(tokenizer):
     found = {
         "token": (TextDiffusionPipeline(tokenizer, plain, absorbing, lengths=[0, 0, 3, 5]), STEPS),
         "cfg": (
-            TextDiffusionCFGPipeline(tokenizer, labelled, absorbing, label_names=["calm", "loud"]),
+            TextDiffusionPipeline(tokenizer, labelled, absorbing, label_names=["calm", "loud"]),
             {"class_labels": "loud", "guidance_scale": 2.0, **STEPS},
         ),
         "block": (
-            TextBlockDiffusionPipeline(
-                tokenizer, make_denoiser(tokenizer, block_length=4), absorbing
-            ),
+            TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer, block_length=4), absorbing),
             FAR,
         ),
         "masked_lm": (
@@ -106,7 +111,7 @@ def pipelines(tokenizer):
         "two_level": (make_two_level(tokenizer), {"num_inference_steps": 3, "prompt": "the cat"}),
         "diffusion_lm": (DiffusionLMPipeline(tokenizer, embedded, EmbeddingDDPMScheduler()), FAR),
         "guided": (
-            GuidedDiffusionLMPipeline(tokenizer, embedded, EmbeddingDPMSolverScheduler()),
+            DiffusionLMPipeline(tokenizer, embedded, EmbeddingDPMSolverScheduler()),
             {"class_labels": 1, "guidance_scale": 2.0, **FAR},
         ),
         "paraguide": (
@@ -114,7 +119,7 @@ def pipelines(tokenizer):
             {"source": "the cat sat", **STEPS},
         ),
         "token_paraguide": (
-            TokenParaGuidePipeline(tokenizer, plain, absorbing),
+            ParaGuidePipeline(tokenizer, plain, absorbing),
             {"source": "the cat sat", **STEPS},
         ),
     }
@@ -134,68 +139,82 @@ def write(pipe, arguments):
     return pipe(**arguments, generator=torch.Generator().manual_seed(0)).tokens.tolist()
 
 
-@pytest.fixture(scope="session")
-def published(pipelines, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("published")
-    for name, (pipe, _) in pipelines.items():
-        save_with_code(pipe, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def loaded_without_the_package(pipelines, published):
-    """`(package, class, tokens)` of each pipeline in a process of its own, which also saves it again."""
-    asked = [(str(published / name), arguments) for name, (_, arguments) in pipelines.items()]
-    environment = os.environ | {
-        "HF_MODULES_CACHE": str(published / "modules"),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, json.dumps(asked)],
-        capture_output=True,
-        text=True,
-        cwd=published,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip(pipelines, map(json.loads, done.stdout.splitlines()), strict=True))
-
-
-PIPELINES = (
+# Every family and form of pipeline, and a scheduler with tensors; the others are of the same classes.
+FAST = (
     "token",
     "cfg",
     "block",
     "masked_lm",
     "two_level",
-    "diffusion_lm",
     "guided",
     "paraguide",
     "token_paraguide",
+    "neighbors",
 )
-SCHEDULERS = (
+SLOW = (
+    "diffusion_lm",
     "confidence",
     "first_hitting",
     "remdm",
     "corrector",
     "uniform",
     "uniform_corrector",
-    "ddim",
-    "hybrid",
 )
-ALL = (*PIPELINES, *SCHEDULERS, "neighbors", "bits", "matrix", "stock")
+SLOW += ("ddim", "hybrid", "bits", "matrix", "stock")
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_stock_diffusers_without_the_package_writes_the_same(
-    pipelines, loaded_without_the_package, name
-):
-    pipe, arguments = pipelines[name]
-    package, owner, tokens = loaded_without_the_package[name]
-    assert (package, owner) == ("diffusers_modules", type(pipe).__name__)
-    assert tokens == write(pipe, arguments)
+def publish(pipelines, names, folder):
+    for name in names:
+        save_with_code(pipelines[name][0], folder / name)
+    return folder
+
+
+def load_without_the_package(pipelines, names, folder):
+    """What each pipeline came to in a process of its own, which also saves it again."""
+    calls = [(str(folder / name), pipelines[name][1]) for name in names]
+    environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, json.dumps(calls)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(zip(names, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def check_written_without_the_package(pipelines, results):
+    for name, result in results.items():
+        pipe, arguments = pipelines[name]
+        assert result["owner"] == ["diffusers_modules", type(pipe).__name__], name
+        assert result["tokens"] == write(pipe, arguments), name
+        assert result["mixins"], name  # by which stock diffusers learns how a component is loaded
+
+
+@pytest.fixture(scope="session")
+def published(pipelines, tmp_path_factory):
+    return publish(pipelines, FAST, tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="session")
+def loaded_without_the_package(pipelines, published):
+    return load_without_the_package(pipelines, FAST, published)
+
+
+def test_stock_diffusers_without_the_package_writes_the_same(pipelines, loaded_without_the_package):
+    check_written_without_the_package(pipelines, loaded_without_the_package)
+
+
+@pytest.mark.slow
+def test_stock_diffusers_writes_the_same_by_every_other_scheduler(pipelines, tmp_path):
+    publish(pipelines, SLOW, tmp_path)
+    results = load_without_the_package(pipelines, SLOW, tmp_path)
+    check_written_without_the_package(pipelines, results)
 
 
 def test_every_public_pipeline_and_scheduler_is_among_them(pipelines):
+    assert {*FAST, *SLOW} == pipelines.keys()
     public = {name for name in text_diffusers.__all__ if name.endswith(("Pipeline", "Scheduler"))}
     covered = {
         type(part).__name__
@@ -206,7 +225,7 @@ def test_every_public_pipeline_and_scheduler_is_among_them(pipelines):
 
 
 @pytest.mark.parametrize("suffix", ["", "-again"])
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", FAST)
 def test_installed_classes_load_folders_with_code_and_those_saved_after_remote_loading(
     pipelines, published, loaded_without_the_package, name, suffix
 ):
@@ -341,10 +360,9 @@ def test_the_shipped_model_is_found_by_its_name_unless_a_folder_has_it(
     monkeypatch.chdir(tmp_path)
     assert DEFAULT_MODEL == SHIPPED_MODEL  # the command line cannot import it before it is needed
     shipped = TextDiffusionPipeline.from_pretrained(SHIPPED_MODEL)
-    assert type(shipped) is TextDiffusionCFGPipeline
-    assert shipped.config.label_names == ["chat", "novel"]
+    assert shipped.label_names == ["chat", "novel"]
     pipelines["block"][0].save_pretrained(tmp_path / SHIPPED_MODEL)
-    assert type(TextDiffusionPipeline.from_pretrained(SHIPPED_MODEL)) is TextBlockDiffusionPipeline
+    assert TextDiffusionPipeline.from_pretrained(SHIPPED_MODEL).block_length == 4
 
 
 @pytest.mark.parametrize(
@@ -369,7 +387,7 @@ def test_label_names_mean_their_labels(pipelines):
     ):
         pipe(class_labels="quiet")
     with pytest.raises(ValueError, match="`label_names` must be 2, one a label"):
-        TextDiffusionCFGPipeline(pipe.tokenizer, pipe.denoiser, pipe.scheduler, label_names=["one"])
+        TextDiffusionPipeline(pipe.tokenizer, pipe.denoiser, pipe.scheduler, label_names=["one"])
 
 
 def test_pickles_are_neither_written_nor_read(pipelines, tmp_path, caplog):
@@ -382,6 +400,15 @@ def test_pickles_are_neither_written_nor_read(pipelines, tmp_path, caplog):
         TextDiffusionPipeline.from_pretrained(tmp_path)
 
 
+def page_of(package):
+    return {Path("README.md")} if package == "text_diffusers.space" else set()
+
+
+def relative_files(folder):
+    files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {file for file in files if file.suffix in (".py", ".pyi", ".txt")}
+
+
 def test_the_files_of_a_space_hold_the_whole_package_and_name_the_model(tmp_path):
     write_space(tmp_path, "someone/model", 'A "title": with marks')
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -390,19 +417,41 @@ def test_the_files_of_a_space_hold_the_whole_package_and_name_the_model(tmp_path
     front = metadata_load(tmp_path / "README.md")
     assert front["models"] == ["someone/model"] and front["title"] == 'A "title": with marks'
     assert front["sdk"] == "gradio" and front["app_file"] == "app.py"
-    code = (
-        "import sys; sys.path.insert(0, '.'); import text_diffusers, pathlib;"
-        "assert pathlib.Path(text_diffusers.__file__).is_relative_to(pathlib.Path.cwd());"
-        "import text_diffusers.schedulers.scheduling_d3pm, text_diffusers.space.app"
-    )
+    package = tmp_path / "text_diffusers"
+    assert not (package / "shipped").exists() and not list(tmp_path.rglob("__pycache__"))
+    for room in ("pipelines", "schedulers", "space", "hub", "cli"):  # with their sub-packages
+        assert relative_files(source_folder(f"text_diffusers.{room}")) == relative_files(
+            package / room
+        )
+
+    # Public names are imported lazily, by the stubs.
+    code = "import text_diffusers; print(text_diffusers.__file__, len(text_diffusers.__all__))"
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    assert (
-        not (tmp_path / "text_diffusers/shipped").exists()
-        and not list(tmp_path.rglob("__pycache__/*"))[:0]
+    place, count = done.stdout.split()
+    assert Path(place).is_relative_to(tmp_path) and int(count) == len(text_diffusers.__all__)
+
+
+def test_links_of_an_editable_installation_become_files_of_the_space(tmp_path, monkeypatch):
+    """In strict mode setuptools installs folders whose files are links."""
+    installed = tmp_path / "build"
+    for name in ("text_diffusers", *(f"text_diffusers.{room}" for room in ROOMS)):
+        source = source_folder(name)
+        for file in relative_files(source) | page_of(name):
+            link = installed / name.replace(".", "/") / file
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source / file)
+    monkeypatch.setattr(
+        "text_diffusers.hub.export.source_folder", lambda name: installed / name.replace(".", "/")
     )
+    write_space(tmp_path / "space", "someone/model", "A title")
+    copied = tmp_path / "space/text_diffusers"
+    assert relative_files(copied) == relative_files(installed / "text_diffusers")
+    assert not [path for path in copied.rglob("*") if path.is_symlink()]
+    assert (copied / "pipelines/text_diffusion/pipeline_text_diffusion.py").is_file()
+    assert (copied / "evaluation/__init__.pyi").is_file()
 
 
 def test_records_of_training_and_the_card_go_along(pipelines, tmp_path):

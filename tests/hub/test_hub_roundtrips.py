@@ -17,7 +17,7 @@ from support.hub_repositories import File, Repository
 from support.loopback_hub import Fault, LoopbackHub
 from support.two_level_pipes import make_two_level
 
-from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionCFGPipeline, TextDiffusionPipeline
+from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def world(tokenizer, tmp_path_factory):
     labelled = make_denoiser(tokenizer, num_classes=2, hidden_size=16)
     pipes = {
         "plain": TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), absorbing),
-        "labelled": TextDiffusionCFGPipeline(
+        "labelled": TextDiffusionPipeline(
             tokenizer, labelled, absorbing, label_names=["calm", "loud"]
         ),
         "two_level": make_two_level(tokenizer),
@@ -209,7 +209,7 @@ def test_installed_classes_load_it_by_name_and_write_the_same(world, loaded):
 
 
 def test_a_revision_is_the_one_that_was_asked_for(world, loaded):
-    assert loaded["classes"][1] == "TextDiffusionCFGPipeline"
+    assert loaded["classes"][1] == "TextDiffusionPipeline"
     assert loaded["labelled"] == world.tokens["labelled"]
     assert "OSError" in loaded["unknown"]["kinds"] and "none" in loaded["unknown"]["text"]
 
@@ -240,6 +240,7 @@ def test_a_repository_that_is_no_pipeline_or_not_there_is_refused_by_name(loaded
         assert "OSError" in error["kinds"] and f"`{name}`" in error["text"]
 
 
+@pytest.mark.slow
 def test_what_was_loaded_once_is_had_without_a_network(world, offline):
     assert offline["requests"] == []
     assert offline["plain"] == offline["elsewhere"] == world.tokens["plain"]
@@ -250,6 +251,7 @@ def test_what_was_loaded_once_is_had_without_a_network(world, offline):
     assert "OSError" in offline["never"]["kinds"] and "ada/never" in offline["never"]["text"]
 
 
+@pytest.mark.slow
 def test_stock_diffusers_without_the_package_writes_the_same(world, stock):
     assert "ModuleNotFoundError" in stock["blocked"]["kinds"]
     assert stock["module"].startswith("diffusers_modules.")
@@ -257,6 +259,7 @@ def test_stock_diffusers_without_the_package_writes_the_same(world, stock):
     assert stock["secret"] == world.tokens["two_level"]
 
 
+@pytest.mark.slow
 def test_stock_diffusers_runs_the_code_with_trust_only(stock):
     assert (
         "ValueError" in stock["untrusted"]["kinds"]
@@ -265,10 +268,12 @@ def test_stock_diffusers_runs_the_code_with_trust_only(stock):
     assert not stock["ran"] and stock["ran_with_trust"]
 
 
+@pytest.mark.slow
 def test_what_stock_diffusers_saves_again_is_loaded_by_installed_classes(world, stock):
     assert written(TextDiffusionPipeline.from_pretrained(stock["saved"])) == world.tokens["plain"]
 
 
+@pytest.mark.slow
 def test_a_space_serves_the_model_it_was_made_for_from_nothing_but_what_was_uploaded(world, pushed):
     code = """
     import os, runpy, threading, time, urllib.request
@@ -307,6 +312,7 @@ def test_a_space_serves_the_model_it_was_made_for_from_nothing_but_what_was_uplo
     assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and "ada/text" in card["models"]
 
 
+@pytest.mark.slow
 def test_the_command_publishes_what_is_loaded_by_name(world, pushed, tmp_path):
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     (tmp_path / "strangers").write_text(STRANGER)
@@ -341,7 +347,7 @@ def test_the_command_publishes_what_is_loaded_by_name(world, pushed, tmp_path):
     assert card["license"] == "mit" and card["datasets"] == ["some/texts"]
 
 
-def test_the_token_is_seen_in_the_header_of_requests_only(world, pushed, loaded, offline, stock):
+def test_the_token_is_seen_in_the_header_of_requests_only(world, pushed, loaded):
     """Of all clients so far: not in what they said, raised, kept in a cache or uploaded."""
     hub, canary = world.hub, TOKEN.encode()
     assert any(request.authorized for request in hub.requests)

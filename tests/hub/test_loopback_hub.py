@@ -41,7 +41,10 @@ def publish(client, folder, name="ada/model", **environment):
     return client.run(code, name, folder, **environment)["commit"]
 
 
-@pytest.mark.parametrize("kind", ["model", "dataset", "space"])
+@pytest.mark.parametrize(
+    "kind",
+    ["model", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("dataset", "space"))],
+)
 def test_what_was_uploaded_comes_back_and_is_had_offline_afterwards(hub, client, folder, kind):
     code = """
     from pathlib import Path
@@ -170,6 +173,7 @@ def test_a_download_that_is_cut_is_resumed_where_it_ended(hub, client, folder):
     ]
 
 
+@pytest.mark.slow
 def test_uploads_survive_refusals_and_a_lost_connection(hub, client, folder):
     hub.faults += [Fault("PUT", "/_lfs/", times=2), Fault("POST", "/preupload/", cut_after=0)]
     publish(client, folder)

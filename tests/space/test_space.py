@@ -13,14 +13,21 @@ import yaml
 from support.masked_lms import make_masked_lm
 from support.space_pages import KINDS, WRITERS, make_page, make_pipe
 
-from text_diffusers import TextDiffusionCFGPipeline
 from text_diffusers.guidance.controls import LengthControl, WordsControl
 from text_diffusers.space import limits
 from text_diffusers.space.app import build, preferred_language
 from text_diffusers.space.limits import Refusal
 from text_diffusers.space.parts import settings
-from text_diffusers.space.parts.interface import guarded
-from text_diffusers.space.parts.pieces import HIDDEN, color_map, group_name, groups, pieces, settled_steps, spans
+from text_diffusers.space.parts.interface import handler, readable_errors
+from text_diffusers.space.parts.pieces import (
+    HIDDEN,
+    color_map,
+    pieces,
+    range_name,
+    settled_steps,
+    spans,
+    step_ranges,
+)
 from text_diffusers.space.parts.running import WORKER, watch, write
 from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import LANGUAGES, TEXTS, say
@@ -36,16 +43,23 @@ ANY = settings.ANY_LABEL
 WRITTEN = {"label": ANY, "length": 12, "steps": 6, "temperature": 0.9, "count": 2, "seed": 3}
 
 
+def with_slow(values, fast):
+    """Values of a parameter, of which the thorough run takes all and the fast one those in `fast`."""
+    return [
+        value if value in fast else pytest.param(value, marks=pytest.mark.slow) for value in values
+    ]
+
+
 def last_of(iterator):
     return list(iterator)[-1]
 
 
 def written(page, prompt="the cat", **changes):
     values = {"prompt": prompt, "sampler": page.served.sampler} | WRITTEN | changes
-    return last_of(write_tab.write_texts(page, **values))
+    return last_of(write_tab.write_texts(page, write_tab.WriteRequest(**values)))
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", with_slow(WRITERS, fast=("labelled", "blocks", "embeddings")))
 def test_write_gives_the_texts_of_the_pipeline_with_the_same_seed(kind, tokenizer):
     page = make_page(kind, tokenizer)
     pipe, run = page.served.pipe, written(page)
@@ -64,7 +78,7 @@ def test_write_gives_the_texts_of_the_pipeline_with_the_same_seed(kind, tokenize
     assert run.frames == [frame.tolist() for frame in expected.history]
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", with_slow(WRITERS, fast=("labelled", "masked_lm")))
 def test_the_pieces_shown_at_the_end_are_the_text(kind, tokenizer):
     page = make_page(kind, tokenizer)
     run = written(page)
@@ -86,7 +100,7 @@ def test_a_token_has_the_colour_of_its_last_change(kind, tokenizer):
         assert set(column[step:]) == {column[-1]}
         assert step == 0 or column[step - 1] != column[-1]
     names = [name for piece, name in spans(page.served.pipe.tokenizer, frames, 12) if piece]
-    inside = {group_name(group): range(group[0], group[1] + 1) for group in groups(12)}
+    inside = {range_name(steps): steps for steps in step_ranges(12)}
     coloured = [name for name in names if name is not None]
     assert coloured and None in names  # the prompt was given
     assert all(any(step in inside[name] for step in steps) for name in coloured)
@@ -94,13 +108,16 @@ def test_a_token_has_the_colour_of_its_last_change(kind, tokenizer):
 
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 8, 9, 100])
 def test_the_ranges_of_steps_cover_each_step_once_and_have_colours(num_steps):
-    covered = [step for low, high in groups(num_steps) for step in range(low, high + 1)]
+    covered = [step for steps in step_ranges(num_steps) for step in steps]
     assert covered == list(range(1, num_steps + 1))
-    assert {group_name(group) for group in groups(num_steps)} | {HIDDEN} == set(color_map(num_steps))
+    names = {range_name(steps) for steps in step_ranges(num_steps)}
+    assert names | {HIDDEN} == set(color_map(num_steps))
     assert len(set(color_map(num_steps).values())) == len(color_map(num_steps))
 
 
-@pytest.mark.parametrize("text", ["the cat sat", "naïve café — 漢字 🙂 end", "  two  blanks", "ends in é"])
+@pytest.mark.parametrize(
+    "text", ["the cat sat", "naïve café — 漢字 🙂 end", "  two  blanks", "ends in é"]
+)
 def test_pieces_put_together_are_the_text(text, tokenizer):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     found = pieces(tokenizer, ids)
@@ -150,26 +167,19 @@ def test_other_inputs_outside_their_limits_are_refused(changes, key, tokenizer):
         written(make_page("labelled", tokenizer), **changes)
     assert refused.value.key == key
     for language in LANGUAGES:
-        answer = guarded(lambda _: (_ for _ in ()).throw(refused.value))
-        with pytest.raises(gr.Error) as shown:
-            answer(language)
+        with pytest.raises(gr.Error) as shown, readable_errors(language):
+            raise refused.value
         assert shown.value.message and "Traceback" not in shown.value.message
         assert bool(re.search("[а-яё]", shown.value.message)) == (language == "ru")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_errors_are_escaped_and_tell_nothing_of_the_machine(language):
-    def refuse(language):
+    with pytest.raises(gr.Error) as shown, readable_errors(language):
         raise ValueError("`prompt` must be short, got '<img src=x onerror=alert(1)>'.")
-
-    def fail(language):
-        raise KeyError("/home/somebody/secret")
-
-    with pytest.raises(gr.Error) as shown:
-        guarded(refuse)(language)
     assert "<" not in shown.value.message and "&lt;img" in shown.value.message
-    with pytest.raises(gr.Error) as shown:
-        guarded(fail)(language)
+    with pytest.raises(gr.Error) as shown, readable_errors(language):
+        raise KeyError("/home/somebody/secret")
     assert shown.value.message == say("error.unexpected", language)
     assert not shown.value.print_exception
 
@@ -200,7 +210,7 @@ def test_a_run_that_nobody_watches_stops(tokenizer):
     served = make_page("tokens", tokenizer).served
     before = threading.active_count()
     asked = {"generator": torch.Generator(), "num_return_sequences": 4}
-    runs = watch(served, served.with_sampler("remdm"), 4000, **asked)
+    runs = watch(served.with_sampler("remdm"), 4000, seconds=45.0, **asked)
     run = next(run for run in runs if run.frames)
     runs.close()
     assert run.stopped and 0 < len(run.frames) < 4000
@@ -211,7 +221,8 @@ def test_a_run_that_nobody_asks_about_is_given_up(tokenizer, monkeypatch):
     """A page that was closed leaves a generator that is never closed."""
     monkeypatch.setattr("text_diffusers.space.parts.running.PATIENCE", 0.05)
     served = make_page("tokens", tokenizer).served
-    runs = watch(served, served.with_sampler("remdm"), 4000, generator=torch.Generator(), num_return_sequences=4)
+    asked = {"generator": torch.Generator(), "num_return_sequences": 4}
+    runs = watch(served.with_sampler("remdm"), 4000, seconds=45.0, **asked)
     run = next(runs)
     for worker in threading.enumerate():
         if worker.name == WORKER:
@@ -223,16 +234,19 @@ def test_a_run_that_nobody_asks_about_is_given_up(tokenizer, monkeypatch):
 def test_errors_of_the_thread_reach_the_one_that_asks(tokenizer):
     served = make_page("tokens", tokenizer).served
     with pytest.raises(ValueError, match="`prompt` and `text` exclude"):
-        last_of(watch(served, served.with_sampler("ancestral"), 4, prompt="a", text="b [MASK]"))
+        asked = {"prompt": "a", "text": "b [MASK]"}
+        last_of(watch(served.with_sampler("ancestral"), 4, seconds=45.0, **asked))
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "first_hitting", "confidence"])
+@pytest.mark.parametrize(
+    "sampler", with_slow(("ancestral", "first_hitting", "confidence"), fast=("ancestral",))
+)
 @pytest.mark.parametrize("kind", ["tokens", "masked_lm"])
 def test_calls_are_the_steps_that_settled_something(kind, sampler, tokenizer):
     """Of one text under absorbing noise: positions are selected first, so a step without any calls no model."""
     served = make_page(kind, tokenizer).served
     asked = {"max_new_tokens": 10, "generator": torch.Generator().manual_seed(1)}
-    run = write(served, served.with_sampler(sampler), 30, **asked)
+    run = write(served.with_sampler(sampler), 30, seconds=45.0, **asked)
     changed = {step for step in settled_steps(run.of_row(0)) if step}
     assert run.cost.calls == run.cost.rows == len(changed) > 0
 
@@ -249,12 +263,15 @@ def test_the_served_pipeline_is_left_as_it_is(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("a ___ b", 1), ("a ______ b", 1), ("[3]", 3), ("a [MASK] ___ [2].", 4), ("[007]x", 7)]
+    ("text", "count"),
+    [("a ___ b", 1), ("a ______ b", 1), ("[3]", 3), ("a [MASK] ___ [2].", 4), ("[007]x", 7)],
 )
 @pytest.mark.parametrize("kind", ["tokens", "masked_lm"])
 def test_gaps_become_as_many_masks(kind, text, count, tokenizer):
     served = make_page(kind, tokenizer).served
-    ids = served.pipe.tokenizer(fill_tab.with_masks(served, text), add_special_tokens=False)["input_ids"]
+    ids = served.pipe.tokenizer(fill_tab.with_masks(served, text), add_special_tokens=False)[
+        "input_ids"
+    ]
     assert ids.count(served.pipe.tokenizer.mask_token_id) == count
 
 
@@ -276,12 +293,20 @@ def test_texts_without_a_gap_or_with_too_many_are_refused(text, key, tokenizer):
     assert refused.value.key == key
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", with_slow(WRITERS, fast=("labelled", "blocks")))
 def test_filling_in_keeps_the_rest_and_equals_the_pipeline(kind, tokenizer):
     page = make_page(kind, tokenizer)
     pipe = page.served.pipe
-    values = {"label": ANY, "steps": 5, "sampler": page.served.sampler, "temperature": 1.0, "count": 3, "seed": 5}
-    run = last_of(fill_tab.fill_gaps(page, "the ___ sat [2] mat", **values))
+    request = fill_tab.FillRequest(
+        text="the ___ sat [2] mat",
+        label=ANY,
+        steps=5,
+        sampler=page.served.sampler,
+        temperature=1.0,
+        count=3,
+        seed=5,
+    )
+    run = last_of(fill_tab.fill_gaps(page, request))
     mask, generator = pipe.tokenizer.mask_token, torch.Generator().manual_seed(5)
     pipe.set_progress_bar_config(disable=True)
     asked = {"num_inference_steps": 5, "num_return_sequences": 3, "generator": generator}
@@ -296,7 +321,8 @@ def test_filling_in_keeps_the_rest_and_equals_the_pipeline(kind, tokenizer):
 
 def control(page, **changes):
     values = {"labels": [], "prompt": "", "negative": "", "words": "", "length": 0}
-    return control_tab.controlled_texts(page, **values | {"steps": 6, "temperature": 1.0, "seed": 2} | changes)
+    values |= {"steps": 6, "temperature": 1.0, "seed": 2} | changes
+    return control_tab.controlled_texts(page, control_tab.ControlRequest(**values))
 
 
 def test_scale_1_is_the_model_itself_and_scale_0_forgets_the_label(tokenizer):
@@ -330,11 +356,15 @@ def test_texts_hold_the_words_and_the_length(kind, tokenizer):
     held = grid.texts[1]
     if kind != "embeddings":  # over embeddings words are a wish
         assert re.search(r"\bcat\b", held) and re.search(r"\bdog\b", held)
-    guided = page.served.controlled(page.served.with_sampler(page.served.sampler, 1.0))
+    guided = page.served.with_sampler(page.served.sampler, 1.0)
     controls = [WordsControl(tokenizer, ["cat", "dog"])]
-    controls += [LengthControl(9, eos_token_id=None if kind == "masked_lm" else tokenizer.eos_token_id)]
+    controls += [
+        LengthControl(9, eos_token_id=None if kind == "masked_lm" else tokenizer.eos_token_id)
+    ]
     generator = [torch.Generator().manual_seed(2)]
-    output = guided(controls=controls, num_inference_steps=6, generator=generator, output_type="tokens")
+    output = guided(
+        controls=controls, num_inference_steps=6, generator=generator, output_type="tokens"
+    )
     assert tokenizer.batch_decode(output.tokens, skip_special_tokens=True) == [held]
     assert output.tokens.shape[1] == 11  # with what is around them
 
@@ -363,7 +393,15 @@ def test_the_table_of_texts_is_escaped(tokenizer):
     served.pipe.register_to_config(label_names=["<b>bad</b>", "good & <script>"])
     grid = control_tab.Grid([0, 1], (1.0,), ["<img onerror=x> cat", "a&b"], ["cat", "<img"])
     table = control_tab.as_table(served, grid, "en")
-    assert set(re.findall(r"</?(\w+)", table)) == {"table", "thead", "tbody", "tr", "th", "td", "mark"}
+    assert set(re.findall(r"</?(\w+)", table)) == {
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "mark",
+    }
     assert "&lt;script&gt;" in table and "<mark>cat</mark>" in table
 
 
@@ -371,23 +409,42 @@ def test_the_table_of_texts_is_escaped(tokenizer):
 
 
 def compared(page, **changes):
-    values = {"samplers": ["ancestral", "confidence"], "steps": [2, 4], "prompt": "the", "label": ANY, "length": 10}
-    return compare_tab.compared(page, **values | {"temperature": 1.0, "seed": 4} | changes)
+    values = {
+        "samplers": ["ancestral", "confidence"],
+        "steps": [2, 4],
+        "prompt": "the",
+        "label": ANY,
+        "length": 10,
+    }
+    values |= {"temperature": 1.0, "seed": 4} | changes
+    return compare_tab.compared(page, compare_tab.CompareRequest(**values))
 
 
 def test_a_comparison_writes_what_each_sampler_writes_alone(tokenizer):
     page = make_page("tokens", tokenizer)
     found = last_of(compared(page))
-    assert [(run.sampler, run.steps) for run in found] == [(s, n) for s in ("ancestral", "confidence") for n in (2, 4)]
+    assert [(run.sampler, run.steps) for run in found] == [
+        (s, n) for s in ("ancestral", "confidence") for n in (2, 4)
+    ]
     for run in found:
         alone = written(
-            page, prompt="the", sampler=run.sampler, steps=run.steps, length=10, temperature=1.0, count=1, seed=4
+            page,
+            prompt="the",
+            sampler=run.sampler,
+            steps=run.steps,
+            length=10,
+            temperature=1.0,
+            count=1,
+            seed=4,
         )
         assert [run.text] == alone.output.texts
         assert run.settled[0] == 0 and run.settled[-1] == 1 and run.settled == sorted(run.settled)
     for language in LANGUAGES:
         assert compare_tab.as_cards(found, language).count("card") == 5
-        assert all(plot(found, language).axes for plot in (compare_tab.plot_cost, compare_tab.plot_settling))
+        assert all(
+            plot(found, language).axes
+            for plot in (compare_tab.plot_cost, compare_tab.plot_settling)
+        )
 
 
 @pytest.mark.parametrize(
@@ -396,7 +453,10 @@ def test_a_comparison_writes_what_each_sampler_writes_alone(tokenizer):
         ({"samplers": []}, "error.none"),
         ({"samplers": ["ancestral", "evil"]}, "error.choice"),
         ({"steps": [3]}, "error.choice"),
-        ({"steps": [2, 4, 8, 16], "samplers": ["ancestral", "confidence", "entropy"]}, "error.runs"),
+        (
+            {"steps": [2, 4, 8, 16], "samplers": ["ancestral", "confidence", "entropy"]},
+            "error.runs",
+        ),
     ],
 )
 def test_comparisons_outside_the_limits_are_refused(changes, key, tokenizer):
@@ -415,14 +475,20 @@ def test_a_comparison_out_of_time_says_so(tokenizer):
 
 
 @pytest.mark.parametrize("kernel", ["absorbing", "uniform", "hybrid"])
-@pytest.mark.parametrize("kind", ["tokens", "masked_lm", "two_levels"])
+@pytest.mark.parametrize("kind", with_slow(("tokens", "masked_lm", "two_levels"), fast=("tokens",)))
 def test_what_is_corrupted_stays_so_at_later_times(kind, kernel, tokenizer):
     kernels = corrupt_tab.Kernels(make_page(kind, tokenizer).served)
-    ids = kernels.tokenizer("the cat sat on the mat and looked at the dog", add_special_tokens=False)["input_ids"]
+    ids = kernels.tokenizer(
+        "the cat sat on the mat and looked at the dog", add_special_tokens=False
+    )["input_ids"]
     before = {}
     for time in torch.linspace(0, 1, 21).tolist():
         noisy, _ = kernels.corrupt(kernel, ids, time, seed=7)
-        changed = {place: new for place, (new, old) in enumerate(zip(noisy, ids, strict=True)) if new != old}
+        changed = {
+            place: new
+            for place, (new, old) in enumerate(zip(noisy, ids, strict=True))
+            if new != old
+        }
         assert before.items() <= changed.items()
         before = changed
     assert len(before) > len(ids) / 2
@@ -438,25 +504,33 @@ def test_the_probability_shown_is_how_often_a_token_is_itself(kernel, tokenizer)
     assert kernels.corrupt(kernel, ids, 0.0, seed=0) == (ids, 1.0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", with_slow(KINDS, fast=("labelled", "masked_lm", "two_levels")))
 def test_every_model_shows_its_corruption(kind, tokenizer):
     kernels = corrupt_tab.Kernels(make_page(kind, tokenizer).served)
     for name in kernels.names:
-        shown, changed, total, _ = corrupt_tab.corrupted(kernels, 600, name, 0.7, "the cat sat on the mat", 1)
-        assert len(shown) == total >= changed > 0
-        assert sum(mark is not None for _, mark in shown) == changed
-    with pytest.raises(Refusal):
-        corrupt_tab.corrupted(kernels, 600, "gaussian", 0.7, "the", 1)
-    with pytest.raises(Refusal):
-        corrupt_tab.corrupted(kernels, 600, "absorbing", 1.01, "the", 1)
+        request = corrupt_tab.CorruptRequest(name, time=0.7, text="the cat sat on the mat", seed=1)
+        result = corrupt_tab.corrupted(kernels, 600, request)
+        assert len(result.spans) == result.total >= result.changed > 0
+        assert sum(mark is not None for _, mark in result.spans) == result.changed
+    for name, time in (("gaussian", 0.7), ("absorbing", 1.01)):
+        request = corrupt_tab.CorruptRequest(name, time=time, text="the", seed=1)
+        with pytest.raises(Refusal):
+            corrupt_tab.corrupted(kernels, 600, request)
 
 
 # Two levels
 
 
 def planned(page, **changes):
-    values = {"prompt": "", "length": 12, "coarse_steps": 4, "fine_steps": 3, "temperature": 0.0, "seed": 6}
-    return last_of(plan_tab.planned(page, **values | changes))
+    values = {
+        "prompt": "",
+        "length": 12,
+        "coarse_steps": 4,
+        "fine_steps": 3,
+        "temperature": 0.0,
+        "seed": 6,
+    }
+    return last_of(plan_tab.planned(page, plan_tab.PlanRequest(**values | changes)))
 
 
 @pytest.mark.parametrize("kind", ["two_levels", "one_level"])
@@ -472,7 +546,7 @@ def test_two_levels_write_what_the_pipeline_writes(kind, tokenizer):
 def test_the_same_plan_is_kept_and_other_detail_is_found(tokenizer):
     page = make_page("two_levels", tokenizer)
     first = planned(page)
-    others = [planned(page, plan=first.plan, seed=seed) for seed in range(5)]
+    others = [planned(page, kept=first, tries=tries) for tries in range(5)]
     assert all(draft.plan == first.plan for draft in others)
     assert len({tuple(draft.detail) for draft in others}) > 1
 
@@ -492,18 +566,61 @@ def test_two_levels_out_of_time_say_so(tokenizer):
 # The page
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", with_slow(KINDS, fast=("labelled", "blocks", "two_levels")))
 def test_every_kind_of_pipeline_gets_a_page(kind, tokenizer):
     blocks = build(make_pipe(kind, tokenizer), "a model")
     tabs = [part for part in blocks.blocks.values() if isinstance(part, gr.Tab)]
     assert [tab.label for tab in tabs] == ["Write", "Fill in", "Control", "Compare", "Corrupt"]
-    lacking = {part.elem_id for part in blocks.blocks.values() if str(part.elem_id).endswith("lacking")}
-    expected = {"fill", "control", "compare"} if "level" in kind else {"control"} if kind == "blocks" else set()
+    lacking = {
+        part.elem_id for part in blocks.blocks.values() if str(part.elem_id).endswith("lacking")
+    }
+    expected = (
+        {"fill", "control", "compare"}
+        if "level" in kind
+        else {"control"}
+        if kind == "blocks"
+        else set()
+    )
     assert lacking == {f"{name}-lacking" for name in expected}
 
 
+def test_a_model_in_blocks_is_guided_by_its_labels_alone(tokenizer):
+    page = make_page("labelled_blocks", tokenizer)
+    grid = control(page, labels=[0, 1], prompt="the cat", length=0)
+    assert grid.scales == control_tab.SCALES and len(set(grid.texts)) > 1
+    assert all(text.startswith("the cat") for text in grid.texts)
+    with pytest.raises(Refusal) as refused:
+        control(page, prompt="the cat")
+    assert refused.value.key == "error.none"
+
+    blocks = build(page.served.pipe, "a model")
+    parts = {
+        part.elem_id: part for part in blocks.blocks.values() if getattr(part, "elem_id", None)
+    }
+    assert not parts["control-words"].visible and not parts["control-negative"].visible
+    assert parts["control-labels"].visible and "control-blocks" in parts
+
+
+def test_values_of_the_page_reach_a_function_by_their_names():
+    request = compare_tab.CompareRequest
+    names = ["steps", "samplers", "label", "prompt", "length", "seed", "temperature"]
+
+    def answer(asked, language):
+        return asked, language
+
+    def stream(asked, language):
+        yield asked, language
+
+    fields = dict.fromkeys(names)
+    asked, language = handler(answer, request, fields)(*range(7), "ru")
+    assert language == "ru" and [getattr(asked, name) for name in names] == list(range(7))
+    assert list(handler(stream, request, fields)(*range(7), "ru")) == [(asked, "ru")]
+
+
 def test_pipelines_that_write_no_texts_of_their_own_are_refused():
-    with pytest.raises(ValueError, match="`pipe` must be a pipeline over tokens.*got SimpleNamespace"):
+    with pytest.raises(
+        ValueError, match="`pipe` must be a pipeline over tokens.*got SimpleNamespace"
+    ):
         Served(SimpleNamespace(), "a model")
 
 
@@ -518,7 +635,12 @@ def test_nothing_is_open_to_other_programs(tokenizer):
 
 @pytest.mark.parametrize(
     ("header", "language"),
-    [("ru-RU,ru;q=0.9,en;q=0.8", "ru"), ("en-GB,en;q=0.9,ru;q=0.1", "en"), ("de", "en"), ("", "en")],
+    [
+        ("ru-RU,ru;q=0.9,en;q=0.8", "ru"),
+        ("en-GB,en;q=0.9,ru;q=0.1", "en"),
+        ("de", "en"),
+        ("", "en"),
+    ],
 )
 def test_the_page_begins_in_the_visitors_language(header, language):
     assert preferred_language(SimpleNamespace(headers={"accept-language": header})) == language
@@ -537,19 +659,27 @@ def test_each_text_is_there_in_both_languages(key):
 
 
 def test_every_key_that_is_used_exists_and_every_text_is_used():
-    source = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "space").glob("*.py")))
-    literals = {
-        node.value
-        for path in sorted((ROOT / "space").glob("*.py"))
-        if path.name != "texts.py"
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    built = {prefix for prefix in re.findall(r'f"([a-z.]+\.){', source)}
-    unused = [key for key in TEXTS if key not in literals and not any(key.startswith(prefix) for prefix in built)]
+    paths = [path for path in sorted((ROOT / "space").rglob("*.py")) if path.name != "texts.py"]
+    sources = [path.read_text(encoding="utf-8") for path in paths]
+    literals = set()
+    for source in sources:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                literals.add(node.value)
+
+    # Keys are also put together: of a beginning and a name, or of the name of a tab and an end.
+    joined = "\n".join(sources)
+    beginnings = tuple(re.findall(r'f"([a-z.]+\.){', joined))
+    ends = tuple(re.findall(r'f"{tab}(\.[a-z]+)"', joined))
+    unused = [
+        key
+        for key in TEXTS
+        if key not in literals and not key.startswith(beginnings) and not key.endswith(ends)
+    ]
     assert not unused
-    dotted = {text for text in literals if re.fullmatch(r"(error|write|fill|control|compare|corrupt|plan)\.\w+", text)}
-    assert dotted <= set(TEXTS)
+    rooms = "error|write|fill|control|compare|corrupt|plan|status|needs|page"
+    dotted = {text for text in literals if re.fullmatch(rf"({rooms})\.\w+(\.\w+)*", text)}
+    assert dotted - {"page.language"} <= set(TEXTS)
 
 
 # What goes to the Hub
@@ -560,7 +690,8 @@ def test_requirements_are_those_of_the_package(monkeypatch):
     monkeypatch.setattr("setuptools.setup", lambda **settings: found.update(settings))
     monkeypatch.chdir(ROOT)
     exec(
-        compile((ROOT / "setup.py").read_text(), str(ROOT / "setup.py"), "exec"), {"__file__": str(ROOT / "setup.py")}
+        compile((ROOT / "setup.py").read_text(), str(ROOT / "setup.py"), "exec"),
+        {"__file__": str(ROOT / "setup.py")},
     )
     wanted = sorted({*found["install_requires"], *found["extras_require"]["demo"]})
     assert sorted((ROOT / "space/requirements.txt").read_text().split()) == wanted
@@ -568,9 +699,15 @@ def test_requirements_are_those_of_the_package(monkeypatch):
 
 def test_the_front_matter_is_what_the_hub_reads():
     front = yaml.safe_load((ROOT / "space/README.md").read_text(encoding="utf-8").split("---\n")[1])
-    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pinned = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    )
     assert front["sdk"] == "gradio" and front["sdk_version"] == pinned["gradio"]
-    assert isinstance(front["python_version"], str) and (ROOT / "space" / front["app_file"]).is_file()
+    assert (
+        isinstance(front["python_version"], str) and (ROOT / "space" / front["app_file"]).is_file()
+    )
     assert front["license"] == "apache-2.0" and len(front["short_description"]) <= 60
     assert {front["colorFrom"], front["colorTo"]} <= {
         *("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
@@ -579,9 +716,3 @@ def test_the_front_matter_is_what_the_hub_reads():
 
 def test_limits_are_those_of_a_small_machine():
     assert limits.Limits().seconds <= 60 and limits.Limits().waiting <= 32
-
-
-def test_guided_models_are_the_same_models(tokenizer):
-    served = make_page("tokens", tokenizer).served
-    guided = served.controlled(served.with_sampler("ancestral"))
-    assert isinstance(guided, TextDiffusionCFGPipeline) and guided.denoiser is served.pipe.denoiser

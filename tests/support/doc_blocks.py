@@ -156,11 +156,11 @@ def check_extras(words: list[str]):
 
 def check_python(words: list[str]):
     """Let a script read its command line, and no more."""
-    if words[:2] == ["-m", "text_diffusers.cli.app"]:
+    if words[:2] == ["-m", "text_diffusers.cli"]:
         return check_command(["text-diffusers", *words[2:]])
     script = ROOT / words[0]
     assert script.is_file(), script
-    if "Parser" not in script.read_text(encoding="utf-8"):
+    if not re.search(r"Parser\(|run\(main, ", script.read_text(encoding="utf-8")):  # takes no options
         assert not any(word.startswith("-") for word in words[1:]), words
         return
 

@@ -5,31 +5,27 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
-from text_diffusers import (
-    ConfidenceScheduler,
-    ParaGuidePipeline,
-    TextBlockDiffusionPipeline,
-    TextDiffusionCFGPipeline,
-    TextDiffusionPipeline,
-    TokenParaGuidePipeline,
-)
-from text_diffusers.guidance.classifiers import ClassifierGuidance
-from text_diffusers.guidance.controls import LengthControl
+from text_diffusers import ConfidenceScheduler, ParaGuidePipeline, TextDiffusionPipeline
+from text_diffusers.guidance import ClassifierGuidance, LengthControl
 from text_diffusers.samplers import with_sampler
 
 
 def refused_calls(page: str, models: dict[str, Any], masked_lm: Any) -> list[Any]:
     """Functions without arguments, each of which should raise an error; `masked_lm` is a pipeline of one."""
-    labelled, reviews, two = models["runs/sentiment"], models["runs/reviews"], models["runs/two_level"]
-    parts = labelled.components
-    noisy = ClassifierGuidance(models["runs/classifier"], labels=1)
-    paraphrases = TokenParaGuidePipeline(**parts)
-    hurried = TextDiffusionCFGPipeline(
-        **parts | {"scheduler": ConfidenceScheduler.from_config(parts["scheduler"].config)}
-    )
+    labelled = models["runs/sentiment"]
+    blocks = models["runs/block"]
+    reviews = models["runs/reviews"]
+    two_level = models["runs/two_level"]
+
+    noisy_control = ClassifierGuidance(models["runs/classifier"], labels=1)
+    scheduler = ConfidenceScheduler.from_config(labelled.scheduler.config)
+    by_confidence = TextDiffusionPipeline(**labelled.components | {"scheduler": scheduler})
+    paraphrases = ParaGuidePipeline(**labelled.components)
+    of_embeddings = ParaGuidePipeline(**models["runs/answers"].components)
+    unprompted = type(two_level)(**{**two_level.components, "prompt_encoder": None})
     stock = type(reviews)(**reviews.components)
     stock.scheduler = DDIMScheduler()
-    unprompted = {**two.components, "prompt_encoder": None}
+
     return {
         "text_diffusion": [
             lambda: labelled(text="the cat"),
@@ -44,12 +40,12 @@ def refused_calls(page: str, models: dict[str, Any], masked_lm: Any) -> list[Any
             lambda: labelled(guidance_scale=3.0),
             lambda: labelled(class_labels="happy"),
             lambda: labelled(class_labels=7),
-            lambda: hurried(controls=noisy),
+            lambda: by_confidence(controls=noisy_control),
             lambda: labelled("the", controls=LengthControl(12, eos_token_id=1), max_new_tokens=5),
         ],
         "block": [
-            lambda: TextBlockDiffusionPipeline(**parts),
-            lambda: TextDiffusionPipeline(**models["runs/block"].components),
+            lambda: blocks("the cat", guidance_scale=2.0, max_new_tokens=8),
+            lambda: blocks(controls=LengthControl(12, eos_token_id=1)),
         ],
         "diffusion_lm": [
             lambda: reviews(num_inference_steps=5_000),
@@ -57,18 +53,18 @@ def refused_calls(page: str, models: dict[str, Any], masked_lm: Any) -> list[Any
             lambda: with_sampler(reviews, temperature=0.7),
             lambda: reviews(num_candidates=3),
             lambda: stock(),
-            lambda: TextDiffusionCFGPipeline(**reviews.components),
+            lambda: TextDiffusionPipeline(**reviews.components),
         ],
         "paraguide": [
             lambda: paraphrases(None),
-            lambda: paraphrases("the cat", controls=noisy),
+            lambda: paraphrases("the cat", controls=noisy_control),
             lambda: paraphrases("the cat " * 400),
-            lambda: ParaGuidePipeline(**parts),
+            lambda: of_embeddings("the cat", guidance_scale=2.0),
         ],
         "two_level": [
-            lambda: type(two)(**unprompted)("the cat"),
-            lambda: two(max_new_tokens=5_000),
-            lambda: two(plan=torch.full((1, 4), 9_999)),
-            lambda: two(guidance_scale=2.0),
+            lambda: unprompted("the cat"),
+            lambda: two_level(max_new_tokens=5_000),
+            lambda: two_level(plan=torch.full((1, 4), 9_999)),
+            lambda: two_level(guidance_scale=2.0),
         ],
     }[page]

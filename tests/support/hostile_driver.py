@@ -1,8 +1,8 @@
 """What becomes of saved pipelines in which something was changed, each loaded in a process of its own.
 
-    python tests/support/hostile_driver.py COUNT [--first FIRST] [--families FAMILY ...] [--repositories]
+    python tests/support/hostile_driver.py COUNT [--first FIRST] [--families FAMILY ...]
 
-prints one line of JSON for each of COUNT seeded mutations, of the families in turn, and for each hostile repository.
+prints one line of JSON for each of COUNT seeded mutations, of the families in turn.
 """
 
 import argparse
@@ -201,18 +201,22 @@ def digest(path: Path) -> Any:
     return "link" if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
 
 
-def repository_results(pipeline: Path) -> Iterator[dict]:
-    """What the hostile repositories come to, and the controls, which are to be seen by the watching."""
-    for name, (build, expected) in REPOSITORIES.items():
-        with scene_of(pipeline, 0) as scene:
-            build(scene)
-            result = in_own_process(partial(load_and_write, scene.folder), scene.outside)
-        yield {"repository": name, "expected": expected} | result
-    for name, (build, expected) in CONTROLS.items():
-        with scene_of(pipeline, 0) as scene:
-            work = partial(load_and_write, scene.folder, build(scene))
-            result = in_own_process(work, scene.outside, SHORT, BRIEF)
-        yield {"control": name, "expected": expected} | result
+def repository_result(pipeline: Path, name: str) -> dict:
+    """What a hostile repository comes to."""
+    build, expected = REPOSITORIES[name]
+    with scene_of(pipeline, 0) as scene:
+        build(scene)
+        result = in_own_process(partial(load_and_write, scene.folder), scene.outside)
+    return {"repository": name, "expected": expected} | result
+
+
+def control_result(pipeline: Path, name: str) -> dict:
+    """What a control comes to, which is to be seen by the watching."""
+    build, expected = CONTROLS[name]
+    with scene_of(pipeline, 0) as scene:
+        work = partial(load_and_write, scene.folder, build(scene))
+        result = in_own_process(work, scene.outside, SHORT, BRIEF)
+    return {"control": name, "expected": expected} | result
 
 
 def main():
@@ -220,7 +224,6 @@ def main():
     parser.add_argument("count", type=int)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--families", nargs="*")
-    parser.add_argument("--repositories", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable_progress_bar()
@@ -234,8 +237,6 @@ def main():
         for result in mutation_results(
             chosen, range(arguments.first, arguments.first + arguments.count)
         ):
-            print(json.dumps(result), flush=True)
-        for result in repository_results(families["token"]) if arguments.repositories else ():
             print(json.dumps(result), flush=True)
 
 

@@ -12,8 +12,8 @@ from text_diffusers import (
     DiffusionLMPipeline,
     EmbeddingDDIMScheduler,
     EmbeddingTransformerModel,
-    TextBlockDiffusionPipeline,
-    TextDiffusionCFGPipeline,
+    TextDiffusionPipeline,
+    TextDiffusionPipeline,
     TextDiffusionPipeline,
 )
 from text_diffusers.data.tokenizers import train_tokenizer
@@ -40,10 +40,10 @@ def save_pipelines(folder: Path) -> dict[str, Path]:
         "token": TextDiffusionPipeline(
             tokenizer, make_denoiser(tokenizer, time_conditioning=True), neighbours
         ),
-        "cfg": TextDiffusionCFGPipeline(
+        "cfg": TextDiffusionPipeline(
             tokenizer, make_denoiser(tokenizer, num_classes=2), absorbing, lengths
         ),
-        "block": TextBlockDiffusionPipeline(
+        "block": TextDiffusionPipeline(
             tokenizer, make_denoiser(tokenizer, block_length=4), absorbing
         ),
         "embedding": DiffusionLMPipeline(

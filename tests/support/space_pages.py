@@ -13,8 +13,6 @@ from text_diffusers import (
     DiffusionLMPipeline,
     EmbeddingDDIMScheduler,
     EmbeddingTransformerModel,
-    TextBlockDiffusionPipeline,
-    TextDiffusionCFGPipeline,
     TextDiffusionPipeline,
 )
 from text_diffusers.space.app import build, serve
@@ -33,12 +31,16 @@ def make_pipe(kind, tokenizer):
         return TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), absorbing)
     if kind == "labelled":
         denoiser = make_denoiser(tokenizer, num_classes=2)
-        return TextDiffusionCFGPipeline(tokenizer, denoiser, absorbing, lengths=[0] * 10 + [1] * 3)
+        return TextDiffusionPipeline(tokenizer, denoiser, absorbing, lengths=[0] * 10 + [1] * 3)
     if kind == "uniform":
         words = min(tokenizer.pad_token_id, tokenizer.mask_token_id)
-        return TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), D3PMUniformScheduler(words))
-    if kind == "blocks":
-        return TextBlockDiffusionPipeline(tokenizer, make_denoiser(tokenizer, block_length=8), absorbing)
+        return TextDiffusionPipeline(
+            tokenizer, make_denoiser(tokenizer), D3PMUniformScheduler(words)
+        )
+    if kind in ("blocks", "labelled_blocks"):
+        labels = {"num_classes": 2} if kind == "labelled_blocks" else {}
+        denoiser = make_denoiser(tokenizer, block_length=8, **labels)
+        return TextDiffusionPipeline(tokenizer, denoiser, absorbing)
     if kind == "masked_lm":
         model, own = make_masked_lm("bert")
         return TextDiffusionPipeline(own, model, D3PMAbsorbingScheduler(own.mask_token_id))
@@ -57,7 +59,8 @@ def make_page(kind, tokenizer, **limits):
 @contextmanager
 def running(pipe, title="a model", **limits):
     """The address of a server of the page, in threads of this process."""
-    for last_attempt in (False, False, True):  # Gradio gives a page that is slow to open up after three seconds
+    # Gradio gives a page that is slow to open up after three seconds.
+    for last_attempt in (False, False, True):
         blocks = build(pipe, title, Limits(**limits))
         try:
             _, url, _ = serve(blocks, host="127.0.0.1", quiet=True, prevent_thread_lock=True)
@@ -75,5 +78,11 @@ def running(pipe, title="a model", **limits):
 def endpoint(url, element_id):
     """The number of the function that runs when an element is clicked."""
     config = httpx.get(f"{url}/config").json()
-    component = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == element_id)
-    return next(d["id"] for d in config["dependencies"] if [component, "click"] in [list(t) for t in d["targets"]])
+    component = next(
+        part["id"] for part in config["components"] if part["props"].get("elem_id") == element_id
+    )
+    return next(
+        d["id"]
+        for d in config["dependencies"]
+        if [component, "click"] in [list(t) for t in d["targets"]]
+    )

@@ -205,7 +205,10 @@ def test_a_corpus_that_was_not_fetched_names_its_make_target(name, target, tmp_p
 
 
 def test_markup_of_verses():
-    markup = '<title>A Psalm</title>In the<note osisID="x">or,\nA</note> beginning <w lemma="H1">God</w> [but] , made \xb6'
+    markup = (
+        '<title>A Psalm</title>In the<note osisID="x">or,\nA</note> beginning '
+        '<w lemma="H1">God</w> [but] , made \xb6'
+    )
     assert plain_verse(markup) == "In the beginning God but, made"
 
 

@@ -202,7 +202,10 @@ def test_trials_of_dead_processes_are_given_up_and_those_of_living_ones_are_not(
         study.ask()
     (tmp_path / "sweep" / "trial-0000" / "checkpoints").mkdir(parents=True)
     lock = tmp_path / "sweep" / "locks" / "trial-0000"
-    code = f"import filelock, sys; held = filelock.FileLock({str(lock)!r}).acquire(); print(flush=True); sys.stdin.read()"
+    code = (
+        f"import filelock, sys; held = filelock.FileLock({str(lock)!r}).acquire(); "
+        "print(flush=True); sys.stdin.read()"
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -11,7 +11,11 @@ from support.masked_lms import make_masked_lm
 from support.recipes import load_script
 from transformers import AutoModelForMaskedLM
 
-from text_diffusers import TextBlockDiffusionPipeline, TextDiffusionCFGPipeline, TextDiffusionPipeline
+from text_diffusers import (
+    TextBlockDiffusionPipeline,
+    TextDiffusionCFGPipeline,
+    TextDiffusionPipeline,
+)
 from text_diffusers.training.config import marked_options
 
 train_d3pm = load_script("train_d3pm")
@@ -50,7 +54,12 @@ def config(text_file, tmp_path):
         {"packing": False},
         {"kernel": "uniform", "head_chunk_size": 7, "optimizer": "sgd"},
         {"kernel": "hybrid", "schedule": "mutual_information", "packing": False},
-        {"kernel": "neighbors", "auxiliary_weight": 0.01, "num_train_timesteps": 40, "packing": False},
+        {
+            "kernel": "neighbors",
+            "auxiliary_weight": 0.01,
+            "num_train_timesteps": 40,
+            "packing": False,
+        },
         {"kernel": "bit_flip", "bit_codes": "frequency", "num_train_timesteps": 40},
         {"kernel": "gaussian", "num_train_timesteps": 10, "head_chunk_size": 7},
         {"kernel": "band", "num_train_timesteps": 10},
@@ -69,14 +78,18 @@ def test_three_steps_give_a_pipeline_that_writes(config, changes):
     assert isinstance(pipe(num_inference_steps=3).texts[0], str)
     assert (pipe.config.lengths is not None) == (not options.packing)
     metrics = json.loads((Path(options.output_dir) / "metrics.json").read_text())
-    assert metrics["bound"] > 0 and metrics["unigram_entropy"] > 0 and metrics["length_distance"] >= 0
+    assert (
+        metrics["bound"] > 0 and metrics["unigram_entropy"] > 0 and metrics["length_distance"] >= 0
+    )
     events = list(Path(options.output_dir, "logs").rglob("events*"))
     assert events and sum(event.stat().st_size for event in events) > 100
 
 
 def test_labels_make_a_conditional_model(config, tmp_path):
     path = tmp_path / "labelled.jsonl"
-    path.write_text("\n".join(json.dumps({"text": f"text {i} of many", "mood": i % 3}) for i in range(60)))
+    path.write_text(
+        "\n".join(json.dumps({"text": f"text {i} of many", "mood": i % 3}) for i in range(60))
+    )
     options = config(dataset=str(path), label_column="mood", packing=False, vocab_size=300)
     train_d3pm.main(options)
     pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
@@ -87,18 +100,28 @@ def test_labels_make_a_conditional_model(config, tmp_path):
 @pytest.fixture
 def labelled_pairs(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    rows = [{"text": f"text {i} of many", "mood": i % 3, "before": f"number {i}"} for i in range(60)]
+    rows = [
+        {"text": f"text {i} of many", "mood": i % 3, "before": f"number {i}"} for i in range(60)
+    ]
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return {"dataset": str(path), "label_column": "mood", "packing": False, "vocab_size": 300}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_labels_and_sources_are_conditions_that_guidance_strengthens(config, labelled_pairs, dropout):
+def test_labels_and_sources_are_conditions_that_guidance_strengthens(
+    config, labelled_pairs, dropout
+):
     options = config(**labelled_pairs, source_column="before", length=32, condition_dropout=dropout)
     train_d3pm.main(options)
     pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
     assert type(pipe) is TextDiffusionCFGPipeline
-    written = pipe(source="number 7", class_labels=2, guidance_scale=2.0, guide_by="both", num_inference_steps=2)
+    written = pipe(
+        source="number 7",
+        class_labels=2,
+        guidance_scale=2.0,
+        guide_by="both",
+        num_inference_steps=2,
+    )
     assert len(written.texts) == 1
 
 
@@ -112,20 +135,31 @@ def test_dropped_conditions_are_what_the_model_is_shown(config, labelled_pairs, 
         return forward(self, input_ids, timestep, attention_mask, class_labels, **others)
 
     monkeypatch.setattr(train_d3pm.TextTransformerModel, "forward", recorded)
-    settings = {"num_samples": 0, "num_length_samples": 0, "max_train_steps": 30, "train_batch_size": 8}
+    settings = {
+        "num_samples": 0,
+        "num_length_samples": 0,
+        "max_train_steps": 30,
+        "train_batch_size": 8,
+    }
     train_d3pm.main(config(**labelled_pairs, condition_dropout=0.25, **settings))
     labels = torch.cat([labels for _, labels in seen])
     assert set(labels.tolist()) == {0, 1, 2, 3}
     assert 0.15 < (labels == 3).float().mean() < 0.35
-    with pytest.raises(ValueError, match="`condition_dropout` must be in .* needs a `label_column`"):
+    with pytest.raises(
+        ValueError, match="`condition_dropout` must be in .* needs a `label_column`"
+    ):
         config(condition_dropout=0.1, output_dir="new")
     with pytest.raises(ValueError, match="`source_column` needs `--packing false`"):
         config(source_column="before", output_dir="new")
 
 
 def test_the_same_seed_gives_the_same_losses_and_resuming_continues_them(config, tmp_path):
-    straight = train_d3pm.main(config(output_dir=str(tmp_path / "a"), max_train_steps=6, lr_warmup_steps=1))
-    again = train_d3pm.main(config(output_dir=str(tmp_path / "b"), max_train_steps=6, lr_warmup_steps=1))
+    straight = train_d3pm.main(
+        config(output_dir=str(tmp_path / "a"), max_train_steps=6, lr_warmup_steps=1)
+    )
+    again = train_d3pm.main(
+        config(output_dir=str(tmp_path / "b"), max_train_steps=6, lr_warmup_steps=1)
+    )
     assert straight == again
     kept = {"output_dir": str(tmp_path / "b"), "max_train_steps": 6, "lr_warmup_steps": 1}
     assert train_d3pm.main(config(**kept, resume_from_checkpoint="latest")) == []
@@ -134,21 +168,35 @@ def test_the_same_seed_gives_the_same_losses_and_resuming_continues_them(config,
 def parts_of_a_pipeline():
     """The defaults of all options that a saved pipeline has settled."""
     options = train_d3pm.D3PMConfig.__dataclass_fields__
-    return {name: options[name].default for name in marked_options(train_d3pm.D3PMConfig, "part_of", "pipeline")}
+    return {
+        name: options[name].default
+        for name in marked_options(train_d3pm.D3PMConfig, "part_of", "pipeline")
+    }
 
 
 def test_lora_trains_and_saves_adapters_only_and_they_load(config, tmp_path):
     learns = {"max_train_steps": 100, "learning_rate": 1e-2, "lr_warmup_steps": 5, "num_samples": 0}
     base = config(output_dir=str(tmp_path / "base"), num_length_samples=0, **learns)
     train_d3pm.main(base)
-    settings = {"model_name_or_path": base.output_dir, "lora_rank": 2, "learning_rate": 3e-2, "lr_warmup_steps": 0}
+    settings = {
+        "model_name_or_path": base.output_dir,
+        "lora_rank": 2,
+        "learning_rate": 3e-2,
+        "lr_warmup_steps": 0,
+    }
     parts = parts_of_a_pipeline()
-    tuned = config(output_dir=str(tmp_path / "tuned"), lora_alpha=8, max_train_steps=20, **settings | parts)
+    tuned = config(
+        output_dir=str(tmp_path / "tuned"), lora_alpha=8, max_train_steps=20, **settings | parts
+    )
     losses = train_d3pm.main(tuned)
     assert len(losses) == 20
     files = {path.name for path in Path(tuned.output_dir).iterdir()}
     assert "pytorch_lora_weights.safetensors" in files and "model_index.json" not in files
-    saved = [path for path in Path(tuned.output_dir).rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    saved = [
+        path
+        for path in Path(tuned.output_dir).rglob("*")
+        if path.suffix in (".bin", ".pt", ".pth", ".pkl")
+    ]
     assert not saved
     pipe = TextDiffusionPipeline.from_pretrained(base.output_dir)
     tokens = pipe.tokenizer("the cat sat", return_tensors="pt").input_ids
@@ -158,7 +206,9 @@ def test_lora_trains_and_saves_adapters_only_and_they_load(config, tmp_path):
     assert (adapted - before).abs().max() > 1e-3
     names = [name for name in pipe.denoiser.state_dict() if "lora_A" in name]
     assert len(names) == 6 and pipe.denoiser.peft_config["default_0"].lora_alpha == 8
-    resumed = config(output_dir=tuned.output_dir, resume_from_checkpoint="latest", **settings | parts)
+    resumed = config(
+        output_dir=tuned.output_dir, resume_from_checkpoint="latest", **settings | parts
+    )
     assert train_d3pm.main(resumed) == []
     pipe.unload_lora_weights()
     assert torch.equal(pipe.denoiser(tokens).logits, before)
@@ -177,7 +227,14 @@ def test_a_saved_pipeline_is_trained_further(config, tmp_path):
     with pytest.raises(ValueError, match="`lora_rank` must be at least 1 and needs a pipeline"):
         config(lora_rank=4)
     with pytest.raises(ValueError, match="`length` must be at most 16"):
-        train_d3pm.main(config(output_dir=str(tmp_path / "x"), model_name_or_path=base.output_dir, length=32, **parts))
+        train_d3pm.main(
+            config(
+                output_dir=str(tmp_path / "x"),
+                model_name_or_path=base.output_dir,
+                length=32,
+                **parts,
+            )
+        )
 
 
 def test_a_model_with_blocks_is_trained_saved_trained_further_and_adapted(config, tmp_path):
@@ -187,18 +244,27 @@ def test_a_model_with_blocks_is_trained_saved_trained_further_and_adapted(config
     assert len(losses) == 3 and all(np.isfinite(losses))
     pipe = TextBlockDiffusionPipeline.from_pretrained(base.output_dir)
     pipe.set_progress_bar_config(disable=True)
-    assert pipe.denoiser.config.block_length == 6 and isinstance(pipe("the cat", num_inference_steps=2).texts[0], str)
+    assert pipe.denoiser.config.block_length == 6 and isinstance(
+        pipe("the cat", num_inference_steps=2).texts[0], str
+    )
     metrics = json.loads((Path(base.output_dir) / "metrics.json").read_text())
     assert 0 < metrics["bound"] < np.inf and metrics["length_distance"] >= 0
     parts = parts_of_a_pipeline()
-    tuned = config(output_dir=str(tmp_path / "b"), model_name_or_path=base.output_dir, lora_rank=2, **settings | parts)
+    tuned = config(
+        output_dir=str(tmp_path / "b"),
+        model_name_or_path=base.output_dir,
+        lora_rank=2,
+        **settings | parts,
+    )
     assert all(np.isfinite(train_d3pm.main(tuned)))
     pipe.load_lora_weights(tuned.output_dir)
     with pytest.raises(ValueError, match="`block_length` belongs to the pipeline"):
         config(model_name_or_path=base.output_dir, **parts | {"block_length": 6})
     with pytest.raises(ValueError, match="`block_length` must be at least 1"):
         config(output_dir=str(tmp_path / "c"), block_length=0)
-    with pytest.raises(ValueError, match="`block_length` .* needs `kernel` \"absorbing\", got 4 with 'uniform'"):
+    with pytest.raises(
+        ValueError, match="`block_length` .* needs `kernel` \"absorbing\", got 4 with 'uniform'"
+    ):
         config(output_dir=str(tmp_path / "c"), block_length=4, kernel="uniform")
 
 
@@ -227,7 +293,12 @@ def masked_lm_config(config, tmp_path):
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "modernbert"])
 def test_a_masked_lm_becomes_a_pipeline_that_knows_the_texts(masked_lm_config, model_type):
-    learns = {"max_train_steps": 150, "train_batch_size": 16, "learning_rate": 1e-2, "lr_warmup_steps": 5}
+    learns = {
+        "max_train_steps": 150,
+        "train_batch_size": 16,
+        "learning_rate": 1e-2,
+        "lr_warmup_steps": 5,
+    }
     options = masked_lm_config(model_type, **learns, ema_decay=0.9, validation_rows=64, length=40)
     losses = train_d3pm.main(options)
     assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
@@ -239,8 +310,12 @@ def test_a_masked_lm_becomes_a_pipeline_that_knows_the_texts(masked_lm_config, m
     assert type(pipe.denoiser) is type(plain) and pipe.denoiser.config.model_type == model_type
     ids = pipe.tokenizer("the cat sat", return_tensors="pt").input_ids
     assert torch.equal(plain(ids).logits, pipe.denoiser(ids).logits)
-    assert len(set(pipe(num_return_sequences=3, num_inference_steps=4).texts)) > 1  # of drawn lengths
-    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert (
+        len(set(pipe(num_return_sequences=3, num_inference_steps=4).texts)) > 1
+    )  # of drawn lengths
+    assert not [
+        path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")
+    ]
     tied = [name for name in plain.state_dict() if name not in dict(plain.named_parameters())]
     averages = load_file(next(folder.glob("checkpoints/*/ema.safetensors")))
     for name, parameter in plain.named_parameters():
@@ -248,8 +323,15 @@ def test_a_masked_lm_becomes_a_pipeline_that_knows_the_texts(masked_lm_config, m
     assert tied and not [name for name in tied if f"masked_lm.{name}" in averages]
 
 
-def test_a_masked_lm_resumes_exactly_and_its_pipeline_is_trained_further(masked_lm_config, tmp_path):
-    settings = {"max_train_steps": 6, "lr_warmup_steps": 1, "streaming": True, "validation_documents": 20}
+def test_a_masked_lm_resumes_exactly_and_its_pipeline_is_trained_further(
+    masked_lm_config, tmp_path
+):
+    settings = {
+        "max_train_steps": 6,
+        "lr_warmup_steps": 1,
+        "streaming": True,
+        "validation_documents": 20,
+    }
     straight = train_d3pm.main(masked_lm_config(output_dir=str(tmp_path / "a"), **settings))
     kept = {"output_dir": str(tmp_path / "b"), **settings}
     assert train_d3pm.main(masked_lm_config(**kept, checkpointing_steps=4)) == straight
@@ -273,7 +355,9 @@ def test_what_a_masked_lm_cannot_be_trained_with_is_refused(masked_lm_config):
         "source_column": "before",
     }
     for name, value in options.items():
-        with pytest.raises(ValueError, match=f"`{name}` (must be off for|cannot be used with) a masked LM"):
+        with pytest.raises(
+            ValueError, match=f"`{name}` (must be off for|cannot be used with) a masked LM"
+        ):
             train_d3pm.main(masked_lm_config(**{name: value}))
     with pytest.raises(ValueError, match="`length` must be at most 62 for this model, got 63"):
         train_d3pm.main(masked_lm_config("roberta", length=63))
@@ -281,18 +365,30 @@ def test_what_a_masked_lm_cannot_be_trained_with_is_refused(masked_lm_config):
 
 @pytest.mark.parametrize("kernel", ["absorbing", "uniform"])
 def test_a_head_in_chunks_trains_alike(config, tmp_path, kernel):
-    same = {"kernel": kernel, "max_train_steps": 10, "num_samples": 0, "num_length_samples": 0, "learning_rate": 1e-2}
+    same = {
+        "kernel": kernel,
+        "max_train_steps": 10,
+        "num_samples": 0,
+        "num_length_samples": 0,
+        "learning_rate": 1e-2,
+    }
     whole = train_d3pm.main(config(output_dir=str(tmp_path / "whole"), **same))
-    chunked = train_d3pm.main(config(output_dir=str(tmp_path / "chunked"), head_chunk_size=5, **same))
+    chunked = train_d3pm.main(
+        config(output_dir=str(tmp_path / "chunked"), head_chunk_size=5, **same)
+    )
     np.testing.assert_allclose(whole[:3], chunked[:3], rtol=1e-6)
-    np.testing.assert_allclose(whole, chunked, rtol=1e-4)  # at this rate rounding grows from step to step
+    np.testing.assert_allclose(
+        whole, chunked, rtol=1e-4
+    )  # at this rate rounding grows from step to step
 
 
 def test_a_folder_with_a_model_is_not_overwritten_unasked(config):
     train_d3pm.main(config())
     with pytest.raises(ValueError, match="holds a trained model"):
         config()
-    for _ in range(2):  # tracked steps and checkpoints of the first run must not be mixed with those of the second
+    for _ in range(
+        2
+    ):  # tracked steps and checkpoints of the first run must not be mixed with those of the second
         options = config(overwrite_output_dir=True, max_train_steps=12, checkpointing_steps=6)
         train_d3pm.main(options)
     assert len(list(Path(options.output_dir, "logs").rglob("events*"))) <= 2
@@ -309,7 +405,7 @@ def test_overwriting_loses_nothing_when_the_new_data_is_bad(config, tmp_path):
 
 
 def test_options_that_do_not_fit_are_refused(config):
-    with pytest.raises(ValueError, match="`kernel` must be one of .*'absorbing'.* got 'gauss'"):
+    with pytest.raises(ValueError, match="`kernel` must be one of .*absorbing.* got 'gauss'"):
         config(kernel="gauss")
     with pytest.raises(ValueError, match="`bit_codes` must be one of"):
         config(kernel="bit_flip", bit_codes="gray")
@@ -323,7 +419,11 @@ def test_quickstart_writes_texts_and_a_picture(config, capsys):
     capsys.readouterr()
     load_script("quickstart").main(options.output_dir)
     printed = capsys.readouterr().out
-    assert printed.count("\n  - ") == 8 and "A text filled in" in printed and "[MASK] [MASK]" in printed
+    assert (
+        printed.count("\n  - ") == 8
+        and "A text filled in" in printed
+        and "[MASK] [MASK]" in printed
+    )
     picture = Path(options.output_dir, "denoising.png")
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
 
@@ -333,10 +433,30 @@ def test_quickstart_writes_texts_and_a_picture(config, capsys):
 @pytest.mark.parametrize("kernel", ["absorbing", "uniform"])
 def test_two_minutes_on_chitchat_beat_the_token_frequencies(tmp_path, kernel):
     pytest.importorskip("chitchat_dataset")
-    recipe = {"vocab_size": 1024, "length": 64, "hidden_size": 128, "num_layers": 4, "train_batch_size": 8}
-    limits = {"max_train_steps": 10**6, "max_train_minutes": 2, "checkpointing_steps": 0, "validation_steps": 0}
-    settings = {"lr_warmup_steps": 50, "ema_decay": 0.995, "num_cpu_threads": 0, "num_length_samples": 0}
-    train_d3pm.main(train_d3pm.D3PMConfig(output_dir=str(tmp_path), kernel=kernel, **recipe, **limits, **settings))
+    recipe = {
+        "vocab_size": 1024,
+        "length": 64,
+        "hidden_size": 128,
+        "num_layers": 4,
+        "train_batch_size": 8,
+    }
+    limits = {
+        "max_train_steps": 10**6,
+        "max_train_minutes": 2,
+        "checkpointing_steps": 0,
+        "validation_steps": 0,
+    }
+    settings = {
+        "lr_warmup_steps": 50,
+        "ema_decay": 0.995,
+        "num_cpu_threads": 0,
+        "num_length_samples": 0,
+    }
+    train_d3pm.main(
+        train_d3pm.D3PMConfig(
+            output_dir=str(tmp_path), kernel=kernel, **recipe, **limits, **settings
+        )
+    )
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["gap"] > (0.3 if kernel == "absorbing" else 0.0)
 
@@ -357,5 +477,7 @@ def test_a_wide_uniform_model_sees_the_time(config):
     pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
     assert pipe.denoiser.config.time_conditioning
     assert pipe.scheduler.config.vocab_size == 300 == len(pipe.tokenizer) - 2
-    tokens = pipe(num_inference_steps=4, output_type="tokens", generator=torch.Generator().manual_seed(0)).tokens
+    tokens = pipe(
+        num_inference_steps=4, output_type="tokens", generator=torch.Generator().manual_seed(0)
+    ).tokens
     assert int(tokens.max()) < 301  # noise is never padding or mask; padding may follow the end

@@ -73,7 +73,12 @@ def pairs(tmp_path):
         },
         {"time_sampling": "time_warped", "timing_steps": 2, "rounding": "nearest"},
         {"min_length": 8},
-        {"time_sampling": "loss_aware", "timing_steps": 1, "rounding": "codebook", "normalize_embeddings": False},
+        {
+            "time_sampling": "loss_aware",
+            "timing_steps": 1,
+            "rounding": "codebook",
+            "normalize_embeddings": False,
+        },
         {"mixed_precision": "bf16", "gradient_checkpointing": True, "beta_schedule": "linear"},
     ],
     ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "default",
@@ -88,7 +93,9 @@ def test_three_steps_give_a_pipeline_that_writes(config, changes):
     assert isinstance(pipe(num_inference_steps=3).texts[0], str)
     assert (pipe.config.lengths is not None) == (not options.packing)
     metrics = json.loads((Path(options.output_dir) / "metrics.json").read_text())
-    assert metrics["bound"] > 0 and metrics["unigram_entropy"] > 0 and metrics["length_distance"] >= 0
+    assert (
+        metrics["bound"] > 0 and metrics["unigram_entropy"] > 0 and metrics["length_distance"] >= 0
+    )
     assert 0 <= metrics["rounding_accuracy/99"] <= metrics["rounding_accuracy/0"] <= 1
     assert metrics["nearest_distance"] > 0 and 1 < metrics["effective_rank"] <= 8
     assert (Path(options.output_dir) / "rounding.png").stat().st_size > 5_000
@@ -97,31 +104,51 @@ def test_three_steps_give_a_pipeline_that_writes(config, changes):
 @pytest.mark.parametrize("time_sampling", ["uniform", "time_warped"])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(config, tmp_path, time_sampling):
     """To the last bit: self-conditioning, dropout and the times that are measured on the way included."""
-    same = {"max_train_steps": 8, "lr_warmup_steps": 1, "checkpointing_steps": 5, "timing_steps": 3, "dropout": 0.1}
+    same = {
+        "max_train_steps": 8,
+        "lr_warmup_steps": 1,
+        "checkpointing_steps": 5,
+        "timing_steps": 3,
+        "dropout": 0.1,
+    }
     same |= {"time_sampling": time_sampling}
     straight = train_diffusion_lm.main(config(output_dir=str(tmp_path / "a"), **same))
     train_diffusion_lm.main(config(output_dir=str(tmp_path / "b"), **same))
     shutil.rmtree(tmp_path / "b" / "checkpoints" / "step-00000008")
-    resumed = train_diffusion_lm.main(config(output_dir=str(tmp_path / "b"), resume_from_checkpoint="latest", **same))
+    resumed = train_diffusion_lm.main(
+        config(output_dir=str(tmp_path / "b"), resume_from_checkpoint="latest", **same)
+    )
     assert len(resumed) == 3 and resumed == straight[5:]
-    one, other = (load_file(tmp_path / run / "denoiser" / "diffusion_pytorch_model.safetensors") for run in ("a", "b"))
+    one, other = (
+        load_file(tmp_path / run / "denoiser" / "diffusion_pytorch_model.safetensors")
+        for run in ("a", "b")
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert ("time_density" in one) == (time_sampling != "uniform")
 
 
 def test_micro_batches_and_padding_do_not_change_the_losses(config, tmp_path):
-    whole = train_diffusion_lm.main(config(output_dir=str(tmp_path / "a"), train_batch_size=8, packing=False))
+    whole = train_diffusion_lm.main(
+        config(output_dir=str(tmp_path / "a"), train_batch_size=8, packing=False)
+    )
     parts = {"train_batch_size": 2, "gradient_accumulation_steps": 4, "packing": False}
-    np.testing.assert_allclose(train_diffusion_lm.main(config(output_dir=str(tmp_path / "b"), **parts)), whole, 1e-5)
+    np.testing.assert_allclose(
+        train_diffusion_lm.main(config(output_dir=str(tmp_path / "b"), **parts)), whole, 1e-5
+    )
 
 
 def test_pairs_train_a_model_that_writes_from_a_source(config, pairs):
-    options = config(dataset=pairs, text_column="answer", source_column="question", length=24, packing=False)
+    options = config(
+        dataset=pairs, text_column="answer", source_column="question", length=24, packing=False
+    )
     assert all(np.isfinite(train_diffusion_lm.main(options)))
     pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.denoiser.config.partial_noising and pipe.config.lengths is None
-    assert len(pipe(source=["what comes after 3", "what comes after 44"], num_inference_steps=3).texts) == 2
+    assert (
+        len(pipe(source=["what comes after 3", "what comes after 44"], num_inference_steps=3).texts)
+        == 2
+    )
 
 
 def test_a_pair_is_a_row_whose_source_is_given(pairs, tokenizer):
@@ -132,17 +159,23 @@ def test_a_pair_is_a_row_whose_source_is_given(pairs, tokenizer):
     rest = row["input_ids"][len(source) :]
     assert source[0] == source[-1] == end and tokenizer.decode(source[1:-1]) == "what comes after 3"
     text = tokenizer.decode(rest[: rest.index(end)])
-    assert text == "it is 4" and set(rest[rest.index(end) :]) == {end} and len(row["input_ids"]) == 40
+    assert (
+        text == "it is 4" and set(rest[rest.index(end) :]) == {end} and len(row["input_ids"]) == 40
+    )
     assert row["attention_mask"] == [1] * 40
     short = tokenize(documents, tokenizer, length=12, packing=False)[3]
-    assert sum(short["given"]) == 6 and short["input_ids"][-1] == end and len(short["input_ids"]) == 12
+    assert (
+        sum(short["given"]) == 6 and short["input_ids"][-1] == end and len(short["input_ids"]) == 12
+    )
     with pytest.raises(ValueError, match="`packing` must be off for documents with a source"):
         tokenize(documents, tokenizer, length=40)
 
 
 def test_labels_make_a_conditional_model(config, tmp_path):
     path = tmp_path / "labelled.jsonl"
-    path.write_text("\n".join(json.dumps({"text": f"text {i} of many", "mood": i % 3}) for i in range(60)))
+    path.write_text(
+        "\n".join(json.dumps({"text": f"text {i} of many", "mood": i % 3}) for i in range(60))
+    )
     options = config(dataset=str(path), label_column="mood", packing=False)
     train_diffusion_lm.main(options)
     pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
@@ -152,12 +185,28 @@ def test_labels_make_a_conditional_model(config, tmp_path):
 
 def test_dropped_conditions_teach_no_label_and_no_source(config, tmp_path):
     path = tmp_path / "labelled.jsonl"
-    lines = [{"text": f"text {i} of many", "mood": i % 3, "before": f"after {i}"} for i in range(60)]
+    lines = [
+        {"text": f"text {i} of many", "mood": i % 3, "before": f"after {i}"} for i in range(60)
+    ]
     path.write_text("\n".join(map(json.dumps, lines)))
-    settings = {"dataset": str(path), "label_column": "mood", "source_column": "before", "packing": False}
-    settings |= {"max_train_steps": 6, "train_batch_size": 8, "lr_warmup_steps": 1, "num_length_samples": 0}
+    settings = {
+        "dataset": str(path),
+        "label_column": "mood",
+        "source_column": "before",
+        "packing": False,
+    }
+    settings |= {
+        "max_train_steps": 6,
+        "train_batch_size": 8,
+        "lr_warmup_steps": 1,
+        "num_length_samples": 0,
+    }
     parts = {"train_batch_size": 2, "gradient_accumulation_steps": 4}
-    runs = {"off": {}, "some": {"condition_dropout": 0.5}, "parts": {"condition_dropout": 0.5} | parts}
+    runs = {
+        "off": {},
+        "some": {"condition_dropout": 0.5},
+        "parts": {"condition_dropout": 0.5} | parts,
+    }
     losses, none = {}, {}
     for name, changes in runs.items():
         options = config(output_dir=str(tmp_path / name), **settings | changes)
@@ -165,12 +214,19 @@ def test_dropped_conditions_teach_no_label_and_no_source(config, tmp_path):
         pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
         assert type(pipe) is (DiffusionLMPipeline if name == "off" else GuidedDiffusionLMPipeline)
         none[name] = pipe.denoiser.class_embedding.weight[3].detach()
-    np.testing.assert_allclose(losses["parts"], losses["some"], 1e-5)  # each row is dropped by its own generator
+    np.testing.assert_allclose(
+        losses["parts"], losses["some"], 1e-5
+    )  # each row is dropped by its own generator
     assert losses["some"] != losses["off"]
     shrunk = none["off"] / none["some"]  # what has no gradient keeps its direction
     assert float(shrunk.std()) > 1e-4
     pipe.set_progress_bar_config(disable=True)
-    inputs = {"source": "after 3", "class_labels": 1, "guidance_scale": 2.0, "num_inference_steps": 3}
+    inputs = {
+        "source": "after 3",
+        "class_labels": 1,
+        "guidance_scale": 2.0,
+        "num_inference_steps": 3,
+    }
     assert isinstance(pipe(**inputs, generator=torch.Generator().manual_seed(0)).texts[0], str)
 
 
@@ -184,7 +240,9 @@ def test_embeddings_of_a_pretrained_model_are_projected_and_kept(config, tmp_pat
     table = pipe.denoiser.token_embedding.weight.double()
     raw = model.get_input_embeddings().weight.detach().double()
     raw = raw - raw.mean(dim=0)
-    values, axes = torch.linalg.eigh(raw.T @ raw / len(raw))  # an independent way to the principal axes
+    values, axes = torch.linalg.eigh(
+        raw.T @ raw / len(raw)
+    )  # an independent way to the principal axes
     scores = (raw @ axes[:, -8:] / values[-8:].sqrt()).flip(1)[: len(table)]
     torch.testing.assert_close(table.abs(), scores.abs(), atol=1e-3, rtol=0)
 
@@ -192,12 +250,19 @@ def test_embeddings_of_a_pretrained_model_are_projected_and_kept(config, tmp_pat
 def test_a_tokenizer_without_padding_and_mask_gets_them(config, tmp_path, capsys):
     """As GPT-2's, whose embeddings have no rows for them."""
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.pre_tokenizer, backend.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(
+        vocab_size=280, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet
+    )
     backend.train_from_iterator(["the cat sat on the mat", "the dog sat on the cat"], trainer)
     end = "<|endoftext|>"
-    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end).save_pretrained(tmp_path / "gpt2")
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end).save_pretrained(
+        tmp_path / "gpt2"
+    )
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": backend.get_vocab_size()}
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "gpt2")
     train_diffusion_lm.main(config(embedding_model=str(tmp_path / "gpt2")))
@@ -216,29 +281,53 @@ def test_a_codebook_starts_from_the_learned_embeddings(config):
 
 
 def test_a_saved_pipeline_is_trained_further(config, tmp_path):
-    base = config(output_dir=str(tmp_path / "base"), max_train_steps=60, learning_rate=3e-3, num_length_samples=0)
+    base = config(
+        output_dir=str(tmp_path / "base"),
+        max_train_steps=60,
+        learning_rate=3e-3,
+        num_length_samples=0,
+    )
     losses = train_diffusion_lm.main(base)
     options = train_diffusion_lm.DiffusionLMConfig.__dataclass_fields__
     names = marked_options(train_diffusion_lm.DiffusionLMConfig, "part_of", "pipeline")
     parts = {name: options[name].default for name in names}
     settings = {"model_name_or_path": base.output_dir, "max_train_steps": 5, "lr_warmup_steps": 0}
-    further = train_diffusion_lm.main(config(output_dir=str(tmp_path / "further"), **settings | parts))
+    further = train_diffusion_lm.main(
+        config(output_dir=str(tmp_path / "further"), **settings | parts)
+    )
     assert np.mean(further) < np.mean(losses[:5])
-    with pytest.raises(ValueError, match="`embedding_dim` belongs to the pipeline in `model_name_or_path`"):
+    with pytest.raises(
+        ValueError, match="`embedding_dim` belongs to the pipeline in `model_name_or_path`"
+    ):
         config(output_dir=str(tmp_path / "x"), **settings | parts | {"embedding_dim": 9})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "elbo"}, r"`objective` must be one of \['bound', 'diffusion_lm', 'simple'\], got 'elbo'"),
-        ({"prediction_type": "epsilon", "categorical_output": False}, "`anchor_weight` and `--objective bound` read"),
-        ({"objective": "simple"}, "`--objective simple` predicts noise between embeddings that stay"),
+        (
+            {"objective": "elbo"},
+            r"`objective` must be one of \['bound', 'diffusion_lm', 'simple'\], got 'elbo'",
+        ),
+        (
+            {"prediction_type": "epsilon", "categorical_output": False},
+            "`anchor_weight` and `--objective bound` read",
+        ),
+        (
+            {"objective": "simple"},
+            "`--objective simple` predicts noise between embeddings that stay",
+        ),
         ({"self_conditioning": 1.5}, "`self_conditioning` must be between 0 and 1, got 1.5"),
         ({"rounding_weight": -1.0}, "`rounding_weight` must be at least 0, got -1.0"),
         ({"source_column": "question"}, "`source_column` needs `--packing false`"),
-        ({"source_column": "q", "packing": False, "given_words": 0.5}, "`source_column` needs `--given_words 0`"),
-        ({"objective": "bound", "time_sampling": "time_warped"}, "`time_sampling` of `--objective bound` is"),
+        (
+            {"source_column": "q", "packing": False, "given_words": 0.5},
+            "`source_column` needs `--given_words 0`",
+        ),
+        (
+            {"objective": "bound", "time_sampling": "time_warped"},
+            "`time_sampling` of `--objective bound` is",
+        ),
         (
             {"condition_dropout": 0.1},
             "`condition_dropout` must be .* needs a `label_column` or `source_column`, got 0.1",

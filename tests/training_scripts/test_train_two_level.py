@@ -37,13 +37,28 @@ def autoencoder(tokenizer, tmp_path):
         folder = tmp_path / f"autoencoder-{levels}"
         if folder.exists():
             return str(folder)
-        sizes = {"hidden_size": 16, "num_encoder_layers": 1, "num_decoder_layers": 1, "num_attention_heads": 2}
-        sizes |= {"patch_length": 2, "coarse_ratio": 2 if levels == 2 else None, "num_fine_codes": 7}
-        sizes |= {"num_coarse_codes": 5 if levels == 2 else None, "codebook_dim": 4, "window_length": 8}
+        sizes = {
+            "hidden_size": 16,
+            "num_encoder_layers": 1,
+            "num_decoder_layers": 1,
+            "num_attention_heads": 2,
+        }
+        sizes |= {
+            "patch_length": 2,
+            "coarse_ratio": 2 if levels == 2 else None,
+            "num_fine_codes": 7,
+        }
+        sizes |= {
+            "num_coarse_codes": 5 if levels == 2 else None,
+            "codebook_dim": 4,
+            "window_length": 8,
+        }
         torch.manual_seed(0)
         model = AutoencoderVQTextModel(len(tokenizer), **sizes)
         ids = tokenizer(" ".join(SENTENCES))["input_ids"]
-        model.train()(torch.tensor(ids[:64]).view(4, 16))  # the codebooks begin with the first batch
+        model.train()(
+            torch.tensor(ids[:64]).view(4, 16)
+        )  # the codebooks begin with the first batch
         model.eval().save_pretrained(folder / "autoencoder")
         tokenizer.save_pretrained(folder / "tokenizer")
         return str(folder)
@@ -106,9 +121,19 @@ def metrics_of(options):
         {"levels": 1, "prompt_length": 6},
         {"min_length": 8},
         {"packing": False},
-        {"plan_corruption": 0.0, "plan_dropout": 0.0, "time_sampling": "uniform", "optimizer": "sgd"},
+        {
+            "plan_corruption": 0.0,
+            "plan_dropout": 0.0,
+            "time_sampling": "uniform",
+            "optimizer": "sgd",
+        },
         {"streaming": True, "validation_documents": 20, "prompt_length": 6},
-        {"mixed_precision": "bf16", "gradient_checkpointing": True, "prompt_length": 6, "report_to": ["tensorboard"]},
+        {
+            "mixed_precision": "bf16",
+            "gradient_checkpointing": True,
+            "prompt_length": 6,
+            "report_to": ["tensorboard"],
+        },
     ],
     ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "default",
 )
@@ -116,7 +141,9 @@ def test_three_steps_a_stage_give_a_pipeline_that_writes(config, changes):
     options = config(**changes)
     losses = train_two_level.main(options)
     levels = ["fine"] if changes.get("levels") == 1 else ["coarse", "fine"]
-    assert list(losses) == levels and all(len(taken) == 3 and np.isfinite(taken).all() for taken in losses.values())
+    assert list(losses) == levels and all(
+        len(taken) == 3 and np.isfinite(taken).all() for taken in losses.values()
+    )
     pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
     assert type(pipe) is TwoLevelVQDiffusionPipeline
     pipe.set_progress_bar_config(disable=True)
@@ -126,23 +153,33 @@ def test_three_steps_a_stage_give_a_pipeline_that_writes(config, changes):
     assert (output.plan is None) == (len(levels) == 1)
     assert pipe.config.prompt_begins_text == bool(options.prompt_length)
     metrics = metrics_of(options)
-    terms = [metrics[name] for name in ("coarse_bound", "fine_bound", "decoder_cross_entropy") if name in metrics]
+    terms = [
+        metrics[name]
+        for name in ("coarse_bound", "fine_bound", "decoder_cross_entropy")
+        if name in metrics
+    ]
     assert len(terms) == len(levels) + 1 and metrics["bound"] == pytest.approx(sum(terms))
     assert metrics["unigram_entropy"] > 0 and metrics["standard_error"] > 0
     assert ("fine_bound_with_shuffled_plans" in metrics) == (len(levels) == 2)
     for level in levels:
-        assert bool(list(Path(options.output_dir, level).rglob("events*"))) == (options.report_to == ["tensorboard"])
+        assert bool(list(Path(options.output_dir, level).rglob("events*"))) == (
+            options.report_to == ["tensorboard"]
+        )
         assert len(list(Path(options.output_dir, level, "checkpoints").iterdir())) == 1
 
 
-@pytest.mark.parametrize("changes", [{}, {"prompt_length": 5, "condition_dropout": 0.3}], ids=["plain", "prompts"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"prompt_length": 5, "condition_dropout": 0.3}], ids=["plain", "prompts"]
+)
 def test_stages_alone_are_the_stages_together_to_the_last_digit(config, changes):
     together = config(run="together", **changes)
     losses = train_two_level.main(together)
     alone = config(run="alone", stage="coarse", **changes)
     assert train_two_level.main(alone) == {"coarse": losses["coarse"]}
     assert not Path(alone.output_dir, "model_index.json").exists()
-    assert train_two_level.main(config(run="alone", stage="fine", **changes)) == {"fine": losses["fine"]}
+    assert train_two_level.main(config(run="alone", stage="fine", **changes)) == {
+        "fine": losses["fine"]
+    }
     assert metrics_of(alone) == metrics_of(together)
     for part in ("coarse_denoiser", "fine_denoiser", *(["prompt_encoder"] if changes else [])):
         assert same(weights(alone.output_dir, part), weights(together.output_dir, part))
@@ -166,7 +203,9 @@ def test_a_resumed_stage_is_the_stage_that_was_not_stopped(config):
     for level in ("fine", "coarse"):
         shutil.rmtree(folder / level / "checkpoints" / "step-00000006")
         shutil.rmtree(folder / level / "denoiser")
-        resumed = train_two_level.main(config(run="b", stage=level, resume_from_checkpoint="latest", **settings))
+        resumed = train_two_level.main(
+            config(run="b", stage=level, resume_from_checkpoint="latest", **settings)
+        )
         assert resumed == {level: straight[level][4:]}
         for part in ("denoiser", "prompt_encoder"):
             assert same(weights(folder, level, part), weights(folder.with_name("a"), level, part))
@@ -209,18 +248,27 @@ def test_what_is_frozen_stays_and_what_is_trained_moves(config):
     coarse, fine = weights(run, "coarse", "prompt_encoder"), weights(run, "fine", "prompt_encoder")
     assert same(coarse, fine) and same(coarse, weights(run, "prompt_encoder"))
     averages = {
-        level: load_file(next(run.glob(f"{level}/checkpoints/*/ema.safetensors"))) for level in ("coarse", "fine")
+        level: load_file(next(run.glob(f"{level}/checkpoints/*/ema.safetensors")))
+        for level in ("coarse", "fine")
     }
     assert not [name for name in averages["fine"] if name.startswith("prompt_encoder")]
     for level, named in averages.items():
-        saved = {f"denoiser.{name}": value for name, value in weights(run, level, "denoiser").items()}
-        saved |= {f"prompt_encoder.{name}": value for name, value in coarse.items() if level == "coarse"}
+        saved = {
+            f"denoiser.{name}": value for name, value in weights(run, level, "denoiser").items()
+        }
+        saved |= {
+            f"prompt_encoder.{name}": value for name, value in coarse.items() if level == "coarse"
+        }
         assert same(saved, named)
-    stage = train_two_level.stage_configs(config(run="new", prompt_length=6, stage="coarse"), autoencoder_of(options))[
-        0
+    stage = train_two_level.stage_configs(
+        config(run="new", prompt_length=6, stage="coarse"), autoencoder_of(options)
+    )[0]
+    first = train_two_level.build_model(
+        stage, autoencoder_of(options), tokenizer_of(options)
+    ).prompt_encoder
+    moved = [
+        name for name, value in first.state_dict().items() if not torch.equal(value, coarse[name])
     ]
-    first = train_two_level.build_model(stage, autoencoder_of(options), tokenizer_of(options)).prompt_encoder
-    moved = [name for name, value in first.state_dict().items() if not torch.equal(value, coarse[name])]
     assert len(moved) > len(coarse) / 2
 
 
@@ -247,11 +295,18 @@ def test_the_loss_is_the_bound_of_what_is_shown(config, monkeypatch, stage):
 
     monkeypatch.setattr(train_two_level, "build_model", randomized)
     shares = {"condition_dropout": 0.4, "plan_corruption": 0.5, "plan_dropout": 0.3}
-    steps = {"max_train_steps": 2, "learning_rate": 1e-12, "train_batch_size": 16, "time_sampling": "uniform"}
+    steps = {
+        "max_train_steps": 2,
+        "learning_rate": 1e-12,
+        "train_batch_size": 16,
+        "time_sampling": "uniform",
+    }
     plain = {"condition_dropout": 0.0, "plan_corruption": 0.0, "plan_dropout": 0.0}
     if stage == "fine":
         train_two_level.main(config(stage="coarse", prompt_length=6, **shares))
-        shutil.copytree(Path(config(run="x").output_dir).with_name("run"), Path(config(run="y").output_dir))
+        shutil.copytree(
+            Path(config(run="x").output_dir).with_name("run"), Path(config(run="y").output_dir)
+        )
     for run, given in (("run", shares), ("y" if stage == "fine" else "z", plain)):
         options = config(run=run, stage=stage, prompt_length=6, **given, **steps)
         losses = train_two_level.main(options)[stage]
@@ -262,9 +317,12 @@ def test_the_loss_is_the_bound_of_what_is_shown(config, monkeypatch, stage):
             batch, (uniform, generators) = order.batch(step), row_noise(0, step, 16)
             whole = dict(batch)
             batch = shown_prompts(batch, generators, given["condition_dropout"], suffixes=True)
-            batch = shown_plans(batch, generators, given["plan_corruption"], given["plan_dropout"], 5)
+            batch = shown_plans(
+                batch, generators, given["plan_corruption"], given["plan_dropout"], 5
+            )
             assert (stage == "fine" and any(given.values())) == (
-                "context_ids" in batch and not torch.equal(batch["context_ids"], whole["context_ids"])
+                "context_ids" in batch
+                and not torch.equal(batch["context_ids"], whole["context_ids"])
             )
             scheduler = D3PMAbsorbingScheduler(model.config.vocab_size - 1, min_timestep=0.1)
             with torch.no_grad():
@@ -283,10 +341,17 @@ def test_both_ways_to_draw_times_have_the_same_mean_loss(config, monkeypatch):
         return model
 
     monkeypatch.setattr(train_two_level, "build_model", randomized)
-    settings = {"stage": "fine", "max_train_steps": 100, "learning_rate": 1e-12, "train_batch_size": 16}
+    settings = {
+        "stage": "fine",
+        "max_train_steps": 100,
+        "learning_rate": 1e-12,
+        "train_batch_size": 16,
+    }
     means, errors = [], []
     for sampling in ("uniform", "log_uniform"):
-        losses = train_two_level.main(config(run=sampling, time_sampling=sampling, **settings))["fine"]
+        losses = train_two_level.main(config(run=sampling, time_sampling=sampling, **settings))[
+            "fine"
+        ]
         means.append(np.mean(losses))
         errors.append(np.std(losses) / len(losses) ** 0.5)
     assert abs(means[0] - means[1]) < 4 * np.hypot(*errors) and errors[1] < errors[0]
@@ -303,7 +368,12 @@ def test_sources_are_prompts_that_texts_are_written_from(config, pairs):
 
 
 def test_an_encoder_of_transformers_reads_prompts_and_stays_as_it_is(config, tokenizer, tmp_path):
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     encoder = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=12, **sizes))
     encoder.save_pretrained(tmp_path / "bert")
     settings = {"prompt_length": 6, "prompt_encoder": str(tmp_path / "bert")}
@@ -317,15 +387,25 @@ def test_an_encoder_of_transformers_reads_prompts_and_stays_as_it_is(config, tok
     assert isinstance(pipe("the cat", num_inference_steps=(2, 1)).texts[0], str)
     # It is there before either stage, so these may come in any order.
     for stage in ("fine", "coarse"):
-        assert train_two_level.main(config(run="alone", stage=stage, **settings)) == {stage: losses[stage]}
+        assert train_two_level.main(config(run="alone", stage=stage, **settings)) == {
+            stage: losses[stage]
+        }
     with torch.no_grad():
         encoder.embeddings.word_embeddings.weight += 0.1
     encoder.save_pretrained(tmp_path / "other")
     for stage in ("fine", "coarse"):
-        again = {"stage": stage, "overwrite_output_dir": True, "prompt_encoder": str(tmp_path / "other")}
-        with pytest.raises(ValueError, match="`prompt_encoder`: stage .* was trained with another one"):
+        again = {
+            "stage": stage,
+            "overwrite_output_dir": True,
+            "prompt_encoder": str(tmp_path / "other"),
+        }
+        with pytest.raises(
+            ValueError, match="`prompt_encoder`: stage .* was trained with another one"
+        ):
             train_two_level.main(config(run="alone", **settings | again))
-    with pytest.raises(ValueError, match="`prompt_length` must be at most 12 for this prompt encoder, got 13"):
+    with pytest.raises(
+        ValueError, match="`prompt_length` must be at most 12 for this prompt encoder, got 13"
+    ):
         train_two_level.main(config(run="long", **settings | {"prompt_length": 13}))
 
 
@@ -349,7 +429,9 @@ def test_parts_of_rows_are_read_with_the_codes_of_shorter_texts(config, monkeypa
     data = train_two_level.prepare_texts(options, make_accelerator(options))
     halves = torch.tensor(data.train_rows["input_ids"][:]).view(-1, 8)
     alone = {tuple(codes) for codes in autoencoder.encode(halves).coarse.tolist()}
-    assert {tuple(codes) for plans in seen if plans.shape[1] == 2 for codes in plans.tolist()} <= alone
+    assert {
+        tuple(codes) for plans in seen if plans.shape[1] == 2 for codes in plans.tolist()
+    } <= alone
 
 
 def test_a_language_of_topics_is_planned(config, tmp_path, tokenizer):
@@ -358,8 +440,15 @@ def test_a_language_of_topics_is_planned(config, tmp_path, tokenizer):
     np.random.default_rng(0).shuffle(texts)
     path = tmp_path / "topics.txt"
     path.write_text("\n".join(texts))
-    settings = {"max_train_steps": 150, "learning_rate": 5e-3, "ema_decay": 0.9, "train_batch_size": 16}
-    options = config(dataset=str(path), hidden_size=32, **settings, validation_steps=0, checkpointing_steps=0)
+    settings = {
+        "max_train_steps": 150,
+        "learning_rate": 5e-3,
+        "ema_decay": 0.9,
+        "train_batch_size": 16,
+    }
+    options = config(
+        dataset=str(path), hidden_size=32, **settings, validation_steps=0, checkpointing_steps=0
+    )
     losses = train_two_level.main(options)
     metrics = metrics_of(options)
     assert np.mean(losses["fine"][-20:]) < 0.8 * np.mean(losses["fine"][:20])
@@ -378,8 +467,14 @@ def test_a_language_of_topics_is_planned(config, tmp_path, tokenizer):
         ({"vocab_size": 300}, "`vocab_size` belongs to the autoencoder in `autoencoder`"),
         ({"label_column": "mood", "packing": False}, "`label_column` is not used"),
         ({"prompt_length": 0}, "`prompt_length` must be None or at least 1"),
-        ({"prompt_length": 4, "packing": False}, "`prompt_length` needs packed rows, or a `source_column`"),
-        ({"source_column": "before"}, "`prompt_length` needs packed rows, or a `source_column` and `--packing false`"),
+        (
+            {"prompt_length": 4, "packing": False},
+            "`prompt_length` needs packed rows, or a `source_column`",
+        ),
+        (
+            {"source_column": "before"},
+            "`prompt_length` needs packed rows, or a `source_column` and `--packing false`",
+        ),
         ({"prompt_encoder": "bert"}, "`prompt_encoder` needs prompts"),
         ({"prompt_length": 4, "min_length": 8}, "`min_length` cannot be used with prompts"),
         ({"resume_from_checkpoint": "some/folder"}, "is the checkpoint of one stage"),
@@ -395,9 +490,18 @@ def test_options_that_make_no_sense_are_refused(config, changes, message):
     [
         ({"length": 20}, "`length` must be one that the autoencoder takes, such as 24, got 20"),
         ({"length": 6}, "`length` must be one that the autoencoder takes, such as 8, got 6"),
-        ({"min_length": 4}, "`min_length` must be a multiple of the autoencoder's `window_length`=8, got 4"),
-        ({"levels": 1, "stage": "coarse"}, "`stage` must be fine or all for an autoencoder of one level"),
-        ({"stage": "fine", "prompt_length": 4}, "needs the prompt encoder that `--stage coarse` trains"),
+        (
+            {"min_length": 4},
+            "`min_length` must be a multiple of the autoencoder's `window_length`=8, got 4",
+        ),
+        (
+            {"levels": 1, "stage": "coarse"},
+            "`stage` must be fine or all for an autoencoder of one level",
+        ),
+        (
+            {"stage": "fine", "prompt_length": 4},
+            "needs the prompt encoder that `--stage coarse` trains",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(config, changes, message):
@@ -408,7 +512,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(config, ch
 
 
 def test_an_autoencoder_that_is_not_there_is_named(config, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere' holds nothing that train_vq_autoencoder.py made"):
+    with pytest.raises(
+        FileNotFoundError, match="nowhere' holds nothing that train_vq_autoencoder.py made"
+    ):
         train_two_level.main(config(autoencoder=str(tmp_path / "nowhere")))
 
 
@@ -418,11 +524,15 @@ def test_a_trained_stage_is_not_overwritten_unasked_and_stages_go_together(confi
         train_two_level.main(config(prompt_length=4))
     with pytest.raises(ValueError, match="stage coarse in .* was trained with prompts"):
         train_two_level.main(config(stage="fine"))
-    with pytest.raises(ValueError, match="`prompt_length` must be at most 4 for this prompt encoder, got 5"):
+    with pytest.raises(
+        ValueError, match="`prompt_length` must be at most 4 for this prompt encoder, got 5"
+    ):
         train_two_level.main(config(stage="fine", prompt_length=5))
     train_two_level.main(config(stage="fine", prompt_length=3, checkpointing_steps=0))
     again = {"stage": "coarse", "overwrite_output_dir": True}
-    with pytest.raises(ValueError, match="would train a prompt encoder that the fine denoiser .* does not know"):
+    with pytest.raises(
+        ValueError, match="would train a prompt encoder that the fine denoiser .* does not know"
+    ):
         train_two_level.main(config(prompt_length=4, **again))
     with pytest.raises(ValueError, match="stage fine in .* was trained with prompts"):
         train_two_level.main(config(**again))
@@ -432,21 +542,31 @@ def test_a_trained_stage_is_not_overwritten_unasked_and_stages_go_together(confi
 def test_texts_too_short_for_a_prompt_are_refused(config, tmp_path):
     path = tmp_path / "short.txt"
     path.write_text("a\nb\nc\nd\n")
-    with pytest.raises(ValueError, match="`dataset` must have a text after a prompt in its .* rows"):
+    with pytest.raises(
+        ValueError, match="`dataset` must have a text after a prompt in its .* rows"
+    ):
         train_two_level.main(config(dataset=str(path), prompt_length=30))
 
 
 def test_a_new_prompt_encoder_has_the_sizes_that_were_asked_for(config):
     options = config(prompt_length=6, prompt_layers=2, stage="coarse")
     train_two_level.main(options)
-    encoder = PromptEncoderModel.from_pretrained(options.output_dir, subfolder="coarse/prompt_encoder")
-    assert (encoder.config.num_layers, encoder.config.hidden_size, encoder.config.max_length) == (2, 16, 6)
+    encoder = PromptEncoderModel.from_pretrained(
+        options.output_dir, subfolder="coarse/prompt_encoder"
+    )
+    assert (encoder.config.num_layers, encoder.config.hidden_size, encoder.config.max_length) == (
+        2,
+        16,
+        6,
+    )
 
 
 @pytest.mark.parametrize(
     "again", [{"stage": "fine"}, {"resume_from_checkpoint": "auto"}], ids=["other stage", "resumed"]
 )
-def test_codes_of_another_autoencoder_are_refused_before_anything_is_trained(config, again, monkeypatch):
+def test_codes_of_another_autoencoder_are_refused_before_anything_is_trained(
+    config, again, monkeypatch
+):
     options = config(stage="coarse")
     train_two_level.main(options)
     folder = Path(options.autoencoder, "autoencoder")
@@ -455,5 +575,7 @@ def test_codes_of_another_autoencoder_are_refused_before_anything_is_trained(con
         changed.patch_in.bias += 1
     changed.save_pretrained(folder)
     monkeypatch.setattr(train_two_level, "prepare_texts", None)
-    with pytest.raises(ValueError, match="`autoencoder` is another one than .*coarse' was trained with"):
+    with pytest.raises(
+        ValueError, match="`autoencoder` is another one than .*coarse' was trained with"
+    ):
         train_two_level.main(config(**{"stage": "coarse"} | again))

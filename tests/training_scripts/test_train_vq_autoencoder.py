@@ -59,7 +59,12 @@ FSQ = {"quantizer": "fsq", "fine_levels": [4, 4, 3], "coarse_levels": [4, 3]}
         {"mixed_precision": "bf16"},
         {"gradient_accumulation_steps": 2, "ema_decay": 0.9},
         {"min_length": 8},
-        {"streaming": True, "validation_documents": 20, "dead_code_threshold": 0.0, "rotation_trick": False},
+        {
+            "streaming": True,
+            "validation_documents": 20,
+            "dead_code_threshold": 0.0,
+            "rotation_trick": False,
+        },
     ],
     ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "default",
 )
@@ -70,7 +75,10 @@ def test_three_steps_give_an_autoencoder(config, changes):
     folder = Path(options.output_dir)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     model = AutoencoderVQTextModel.from_pretrained(folder, subfolder="autoencoder")
-    assert model.config.vocab_size == len(tokenizer) and model.config.mask_token_id == tokenizer.mask_token_id
+    assert (
+        model.config.vocab_size == len(tokenizer)
+        and model.config.mask_token_id == tokenizer.mask_token_id
+    )
     assert model.full_length(options.length) == options.length
     tokens = torch.randint(0, 300, (2, options.length), generator=torch.Generator().manual_seed(0))
     codes = model.encode(tokens)
@@ -79,9 +87,14 @@ def test_three_steps_give_an_autoencoder(config, changes):
     metrics = json.loads((folder / "metrics.json").read_text())
     levels = ("fine", "coarse")[: options.levels]
     assert metrics["cross_entropy"] > 0 and metrics["unigram_entropy"] > 0
-    assert all(1 <= metrics[f"{level}_perplexity"] and 0 < metrics[f"{level}_usage"] <= 1 for level in levels)
+    assert all(
+        1 <= metrics[f"{level}_perplexity"] and 0 < metrics[f"{level}_usage"] <= 1
+        for level in levels
+    )
     assert ("coarse_cross_entropy" in metrics) == (options.levels == 2)
-    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert not [
+        path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")
+    ]
 
 
 def test_the_saved_model_is_the_trained_one(config, monkeypatch):
@@ -98,7 +111,13 @@ def test_the_saved_model_is_the_trained_one(config, monkeypatch):
 
 
 def test_texts_come_back(config):
-    learns = {"max_train_steps": 120, "learning_rate": 3e-3, "lr_warmup_steps": 5, "decay": 0.9, "num_fine_codes": 64}
+    learns = {
+        "max_train_steps": 120,
+        "learning_rate": 3e-3,
+        "lr_warmup_steps": 5,
+        "decay": 0.9,
+        "num_fine_codes": 64,
+    }
     options = config(**learns, packing=False, length=16, validation_rows=64)
     losses = recipe.main(options)
     metrics = json.loads(Path(options.output_dir, "metrics.json").read_text())
@@ -111,13 +130,24 @@ def tensors_of(folder):
     """Every tensor of the last checkpoint and the saved model, by file and name."""
     saved = sorted(Path(folder, "checkpoints").iterdir())[-1]
     files = [*saved.glob("*.safetensors"), *Path(folder, "autoencoder").glob("*.safetensors")]
-    return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+    return {
+        f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()
+    }
 
 
-@pytest.mark.parametrize("changes", [{}, {"quantizer": "gumbel"}, FSQ], ids=["ema", "gumbel", "fsq"])
-def test_a_run_that_is_stopped_resumes_to_the_last_digit_with_its_codebooks(config, tmp_path, changes, monkeypatch):
+@pytest.mark.parametrize(
+    "changes", [{}, {"quantizer": "gumbel"}, FSQ], ids=["ema", "gumbel", "fsq"]
+)
+def test_a_run_that_is_stopped_resumes_to_the_last_digit_with_its_codebooks(
+    config, tmp_path, changes, monkeypatch
+):
     """Dead codes are replaced on the way."""
-    settings = changes | {"max_train_steps": 7, "lr_warmup_steps": 1, "dead_code_threshold": 0.5, "decay": 0.8}
+    settings = changes | {
+        "max_train_steps": 7,
+        "lr_warmup_steps": 1,
+        "dead_code_threshold": 0.5,
+        "decay": 0.8,
+    }
     settings |= {"learning_rate": 1e-2, "num_samples": 0}
     straight = recipe.main(config(output_dir=str(tmp_path / "a"), **settings))
     stopped, step = [], TrainingLoop.train_step
@@ -133,7 +163,9 @@ def test_a_run_that_is_stopped_resumes_to_the_last_digit_with_its_codebooks(conf
     with pytest.raises(SystemExit):
         recipe.main(config(output_dir=str(tmp_path / "b"), **settings))
     monkeypatch.setattr(TrainingLoop, "train_step", step)
-    resumed = recipe.main(config(output_dir=str(tmp_path / "b"), **settings, resume_from_checkpoint="latest"))
+    resumed = recipe.main(
+        config(output_dir=str(tmp_path / "b"), **settings, resume_from_checkpoint="latest")
+    )
     assert stopped + resumed == straight and len(stopped) == 4
     expected, found = tensors_of(tmp_path / "a"), tensors_of(tmp_path / "b")
     assert expected.keys() == found.keys()
@@ -154,7 +186,10 @@ def test_micro_batches_move_the_codebook_as_one_batch_does(config):
     "changes, message",
     [
         ({"levels": 3}, "`levels` must be 1 or 2, got 3"),
-        ({"label_column": "mood", "packing": False}, "`label_column` is not used by an autoencoder"),
+        (
+            {"label_column": "mood", "packing": False},
+            "`label_column` is not used by an autoencoder",
+        ),
         ({"input_masking": 1.0}, "`input_masking` must be in \\[0, 1\\), got 1.0"),
         ({"fine_dropout": -0.1}, "`fine_dropout` must be in \\[0, 1\\), got -0.1"),
         ({"code_corruption": float("nan")}, "`code_corruption` must be in"),
@@ -171,7 +206,10 @@ def test_options_that_make_no_sense_are_refused_at_once(config, changes, message
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"length": 20}, "`length`.* must be multiples of 8, the tokens of a code, .* such as 32, got 20"),
+        (
+            {"length": 20},
+            "`length`.* must be multiples of 8, the tokens of a code, .* such as 32, got 20",
+        ),
         ({"length": 24}, "`window_length` if they are longer, such as 32, got 24"),
         ({"min_length": 4}, "down to `min_length`, must be multiples of 8, .* such as 8, got 4"),
         ({"quantizer": "nearest"}, "`quantizer` must be one of"),
@@ -182,7 +220,9 @@ def test_options_that_make_no_sense_are_refused_at_once(config, changes, message
         ({"gradient_checkpointing": True}, "does not support gradient checkpointing"),
     ],
 )
-def test_models_that_make_no_sense_are_refused_before_the_texts_are_read(config, changes, message, monkeypatch):
+def test_models_that_make_no_sense_are_refused_before_the_texts_are_read(
+    config, changes, message, monkeypatch
+):
     monkeypatch.setattr(recipe, "prepare_data", None)
     with pytest.raises(ValueError, match=message):
         recipe.main(config(**changes))
@@ -191,16 +231,24 @@ def test_models_that_make_no_sense_are_refused_before_the_texts_are_read(config,
 def test_the_command_line_takes_lists_and_numbers():
     words = "--output_dir new --quantizer fsq --fine_levels 8 5 5 5 --coarse_levels 5 5 5 --rotation_trick false"
     options = OptionParser(recipe.AutoencoderConfig).parse_args_into_dataclasses(words.split())[0]
-    assert options.fine_levels == [8, 5, 5, 5] and options.coarse_levels == [5, 5, 5] and not options.rotation_trick
+    assert (
+        options.fine_levels == [8, 5, 5, 5]
+        and options.coarse_levels == [5, 5, 5]
+        and not options.rotation_trick
+    )
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("changes", [{}, {"quantizer": "gumbel"}, FSQ], ids=["ema", "gumbel", "fsq"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"quantizer": "gumbel"}, FSQ], ids=["ema", "gumbel", "fsq"]
+)
 def test_training_on_a_gpu_in_half_precision(config, changes):
     options = config(mixed_precision="bf16", **changes)
     assert all(np.isfinite(recipe.main(options)))
-    model = AutoencoderVQTextModel.from_pretrained(options.output_dir, subfolder="autoencoder").to("cuda")
+    model = AutoencoderVQTextModel.from_pretrained(options.output_dir, subfolder="autoencoder").to(
+        "cuda"
+    )
     tokens = torch.randint(0, 300, (2, 32), generator=torch.Generator().manual_seed(0)).cuda()
     codes = model.encode(tokens)
     assert codes.fine.is_cuda and model.decode(codes.fine, codes.coarse).isfinite().all()

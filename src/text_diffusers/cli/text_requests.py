@@ -1,24 +1,13 @@
-"""What is asked of a pipeline, whatever its class: texts to begin, fill in or write from, and how to write them."""
+"""Requests for texts, and the settings by which they are written, from options or a file."""
 
-import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from accelerate import PartialState
-from diffusers.utils import logging as diffusers_logging
-
-import text_diffusers
-from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
-from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion_cfg import (
-    TextDiffusionCFGPipeline,
-)
-from text_diffusers.samplers import SHAPING, current_sampler, most_steps, samplers_for, with_sampler
-from text_diffusers.training.checkpoints import weights_digest
-
-BLANK = "[MASK]"  # what a gap may be written as, whatever the tokenizer calls its mask
+# Arguments of a pipeline that a request gives a text for
+TEXT_NAMES = ("prompt", "source", "text")
 
 
 @dataclass
@@ -30,7 +19,7 @@ class Settings:
         num_inference_steps: of both levels of a two-level pipeline.
         num_return_sequences: texts for each request.
         seed: each text's generator is a function of it, the place of the request and that of the text.
-        temperature, top_k, top_p, guidance_scale, negative_prompt, max_new_tokens: as in the pipelines and schedulers.
+        temperature, top_k, top_p, guidance_scale, negative_prompt, max_new_tokens: as in the pipelines.
     """
 
     scheduler: str | None = None
@@ -45,155 +34,133 @@ class Settings:
     seed: int = 0
 
 
+@dataclass
+class OutputFile:
+    """A .jsonl file that takes the texts.
+
+    Attributes:
+        path: of the file.
+        batch_size: requests in one call of the model.
+        overwrite: begin anew, whatever is there.
+    """
+
+    path: Path
+    batch_size: int = 16
+    overwrite: bool = False
+
+    @classmethod
+    def of_options(
+        cls, input: Path | None, output: Path | None, batch_size: int, overwrite: bool
+    ) -> "OutputFile | None":
+        """The file of `--output`, which must be given with `--input`; `None` is the terminal."""
+        if output is not None:
+            return cls(output, batch_size, overwrite)
+        if input is not None:
+            raise ValueError(
+                "`--output` must be given with `--input`: the .jsonl file that takes the texts."
+            )
+        return None
+
+
 @dataclass(frozen=True)
 class TextRequest:
-    """One text to begin (`prompt`), fill in (`text`) or write from (`source`), by name, and its class label.
+    """A text to begin (`prompt`), fill in (`text`) or write from (`source`), and its class label.
 
-    `place` is its number among the requests, from 0.
+    Attributes:
+        place: its number among the requests, from 0.
+        inputs: the text, if any, by its name.
+        label: number or name of the class.
     """
 
     place: int
-    given: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
     label: int | str | None = None
 
 
-class Writer:
-    """A pipeline with settings, which writes the texts of requests.
+def requests_of(
+    name: str, texts: list[str], label: str | None, file: Path | None
+) -> list[TextRequest]:
+    """The requests of options, or of a file.
 
     Args:
-        pipe: any pipeline of texts; it stays as it is.
-        settings: of the writing.
+        name: "prompt", "source" or "text".
+        texts: one for each request; none for a text from nothing.
+        label: of all requests without their own.
+        file: instead of texts, see `read_requests`.
+    """
+    number = int(label) if label is not None and label.isdecimal() else label
+    if file is None:
+        if not texts:
+            return [TextRequest(0, label=number)]
+        return [TextRequest(place, {name: text}, number) for place, text in enumerate(texts)]
+    if texts:
+        raise ValueError(f"`--input` excludes `--{name}`: the texts come from {file}.")
+    return read_requests(file, name, number)
+
+
+def read_requests(
+    path: str | Path, name: str = "prompt", label: int | str | None = None
+) -> list[TextRequest]:
+    """The requests of a .txt file, one a line, or of a .jsonl file, one object a line.
+
+    Args:
+        path: UTF-8. An empty line of a .txt file is an empty prompt: a text from nothing.
+        name: argument that a line of a .txt file is, "prompt", "source" or "text". Objects have one of these names,
+            or none and a `label` only, in all lines the same.
+        label: of lines without their own.
 
     Raises:
-        ValueError: if a setting does not fit the pipeline.
+        FileNotFoundError: if there is no such file.
+        ValueError: naming file and line, if it cannot be read so.
     """
+    path = Path(path)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"`input` must end in .txt or .jsonl, got {str(path)!r}.")
 
-    def __init__(self, pipe: Any, settings: Settings):
-        self.settings = settings
-        parameters = inspect.signature(type(pipe).__call__).parameters
-        wanted = {name: value for name, value in asdict(settings).items() if value is not None}
-        shaping = {
-            name: wanted.pop(name) for name in SHAPING if name in wanted and name not in parameters
-        }
-        if shaping and "temperature" in parameters:
-            name, value = next(iter(shaping.items()))
+    requests = []
+    for place, line in enumerate(text_lines(path)):
+        where = f"{path}, line {place + 1}"
+        fields = {name: line} if path.suffix == ".txt" else read_fields(line, where)
+        own_label = fields.pop("label", None)
+        requests.append(TextRequest(place, fields, label if own_label is None else own_label))
+
+        # The pipeline is called with many requests at once, by one name.
+        if set(fields) != set(requests[0].inputs):
+            first = ", ".join(requests[0].inputs) or "no text"
             raise ValueError(
-                f"`{name}` must be left out: {type(pipe).__name__} does not take it, got {value!r}."
+                f"{where}: must have {first} as line 1, got {', '.join(fields) or 'none'}."
             )
-        sampler = wanted.pop("scheduler", None)
-        self.pipe = with_sampler(pipe, sampler, **shaping)
-        del wanted["seed"]
-        if "num_inference_steps" not in wanted:
-            name = current_sampler(self.pipe)
-            if name is not None and samplers_for(self.pipe)[name].token_a_step:
-                wanted["num_inference_steps"] = most_steps(self.pipe)
-        self.arguments = call_arguments(self.pipe, wanted)
-
-    def __call__(self, requests: Sequence[TextRequest]) -> list[list[str]]:
-        """The texts of each request.
-
-        Raises:
-            ValueError: if a request does not fit the pipeline, or another.
-        """
-        texts = self.pipe(**self.inputs(requests), **self.arguments).texts
-        count = self.settings.num_return_sequences
-        return [texts[first : first + count] for first in range(0, len(texts), count)]
-
-    def stream(self, requests: Sequence[TextRequest]):
-        """Yields all texts, those of `__call__` one after the other, after every step.
-
-        Raises:
-            ValueError: if a request does not fit the pipeline.
-        """
-        return self.pipe.stream(**self.inputs(requests), **self.arguments)
-
-    def inputs(self, requests: Sequence[TextRequest]) -> dict[str, Any]:
-        """What the pipeline is called with for these requests."""
-        names = sorted({name for request in requests for name in request.given})
-        given: dict[str, Any] = {
-            name: [request.given.get(name, "") for request in requests] for name in names
-        }
-        if "text" in given and self.pipe.tokenizer.mask_token:
-            given["text"] = [
-                text.replace(BLANK, self.pipe.tokenizer.mask_token) for text in given["text"]
-            ]
-        labels = [request.label for request in requests]
-        if any(label is not None for label in labels):
-            missing = [request.place for request in requests if request.label is None]
-            if missing and not isinstance(self.pipe, TextDiffusionCFGPipeline):
-                raise ValueError(
-                    f"`label` must be given for all texts or none, got none for number {missing[0] + 1}."
-                )
-            given["class_labels"] = labels
-        if not given and len(requests) > 1:
-            given["prompt"] = [""] * len(requests)
-        given = call_arguments(self.pipe, given)
-        seed, count = self.settings.seed, self.settings.num_return_sequences
-        seeds = [
-            text_seed(seed, request.place, number)
-            for request in requests
-            for number in range(count)
-        ]
-        return given | {"generator": [torch.Generator().manual_seed(value) for value in seeds]}
-
-    def record(self) -> dict[str, Any]:
-        """All that the texts depend on beside the requests, as JSON: settings, scheduler, weights and versions."""
-        schedulers = {
-            name: {"class": type(part).__name__, "config": public(part.config)}
-            for name, part in self.pipe.components.items()
-            if "scheduler" in name and part is not None
-        }
-        versions = {"text_diffusers": text_diffusers.__version__, "torch": str(torch.__version__)}
-        parts = {
-            name: part
-            for name, part in self.pipe.components.items()
-            if isinstance(part, torch.nn.Module)
-        }
-        weights = {name: weights_digest(part) for name, part in sorted(parts.items())}
-        named = {"pipeline": type(self.pipe).__name__, "weights": weights, "versions": versions}
-        return named | {"settings": asdict(self.settings), "schedulers": schedulers}
+    if not requests:
+        raise ValueError(f"{path}, line 1: the file holds no request.")
+    return requests
 
 
-def text_seed(seed: int, place: int, number: int) -> int:
-    """The seed of text `number` of the request at `place`."""
-    return int(np.random.SeedSequence([seed, place, number]).generate_state(1)[0])
+def text_lines(path: Path) -> list[str]:
+    """The lines of a file, ended by line feeds alone: other separators are characters of a text."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}).") from error
+    return lines if lines[-1] else lines[:-1]
 
 
-def call_arguments(pipe: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that are wanted, if the pipeline's call takes them.
+def read_fields(line: str, where: str) -> dict[str, Any]:
+    """The fields of one line of a .jsonl file, checked."""
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from error
 
-    Raises:
-        ValueError: naming one that it does not take.
-    """
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    arguments = {}
-    for name, value in wanted.items():
-        if name not in parameters:
-            raise ValueError(
-                f"`{name}` must be left out: {type(pipe).__name__} does not take it, got {value!r}."
-            )
-        arguments[name] = value
-    return arguments
-
-
-def public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings in a configuration, without what diffusers notes of where they come from."""
-    return {name: value for name, value in config.items() if not name.startswith("_")}
-
-
-def process_state() -> PartialState:
-    """This process among those that a launcher started, on an accelerator if there is one."""
-    return PartialState(cpu=not torch.accelerator.is_available())
-
-
-def load_pipeline(model: str, show_progress: bool = False) -> Any:
-    """A pipeline from a folder, the Hub, or the models that come with this package, on this process's device.
-
-    Raises:
-        OSError: if there is none, or it cannot be had.
-        ValueError: if it cannot be loaded.
-    """
-    diffusers_logging.disable_progress_bar()
-    pipe: Any = TextDiffusionPipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=not show_progress)
-    return pipe.to(process_state().device)
+    names = [name for name in fields if name != "label"] if isinstance(fields, dict) else [""]
+    if len(names) > 1 or not set(names) <= set(TEXT_NAMES):
+        raise ValueError(
+            f"{where}: expected one of {', '.join(TEXT_NAMES)}, and a label if any, got {line[:80]!r}."
+        )
+    for name in names:
+        if not isinstance(fields[name], str):
+            raise ValueError(f"{where}: `{name}` must be a string, got {fields[name]!r}.")
+    label = fields.get("label")
+    if isinstance(label, bool) or not isinstance(label, (int, str, type(None))):
+        raise ValueError(f"{where}: `label` must be an integer or a name, got {label!r}.")
+    return fields

@@ -1,32 +1,36 @@
-"""What a model card asks a pipeline for, as Python that a reader can run and as the texts that come of it."""
+"""The calls that a model card shows: Python that a reader can run, and the texts that it writes."""
 
+import copy
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from text_diffusers.models.language_model import is_masked_lm
-from text_diffusers.pipelines.paraguide.pipeline_paraguide import ParaGuidePipeline
-from text_diffusers.pipelines.two_level_vq.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
-
-PROMPT, GAPS, SOURCE = "The", "The {mask} was {mask}.", "It was late."
-NUM_TEXTS, MOST_LABELS, NEW_TOKENS = 4, 8, 16
+# What the calls ask for
+PROMPT = "The"
+GAPS = "The {mask} was {mask}."
+SOURCE = "It was late."
+NUM_TEXTS = 4
+MOST_LABELS = 8
+NEW_TOKENS = 16
 GUIDANCE_SCALE = 2.0
 SEED = 0
-STEPS = "num_inference_steps"
 
 
 @dataclass
 class Example:
-    """A call of a pipeline, with a generator seeded by `SEED`.
+    """A call of a pipeline with a generator seeded by `SEED`.
 
     Attributes:
-        title: what it does.
-        arguments: of the call.
-        captions: one a text, what tells it from the others.
+        title: of the call.
+        arguments: by name.
+        captions: one for each text that it writes, which tells it from the others.
+
+    Example:
+        >>> from text_diffusers.hub.card_examples import Example
+        >>> Example("Continue a text", {"prompt": "The"}, ["Continued"]).source()
+        'pipe(prompt="The", generator=torch.Generator().manual_seed(0))'
     """
 
     title: str
@@ -35,84 +39,101 @@ class Example:
 
     def source(self) -> str:
         """The call as Python."""
-        seeded = f"generator=torch.Generator().manual_seed({SEED})"
-        return f"pipe({', '.join([*(f'{name}={literal(value)}' for name, value in self.arguments.items()), seeded])})"
+        arguments = [f"{name}={literal(value)}" for name, value in self.arguments.items()]
+        arguments.append(f"generator=torch.Generator().manual_seed({SEED})")
+        return f"pipe({', '.join(arguments)})"
 
     def texts(self, pipe: Any) -> list[str]:
-        """What the pipeline writes."""
-        with quiet(pipe):
-            return pipe(**self.arguments, generator=torch.Generator().manual_seed(SEED)).texts
+        """The texts that the pipeline writes."""
+        quiet_pipe = copy.copy(pipe)
+        quiet_pipe.set_progress_bar_config(disable=True)
+        return quiet_pipe(**self.arguments, generator=torch.Generator().manual_seed(SEED)).texts
 
 
 def examples_of(pipe: Any, options: dict[str, Any]) -> list[Example]:
-    """Calls that fit a pipeline, by what its parts and the options of its training, so far as known, are made for."""
-    if isinstance(pipe, TwoLevelVQDiffusionPipeline):
-        return two_level_examples(pipe)
-    accepted = inspect.signature(type(pipe).__call__).parameters
-    steps, most = (
-        accepted[STEPS].default,
-        pipe.scheduler.config.get("num_train_timesteps") or accepted[STEPS].default,
-    )
-    always: dict[str, Any] = {STEPS: most} if most < steps else {}
-    steered = isinstance(pipe, ParaGuidePipeline)
-    if "guidance_scale" in accepted and options.get("condition_dropout") and not steered:
-        always |= {"guidance_scale": GUIDANCE_SCALE}
-    if steered or ("source" in accepted and options.get("source_column")):
-        return [Example("Write from a text", {"source": SOURCE} | always, [f"From {SOURCE!r}"])]
+    """Calls that fit what the parts of a pipeline, and its training, are made for.
+
+    Args:
+        pipe: a pipeline of this package.
+        options: of its training, as far as they are known.
+    """
+    if pipe.kind == "codes":
+        return examples_over_codes(pipe)
+
+    common = few_steps(pipe)
+    is_guided = pipe.draws_from_scheduler and "guidance_scale" in pipe.accepted_inputs
+    if is_guided and options.get("condition_dropout"):
+        common["guidance_scale"] = GUIDANCE_SCALE
+
+    # A paraphraser takes nothing but a source.
+    is_paraphraser = "prompt" not in pipe.accepted_inputs
+    if is_paraphraser or ("source" in pipe.accepted_inputs and options.get("source_column")):
+        return [Example("Write from a text", {"source": SOURCE, **common}, [f"From {SOURCE!r}"])]
+
+    # Without labels there is no condition that guidance could strengthen in all of these calls.
     labels = labels_of(pipe)[:MOST_LABELS]
+    label = {"class_labels": labels[0]} if labels else {}
     if not labels:
-        always.pop("guidance_scale", None)
-    ending = is_masked_lm(pipe.denoiser) and pipe.config.get("lengths") is None
-    told = {"class_labels": labels[0]} if labels else {}
-    longest = {"max_new_tokens": NEW_TOKENS} if ending else {}
-    gaps = GAPS.format(mask=pipe.tokenizer.mask_token)
+        common.pop("guidance_scale", None)
+
+    needs_length = not pipe.predicts_end and pipe.config.get("lengths") is None
+    length = {"max_new_tokens": NEW_TOKENS} if needs_length else {}
+    text = GAPS.format(mask=pipe.tokenizer.mask_token)
     return [
-        writing(labels, always | longest),
-        Example("Continue a text", {"prompt": PROMPT} | told | longest | always, ["Continued"]),
-        Example("Fill in a text", {"text": gaps} | told | always, ["Filled in"]),
+        writing_example(labels, {**common, **length}),
+        Example("Continue a text", {"prompt": PROMPT, **label, **length, **common}, ["Continued"]),
+        Example("Fill in a text", {"text": text, **label, **common}, ["Filled in"]),
     ]
 
 
-def writing(labels: list, arguments: dict[str, Any]) -> Example:
+def few_steps(pipe: Any) -> dict[str, Any]:
+    """The number of steps, where the scheduler has fewer than the pipeline takes by default."""
+    default = inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default
+    most = pipe.scheduler.config.get("num_train_timesteps") or default
+    return {"num_inference_steps": most} if most < default else {}
+
+
+def writing_example(labels: list[int | str], arguments: dict[str, Any]) -> Example:
     """Texts from nothing, of each label if there are labels."""
     if not labels:
-        return Example("Write", {"num_return_sequences": NUM_TEXTS} | arguments, [""] * NUM_TEXTS)
-    each = max(1, NUM_TEXTS // len(labels))
-    captions = [f"Label {label}" for label in labels for _ in range(each)]
-    repeated = {"num_return_sequences": each} if each > 1 else {}
-    return Example("Write, by label", {"class_labels": labels} | repeated | arguments, captions)
+        return Example("Write", {"num_return_sequences": NUM_TEXTS, **arguments}, [""] * NUM_TEXTS)
+
+    texts_of_label = max(1, NUM_TEXTS // len(labels))
+    captions = []
+    for label in labels:
+        captions += [f"Label {label}"] * texts_of_label
+    asked: dict[str, Any] = {"class_labels": labels}
+    if texts_of_label > 1:
+        asked["num_return_sequences"] = texts_of_label
+    return Example("Write, by label", {**asked, **arguments}, captions)
 
 
-def two_level_examples(pipe: Any) -> list[Example]:
-    prompted = pipe.prompt_encoder is not None
-    if prompted and not pipe.config.prompt_begins_text:
+def examples_over_codes(pipe: Any) -> list[Example]:
+    has_prompts = pipe.prompt_encoder is not None
+    if has_prompts and not pipe.config.prompt_begins_text:
         return [Example("Write from a text", {"prompt": SOURCE}, [f"From {SOURCE!r}"])]
-    examples = [Example("Write", {"num_return_sequences": 2}, [""] * 2)]
-    return examples + [Example("Continue a text", {"prompt": PROMPT}, ["Continued"])] * prompted
+
+    examples = [Example("Write", {"num_return_sequences": 2}, ["", ""])]
+    if has_prompts:
+        examples.append(Example("Continue a text", {"prompt": PROMPT}, ["Continued"]))
+    return examples
 
 
 def labels_of(pipe: Any) -> list[int | str]:
-    """The labels that a pipeline takes, by name if they have one."""
-    return list(
-        pipe.config.get("label_names")
-        or range(getattr(pipe.denoiser.config, "num_classes", None) or 0)
-    )
+    """The class labels that a pipeline takes, by name where they have one."""
+    return [number if name is None else name for number, name in enumerate(pipe.label_names)]
 
 
 def literal(value: Any) -> str:
-    """Python for a value, on one line, its strings in double quotes."""
+    """Python for a value, on one line, its strings in double quotes.
+
+    Example:
+        >>> from text_diffusers.hub.card_examples import literal
+        >>> literal(["good", 1])
+        '["good", 1]'
+    """
     if isinstance(value, list):
         return f"[{', '.join(map(literal, value))}]"
     written = repr(value)
-    return f'"{written[1:-1]}"' if written[0] == "'" and '"' not in written else written
-
-
-@contextmanager
-def quiet(pipe: Any) -> Iterator[None]:
-    """The pipeline without its progress bar."""
-    before = getattr(pipe, "_progress_bar_config", None)
-    pipe.set_progress_bar_config(**(before or {}) | {"disable": True})
-    try:
-        yield
-    finally:
-        pipe.set_progress_bar_config(**(before or {}))
+    is_plain = written[0] == "'" and '"' not in written
+    return f'"{written[1:-1]}"' if is_plain else written

@@ -1,17 +1,26 @@
-"""Text of others in Markdown, where it must be read and never obeyed."""
+"""Markdown of text that others wrote: it is shown as it is, and none of it acts as Markdown or HTML.
+
+Example:
+    >>> from text_diffusers.hub.card_text import code, escaped
+    >>> escaped("# no heading")
+    '\\\\# no heading'
+    >>> code("a `b`")
+    '`` a `b` ``'
+"""
 
 import re
 import textwrap
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-LINE = 100
+LINE_LENGTH = 100
+BAR = r"\|"  # within a cell of a table
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@^=.])")
 
 
 def one_line(text: str) -> str:
     """The text without line breaks and invisible characters."""
-    return " ".join("".join(char if char.isprintable() else " " for char in str(text)).split())
+    printable = "".join(char if char.isprintable() else " " for char in str(text))
+    return " ".join(printable.split())
 
 
 def escaped(text: str) -> str:
@@ -23,32 +32,37 @@ def code(text: str) -> str:
     """A span of code."""
     text = one_line(text)
     ticks = "`" * (longest_run(text) + 1)
+
+    # A backtick at an end would be read as one of those around the span.
     edge = " " if text[:1] in ("`", "") or text[-1:] == "`" else ""
     return f"{ticks}{edge}{text}{edge}{ticks}"
 
 
 def fenced(text: str, language: str = "") -> str:
-    """A block of code, whose lines are kept; invisible characters are shown as what cannot be read."""
-    lines = [
-        "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in row)
-        for row in rows(text)
-    ]
+    """A block of code that keeps the lines; invisible characters become the replacement character."""
+    lines = []
+    for row in rows(text):
+        shown = [char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in row]
+        lines.append("".join(shown))
+
     ticks = "`" * max(3, longest_run(text) + 1)
     return "\n".join([f"{ticks}{language}", *lines, ticks])
 
 
 def wrapped(text: str) -> str:
     """The text with line breaks added where a line is long: without them it is the text again."""
-    return "\n".join(line for row in rows(text) for line in wrapped_row(row))
-
-
-def wrapped_row(row: str) -> list[str]:
-    kept: dict[str, Any] = {
-        "drop_whitespace": False,
-        "replace_whitespace": False,
-        "expand_tabs": False,
-    }
-    return textwrap.wrap(row, LINE, break_on_hyphens=False, break_long_words=False, **kept) or [""]
+    wrapper = textwrap.TextWrapper(
+        width=LINE_LENGTH,
+        drop_whitespace=False,
+        replace_whitespace=False,
+        expand_tabs=False,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    lines = []
+    for row in rows(text):
+        lines += wrapper.wrap(row) or [""]
+    return "\n".join(lines)
 
 
 def rows(text: str) -> list[str]:
@@ -56,12 +70,13 @@ def rows(text: str) -> list[str]:
 
 
 def longest_run(text: str) -> int:
-    """Most backticks in a row."""
+    """The number of backticks in the longest run of them."""
     return max(map(len, re.findall("`+", text)), default=0)
 
 
-def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """A table of Markdown whose cells may hold bars."""
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in (header, *lines)]
-    cells.insert(1, ["---"] * len(cells[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown; bars in its cells are escaped."""
+    written = []
+    for cells in (header, ["---"] * len(header), *lines):
+        written.append(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
+    return "\n".join(written)

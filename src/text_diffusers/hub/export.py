@@ -12,6 +12,7 @@ from huggingface_hub import HfApi, metadata_load, metadata_save
 from huggingface_hub.utils import validate_repo_id
 
 import text_diffusers
+from text_diffusers.common.json_files import read_object
 from text_diffusers.hub.model_card import model_card
 from text_diffusers.hub.standalone import PACKAGE, standalone_source
 from text_diffusers.pipelines.loading import INDEX
@@ -20,14 +21,25 @@ from text_diffusers.training.curves import CURVES_PICTURE, METRICS_FILE
 from text_diffusers.training.tracking import CURVES_FILE
 
 SHIPPED_MODEL = "chat-and-novels"
-ROOMS = ("pipelines", "schedulers", "space")
-RECORDS = (METRICS_FILE, NOTE_FILE, CURVES_FILE, CURVES_PICTURE)
-CODE_FILES = [f"{PACKAGE}_*.py", f"*/{PACKAGE}_*.py"]
 STOCK_LIBRARIES = ("diffusers", "transformers")
+
+# What training leaves for the card, and where the code lies in a folder for the Hub
+RECORDS = (METRICS_FILE, NOTE_FILE, CURVES_FILE, CURVES_PICTURE)
+CODE_FILES = (f"{PACKAGE}_*.py", f"*/{PACKAGE}_*.py")
+
+# Sub-packages whose source stands outside of `src`, and the files that a Space has at its top
+ROOMS = ("pipelines", "schedulers", "space")
+SPACE_FILES = ("app.py", "requirements.txt", "README.md")
+
+
+# Folders
 
 
 def save_with_code(
-    pipe: Any, folder: str | Path, card: str | None = None, records: str | Path | None = None
+    pipe: Any,
+    folder: str | Path,
+    card: str | None = None,
+    records: str | Path | None = None,
 ) -> Path:
     """Save a pipeline with the source of its classes, so that diffusers alone can load it.
 
@@ -46,26 +58,40 @@ def save_with_code(
 
     Raises:
         ValueError: if a class is neither of this package nor of diffusers or transformers, or has LoRA layers.
+
+    Example:
+        >>> import tempfile
+        >>> from text_diffusers import TextDiffusionPipeline
+        >>> from text_diffusers.hub import save_with_code
+        >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     folder = save_with_code(pipe, place)
+        ...     print(len(list(folder.rglob("*.py"))))  # of the pipeline, its denoiser and its scheduler
+        3
     """
     classes = {name: type(part) for name, part in pipe.components.items() if part is not None}
     for name, owner in {"pipe": type(pipe), **classes}.items():
-        if owner.__module__.partition(".")[0] not in (PACKAGE, *STOCK_LIBRARIES):
+        if library_of(owner) not in (PACKAGE, *STOCK_LIBRARIES):
             raise ValueError(
                 f"`{name}` must be of a class of {PACKAGE}, diffusers or transformers, got {owner}."
             )
+
     folder = Path(folder)
     pipe.save_pretrained(folder)
     forget_origin(folder)
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+
+    # In the index a file beside the weights takes the place of the module of this package.
+    index = read_object(folder / INDEX)
     for name, owner in classes.items():
-        if owner.__module__.startswith(f"{PACKAGE}."):
+        if library_of(owner) == PACKAGE:
             index[name] = [write_source(owner, folder / name), owner.__name__]
     index["_class_name"] = [write_source(type(pipe), folder), type(pipe).__name__]
-    if index.get(
-        "label_names"
-    ):  # stock diffusers takes a list of strings in a Hub's index for a component
-        index["label_names"] = {str(label): name for label, name in enumerate(index["label_names"])}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    # Stock diffusers takes a list of two strings in an index for a component.
+    if index.get("label_names"):
+        index["label_names"] = {str(id): name for id, name in enumerate(index["label_names"])}
+    write_object(folder / INDEX, index)
+
     if records is not None:
         copy_records(Path(records), folder)
     if card is not None:
@@ -73,34 +99,74 @@ def save_with_code(
     return folder
 
 
+def library_of(owner: type) -> str:
+    return owner.__module__.partition(".")[0]
+
+
 def copy_records(source: Path, folder: Path):
     """Copy what training left in `source`, as far as it is there."""
+    if source.resolve() == folder.resolve():
+        return
     for record in RECORDS:
-        if (source / record).is_file() and source.resolve() != folder.resolve():
+        if (source / record).is_file():
             shutil.copyfile(source / record, folder / record)
 
 
 def forget_origin(folder: Path):
     """Take out of a saved pipeline's configurations where it was loaded from: a path would tell of a machine."""
     for file in (folder / INDEX, *folder.glob("*/*config.json")):
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = read_object(file)
         if config.pop("_name_or_path", None) is not None:
-            file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            write_object(file, config)
+
+
+def write_object(file: Path, content: dict[str, Any]):
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_source(owner: type, folder: Path) -> str:
     """Write the one file that a class needs, and remove those of other versions; returns its name without ".py"."""
     source = standalone_source(owner.__module__)
+    version = text_diffusers.__version__
     digest = hashlib.sha256(source.encode()).hexdigest()[:8]
-    version = text_diffusers.__version__.replace(".", "_")
-    name = f"{PACKAGE}_{version}_{digest}_{owner.__module__.rpartition('.')[2]}"
-    for other in folder.glob(CODE_FILES[0]):
-        other.unlink()
-    header = f"# {owner.__name__} of text-diffusers {text_diffusers.__version__}, with what it needs, in one file.\n"
-    (folder / f"{name}.py").write_text(
-        f"{header}# SPDX-License-Identifier: Apache-2.0\n{source}", encoding="utf-8"
+    module = owner.__module__.rpartition(".")[2]
+    name = f"{PACKAGE}_{version.replace('.', '_')}_{digest}_{module}"
+
+    for earlier in folder.glob(CODE_FILES[0]):
+        earlier.unlink()
+    header = (
+        f"# {owner.__name__} of text-diffusers {version}, with what it needs, in one file.\n"
+        "# SPDX-License-Identifier: Apache-2.0\n"
     )
+    (folder / f"{name}.py").write_text(header + source, encoding="utf-8")
     return name
+
+
+def write_space(folder: Path, model: str, title: str):
+    """Write the files of the Space that opens `model`: the page, and the source of this package beside it."""
+    is_shipped = model == SHIPPED_MODEL
+    ignore = shutil.ignore_patterns("__pycache__", *([] if is_shipped else ["shipped"]))
+    for package in (PACKAGE, *(f"{PACKAGE}.{room}" for room in ROOMS)):
+        # Links of an editable installation are followed: what arrives are files.
+        target = folder / package.replace(".", "/")
+        shutil.copytree(source_folder(package), target, ignore=ignore, dirs_exist_ok=True)
+
+    for file in SPACE_FILES:
+        shutil.copyfile(folder / PACKAGE / "space" / file, folder / file)
+    (folder / "model.txt").write_text(f"{model}\n", encoding="utf-8")
+
+    metadata = metadata_load(folder / "README.md") or {}
+    models = {} if is_shipped else {"models": [model]}
+    metadata_save(folder / "README.md", {**metadata, "title": title, **models})
+
+
+def source_folder(package: str) -> Path:
+    """Where the source of a package lies, without importing it."""
+    spec: Any = find_spec(package)
+    return Path(spec.submodule_search_locations[0])
+
+
+# The Hub
 
 
 def push_to_hub(
@@ -129,14 +195,25 @@ def push_to_hub(
     Raises:
         ValueError: if the name is none, or the pipeline cannot be saved.
         HfHubHTTPError: if the Hub refuses.
+
+    Example:
+        >>> from text_diffusers import TextDiffusionPipeline
+        >>> from text_diffusers.hub import push_to_hub
+        >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")
+        >>> push_to_hub(pipe, "me/my-model")  # doctest: +SKIP
+        'https://huggingface.co/me/my-model'
     """
     validate_repo_id(repo_id)
-    with tempfile.TemporaryDirectory() as folder:
-        save_with_code(pipe, folder, card, records)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = save_with_code(pipe, scratch, card, records)
         if card is None:
-            card = model_card(pipe, Path(folder), name=repo_id, repo_id=repo_id)
-            Path(folder, "README.md").write_text(card, encoding="utf-8")
-        api, url = repository(repo_id, "model", token, private, revision)
+            card = model_card(pipe, folder, name=repo_id, repo_id=repo_id)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+
+        api = hub_api(token)
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -144,7 +221,7 @@ def push_to_hub(
             commit_message=commit_message,
             delete_patterns=[*CODE_FILES, *RECORDS],
         )
-    return url
+    return str(url)
 
 
 def push_space(
@@ -168,46 +245,23 @@ def push_space(
     Raises:
         ValueError: if one of the names is none.
         HfHubHTTPError: if the Hub refuses.
+
+    Example:
+        >>> from text_diffusers.hub import push_space
+        >>> push_space("me/my-demo", "me/my-model")  # doctest: +SKIP
+        'https://huggingface.co/spaces/me/my-demo'
     """
     validate_repo_id(repo_id)
     validate_repo_id(model)
     with tempfile.TemporaryDirectory() as folder:
         write_space(Path(folder), model, title or f"Text diffusion: {model.rpartition('/')[2]}")
-        api, url = repository(repo_id, "space", token, private)
-        api.upload_folder(
-            repo_id=repo_id, repo_type="space", folder_path=folder, commit_message="The demo"
-        )
-    return url
+
+        api = hub_api(token)
+        space: Any = {"repo_id": repo_id, "repo_type": "space"}
+        url = api.create_repo(**space, space_sdk="gradio", private=private, exist_ok=True)
+        api.upload_folder(**space, folder_path=folder, commit_message="The demo")
+    return str(url)
 
 
-def write_space(folder: Path, model: str, title: str):
-    """The files of the Space that opens `model`."""
-    package = Path(text_diffusers.__file__).parent
-    ignored = shutil.ignore_patterns(
-        "__pycache__", *([] if model == SHIPPED_MODEL else ["shipped"])
-    )
-    shutil.copytree(package, folder / PACKAGE, ignore=ignored)
-    for room in ROOMS:  # in an editable installation they lie elsewhere
-        spec = find_spec(f"{PACKAGE}.{room}")
-        places = (spec and spec.submodule_search_locations) or []
-        shutil.copytree(
-            next(iter(places)), folder / PACKAGE / room, ignore=ignored, dirs_exist_ok=True
-        )
-    for file in ("app.py", "requirements.txt", "README.md"):
-        shutil.copyfile(folder / PACKAGE / "space" / file, folder / file)
-    (folder / "model.txt").write_text(f"{model}\n", encoding="utf-8")
-    models = {} if model == SHIPPED_MODEL else {"models": [model]}
-    readme = folder / "README.md"
-    metadata_save(readme, {**(metadata_load(readme) or {}), "title": title, **models})
-
-
-def repository(
-    repo_id: str, kind: str, token: str | None, private: bool | None, revision: str | None = None
-) -> tuple[HfApi, str]:
-    """`(api, address)` of a repository of the Hub, made if need be."""
-    api = HfApi(token=token, library_name=PACKAGE, library_version=text_diffusers.__version__)
-    sdk = "gradio" if kind == "space" else None
-    url = api.create_repo(repo_id, repo_type=kind, space_sdk=sdk, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    return api, str(url)
+def hub_api(token: str | None) -> HfApi:
+    return HfApi(token=token, library_name=PACKAGE, library_version=text_diffusers.__version__)

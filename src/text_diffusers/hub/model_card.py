@@ -1,6 +1,6 @@
-"""The page of a model: README.md with front matter for the Hub, from a pipeline and what its training left behind.
+"""Model cards: README.md with front matter for the Hub, from a pipeline and the records of its training.
 
-It says what was measured or recorded, and nothing else: without a folder there are no figures of training.
+A card says what was measured or recorded, and nothing else: without records there is nothing in it about training.
 """
 
 import json
@@ -9,6 +9,7 @@ import math
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from text_diffusers.common.validation import is_number
 from text_diffusers.hub.card_examples import SEED, examples_of, labels_of, literal
-from text_diffusers.hub.card_text import LINE, code, escaped, fenced, one_line, table, wrapped
+from text_diffusers.hub.card_text import (
+    LINE_LENGTH,
+    code,
+    escaped,
+    fenced,
+    one_line,
+    table,
+    wrapped,
+)
 from text_diffusers.hub.papers import papers_of
 from text_diffusers.training.config import NOTE_FILE
 from text_diffusers.training.curves import (
@@ -32,17 +41,16 @@ from text_diffusers.training.curves import (
 logger = logging.getLogger(__name__)
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-KINDS = {  # of pipelines; the first that fits the class or one that it extends
-    "TwoLevelVQDiffusionPipeline": "writes text by two levels of diffusion over the codes of an autoencoder",
-    "TokenParaGuidePipeline": "paraphrases text by diffusion over tokens, steered by classifiers of clean text",
-    "ParaGuidePipeline": "paraphrases text by diffusion over word embeddings, steered by classifiers of clean text",
-    "GuidedDiffusionLMPipeline": "writes text by diffusion over word embeddings, with guidance",
-    "DiffusionLMPipeline": "writes text by diffusion over word embeddings",
-    "TextBlockDiffusionPipeline": "writes text block by block, by discrete diffusion over the tokens of a block",
-    "TextDiffusionCFGPipeline": "writes text by discrete diffusion over tokens, with guidance",
-    "TextDiffusionPipeline": "writes text by discrete diffusion over tokens",
+
+# Of a pipeline's `kind`
+KINDS = {
+    "tokens": "discrete diffusion over tokens",
+    "embeddings": "diffusion over word embeddings",
+    "codes": "diffusion over the codes of an autoencoder",
 }
-FIGURES = {  # of metrics.json, with their meaning and unit
+
+# Of the names in metrics.json: meaning and unit.
+FIGURES = {
     "bound": ("upper bound of the negative log-likelihood", "nats per token"),
     "unigram_entropy": ("entropy of token frequencies", "nats per token"),
     "coarse_bound": ("of the bound: coarse codes", "nats per token"),
@@ -52,20 +60,40 @@ FIGURES = {  # of metrics.json, with their meaning and unit
     "mean_length_of_data": ("length of held-out texts", "tokens"),
     "length_distance": ("Wasserstein distance of their lengths", "tokens"),
 }
+RISKS = (
+    "What it writes may repeat or contradict itself, make no sense, and state what is false as if it were true.",
+    "It may repeat the biases, the tone, names and even sentences of the texts that it was trained on.",
+    "Nothing filters what it writes: look at it before you show it to others, and decide nothing by it.",
+)
+
+
+@dataclass
+class TrainingRecord:
+    """The records that a training left, as far as they are there.
+
+    Attributes:
+        folder: in which they lie.
+        metrics: figures of metrics.json that are numbers.
+        note: training_config.json.
+        datasets: names of what it was trained on.
+    """
+
+    folder: Path | None
+    metrics: dict[str, float]
+    note: dict[str, Any]
+    datasets: Sequence[str]
 
 
 def model_card(
     pipe: Any,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     *,
     name: str,
     license: str | None = None,
     repo_id: str | None = None,
     datasets: Sequence[str] = (),
 ) -> str:
-    """README.md of a pipeline.
-
-    Texts that it shows are written here, by the calls that it shows, from a fixed seed.
+    """README.md of a pipeline. The texts in it are written now, by the calls that it shows, from a fixed seed.
 
     Args:
         pipe: a pipeline of this package.
@@ -78,6 +106,12 @@ def model_card(
 
     Raises:
         ValueError: if `name` is empty, `license` or `repo_id` is no identifier, or a file in `folder` cannot be read.
+
+    Example:
+        >>> from text_diffusers import TextDiffusionPipeline
+        >>> from text_diffusers.hub.model_card import model_card
+        >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")
+        >>> card = model_card(pipe, name="My model", license="apache-2.0")  # doctest: +SKIP
     """
     if not one_line(name):
         raise ValueError(f"`name` must hold something that can be read, got {name!r}.")
@@ -87,65 +121,82 @@ def model_card(
         )
     if repo_id is not None:
         validate_repo_id(repo_id)
-    left = {}
-    for file in (METRICS_FILE, NOTE_FILE):
-        left[file] = read_record(None if folder is None else Path(folder), file)
-    metrics = {key: value for key, value in left[METRICS_FILE].items() if is_number(value)}
-    note = left[NOTE_FILE]
+
+    folder = None if folder is None else Path(folder)
+    figures = read_record(folder, METRICS_FILE)
+    note = read_record(folder, NOTE_FILE)
+    options = note.get("options", {})
+    recorded = [str(options["dataset"])] if options.get("dataset") else []
+    record = TrainingRecord(
+        folder=folder,
+        metrics={key: value for key, value in figures.items() if is_number(value)},
+        note=note,
+        datasets=datasets or recorded,
+    )
+    name = one_line(name)
+
     sections = [
-        front_matter(pipe, metrics, note, one_line(name), license, datasets),
+        front_matter(pipe, record, name, license, datasets),
         f"# {escaped(name)}\n\n{description(pipe)}",
-        f"## Model\n\n{table(('', ''), model_lines(pipe))}",
-        use(pipe, note, repo_id or one_line(name)),
-        training(None if folder is None else Path(folder), note, datasets),
-        worth(metrics),
-        limits(pipe),
-        "## Papers\n\n" + "\n".join(papers(pipe)),
-        ""
-        if license is None
-        else f"## Licence\n\nOf the weights: {code(license)}. Of the code: `apache-2.0`.",
+        parts_section(pipe),
+        use_section(pipe, options, place=repo_id or name),
+        training_section(record),
+        evaluation_section(record.metrics),
+        limits_section(pipe),
+        papers_section(pipe),
     ]
+    if license is not None:
+        sections.append(
+            f"## Licence\n\nOf the weights: {code(license)}. Of the code: `apache-2.0`."
+        )
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+# Head
+
+
 def front_matter(
-    pipe: Any,
-    metrics: dict[str, float],
-    note: dict,
-    name: str,
-    license: str | None,
-    datasets: Sequence[str],
+    pipe: Any, record: TrainingRecord, name: str, license: str | None, datasets: Sequence[str]
 ) -> str:
-    """What the Hub files the model under."""
-    known = [one_line(dataset) for dataset in datasets] or [
-        str(note.get("options", {}).get("dataset") or "")
-    ]
-    results = []
-    if "bound" in metrics and known[0]:
-        on: dict[str, Any] = {
-            "dataset_name": known[0],
-            "dataset_type": re.sub(r"[^\w./-]+", "-", known[0]),
-            "dataset_split": "held-out",
-        }
-        task: dict[str, Any] = {"task_type": "text-generation", "task_name": "Text generation"}
-        bound = metrics["bound"]
-        results = [
-            EvalResult(metric_type="nats-per-token", metric_name="Upper bound, nats per token", metric_value=bound,
-                       **task, **on),
-            EvalResult(metric_type="perplexity", metric_name="Perplexity per token, upper bound",
-                       metric_value=math.exp(bound), **task, **on),
-        ]  # fmt: skip
+    """YAML by which the Hub files the model; `datasets` are those that were given by name."""
+    results = evaluation_results(record)
+    ids = [one_line(data_set) for data_set in datasets if is_repo_id(one_line(data_set))]
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-generation",
         license=license,
-        datasets=[dataset for dataset in map(one_line, datasets) if is_repo_id(dataset)] or None,
+        datasets=ids or None,
         tags=["text-diffusers", "text-diffusion", type(pipe).__name__],
         metrics=["perplexity"] if results else None,
         model_name=name if results else None,
         eval_results=results or None,
     )
     return f"---\n{data.to_yaml()}\n---"
+
+
+def evaluation_results(record: TrainingRecord) -> list[EvalResult]:
+    """The bound, and the perplexity that it means, for the Hub's table of results."""
+    if "bound" not in record.metrics or not record.datasets:
+        return []
+    bound = record.metrics["bound"]
+    figures = {
+        "nats-per-token": ("Upper bound, nats per token", bound),
+        "perplexity": ("Perplexity per token, upper bound", math.exp(bound)),
+    }
+    data_set = one_line(record.datasets[0])
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text generation",
+            dataset_name=data_set,
+            dataset_type=re.sub(r"[^\w./-]+", "-", data_set),
+            dataset_split="held-out",
+            metric_type=kind,
+            metric_name=title,
+            metric_value=value,
+        )
+        for kind, (title, value) in figures.items()
+    ]
 
 
 def is_repo_id(name: str) -> bool:
@@ -157,130 +208,127 @@ def is_repo_id(name: str) -> bool:
 
 
 def description(pipe: Any) -> str:
-    kind = next(
-        (KINDS[owner.__name__] for owner in type(pipe).__mro__ if owner.__name__ in KINDS),
-        "writes text",
-    )
-    parameters = sum(count_parameters(part) for part in pipe.components.values())
+    num_parameters = sum(count_parameters(part) for part in pipe.components.values())
+    does = "writes" if pipe.draws_from_scheduler else "paraphrases"
+    in_blocks = ", block by block" if pipe.block_length else ""
     return (
-        f"A model of {parameters:,} parameters that {kind}. Its class is {code(type(pipe).__name__)} of "
-        "`text-diffusers`, diffusion models for text in the manner of Hugging Face diffusers."
+        f"A model of {num_parameters:,} parameters that {does} text by {KINDS[pipe.kind]}{in_blocks}. "
+        f"Its class is {code(type(pipe).__name__)} of `text-diffusers`, diffusion models for text in the manner of "
+        "Hugging Face diffusers."
     )
 
 
 def count_parameters(part: Any) -> int:
-    return sum(one.numel() for one in part.parameters()) if isinstance(part, torch.nn.Module) else 0
+    if not isinstance(part, torch.nn.Module):
+        return 0
+    return sum(parameter.numel() for parameter in part.parameters())
 
 
-def model_lines(pipe: Any) -> list[tuple[str, str]]:
-    """Lines of the table of what the model consists of."""
+# The parts, and how they are called
+
+
+def parts_section(pipe: Any) -> str:
+    """Models and schedulers with their sizes and settings."""
     lines = []
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
-            lines.append(
-                (name, f"{code(type(part).__name__)}, {count_parameters(part):,} parameters")
-            )
+            size = f"{count_parameters(part):,} parameters"
+            lines.append((name, f"{code(type(part).__name__)}, {size}"))
         elif part is not None and hasattr(part, "step"):
-            settings = ", ".join(
-                f"{code(key)} {code(str(value))}" for key, value in settings_of(part).items()
-            )
-            lines.append((name, f"{code(type(part).__name__)}{': ' * bool(settings)}{settings}"))
+            lines.append((name, described_scheduler(part)))
+
     lines.append(("vocabulary", f"{len(pipe.tokenizer):,} tokens"))
-    longest = longest_row(pipe)
-    lines += [("longest row", f"{longest:,} tokens, given ones included")] if longest else []
-    if hasattr(pipe, "denoiser") and (labels := labels_of(pipe)):
+    if pipe.max_length:
+        lines.append(("longest row", f"{pipe.max_length:,} tokens, given ones included"))
+    labels = labels_of(pipe)
+    if labels:
         lines.append(("labels", ", ".join(code(str(label)) for label in labels)))
-    return lines
+    return f"## Model\n\n{table(('', ''), lines)}"
 
 
-def settings_of(scheduler: Any) -> dict[str, Any]:
-    """What a scheduler is set to, where that is a number or a name."""
-    found = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-    named = {
-        key: value for key, value in found.items() if isinstance(value, (bool, int, float, str))
-    }
-    continuous = {"time": "continuous"} if found.get("num_train_timesteps", 1) is None else {}
-    return continuous | named
+def described_scheduler(scheduler: Any) -> str:
+    """The class of a scheduler and those of its settings that are numbers or names."""
+    settings = []
+    for key, value in scheduler.config.items():
+        if key == "num_train_timesteps" and value is None:
+            value = "continuous"
+        if isinstance(value, (int, float, str)) and not key.startswith("_"):
+            settings.append(f"{code(key)} {code(str(value))}")
+    return f"{code(type(scheduler).__name__)}: {', '.join(settings)}"
 
 
-def longest_row(pipe: Any) -> int | None:
-    if hasattr(pipe, "autoencoder"):
-        return pipe.fine_denoiser.config.max_length * pipe.autoencoder.config.patch_length
-    return getattr(pipe, "_max_length", None)
-
-
-def use(pipe: Any, note: dict, place: str) -> str:
-    """How to load and call the model, with and without this package, and what the calls write."""
-    examples = examples_of(pipe, note.get("options", {}))
-    calls = [
-        line
-        for example in examples
-        for line in (f"\n# {example.title}", f"print({example.source()}.texts)")
-    ]
-    load = ["import torch", "from text_diffusers import TextDiffusionPipeline", ""]
-    load.append(f"pipe = TextDiffusionPipeline.from_pretrained({literal(place)})")
-    stock = ["import torch", "from diffusers import DiffusionPipeline", ""]
-    stock.append(
-        f"pipe = DiffusionPipeline.from_pretrained({literal(place)}, trust_remote_code=True)"
-    )
-    written = []
+def use_section(pipe: Any, options: dict[str, Any], place: str) -> str:
+    """Code that loads and calls the model, with and without this package, and the texts that the calls write."""
+    calls = []
+    texts = []
+    examples = examples_of(pipe, options)
     for example in examples:
+        calls.append(f"# {example.title}\nprint({example.source()}.texts)")
         for caption, text in zip(example.captions, example.texts(pipe), strict=True):
-            written += [f"{escaped(caption or example.title)}:", fenced(wrapped(text), "text")]
-    parts = [
+            texts += [f"{escaped(caption or example.title)}:", fenced(wrapped(text), "text")]
+
+    installed = f"""import torch
+from text_diffusers import TextDiffusionPipeline
+
+pipe = TextDiffusionPipeline.from_pretrained({literal(place)})
+"""
+    stock = f"""import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({literal(place)}, trust_remote_code=True)
+print({examples[0].source()}.texts)"""
+
+    paragraphs = [
         "## Use",
         "With `text-diffusers` installed:",
-        fenced("\n".join(load + calls), "python"),
+        fenced("\n\n".join([installed.strip(), *calls]), "python"),
         "Without it, by the code that lies beside the weights. Read it first: `trust_remote_code=True` runs it.",
-        fenced("\n".join([*stock, f"print({examples[0].source()}.texts)"]), "python"),
+        fenced(stock, "python"),
         "## Texts",
-        f"As these calls write them, from seed {SEED}, none left out. Lines above {LINE} characters are broken.",
-        *written,
+        f"As these calls write them, from seed {SEED}, none left out. Lines above {LINE_LENGTH} characters are broken.",
+        *texts,
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join(paragraphs)
 
 
-def training(folder: Path | None, note: dict, datasets: Sequence[str]) -> str:
-    """What is known of the training; nothing, if nothing is."""
-    dataset = note.get("options", {}).get("dataset")
-    named = list(datasets) or ([dataset] if dataset else [])
-    parts = [f"Trained on {', '.join(code(str(one)) for one in named)}."] if named else []
+# The training and its result
+
+
+def training_section(record: TrainingRecord) -> str:
+    """The training as far as it was recorded; empty if nothing was."""
+    note = record.note
+    paragraphs = []
+    if record.datasets:
+        names = ", ".join(code(str(name)) for name in record.datasets)
+        paragraphs.append(f"Trained on {names}.")
     if "command" in note:
-        parts += ["The command, whose options that are not named have their defaults:"]
-        parts += [fenced(broken_command(str(note["command"])), "bash")]
-    parts += [f"{sentence}." for sentence in progress(folder, note)]
-    if folder is not None and curves_picture(folder):
-        parts.append(f"![Curves of the training by step]({CURVES_PICTURE})")
-    if "options" in note:
-        options = [(code(key), code(json.dumps(value))) for key, value in note["options"].items()]
-        folded = [
-            "<details><summary>All options</summary>",
-            table(("option", "value"), options),
-            "</details>",
-        ]
-        parts += folded
-    return "\n\n".join(["## Training", *parts]) if parts else ""
+        paragraphs.append("The command, whose options that are not named have their defaults:")
+        paragraphs.append(fenced(broken_command(str(note["command"])), "bash"))
 
-
-def progress(folder: Path | None, note: dict) -> list[str]:
-    """Sentences about how long it took and on what."""
-    sentences = []
-    for stage, curve in curves_of(folder).items():
+    # How long each stage took, and on what
+    for stage, curve in curves_of(record.folder).items():
         last = curve[-1]
         if is_number(last.get("seconds")):
-            of_stage = f"The {stage} level: " if stage else ""
-            sentences.append(
-                f"{of_stage}{last['step']:,} optimizer steps in {last['seconds'] / 60:.1f} minutes"
-            )
-    if is_number(note.get("num_processes")) and "device" in note:
-        kind = f"{note['num_processes']} process{'es' * (note['num_processes'] != 1)} on {code(note['device'])}"
-        sentences.append(f"Run by {kind}, mixed precision {code(str(note.get('mixed_precision')))}")
+            work = f"{last['step']:,} optimizer steps in {last['seconds'] / 60:.1f} minutes."
+            paragraphs.append(f"The {stage} level: {work}" if stage else work)
+    num_processes = note.get("num_processes")
+    if is_number(num_processes) and "device" in note:
+        processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
+        precision = code(str(note.get("mixed_precision")))
+        place = code(note["device"])
+        paragraphs.append(f"Run by {processes} on {place}, mixed precision {precision}.")
     if isinstance(note.get("versions"), dict):
-        versions = ", ".join(
-            f"{escaped(key)} {code(str(value))}" for key, value in note["versions"].items()
-        )
-        sentences.append(f"Versions: {versions}")
-    return sentences
+        versions = [f"{escaped(key)} {code(str(value))}" for key, value in note["versions"].items()]
+        paragraphs.append(f"Versions: {', '.join(versions)}.")
+
+    if record.folder is not None and has_curves_picture(record.folder):
+        paragraphs.append(f"![Curves of the training by step]({CURVES_PICTURE})")
+    if "options" in note:
+        options = [(code(key), code(json.dumps(value))) for key, value in note["options"].items()]
+        paragraphs.append("<details><summary>All options</summary>")
+        paragraphs.append(table(("option", "value"), options))
+        paragraphs.append("</details>")
+    return "\n\n".join(["## Training", *paragraphs]) if paragraphs else ""
 
 
 def broken_command(command: str) -> str:
@@ -290,73 +338,81 @@ def broken_command(command: str) -> str:
         if not groups or word.startswith("--"):
             groups.append([])
         groups[-1].append(word)
+
     lines: list[str] = []
-    for group in map(shlex.join, groups):
-        if lines and len(lines[-1]) + len(group) < LINE:
+    for words in groups:
+        group = shlex.join(words)
+        if lines and len(lines[-1]) + len(group) < LINE_LENGTH:
             lines[-1] += f" {group}"
         else:
             lines.append(group)
     return " \\\n    ".join(lines)
 
 
-def worth(metrics: dict[str, float]) -> str:
-    """What the model is worth on held-out text."""
-    lines = []
-    for key, (meaning, unit) in FIGURES.items():
-        if key in metrics:
-            error = (
-                f" ± {metrics['standard_error']:.3f}"
-                if key == "bound" and "standard_error" in metrics
-                else ""
-            )
-            lines.append((meaning, f"{metrics[key]:.3f}{error}", unit))
-    if not lines:
-        return ""
-    parts = ["## Worth", "On held-out text:", table(("", "", ""), lines)]
-    if "bound" in metrics:
-        bound, entropy = metrics["bound"], metrics.get("unigram_entropy")
-        sentence = (
-            f"A bound of {bound:.3f} nats per token says that the model gives a token of held-out text a probability "
-            f"of at least e^-{bound:.3f} = {math.exp(-bound):.3g}, in the geometric mean: its perplexity is at most "
-            f"{math.exp(bound):.4g} per token."
-        )
-        if "standard_error" in metrics:
-            sentence += " What follows ± is the standard error of the estimate."
-        if entropy is not None:
-            sentence += " The entropy of token frequencies is what a model comes to that knows these and nothing else."
-        if entropy is not None and bound >= entropy:
-            sentence += " The bound is not below it: by this measure the model is not shown to know more than these."
-        parts.append(
-            f"{sentence} Figures per token compare only between models of the same vocabulary."
-        )
-    return "\n\n".join(parts)
-
-
-def limits(pipe: Any) -> str:
-    longest = longest_row(pipe)
-    sentences = [
-        "What it writes may repeat or contradict itself, make no sense, and state what is false as if it were true.",
-        "It may repeat the biases, the tone, names and even sentences of the texts that it was trained on.",
-        "Nothing filters what it writes: look at it before you show it to others, and decide nothing by it.",
-    ]
-    if longest:
-        sentences.insert(0, f"Rows have at most {longest:,} tokens.")
-    return "## Limits and risks\n\n" + "\n".join(f"- {sentence}" for sentence in sentences)
-
-
-def papers(pipe: Any) -> list[str]:
-    parts = [part for part in pipe.components.values() if part is not None]
-    ordered = sorted(parts, key=lambda part: not hasattr(part, "step"))  # schedulers first
-    return [
-        f"- {title}, [arXiv:{number}](https://arxiv.org/abs/{number})"
-        for number, title in papers_of(*ordered, pipe)
-    ]
-
-
-def curves_picture(folder: Path) -> bool:
-    """Draw the curves if that can be done; whether there is a picture of them."""
+def has_curves_picture(folder: Path) -> bool:
+    """Whether there is a picture of the curves, which is drawn anew if that can be done."""
     try:
         draw_curves(folder)
     except (OSError, ImportError) as error:
         logger.warning(f"{folder / CURVES_PICTURE} is not drawn anew: {error}")
     return (folder / CURVES_PICTURE).is_file()
+
+
+def evaluation_section(metrics: dict[str, float]) -> str:
+    """The figures of held-out text, and how they are to be read; empty without figures."""
+    lines = []
+    for name, (meaning, unit) in FIGURES.items():
+        if name in metrics:
+            figure = f"{metrics[name]:.3f}"
+            if name == "bound" and "standard_error" in metrics:
+                figure += f" ± {metrics['standard_error']:.3f}"
+            lines.append((meaning, figure, unit))
+    if not lines:
+        return ""
+
+    paragraphs = ["## Evaluation", "On held-out text:", table(("", "", ""), lines)]
+    if "bound" in metrics:
+        paragraphs.append(meaning_of_bound(metrics))
+    return "\n\n".join(paragraphs)
+
+
+def meaning_of_bound(metrics: dict[str, float]) -> str:
+    bound = metrics["bound"]
+    sentences = [
+        f"A bound of {bound:.3f} nats per token says that the model gives a token of held-out text a probability of "
+        f"at least e^-{bound:.3f} = {math.exp(-bound):.3g}, in the geometric mean: its perplexity is at most "
+        f"{math.exp(bound):.4g} per token."
+    ]
+    if "standard_error" in metrics:
+        sentences.append("What follows ± is the standard error of the estimate.")
+    if "unigram_entropy" in metrics:
+        sentences.append(
+            "The entropy of token frequencies is what a model comes to that knows these and nothing else."
+        )
+        if bound >= metrics["unigram_entropy"]:
+            sentences.append(
+                "The bound is not below it: by this measure the model is not shown to know more than these."
+            )
+    sentences.append("Figures per token compare only between models of the same vocabulary.")
+    return " ".join(sentences)
+
+
+# Limits and sources
+
+
+def limits_section(pipe: Any) -> str:
+    sentences = list(RISKS)
+    if pipe.max_length:
+        sentences.insert(0, f"Rows have at most {pipe.max_length:,} tokens.")
+    return "## Limits and risks\n\n" + "\n".join(f"- {sentence}" for sentence in sentences)
+
+
+def papers_section(pipe: Any) -> str:
+    # Schedulers first: theirs is the paper that the model is known by.
+    parts = [part for part in pipe.components.values() if part is not None]
+    parts.sort(key=lambda part: not hasattr(part, "step"))
+
+    lines = []
+    for number, title in papers_of(*parts, pipe):
+        lines.append(f"- {title}, [arXiv:{number}](https://arxiv.org/abs/{number})")
+    return "## Papers\n\n" + "\n".join(lines)

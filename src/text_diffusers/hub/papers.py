@@ -43,13 +43,19 @@ def papers_of(*parts: Any) -> list[tuple[str, str]]:
     """`(arXiv number, title)` of the papers that the classes of these objects cite, in the order of the objects.
 
     The title is the number where it is not known.
+
+    Example:
+        >>> from text_diffusers import D3PMUniformScheduler
+        >>> from text_diffusers.hub.papers import papers_of
+        >>> papers_of(D3PMUniformScheduler(10))[0]
+        ('2107.03006', 'Structured Denoising Diffusion Models in Discrete State-Spaces')
     """
-    found: dict[str, None] = {}
+    # A dict keeps the order, and each paper once.
+    numbers: dict[str, None] = {}
     for part in parts:
         for owner in type(part).__mro__:
-            if owner.__module__.partition(".")[0] == __name__.partition(".")[0]:
-                docstrings = (sys.modules[owner.__module__].__doc__, owner.__doc__)
-                found |= dict.fromkeys(
-                    number for text in docstrings for number in ARXIV.findall(text or "")
-                )
-    return [(number, TITLES.get(number, f"arXiv:{number}")) for number in found]
+            module = owner.__module__
+            if module.startswith("text_diffusers."):
+                cited = f"{sys.modules[module].__doc__} {owner.__doc__}"
+                numbers |= dict.fromkeys(ARXIV.findall(cited))
+    return [(number, TITLES.get(number, f"arXiv:{number}")) for number in numbers]

@@ -22,8 +22,8 @@ def drop_conditions(
 ) -> Batch:
     """A batch in which each row has lost its label, its source, both or neither, by one coin for each.
 
-    A label becomes `num_classes`, "no label". A source is the `given` beginning "[EOS] source [EOS]" of a row; without
-    it the row is "[EOS] [EOS] text", the text being followed by as much padding as is missing. Where only the ends of
+    A label becomes `num_classes`, "no label". A source is the `given` beginning `[EOS] source [EOS]` of a row; without
+    it the row is `[EOS] [EOS] text`, the text being followed by as much padding as is missing. Where only the ends of
     a text are `given` there is no source.
 
     Args:

@@ -1,5 +1,7 @@
 """The figures of the texts of benchmarks/two_level.py, by judges that share nothing with the systems."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from common.results import Record, read_json, write_json
@@ -32,7 +34,7 @@ class Judging:
         self.texts = options.folder / "texts"
         self.perplexity_judge = options.perplexity_judge()
         self.memory = read_json(options.folder / "memory.json")
-        self.real: list[Record] = read_json(self.texts / "real.json")
+        self.real = read_json(self.texts / "real.json")
 
         # Windows have as many words as so many tokens of real text.
         longest = max(self.real, key=lambda record: record["length"])
@@ -42,9 +44,10 @@ class Judging:
 
         documents = classed_documents(options.dataset, options.judge_dataset)
         self.kinds = KindJudge(documents, window_words)
-        self.shares = class_shares(
-            self.kinds.probabilities(read_json(self.texts / "training.json"))
-        )
+        training_texts = read_json(self.texts / "training.json")
+        self.shares = class_shares(self.kinds.probabilities(training_texts))
+
+        # Words that stand together in the judge's documents or the training texts
         train_texts, _ = split_documents(
             load_documents(options.dataset), options.validation_fraction
         )
@@ -53,9 +56,7 @@ class Judging:
     def figures(self, record: Record) -> Record:
         """A record without its texts, but with all their figures except the generative perplexity."""
         probabilities = self.kinds.probabilities(record["texts"])
-        figures: Record = {
-            name: value for name, value in record.items() if name not in ("texts", "tokens")
-        }
+        figures = {name: value for name, value in record.items() if name not in ("texts", "tokens")}
         figures["consistency"] = consistency(probabilities)
         figures["fluency"] = fluency(record["texts"], self.pairs)
         figures["class_distance"] = total_variation(class_shares(probabilities), self.shares)
@@ -73,38 +74,36 @@ class Judging:
         distance = total_variation(class_shares(mixed), self.shares)
         return {"consistency": consistency(mixed), "class_distance": distance}
 
-    def add_perplexity(self, record: Record) -> bool:
-        """Add the generative perplexity of the beginnings of the first texts; whether it was not there before."""
+    def perplexity(self, record: Record, save: Callable[[], Any]) -> float | None:
+        """Generative perplexity of the beginnings of the first texts, which is saved; None without a judge."""
+        if self.perplexity_judge is None:
+            return None
         options = self.options
-        asked = [options.judge, options.judge_texts, options.judge_tokens]
-        if self.perplexity_judge is None or record.get("judged_by") == asked:
-            return False
-
-        texts = [text for text in record["texts"] if len(text.split()) > 1][: options.judge_texts]
-        record["generative_perplexity"] = None
-        if texts:
-            record["generative_perplexity"] = self.perplexity_judge.score(
-                texts, options.judge_tokens
-            ).perplexity
-        record["judged_by"] = asked
-        return True
-
-    def perplexity(self, record: Record) -> float | None:
-        """What a record says of it; None without a judge."""
-        return None if self.perplexity_judge is None else record["generative_perplexity"]
+        judged_by = [options.judge, options.judge_texts, options.judge_tokens]
+        if record.get("judged_by") != judged_by:
+            # A text of one word has nothing to pay for.
+            texts = [text for text in record["texts"] if len(text.split()) > 1][
+                : options.judge_texts
+            ]
+            record["generative_perplexity"] = None
+            if texts:
+                score = self.perplexity_judge.score(texts, options.judge_tokens)
+                record["generative_perplexity"] = score.perplexity
+            record["judged_by"] = judged_by
+            save()
+        return record["generative_perplexity"]
 
     def real_rows(self) -> list[Row]:
         """Two rows a length: real texts, and texts mixed of their windows."""
-        if any([self.add_perplexity(record) for record in self.real]):
-            write_json(self.texts / "real.json", self.real)
-
         rows = []
         for record in self.real:
-            figures = self.figures(record) | {"generative_perplexity": self.perplexity(record)}
-            rows.append(Row(REAL, record["length"], 0, REAL, records=[figures]))
-            rows.append(
-                Row(REAL, record["length"], 0, SHUFFLED_REAL, records=[self.shuffled(record)])
+            perplexity = self.perplexity(
+                record, lambda: write_json(self.texts / "real.json", self.real)
             )
+            figures = self.figures(record) | {"generative_perplexity": perplexity}
+            length = record["length"]
+            rows.append(Row(REAL, length, 0, REAL, records=[figures]))
+            rows.append(Row(REAL, length, 0, SHUFFLED_REAL, records=[self.shuffled(record)]))
         return rows
 
     def judge_comparison(self, comparison: Comparison, judged: dict[str, Record]):
@@ -113,29 +112,25 @@ class Judging:
             cell = comparison.cell(seed)
             if cell is None or not (self.texts / cell.file_name).exists():
                 continue
+
             path = self.texts / cell.file_name
             record = read_json(path)
             if cell.file_name not in judged:
                 judged[cell.file_name] = self.figures(record)
             figures = judged[cell.file_name]
-            if comparison.row.mode != FORWARDS:
-                if self.add_perplexity(record):
-                    write_json(path, record)
-                figures["generative_perplexity"] = self.perplexity(record)
+            if comparison.row.mode != FORWARDS:  # the judge is dear
+                save = partial(write_json, path, record)
+                figures["generative_perplexity"] = self.perplexity(record, save)
             comparison.row.records.append(figures)
 
     def notes(self) -> list[str]:
         """What the judge is worth, what the training texts are like, and how large the systems are."""
         counts = []
         for system in SYSTEMS:
-            num_parameters = read_json(self.options.folder / "costs" / f"{system}.json")[
-                "parameters"
-            ]
-            counts.append(f"{system} {num_parameters:,}")
-        shares = [
-            f"{name} {share:.2f}"
-            for name, share in zip(self.kinds.classes, self.shares, strict=True)
-        ]
+            costs = read_json(self.options.folder / "costs" / f"{system}.json")
+            counts.append(f"{system} {costs['parameters']:,}")
+        pairs = zip(self.kinds.classes, self.shares, strict=True)
+        shares = [f"{name} {share:.2f}" for name, share in pairs]
         return [
             f"parameters: {', '.join(counts)}.",
             f"the judge is right about {self.kinds.accuracy:.1%} of the windows of its own held-out documents, of "
@@ -147,7 +142,7 @@ def judged_rows(options: TwoLevelConfig, costs: Costs) -> tuple[list[Row], list[
     """The rows of the table with the records of all seeds whose texts are there, and notes."""
     judging = Judging(options)
     rows = judging.real_rows()
-    judged: dict[str, Any] = {}  # cells may stand in two rows
+    judged = {}  # cells may stand in two rows
     for comparison in comparisons(options, costs):
         judging.judge_comparison(comparison, judged)
         rows.append(comparison.row)

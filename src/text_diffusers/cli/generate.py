@@ -1,0 +1,89 @@
+"""`text-diffusers generate`: texts from nothing, from a prompt, or from another text."""
+
+from typing import Annotated
+
+import typer
+
+from text_diffusers.cli import options
+from text_diffusers.cli.text_requests import OutputFile, Settings, requests_of
+from text_diffusers.cli.write_texts import write_texts
+
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="beginning of a text; may be given several times", rich_help_panel=options.WRITING
+    ),
+]
+Sources = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="a text to write from, for models of pairs; may be given several times",
+        rich_help_panel=options.WRITING,
+    ),
+]
+NegativePrompt = Annotated[
+    str | None,
+    typer.Option(help="what to lead the texts away from", rich_help_panel=options.WRITING),
+]
+Length = Annotated[
+    int | None,
+    typer.Option(min=1, help="longest text, in tokens", rich_help_panel=options.WRITING),
+]
+
+
+def generate(
+    model: options.Model = options.DEFAULT_MODEL,
+    prompt: Prompts = None,
+    source: Sources = None,
+    label: options.Label = None,
+    guidance_scale: options.GuidanceScale = None,
+    negative_prompt: NegativePrompt = None,
+    max_new_tokens: Length = None,
+    num: options.Count = 1,
+    scheduler: options.Scheduler = None,
+    steps: options.Steps = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = 0,
+    stream: options.Stream = False,
+    input: options.Input = None,
+    output: options.Output = None,
+    batch_size: options.BatchSize = 16,
+    overwrite: options.Overwrite = False,
+):
+    """Write texts: from nothing, from a prompt, or from another text.
+
+    `text-diffusers generate runs/quickstart --prompt "Do you like" --num 3 --scheduler confidence --steps 32`
+
+    Many at once, resumed where it stopped, and by several processes:
+
+    `text-diffusers generate runs/quickstart --input prompts.txt --output texts.jsonl`
+
+    `accelerate launch --multi_gpu --num_processes 2 -m text_diffusers.cli generate runs/quickstart --input prompts.txt
+    --output texts.jsonl`
+
+    A line of a .jsonl input is `{"prompt": "...", "label": 1}`, or has `"source"` instead. Without `--input`,
+    `--output` takes the texts of this command.
+    """
+    if prompt and source:
+        raise ValueError("`--prompt` and `--source` exclude each other.")
+    if source:
+        requests = requests_of("source", source, label, input)
+    else:
+        requests = requests_of("prompt", prompt or [], label, input)
+
+    settings = Settings(
+        scheduler=scheduler,
+        num_inference_steps=steps,
+        num_return_sequences=num,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    file = OutputFile.of_options(input, output, batch_size, overwrite)
+    write_texts(model, requests, settings, file, stream=stream)

@@ -1,0 +1,62 @@
+"""`text-diffusers infill`: the gaps of a text."""
+
+from typing import Annotated
+
+import typer
+
+from text_diffusers.cli import options
+from text_diffusers.cli.text_requests import OutputFile, Settings, requests_of
+from text_diffusers.cli.write_texts import write_texts
+
+ModelAndText = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[MODEL] TEXT", help="the text has [MASK] for every token to fill in"),
+]
+
+
+def infill(
+    model_and_text: ModelAndText = None,
+    label: options.Label = None,
+    guidance_scale: options.GuidanceScale = None,
+    num: options.Count = 1,
+    scheduler: options.Scheduler = None,
+    steps: options.Steps = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = 0,
+    stream: options.Stream = False,
+    input: options.Input = None,
+    output: options.Output = None,
+    batch_size: options.BatchSize = 16,
+    overwrite: options.Overwrite = False,
+):
+    """Fill in the gaps of a text: each [MASK] is one token.
+
+    `text-diffusers infill runs/quickstart "i went to the [MASK] with my [MASK]" --num 5 --temperature 0.7`
+
+    With `--input` the texts are the lines of a .txt file, or objects `{"text": "..."}` of a .jsonl file.
+    """
+    words = model_and_text or []
+    if input is None:
+        model, text = options.model_and_text(words)
+        texts = [text]
+    elif len(words) > 1:
+        raise ValueError(f"expected [MODEL] with `--input`, got {len(words)} words.")
+    else:
+        model = words[0] if words else options.DEFAULT_MODEL
+        texts = []
+
+    settings = Settings(
+        scheduler=scheduler,
+        num_inference_steps=steps,
+        num_return_sequences=num,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        guidance_scale=guidance_scale,
+        seed=seed,
+    )
+    requests = requests_of("text", texts, label, input)
+    file = OutputFile.of_options(input, output, batch_size, overwrite)
+    write_texts(model, requests, settings, file, stream=stream)

@@ -1,0 +1,72 @@
+"""`text-diffusers publish`: a pipeline on the Hub, and a Space beside it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+INDEX = "model_index.json"
+
+Folder = Annotated[Path, typer.Argument(help="of a trained pipeline")]
+RepoId = Annotated[str, typer.Argument(help="user/name")]
+License = Annotated[
+    str, typer.Option(help="of the weights, as the Hub names it: apache-2.0, mit ...")
+]
+DataSets = Annotated[list[str] | None, typer.Option(help="what it was trained on; may be repeated")]
+Private = Annotated[bool, typer.Option("--private", help="if the repository is new")]
+Space = Annotated[str | None, typer.Option(help="user/name of a Space that shows it")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(help="holds the token; default: HF_TOKEN, or that of `hf auth login`"),
+]
+DryRun = Annotated[
+    Path | None, typer.Option(help="write what would be uploaded into this folder instead")
+]
+
+
+def publish(
+    folder: Folder,
+    repo_id: RepoId,
+    license: License,
+    dataset_name: DataSets = None,
+    private: Private = False,
+    space: Space = None,
+    token_file: TokenFile = None,
+    dry_run: DryRun = None,
+):
+    """Put a pipeline on the Hub, with its code and a model card, and a Space beside it.
+
+    `text-diffusers publish runs/quickstart me/mine --license apache-2.0 --dataset-name chitchat --space me/demo`
+
+    `text-diffusers publish runs/quickstart me/mine --license apache-2.0 --dry-run look_at_me`
+    """
+    token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
+    if dry_run is not None and dry_run.exists() and any(dry_run.iterdir()):
+        raise ValueError(
+            f"`--dry-run` must name a folder that is empty or not there yet, got {str(dry_run)!r}."
+        )
+    if not (folder / INDEX).is_file():
+        raise FileNotFoundError(f"{folder} holds no pipeline: there is no {INDEX} in it.")
+
+    from text_diffusers.cli.writer import load_pipeline
+    from text_diffusers.hub.export import push_space, push_to_hub, save_with_code
+    from text_diffusers.hub.model_card import model_card
+
+    pipe = load_pipeline(str(folder))
+    card = model_card(
+        pipe,
+        folder,
+        name=repo_id.rpartition("/")[2],
+        repo_id=repo_id,
+        license=license,
+        datasets=dataset_name or (),
+    )
+    if dry_run is not None:
+        typer.echo(save_with_code(pipe, dry_run, card, records=folder))
+        return
+
+    # Without the option, the account's setting holds.
+    is_private = private or None
+    typer.echo(push_to_hub(pipe, repo_id, card, records=folder, token=token, private=is_private))
+    if space is not None:
+        typer.echo(push_space(space, repo_id, token=token, private=is_private))

@@ -1,0 +1,91 @@
+"""The texts of requests, in the terminal or into a file."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import typer
+
+from text_diffusers.cli.text_requests import OutputFile, Settings, TextRequest
+
+
+def write_texts(
+    model: str,
+    requests: list[TextRequest],
+    settings: Settings,
+    file: OutputFile | None = None,
+    stream: bool = False,
+):
+    """Load a model and write the texts of all requests.
+
+    Args:
+        model: folder, Hub repository or name.
+        file: that takes the texts; by default the terminal does.
+        stream: show the texts after every step.
+
+    Raises:
+        ValueError: if a setting or a request does not fit the model.
+    """
+    if stream and file is not None:
+        raise ValueError("`--stream` must be left out with `--output`.")
+    from text_diffusers.cli.writer import Writer, load_pipeline
+
+    shows_progress = file is None and not stream and sys.stderr.isatty()
+    pipe = load_pipeline(model, show_progress=shows_progress)
+    if settings.scheduler == "list":
+        list_samplers(pipe)
+        return
+
+    writer = Writer(pipe, settings)
+    if file is not None:
+        write_file(writer, requests, file)
+    elif stream:
+        show_stream(writer.stream(requests))
+    else:
+        for texts in writer(requests):
+            for text in texts:
+                typer.echo(text)
+
+
+def list_samplers(pipe: Any):
+    """Print the samplers of a pipeline."""
+    from text_diffusers.samplers import current_sampler, samplers_for
+
+    current = current_sampler(pipe)
+    for name, sampler in samplers_for(pipe).items():
+        note = " (the default)" if name == current else ""
+        typer.echo(f"{name:20}{sampler.summary}{note}")
+
+
+def write_file(writer: Any, requests: list[TextRequest], file: OutputFile):
+    """Write into a file, together with other processes if there are any; the exit code is 1 if it holds errors."""
+    from text_diffusers.cli.batch_generation import generate_file
+    from text_diffusers.cli.writer import process_state
+
+    state = process_state()
+    if state.num_processes > 1:
+        report(state, f"{state.num_processes} processes write {file.path}")
+    num_refused = generate_file(writer, requests, file.path, file.batch_size, file.overwrite)
+    if num_refused:
+        report(state, f"{num_refused} of {len(requests)} lines of {file.path} hold an error")
+        raise typer.Exit(1)
+
+
+def report(state: Any, message: str):
+    if state.is_main_process:
+        typer.echo(f"text-diffusers: {message}", err=True)
+
+
+def show_stream(frames: Iterable[list[str]]):
+    """In a terminal, texts that change in place; else a line for each text after every step."""
+    if not sys.stdout.isatty():
+        for texts in frames:
+            typer.echo("\n".join(texts))
+        return
+
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(refresh_per_second=12) as live:
+        for texts in frames:
+            live.update(Text("\n".join(texts)))

@@ -1,0 +1,170 @@
+"""A pipeline of any kind that writes the texts of requests, each from a seed of its own."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from diffusers.utils import logging as diffusers_logging
+
+import text_diffusers
+from text_diffusers.cli.text_requests import Settings, TextRequest
+from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
+from text_diffusers.samplers import (
+    SHAPING,
+    current_sampler,
+    most_steps,
+    samplers_for,
+    with_sampler,
+)
+from text_diffusers.training.checkpoints import weights_digest
+
+GAP = "[MASK]"  # in a text to be filled in, whatever the tokenizer calls its mask
+
+
+class Writer:
+    """A pipeline with settings, which writes the texts of requests.
+
+    Args:
+        pipe: any pipeline of texts; it stays as it is.
+        settings: of the writing.
+
+    Raises:
+        ValueError: if a setting does not fit the pipeline.
+    """
+
+    def __init__(self, pipe: Any, settings: Settings):
+        self.settings = settings
+        arguments = {name: value for name, value in asdict(settings).items() if value is not None}
+        del arguments["seed"]
+        scheduler = arguments.pop("scheduler", None)
+
+        # What shapes the predictions is an argument of the call, or else a setting of the scheduler.
+        accepted = parameters_of(pipe)
+        shaping = {}
+        if "temperature" not in accepted:
+            for name in SHAPING:
+                if name in arguments and name not in accepted:
+                    shaping[name] = arguments.pop(name)
+        self.pipe = with_sampler(pipe, scheduler, **shaping)
+
+        if "num_inference_steps" not in arguments:
+            name = current_sampler(self.pipe)
+            if name is not None and samplers_for(self.pipe)[name].token_a_step:
+                arguments["num_inference_steps"] = most_steps(self.pipe)
+        check_accepted(self.pipe, arguments)
+        self.arguments = arguments
+
+    def __call__(self, requests: Sequence[TextRequest]) -> list[list[str]]:
+        """The texts of each request.
+
+        Raises:
+            ValueError: if a request does not fit the pipeline, or another.
+        """
+        texts = self.pipe(**self.inputs(requests), **self.arguments).texts
+        count = self.settings.num_return_sequences
+        return [texts[first : first + count] for first in range(0, len(texts), count)]
+
+    def stream(self, requests: Sequence[TextRequest]) -> Iterator[list[str]]:
+        """Yield all texts, those of `__call__` one after the other, after every step.
+
+        Raises:
+            ValueError: if a request does not fit the pipeline.
+        """
+        return self.pipe.stream(**self.inputs(requests), **self.arguments)
+
+    def inputs(self, requests: Sequence[TextRequest]) -> dict[str, Any]:
+        """The arguments of the pipeline's call for these requests."""
+        inputs: dict[str, Any] = {}
+        names = {name for request in requests for name in request.inputs}
+        for name in names:
+            inputs[name] = [request.inputs.get(name, "") for request in requests]
+
+        mask_token = self.pipe.tokenizer.mask_token
+        if "text" in inputs and mask_token:
+            inputs["text"] = [text.replace(GAP, mask_token) for text in inputs["text"]]
+        labels = [request.label for request in requests]
+        if any(label is not None for label in labels):
+            inputs["class_labels"] = labels
+        if not inputs and len(requests) > 1:
+            inputs["prompt"] = [""] * len(requests)
+        check_accepted(self.pipe, inputs)
+
+        generators = []
+        for request in requests:
+            for number in range(self.settings.num_return_sequences):
+                seed = text_seed(self.settings.seed, request.place, number)
+                generators.append(torch.Generator().manual_seed(seed))
+        return {**inputs, "generator": generators}
+
+    def record(self) -> dict[str, Any]:
+        """All that the texts depend on beside the requests, as JSON: settings, scheduler, weights and versions."""
+        schedulers = {}
+        for name in self.pipe.scheduler_names:
+            scheduler = getattr(self.pipe, name)
+            # Keys with an underscore say where a configuration came from.
+            config = {
+                key: value for key, value in scheduler.config.items() if not key.startswith("_")
+            }
+            schedulers[name] = {"class": type(scheduler).__name__, "config": config}
+
+        weights = {}
+        for name, part in sorted(self.pipe.components.items()):
+            if isinstance(part, torch.nn.Module):
+                weights[name] = weights_digest(part)
+        return {
+            "pipeline": type(self.pipe).__name__,
+            "weights": weights,
+            "versions": {
+                "text_diffusers": text_diffusers.__version__,
+                "torch": str(torch.__version__),
+            },
+            "settings": asdict(self.settings),
+            "schedulers": schedulers,
+        }
+
+
+def text_seed(seed: int, place: int, number: int) -> int:
+    """The seed of text `number` of the request at `place`.
+
+    Example:
+        >>> from text_diffusers.cli.writer import text_seed
+        >>> text_seed(0, place=0, number=1) == text_seed(0, place=1, number=0)
+        False
+    """
+    return int(np.random.SeedSequence([seed, place, number]).generate_state(1)[0])
+
+
+def parameters_of(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(pipe).__call__).parameters
+
+
+def check_accepted(pipe: Any, arguments: Mapping[str, Any]):
+    """Refuse an argument that the pipeline's call does not take."""
+    accepted = parameters_of(pipe)
+    for name, value in arguments.items():
+        if name not in accepted:
+            raise ValueError(
+                f"`{name}` must be left out: {type(pipe).__name__} does not take it, got {value!r}."
+            )
+
+
+def process_state() -> PartialState:
+    """This process among those that a launcher started, on an accelerator if there is one."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def load_pipeline(model: str, show_progress: bool = False) -> Any:
+    """A pipeline from a folder, the Hub, or the models that come with this package, on this process's device.
+
+    Raises:
+        OSError: if there is none, or it cannot be had.
+        ValueError: if it cannot be loaded.
+    """
+    diffusers_logging.disable_progress_bar()
+    pipe: Any = TextDiffusionPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=not show_progress)
+    return pipe.to(process_state().device)
