@@ -29,6 +29,7 @@ EXTRAS = {
         "mkdocs-material>=9.7",
         "mkdocs-static-i18n>=1.3",
         "mkdocstrings[python]>=1.0",
+        "ruff>=0.17",  # which breaks long signatures
     ],
     "dev": [
         "optuna>=5.0",

@@ -31,8 +31,11 @@ PARTS = ("steps", "rows", "tokens")
 
 @dataclass
 class SamplingOptions:
+    # What is measured
     parts: list[str] = option(list(PARTS), f"among {', '.join(PARTS)}")
     vocab_sizes: list[int] = option([8_192, 50_258], "of the steps")
+
+    # How it is measured
     threads: int = option(1, "of torch", limit="at least 1")
     repetitions: int = option(5, "of the steps, and of 128 tokens", limit="at least 1")
     quick: bool = option(False, "at most 32 steps, and 1,024 tokens at batch 1 only")
@@ -47,6 +50,8 @@ def main(options: SamplingOptions, size: Size | None = None):
     """Print the tables of the chosen parts, line by line as they are measured."""
     torch.set_num_threads(options.threads)
     size = size or Size()
+
+    # A busy machine makes times doubtful, so its load stands beside them.
     machine = {
         "torch": torch.__version__,
         "threads": options.threads,
@@ -54,7 +59,6 @@ def main(options: SamplingOptions, size: Size | None = None):
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
 
-    # The tables are written after each part, so that an interrupted run leaves those that were finished.
     tables = {"run": machine, "size": asdict(size)}
     measurements = {
         "steps": lambda: step_costs(options.vocab_sizes, options.repetitions, size),
@@ -64,9 +68,13 @@ def main(options: SamplingOptions, size: Size | None = None):
     for part in options.parts:
         print(f"\n{part}")
         tables[part] = []
+
+        # Each is a generator: a line is printed when it has been measured.
         for line in measurements[part]():
             print_aligned(line, first=not tables[part])
             tables[part].append(line)
+
+        # Written after each part, so that an interrupted run leaves those that were finished.
         if options.json is not None:
             Path(options.json).write_text(json.dumps(tables, indent=1), encoding="utf-8")
 

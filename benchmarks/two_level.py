@@ -49,6 +49,7 @@ from text_diffusers.data.rows import tokenize
 from text_diffusers.data.sources import load_documents, split_documents
 from text_diffusers.training.config import OptionParser
 
+# Texts of each length that are the yardstick, and those that show the kinds of the training texts.
 REAL_TEXTS = 64
 TRAINING_TEXTS = 512
 
@@ -58,12 +59,15 @@ TRAINING_TEXTS = 512
 
 def held_out_rows(options: TwoLevelConfig, tokenizer: Any) -> tuple[Tensor, list[str]]:
     """Held-out rows (B, L) of tokens, full ones in a random order, and texts of the beginnings of training rows."""
-    train_texts, held_out = split_documents(
-        load_documents(options.dataset), options.validation_fraction
-    )
+    documents = load_documents(options.dataset)
+    train_texts, held_out = split_documents(documents, options.validation_fraction)
+
+    # 1. Held-out rows; full ones can be cut to every length
     rows = tokenize(held_out, tokenizer, options.length)
     full_rows = [row["input_ids"] for row in rows if all(row["attention_mask"])]
-    needed = max(options.texts_of(length) for length in options.lengths)  # for plans of real texts
+
+    # The plan of each written text of a cell may be that of another real one.
+    needed = max(options.texts_of(length) for length in options.lengths)
     if len(full_rows) < needed:
         raise ValueError(
             f"`dataset` must have {needed} held-out rows of `length`={options.length} tokens, one for each text of a "
@@ -71,26 +75,31 @@ def held_out_rows(options: TwoLevelConfig, tokenizer: Any) -> tuple[Tensor, list
         )
     random.Random(0).shuffle(full_rows)
 
+    # 2. The beginnings of training rows, as long as the shortest texts of the table
     train_rows = tokenize(train_texts, tokenizer, options.length)
-    chosen = random.Random(0).sample(range(len(train_rows)), min(TRAINING_TEXTS, len(train_rows)))
-    beginnings = [train_rows[place]["input_ids"][: min(options.lengths)] for place in chosen]
-    training_texts = [first_text(tokenizer, row) for row in beginnings]
+    count = min(TRAINING_TEXTS, len(train_rows))
+    training_texts = []
+    for number in random.Random(0).sample(range(len(train_rows)), count):
+        beginning = train_rows[number]["input_ids"][: min(options.lengths)]
+        training_texts.append(first_text(tokenizer, beginning))
     return torch.tensor(full_rows), decoded(training_texts, tokenizer)
 
 
 def first_text(tokenizer: Any, row: Sequence[int]) -> list[int]:
     """Tokens of the first text in a row, without its ends."""
-    special = set(tokenizer.all_special_ids)
+    special_ids = set(tokenizer.all_special_ids)
     tokens = []
     for token in row:
-        if token not in special:
+        if token not in special_ids:
             tokens.append(token)
         elif tokens:
+            # The end of the first text; special tokens before it are skipped.
             break
     return tokens
 
 
 def decoded(rows: Sequence[list[int]], tokenizer: Any) -> list[str]:
+    """The text of each row, without white space around it."""
     return [tokenizer.decode(row).strip() for row in rows]
 
 
@@ -109,23 +118,26 @@ def real_records(options: TwoLevelConfig, tokenizer: Any, rows: Tensor) -> list[
 
 def write_texts(options: TwoLevelConfig):
     """Write the texts of all cells of the chosen systems and seeds that are not there."""
-    # 1. Memory first, while this process has computed little; then real texts
-    memory_file = options.folder / "memory.json"
     tokenizer = shared_tokenizer(options)
+
+    # 1. Memory first: its forks must come from a process that has computed nothing
+    memory_file = options.folder / "memory.json"
     if not memory_file.exists():
         memory = {}
         for system in SYSTEMS:
-            memory[system] = {
-                length: in_own_process(1, peak_memory, options, system, length)
-                for length in options.lengths
-            }
+            peaks = {}
+            for length in options.lengths:
+                peaks[length] = in_own_process(1, peak_memory, options, system, length)
+            memory[system] = peaks
         write_json(memory_file, memory)
+
+    # 2. Real texts, the yardstick of all cells
     texts = options.folder / "texts"
     rows, training_texts = held_out_rows(options, tokenizer)
     read_or_make(texts / "training.json", lambda: training_texts)
     read_or_make(texts / "real.json", lambda: real_records(options, tokenizer, rows))
 
-    # 2. Cells, some of which stand in two rows of the table
+    # 3. Cells, some of which stand in two rows of the table
     costs = all_costs(options)
     for system in options.systems:
         for seed in options.seeds:
@@ -134,32 +146,40 @@ def write_texts(options: TwoLevelConfig):
                 cell = comparison.cell(seed)
                 if comparison.system != system or cell is None:
                     continue
+
                 file = texts / cell.file_name
                 if file.exists():
                     continue
-                shape = f"{cell.length} tokens, steps {cell.steps}, plan {cell.plan}"
-                print(f"{system}, seed {seed}: {shape}", flush=True)
+
+                request = f"{cell.length} tokens, steps {cell.steps}, plan {cell.plan}"
+                print(f"{system}, seed {seed}: {request}", flush=True)
+                # A pipeline is loaded only if there is something to write.
                 pipe = pipe or System(system, options).load(seed)
                 write_json(file, write_cell(pipe, cell, options, rows))
 
 
 def main(options: TwoLevelConfig) -> list[Row]:
     """Train, write and report what the stage asks for; returns the rows of the table, if there is one."""
+    # On one thread the minutes of a training and the seconds of writing mean the same on any number of cores.
     torch.set_num_threads(1)
     disable_progress_bars()
     check_settings(options)
+
     if options.stage == "all":
-        # Errors now, and not after the training.
+        # Errors of the judge's documents come now, and not after the training.
         classed_documents(options.dataset, options.judge_dataset)
 
+    # Seed by seed, so that an early report compares all systems.
     if options.stage in ("all", "train"):
         for seed in options.seeds:
             for name in options.systems:
                 system = System(name, options)
                 if not system.is_trained(seed):
                     system.train(seed)
+
     if options.stage in ("all", "write"):
         write_texts(options)
+
     if options.stage not in ("all", "report"):
         return []
 

@@ -130,6 +130,20 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         """Whether a callback ended the call, which then returns what is written, by `pipe._interrupt = True`."""
         return self._interrupt
 
+    def _register_text_components(
+        self, tokenizer: Any, denoiser: Any, scheduler: Any, lengths: Any, label_names: Any
+    ) -> bool:
+        """Register the components and settings of a pipeline with a denoiser; whether all components are there."""
+        components = {"tokenizer": tokenizer, "denoiser": denoiser, "scheduler": scheduler}
+        stock: Any = self
+        stock.register_modules(**components)
+
+        # A folder for the Hub holds the names of labels as {"0": name, ...}.
+        if isinstance(label_names, dict):
+            label_names = list(label_names.values())
+        stock.register_to_config(lengths=lengths, label_names=label_names)
+        return None not in components.values()
+
     # Loading and saving
 
     @classmethod

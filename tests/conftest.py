@@ -31,6 +31,20 @@ SENTENCES = [
 ]
 
 
+def slow(*values):
+    """Parameters of a case that is left to `make test-slow`."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def mostly_slow(values, fast):
+    """Parameters of a test: those of `values` that are in `fast`, and as slow ones all the others."""
+    cases = []
+    for value in values:
+        parts = value if isinstance(value, tuple) else (value,)
+        cases.append(pytest.param(*parts) if value in fast else slow(*parts))
+    return cases
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
@@ -74,7 +88,13 @@ def make_denoiser(tokenizer, **changes):
 
 def make_embedding_model(tokenizer, **changes):
     torch.manual_seed(0)
-    sizes = {"embedding_dim": 8, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "max_length": 32}
+    sizes = {
+        "embedding_dim": 8,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "max_length": 32,
+    }
     ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
     model = EmbeddingTransformerModel(len(tokenizer), **sizes | ids | changes)
     for parameter in model.parameters():  # the zero-initialised layers would hide mistakes
@@ -89,7 +109,9 @@ def denoiser(tokenizer):
 
 @pytest.fixture
 def pipe(tokenizer, denoiser):
-    pipe = TextDiffusionPipeline(tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id))
+    pipe = TextDiffusionPipeline(
+        tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -100,7 +122,12 @@ def make_loop(tokenizer, tmp_path):
     rows = tokenize(Dataset.from_dict({"text": SENTENCES * 30}), tokenizer, length=16)
 
     def make(folder="run", dropout=0.1, evaluate=None, write=None, **changes):
-        settings = {"max_train_steps": 8, "train_batch_size": 16, "lr_warmup_steps": 2, "report_to": ["none"]}
+        settings = {
+            "max_train_steps": 8,
+            "train_batch_size": 16,
+            "lr_warmup_steps": 2,
+            "report_to": ["none"],
+        }
         settings |= {"validation_steps": 0, "checkpointing_steps": 0, "num_cpu_threads": 1}
         again = {"overwrite_output_dir": "resume_from_checkpoint" not in changes}
         config = TrainingConfig(output_dir=str(tmp_path / folder), **settings | again | changes)
@@ -112,6 +139,8 @@ def make_loop(tokenizer, tmp_path):
         model = make_denoiser(tokenizer, dropout=dropout)
         count = config.train_batch_size * config.gradient_accumulation_steps
         order = ShuffledRows(rows, rows_per_step=count, seed=config.seed)
-        return TrainingLoop(config, make_accelerator(config), model, loss_function, order, evaluate, write)
+        return TrainingLoop(
+            config, make_accelerator(config), model, loss_function, order, evaluate, write
+        )
 
     return make

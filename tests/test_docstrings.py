@@ -14,13 +14,8 @@ import text_diffusers
 
 FINDER = doctest.DocTestFinder(exclude_empty=True)
 RUNNER_OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
-
-
-ROOMS = (
-    "pipelines",
-    "schedulers",
-    "space",
-)  # beside `src`, where a walk through it does not find them
+# They stand beside `src`, where a walk through it does not find them.
+ROOMS = ("pipelines", "schedulers", "space")
 
 
 def modules_with_examples():

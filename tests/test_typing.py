@@ -10,7 +10,7 @@ import pytest
 
 import text_diffusers
 
-# The third line ends in an argument that is given by its name.
+# The program of a user, then what a type checker is asked about it
 PROGRAM = """from text_diffusers import TextDiffusionPipeline
 pipe = TextDiffusionPipeline.from_pretrained("x")
 texts = pipe("a", guidance_scale=2.0).texts

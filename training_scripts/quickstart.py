@@ -21,6 +21,7 @@ def main(folder: str):
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
 
+    # The temperature belongs to the scheduler; everything else of its noise stays.
     pipe.scheduler = D3PMAbsorbingScheduler.from_config(
         pipe.scheduler.config, temperature=TEMPERATURE
     )
@@ -29,9 +30,11 @@ def main(folder: str):
     for text in written.texts:
         print(f"  - {text}")
 
+    # A prompt is a beginning that stays as it is.
     print("\nA text continued:")
     print(f"  {pipe('Hi! How are', generator=generator).texts[0]}")
 
+    # Each mask is one token, which sees the text on both sides.
     print("\nA text filled in:")
     print(f"  {INFILL}\n  {pipe(text=INFILL, generator=generator).texts[0]}")
 

@@ -31,12 +31,14 @@ def main(run: Path, folder: Path):
     Raises:
         ValueError: if the weights are too large to be shipped.
     """
+    # 1. Half the bytes; a folder of an older model must leave no file behind.
     pipe = TextDiffusionPipeline.from_pretrained(run)
     pipe.to(torch.float16)
     shutil.rmtree(folder, ignore_errors=True)
     pipe.save_pretrained(folder)
     forget_origin(folder)
 
+    # 2. The wheel holds the model, so it must stay small.
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
     if size > LARGEST:
         raise ValueError(
@@ -50,11 +52,13 @@ def main(run: Path, folder: Path):
         "tokenizer": str(run / "tokenizer"),
         "overwrite_output_dir": True,
     }
+    # The run's own tokenizer is read, not trained anew, so that the texts are cut as they were.
     config = D3PMConfig(**options)
     copy_records(run, folder)
     pipe = TextDiffusionPipeline.from_pretrained(folder)
     report(config, pipe, prepare_data(config, make_accelerator(config)))
 
+    # The card shows texts, which are written here in full precision, as on a CPU.
     pipe.to(torch.float32)
     card = model_card(pipe, folder, name=SHIPPED_MODEL, license="apache-2.0")
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -99,6 +99,7 @@ SQLITE_SECONDS = 60  # that a process waits for the others
 class SweepConfig:
     """Options of the search; those of the trials are the recipe's."""
 
+    # The study
     num_trials: int = option(
         20, "complete or pruned trials that are wanted; 0: only report", limit="at least 0"
     )
@@ -106,8 +107,10 @@ class SweepConfig:
     search: list[str] | None = option(
         None, f"among {', '.join(SPACE)}; default: all that the recipe has"
     )
+    # Choices of the sizes, which depend on the machine
     widths: list[int] = option([128, 256, 384], "choices of hidden_size")
     depths: list[int] = option([2, 4, 6, 8], "choices of num_layers")
+    # Pruning
     prune_after_trials: int = option(
         5,
         "complete trials that reached a share of the budget before any is pruned there",
@@ -164,17 +167,17 @@ class Sweep:
 def load_recipe(name: str) -> tuple[ModuleType, type]:
     """The training script of this name, a module beside this one, and its class of options."""
     path = Path(__file__).with_name(f"{name}.py")
-    known = ", ".join(sorted(script.stem for script in path.parent.glob("train_*.py")))
+    recipes = ", ".join(sorted(script.stem for script in path.parent.glob("train_*.py")))
     if not path.is_file():
         raise ValueError(
-            f"`recipe` must be a script beside sweep.py, such as {known}; got {name!r}."
+            f"`recipe` must be a script beside sweep.py, such as {recipes}; got {name!r}."
         )
 
     module = importlib.import_module(name)
     hints = get_type_hints(module.main) if hasattr(module, "main") else {}
     if not {"config", "on_validation"} <= hints.keys():
         raise ValueError(
-            f"`recipe` must have a `main(config, on_validation)`, such as {known}; got {name!r}."
+            f"`recipe` must have a `main(config, on_validation)`, such as {recipes}; got {name!r}."
         )
     return module, hints["config"]
 
@@ -182,10 +185,10 @@ def load_recipe(name: str) -> tuple[ModuleType, type]:
 def parse(arguments: list[str] | None) -> Sweep:
     """Read and check the whole command line, before anything is written."""
     # The recipe says which other options there are, so it is read first.
-    first, _ = OptionParser(SweepConfig, add_help=False, allow_abbrev=False).parse_known_args(
-        arguments
-    )
-    recipe, recipe_config = load_recipe(first.recipe)
+    search_options, _ = OptionParser(
+        SweepConfig, add_help=False, allow_abbrev=False
+    ).parse_known_args(arguments)
+    recipe, recipe_config = load_recipe(search_options.recipe)
     parser = OptionParser(
         (SweepConfig, recipe_config),
         usage="%(prog)s --output_dir FOLDER [--option VALUE ...]",
@@ -201,6 +204,7 @@ def parse(arguments: list[str] | None) -> Sweep:
     parsed = parser.parse_args(arguments, nothing_given)
     given = {name: value for name, value in vars(parsed).items() if value is not None}
 
+    # Trials run one after the other, so what belongs to a single start has no place here.
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         raise ValueError(
             f"A sweep is 1 process, got {processes}: start it in several terminals instead."
@@ -209,6 +213,7 @@ def parse(arguments: list[str] | None) -> Sweep:
         if name in given:
             raise ValueError(f"`{name}` is for single runs: the same command goes on with a sweep.")
 
+    # The two dataclasses share one command line; each takes its own options.
     config = SweepConfig(**{name: given[name] for name in search_names if name in given})
     recipe_given = {name: given[name] for name in recipe_names if name in given}
     base = recipe_config(**TRIAL_DEFAULTS | recipe_given)
@@ -230,6 +235,7 @@ def search_space(
                 f"`{name}` is in `search` and given as {given[name]!r}: search it or fix it."
             )
 
+    # By default all that the recipe has and the command line leaves open
     searched = [
         name for name in existing if name in (config.search or existing) and name not in given
     ]
@@ -280,16 +286,18 @@ def open_study(sweep: Sweep) -> optuna.Study:
     """The study of the output folder, new or with the same options as before."""
     folder = sweep.folder
     database = folder / "study.db"
+    # Nothing to report on, or trials without the study that they belong to
     if not database.exists() and (sweep.config.num_trials == 0 or any(folder.glob("trial-*"))):
         raise ValueError(
             f"`output_dir`={str(folder)!r} has no study.db to report on or to go with its trials."
         )
 
     # A trial is compared with the median of others at the same point, once there are enough of them.
-    enough = sweep.config.prune_after_trials
+    min_trials = sweep.config.prune_after_trials
     warmup = math.ceil(sweep.config.prune_warmup * PRUNING_POINTS)
-    pruner = optuna.pruners.MedianPruner(enough, warmup, n_min_trials=enough)
+    pruner = optuna.pruners.MedianPruner(min_trials, warmup, n_min_trials=min_trials)
 
+    # Only one process at a time creates the study or compares its options.
     with lock_of(folder, "study"):
         storage = optuna.storages.RDBStorage(
             f"sqlite:///{database}", {"connect_args": {"timeout": SQLITE_SECONDS}}
@@ -311,14 +319,15 @@ def open_study(sweep: Sweep) -> optuna.Study:
 def keep_options(study: optuna.Study, sweep: Sweep):
     """Note the options of the sweep in its study, which must be the same as those of its trials."""
     if study.get_trials(deepcopy=False, states=COUNTED):
-        before = study.user_attrs["options"]
+        noted = study.user_attrs["options"]
         for name, value in sweep.options.items():
-            if before.get(name) != value:
+            if noted.get(name) != value:
                 raise ValueError(
-                    f"`{name}` must stay {before.get(name)!r} in the study of `output_dir`={str(sweep.folder)!r}, got "
+                    f"`{name}` must stay {noted.get(name)!r} in the study of `output_dir`={str(sweep.folder)!r}, got "
                     f"{value!r}: bounds compare under the same options only. Choose another folder."
                 )
 
+    # A study without trials that count takes the options of this command line.
     study.set_user_attr("options", sweep.options)
     study.set_user_attr("given", sweep.given)
 
@@ -328,6 +337,7 @@ def fail_dead_trials(study: optuna.Study, folder: Path):
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         name = trial_name(trial.number)
         try:
+            # A lock that can be taken has lost its process; the system freed it.
             with lock_of(folder, name).acquire(blocking=False):
                 study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 shutil.rmtree(folder / name / CHECKPOINT_FOLDER, ignore_errors=True)
@@ -339,6 +349,7 @@ def claim_trial(
     sweep: Sweep, study: optuna.Study
 ) -> tuple[optuna.Trial, TrainingConfig, Any] | None:
     """The next trial, its configuration and its lock, held; `None` if enough trials are finished or running."""
+    # Counted and claimed under one lock, so that two processes never run one trial too many.
     with lock_of(sweep.folder, "study"):
         fail_dead_trials(study, sweep.folder)
         if len(study.get_trials(deepcopy=False, states=COUNTED)) >= sweep.config.num_trials:
@@ -350,6 +361,7 @@ def claim_trial(
         )
         trial = study.ask()
         name = trial_name(trial.number)
+        # Held while the trial runs: it tells the others that the trial lives.
         lock = lock_of(sweep.folder, name).acquire(blocking=False)
 
         chosen = {}
@@ -371,10 +383,12 @@ def claim_trial(
 
 def run_trial(recipe: ModuleType, study: optuna.Study, trial: optuna.Trial, config: TrainingConfig):
     """Train, and tell the study how it ended; an end that says nothing about the trial's options is raised again."""
+    # The recipe may change the threads of this process, which the next trial needs again.
     threads = torch.get_num_threads()
     latest = {}
 
     def on_validation(step: int, metrics: dict[str, float]):
+        # A bound that is no number ends the trial, and teaches the sampler to keep away.
         bound = metrics["bound"]
         trial.set_user_attr("steps", step)
         trial.set_user_attr("standard_error", metrics.get("standard_error"))
@@ -397,6 +411,7 @@ def run_trial(recipe: ModuleType, study: optuna.Study, trial: optuna.Trial, conf
             )
 
     try:
+        # A trial is worth its last bound, that of the whole budget.
         recipe.main(config, on_validation)
         study.tell(trial, latest["bound"])
     except BaseException as error:
@@ -416,14 +431,17 @@ def run_trial(recipe: ModuleType, study: optuna.Study, trial: optuna.Trial, conf
 
 def judge(error: BaseException) -> tuple[str, bool]:
     """The name of a training's end by this exception, and whether it is due to the trial's options."""
+    # An error may have been raised from another, which tells that the memory was too small.
     for link in (error, error.__cause__):
         if isinstance(link, MemoryError) or should_reduce_batch_size(link):
             return "out of memory", True
+    # The kinds stand from the narrow to the wide, so the first that fits is the one.
     return next(outcome for kind, outcome in OUTCOMES.items() if isinstance(error, kind))
 
 
 def finish_trackers():
     """Close the trackers of a broken run, which nobody else can reach."""
+    # A failed recipe returns nothing, so its trackers are searched among all objects.
     for candidate in gc.get_objects():
         if issubclass(type(candidate), GeneralTracker):
             candidate.finish()
@@ -431,6 +449,7 @@ def finish_trackers():
 
 def clean_up(config: TrainingConfig, threads: int):
     """Leave nothing of a training in this process, and no checkpoints on the disk."""
+    # Accelerate keeps its state in class attributes, which would outlive the trial.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     torch.set_num_threads(threads)
@@ -463,6 +482,7 @@ def table(study: optuna.Study) -> list[dict[str, Any]]:
         if trial.state.is_finished():
             row["bound"] = trial.value
             row["minutes"] = trial.duration.total_seconds() / 60
+        # A standard error without its bound says nothing.
         if row["bound"] is None:
             row["standard_error"] = None
         rows.append(row)
@@ -492,8 +512,8 @@ def report(study: optuna.Study, folder: Path):
         draw(study, folder / "sweep.png")
 
     # The reasons, which come last, are too long for the screen.
-    shown = names[:-1]
-    lines = [shown, *([cell(row[name]) for name in shown] for row in rows)]
+    shown_names = names[:-1]
+    lines = [shown_names, *([cell(row[name]) for name in shown_names] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     print()
     for line in lines:
@@ -508,12 +528,12 @@ def report(study: optuna.Study, folder: Path):
 
     # Differences of noisy estimates that may be chance.
     best, *others = complete
-    close = 0
+    num_close = 0
     for row in others:
         deviation = math.hypot(best["standard_error"] or 0, row["standard_error"] or 0)
-        close += row["bound"] - best["bound"] < 2 * deviation
+        num_close += row["bound"] - best["bound"] < 2 * deviation
     print(
-        f"Of {len(others)} other complete trials, {close} are within two standard errors of the best."
+        f"Of {len(others)} other complete trials, {num_close} are within two standard errors of the best."
     )
     print(f"The best, at the recipe's length unless you add --{' or --'.join(BUDGET)}:")
     print(f"  {best_command(study, folder)}")

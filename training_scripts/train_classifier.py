@@ -59,6 +59,7 @@ REPORTED_TIMES = 4  # random times of a row in the report
 class ClassifierConfig(TextTrainingConfig):
     """Options of this recipe; those of every recipe are in `TextTrainingConfig` and `TrainingConfig`."""
 
+    # Noise: that of the pipeline, or a simple one
     model_name_or_path: str | None = option(None, "saved pipeline that will be guided")
     noise: str = option(
         "none",
@@ -67,13 +68,16 @@ class ClassifierConfig(TextTrainingConfig):
         one_of=("none", "absorbing"),
     )
     clean_fraction: float = option(0.1, "share of rows without noise", limit="between 0 and 1")
+    # Labels or tags
     tags_column: str | None = option(
         None, "column of tags, one a word, strings or integers from 0: trains a tagger"
     )
     words_column: str = option("words", "column of the words that are tagged")
     label_names: list[str] | None = option(None, "names of the labels, in their order")
+    # Rows
     packing: bool = option(False, "off: a row holds one text")
     length: int = option(64, "tokens in a row")
+    # Transformer
     hidden_size: int = option(128, "width of the transformer")
     num_layers: int = option(4, "blocks")
     num_attention_heads: int = option(4, "heads")
@@ -82,6 +86,7 @@ class ClassifierConfig(TextTrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         refuse_parts_of_a_pipeline(self)
+        # A classifier has one target: a label a text, or a tag a token.
         if (self.label_column is None) == (self.tags_column is None):
             raise ValueError(
                 "Either `label_column` or `tags_column` must be given, and not both, got "
@@ -89,6 +94,7 @@ class ClassifierConfig(TextTrainingConfig):
             )
         if self.packing:
             raise ValueError("`packing` must be off: a row holds one text.")
+        # Tags are numbered after all have been seen, which a stream does not allow.
         if self.tags_column and (self.streaming or self.label_names):
             raise ValueError("`tags_column` goes without `streaming` and `label_names`.")
 
@@ -119,6 +125,7 @@ def prepare(config: ClassifierConfig, accelerator: Any) -> tuple[TextData, list[
             tags_column=config.tags_column,
         )
 
+    # Names may include labels that no text here has, such as those of another part of the data.
     data = prepare_data(config, accelerator, config.model_name_or_path)
     names = config.label_names
     if names is not None and len(names) < (data.num_classes or 0):
@@ -139,11 +146,13 @@ def prepare_noise(config: ClassifierConfig, tokenizer: Any, device: torch.device
     # Both ends of a text may be known to the pipeline, and are then never noisy.
     start = next(iter(start_ids(tokenizer)), None)
     end = next(iter(end_ids(tokenizer)), None)
+    # The least that a classifier needs; noise with more to tell adds to it.
     sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "max_length": config.length,
         "time_conditioning": False,
     }
+    # 1. Without a pipeline: clean text, or masks
     if config.model_name_or_path is None:
         if config.noise == "none":
             return PipelineNoise(clean_text, sizes)
@@ -151,10 +160,12 @@ def prepare_noise(config: ClassifierConfig, tokenizer: Any, device: torch.device
             TokenCorruption(D3PMAbsorbingScheduler(tokenizer.mask_token_id), start, end), sizes
         )
 
+    # 2. The noise of a pipeline, read by a classifier with the same vocabulary
     pipe: Any = TextDiffusionPipeline.from_pretrained(config.model_name_or_path)
     scheduler = pipe.scheduler
     denoiser = as_denoiser(pipe.denoiser, pipe.tokenizer)
     sizes["vocab_size"] = denoiser.config.vocab_size
+    # Guidance shows it whole rows of the pipeline, however short the rows of training are.
     sizes["max_length"] = max(config.length, denoiser.config.max_length)
 
     # A pipeline that draws lengths, or is told them, puts the end where it belongs; others predict it.
@@ -176,11 +187,13 @@ def prepare_noise(config: ClassifierConfig, tokenizer: Any, device: torch.device
             EmbeddingCorruption(scheduler, denoiser.embed, start, end), sizes, words
         )
 
+    # 3. Over tokens the classifier reads what the denoiser reads.
     if not isinstance(scheduler, D3PMScheduler):
         raise ValueError(
             f"`model_name_or_path` must have a token scheduler of this package, got {type(scheduler).__name__}, which "
             "cannot corrupt text."
         )
+    # Masks show by their number how noisy a text is; other noise looks like words.
     sizes["time_conditioning"] = scheduler.corruption != "absorbing"
     return PipelineNoise(TokenCorruption(scheduler, start, end), sizes)
 
@@ -202,6 +215,7 @@ def build_model(
         pad_token_id=data.tokenizer.pad_token_id,
         **noise.sizes,
     )
+    # The pipeline's embeddings are frozen inputs, and no weights of the classifier.
     if noise.words is not None:
         classifier.set_words(**noise.words)
     return classifier
@@ -225,11 +239,13 @@ def main(config: ClassifierConfig, on_validation: ValidationCallback | None = No
         logits = model(**noisy).logits  # (B, C), or (B, L, C)
         return label_losses(logits, batch).double().sum()
 
+    # Few held-out rows on the way; the report reads all of them.
     def evaluate(model) -> dict[str, float]:
         rows = data.spread_validation_rows(config.validation_rows)
         return evaluate_classifier(model, noise.corrupt, rows, seed=config.seed).metrics()
 
     # 3. Train
+    # Rows are never cropped: a label is of a whole text.
     loop = TrainingLoop(
         config,
         accelerator,
@@ -247,6 +263,7 @@ def main(config: ClassifierConfig, on_validation: ValidationCallback | None = No
         model = TextClassifierModel.from_config(classifier.config)
         model.load_state_dict(dict(classifier.named_buffers()) | averages)
         model.save_pretrained(config.output_dir)
+        # A classifier is of no use without the tokens that it reads.
         data.tokenizer.save_pretrained(config.output_dir)
         loop.log_pipeline(report(config, model.to(accelerator.device).eval(), noise.corrupt, data))
     end_training(accelerator)
@@ -257,6 +274,7 @@ def report(
     config: ClassifierConfig, model: Any, corrupt: Corruption, data: TextData
 ) -> dict[str, float]:
     """Print, save and return what the classifier is worth on the held-out split."""
+    # Several times a row, for smooth figures in each tenth of the noise.
     evaluation = evaluate_classifier(
         model, corrupt, data.validation_rows, REPORTED_TIMES, seed=config.seed
     )

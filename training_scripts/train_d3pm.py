@@ -49,6 +49,7 @@ from text_diffusers.training.text_options import (
 
 COUNTED_ROWS = 200_000  # for the frequencies and neighbours of tokens
 WRITING_STEPS = 128
+# The linear layers of a block; embeddings and head stay frozen.
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.0", "ff.2", "modulation"]
 KERNEL = ("pipeline", "kernel")  # the parts of which an option of the noise is one
 FINE_MIN_TIMESTEP = 1e-3  # of the reported bound: the smaller, the tighter and the noisier
@@ -58,11 +59,13 @@ FINE_MIN_TIMESTEP = 1e-3  # of the reported bound: the smaller, the tighter and 
 class D3PMConfig(TextTrainingConfig):
     """Options of this recipe; those of every recipe are in `TextTrainingConfig` and `TrainingConfig`."""
 
+    # A model to start from
     model_name_or_path: str | None = option(None, "saved pipeline or masked LM to train further")
     lora_rank: int | None = option(
         None, "trains low-rank adapters of that pipeline only", not_for="masked_lm"
     )
     lora_alpha: float | None = option(None, "adapters weigh alpha / rank; default: the rank")
+    # Conditions
     source_column: str | None = option(
         None, "column of the texts from which `text_column` is to be written", not_for="masked_lm"
     )
@@ -74,6 +77,7 @@ class D3PMConfig(TextTrainingConfig):
     condition_dropout: float = option(
         0.0, "share of rows without their label or source, for classifier-free guidance"
     )
+    # Noise
     kernel: str = option("absorbing", f"{', '.join(KERNELS)}", part_of="pipeline", one_of=KERNELS)
     schedule: str = option(
         "linear",
@@ -101,6 +105,7 @@ class D3PMConfig(TextTrainingConfig):
         part_of=KERNEL,
         one_of=BIT_CODES,
     )
+    # Loss
     min_timestep: float = option(
         0.1, "in training, the interval below is one step", part_of="kernel"
     )
@@ -108,6 +113,7 @@ class D3PMConfig(TextTrainingConfig):
         "log_uniform", "times in training: log_uniform or uniform", one_of=TIME_SAMPLINGS
     )
     auxiliary_weight: float = option(0.0, "lambda of D3PM's cross-entropy on x_0")
+    # Transformer
     hidden_size: int = option(256, "width of the transformer", part_of="pipeline")
     num_layers: int = option(6, "blocks", part_of="pipeline")
     num_attention_heads: int = option(4, "heads", part_of="pipeline")
@@ -119,6 +125,7 @@ class D3PMConfig(TextTrainingConfig):
     )
     tie_embeddings: bool = option(False, "share the embedding with the head", part_of="pipeline")
     dropout: float = option(0.0, "in training", part_of="pipeline")
+    # Long texts, and memory
     block_length: int | None = option(
         None,
         "tokens in a block, to write long texts block by block; absorbing kernel",
@@ -136,6 +143,7 @@ class D3PMConfig(TextTrainingConfig):
         super().__post_init__()
         refuse_parts_of_a_pipeline(self)
 
+        # Blocks and pairs: a row holds one pair, so it is neither packed nor cut into blocks.
         if self.block_length is not None and (self.block_length < 1 or self.kernel != "absorbing"):
             raise ValueError(
                 '`block_length` must be at least 1 and needs `kernel` "absorbing", got '
@@ -146,6 +154,7 @@ class D3PMConfig(TextTrainingConfig):
                 "`source_column` needs `--packing false`, a row for a pair, and no `block_length`."
             )
 
+        # Only a condition that is there can be dropped.
         conditional = self.block_length is None and (self.source_column or self.label_column)
         if not 0 <= self.condition_dropout < 1 or (self.condition_dropout and not conditional):
             raise ValueError(
@@ -153,6 +162,7 @@ class D3PMConfig(TextTrainingConfig):
                 f"`block_length`, got {self.condition_dropout!r}."
             )
 
+        # Texts are asked for by these names, so each must stand for one label.
         if self.label_names is not None:
             if not self.label_column:
                 raise ValueError(f"`label_names` needs a `label_column`, got {self.label_names}.")
@@ -161,6 +171,7 @@ class D3PMConfig(TextTrainingConfig):
                     f"`label_names` must differ from each other, got {self.label_names}."
                 )
 
+        # Adapters alone are no model: they need the weights under them.
         if self.lora_rank is not None and (self.lora_rank < 1 or not self.model_name_or_path):
             raise ValueError(
                 "`lora_rank` must be at least 1 and needs a pipeline to adapt, got "
@@ -180,6 +191,7 @@ def build_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
     counted_batches = partial(tensor_batches, data.train_rows, COUNTED_ROWS)
     statistics = TextStatistics(counted_batches, len(tokenizer), config.hidden_size)
 
+    # Options of the noise have the names that `KernelConfig` gives them.
     kernel_options = {
         name: getattr(config, name) for name in marked_options(config, "part_of", "kernel")
     }
@@ -223,6 +235,7 @@ def load_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
         denoiser = pipe.denoiser
         scheduler = pipe.scheduler
 
+    # The rows and labels of the data must fit into the saved model.
     if config.length > denoiser.config.max_length:
         raise ValueError(
             f"`length` must be at most {denoiser.config.max_length} for this model, got {config.length}."
@@ -239,11 +252,13 @@ def load_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
         denoiser.add_adapter(
             LoraConfig(r=config.lora_rank, lora_alpha=alpha, target_modules=LORA_TARGETS)
         )
+    # The noise stays that of the saved model, but the first interval is of this run.
     return denoiser, type(scheduler).from_config(scheduler.config, min_timestep=config.min_timestep)
 
 
 def label_names(config: D3PMConfig, data: TextData) -> list[str] | None:
     """Names of the labels: as configured, if they are as many as the data has, or of the pipeline trained further."""
+    # A pipeline that is trained further keeps the names that it has.
     names = config.label_names
     if names is not None and len(names) != data.num_classes:
         raise ValueError(
@@ -261,11 +276,13 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
     masked_lm = holds_masked_lm(config.model_name_or_path)
     if masked_lm:
         check_masked_lm_options(config)
+    # A saved model brings its tokenizer, since its embeddings stand in that order.
     data = prepare_data(
         config,
         accelerator,
         pretrained=config.model_name_or_path,
-        given_ends=masked_lm,  # it was never asked for them
+        # A masked LM was never trained to predict where a text begins and ends.
+        given_ends=masked_lm,
         source_column=config.source_column,
     )
     names = label_names(config, data)
@@ -274,6 +291,7 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
     # Training makes one step of the noisiest weights, near the data; what is reported and saved does not.
     fine_scheduler = type(scheduler).from_config(scheduler.config, min_timestep=FINE_MIN_TIMESTEP)
     sample_times = TIME_SAMPLINGS[config.time_sampling]
+    # `log_uniform` goes down to the first interval: one step of the grid, or `min_timestep`.
     first_interval = min(config.min_timestep, 1 / (scheduler.config.num_train_timesteps or 1))
     accelerator.print(
         f"{denoiser.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary"
@@ -312,6 +330,7 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
         loss = criterion(logits)
         return loss
 
+    # Far fewer rows than the report reads, from all over the held-out documents.
     def evaluate(model) -> dict[str, float]:
         rows = data.spread_validation_rows(config.validation_rows)
         estimate = estimate_bound(
@@ -319,6 +338,7 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
         )
         return estimate.metrics()
 
+    # Users write under the fine schedule, so samples on the way do, too.
     def make_pipeline(model) -> TextDiffusionPipeline:
         return TextDiffusionPipeline(
             data.tokenizer, plain_model(model), fine_scheduler, data.lengths, names
@@ -330,6 +350,7 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
         ).texts
 
     # 3. Train
+    # The loop owns the optimizer, checkpoints and trackers, and calls the functions above.
     loop = TrainingLoop(
         config,
         accelerator,
@@ -361,10 +382,12 @@ def save_adapters(
     config: D3PMConfig, denoiser: Any, averages: dict[str, torch.Tensor], scheduler: Any
 ) -> TextDiffusionPipeline:
     """Save low-rank adapters, and return the pipeline they are of with them."""
+    # A folder with adapters only; the weights under them stay where they came from.
     adapters = get_peft_model_state_dict(denoiser, state_dict=averages)
     settings = denoiser.peft_config["default"].to_dict()
     TextDiffusionPipeline.save_lora_weights(config.output_dir, adapters, settings)
 
+    # The report judges what is read back from the disk.
     pipe = TextDiffusionPipeline.from_pretrained(config.model_name_or_path, scheduler=scheduler)
     pipe.load_lora_weights(config.output_dir)
     return pipe
@@ -372,6 +395,7 @@ def save_adapters(
 
 def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData) -> dict[str, float]:
     """Print, save and return what the model is worth on the held-out split."""
+    # 1. The bound of all held-out rows. Where lengths are drawn, they cost nats as well.
     rows = data.validation_rows
     denoiser = training_denoiser(pipe.denoiser, pipe.tokenizer)
     estimate = estimate_bound(denoiser, pipe.scheduler, rows, seed=config.seed)
@@ -380,6 +404,7 @@ def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData) -> d
         estimate, rows, None if config.packing else pipe.config.lengths, data_lengths
     )
 
+    # 2. Lengths of written texts beside those of the data
     if config.num_length_samples:
         written = write_texts(config, pipe, data, config.num_length_samples, WRITING_STEPS)
         metrics |= length_metrics(

@@ -57,15 +57,18 @@ TIME_BINS = 20  # of the density from which times are drawn by loss
 class DiffusionLMConfig(TextTrainingConfig):
     """Options of this recipe; those of every recipe are in `TextTrainingConfig` and `TrainingConfig`."""
 
+    # Conditions
     source_column: str | None = option(
         None, "column of the texts from which `text_column` is to be written"
     )
     condition_dropout: float = option(
         0.0, "share of rows without their label or source, for classifier-free guidance"
     )
+    # A model to start from, tokens and rows
     model_name_or_path: str | None = option(None, "saved pipeline to train further")
     vocab_size: int = option(2_048, "tokens of a trained byte-level BPE", part_of="pipeline")
     length: int = option(64, "tokens in a row")
+    # Noise, and what the model predicts
     beta_schedule: str = option(
         "sqrt", f"{', '.join(EMBEDDING_SCHEDULES)}", part_of="pipeline", one_of=EMBEDDING_SCHEDULES
     )
@@ -84,12 +87,14 @@ class DiffusionLMConfig(TextTrainingConfig):
         "tell the model by Bayes' rule what a noisy embedding says of its own word",
         part_of="pipeline",
     )
+    # Loss
     rounding_weight: float = option(
         1.0, "of the words read off noisy embeddings", part_of="loss", limit="at least 0"
     )
     anchor_weight: float = option(
         1.0, "of the words read off the clean estimate", part_of="loss", limit="at least 0"
     )
+    # Rows that are shown more than noise
     self_conditioning: float = option(
         0.5,
         "share of rows shown a first estimate; 0: off",
@@ -102,6 +107,7 @@ class DiffusionLMConfig(TextTrainingConfig):
         part_of="loss",
         limit="between 0 and 1",
     )
+    # Times
     time_sampling: str = option(
         "uniform",
         f"uniform, by_signal, {', '.join(TIME_DENSITIES)}",
@@ -111,6 +117,7 @@ class DiffusionLMConfig(TextTrainingConfig):
     timing_steps: int = option(
         500, "optimizer steps between looks at the losses by time", limit="at least 1"
     )
+    # Embeddings and rounding
     embedding_dim: int = option(
         16, "width of the embeddings, in which diffusion happens", part_of="pipeline"
     )
@@ -131,6 +138,7 @@ class DiffusionLMConfig(TextTrainingConfig):
     rounding: str = option(
         "head", "how words are found: head, nearest or codebook", part_of="pipeline"
     )
+    # Transformer
     hidden_size: int = option(256, "width of the transformer", part_of="pipeline")
     num_layers: int = option(6, "blocks", part_of="pipeline")
     num_attention_heads: int = option(4, "heads", part_of="pipeline")
@@ -140,6 +148,7 @@ class DiffusionLMConfig(TextTrainingConfig):
         super().__post_init__()
         refuse_parts_of_a_pipeline(self)
 
+        # The source of a pair is clean already, and a packed row would hold several pairs.
         if self.given_words is None:
             self.given_words = 0.0 if self.source_column else 0.25
         if self.source_column and self.given_words:
@@ -148,6 +157,7 @@ class DiffusionLMConfig(TextTrainingConfig):
             )
         if self.source_column and self.packing:
             raise ValueError("`source_column` needs `--packing false`: a row holds one pair.")
+        # Only a condition that is there can be dropped.
         conditional = self.label_column or self.source_column
         if not 0 <= self.condition_dropout < 1 or (self.condition_dropout and not conditional):
             raise ValueError(
@@ -155,6 +165,7 @@ class DiffusionLMConfig(TextTrainingConfig):
                 f"{self.condition_dropout!r}."
             )
 
+        # Objectives that do not go with this prediction, or with these times
         if self.prediction_type != "sample" and (self.anchor_weight or self.objective == "bound"):
             raise ValueError(
                 '`anchor_weight` and `--objective bound` read words off a predicted "sample"; with `prediction_type`='
@@ -179,6 +190,7 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
     if config.model_name_or_path:
         return load_model(config)
 
+    # Given words are marked by an embedding, so the architecture must know of them.
     denoiser = EmbeddingTransformerModel(
         vocab_size=len(data.tokenizer),
         embedding_dim=config.embedding_dim,
@@ -205,6 +217,7 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
     if not config.resume_from_checkpoint:
         set_first_vectors(config, data, denoiser)
 
+    # Training reads only the noise of this scheduler, which the samplers for embeddings share.
     scheduler = EmbeddingDDIMScheduler(
         num_train_timesteps=config.num_train_timesteps,
         beta_schedule=config.beta_schedule,
@@ -221,12 +234,14 @@ def set_first_vectors(config: DiffusionLMConfig, data: TextData, denoiser: Any):
 
     Embeddings are random by default: noise then confuses words that have nothing in common, which context tells apart.
     """
+    # 1. Vectors in the network, where the vocabulary is small enough to count pairs of tokens
     counted_batches = partial(tensor_batches, data.train_rows, COUNTED_ROWS)
     vocab_size = len(data.tokenizer)
     if denoiser.words_in is not None and vocab_size <= LARGEST_VOCABULARY:
         statistics = TextStatistics(counted_batches, vocab_size, config.hidden_size)
         denoiser.words_in.weight.data.copy_(statistics.vectors())
 
+    # 2. The embeddings themselves, in which diffusion happens
     embeddings = denoiser.token_embedding.weight.data  # (V, E)
     if config.embedding_model:
         # The model may lack padding and mask, or have more rows than its tokenizer has tokens.
@@ -241,6 +256,7 @@ def set_first_vectors(config: DiffusionLMConfig, data: TextData, denoiser: Any):
 def load_model(config: DiffusionLMConfig) -> tuple[Any, Any]:
     """`(denoiser, scheduler)` of the saved pipeline, which must take the rows of this configuration."""
     pipe: Any = DiffusionLMPipeline.from_pretrained(config.model_name_or_path)
+    # Architecture cannot change, so what this run asks for must be in it.
     limit = pipe.denoiser.config.max_length
     if config.length > limit:
         raise ValueError(f"`length` must be at most {limit} for this model, got {config.length}.")
@@ -249,6 +265,7 @@ def load_model(config: DiffusionLMConfig) -> tuple[Any, Any]:
             "`source_column` and `given_words` must be left out, `--given_words 0`, for the model in "
             "`model_name_or_path`, which was trained without given words."
         )
+    # The saved scheduler may be another sampler; training takes the noise that they share.
     return pipe.denoiser, EmbeddingDDIMScheduler.from_config(pipe.scheduler.config)
 
 
@@ -256,6 +273,7 @@ def main(config: DiffusionLMConfig, on_validation: ValidationCallback | None = N
     """Train, save the pipeline and its figures; returns the loss of each step."""
     # 1. Data, model and noise
     accelerator = make_accelerator(config)
+    # Embeddings come with their tokenizer, those of a saved pipeline as those of a language model.
     data = prepare_data(
         config,
         accelerator,
@@ -268,6 +286,7 @@ def main(config: DiffusionLMConfig, on_validation: ValidationCallback | None = N
     )
 
     # 2. The loss of a batch, and what is watched on the way
+    # Options marked `part_of="loss"` have the names that `EmbeddingLoss` gives them.
     loss_options = {
         name: getattr(config, name) for name in marked_options(config, "part_of", "loss")
     }
@@ -299,6 +318,7 @@ def main(config: DiffusionLMConfig, on_validation: ValidationCallback | None = N
         loss = (losses * weights.to(losses).unsqueeze(1)).sum()
         return loss
 
+    # The bound alone would not show embeddings that collapse onto each other.
     def evaluate(model) -> dict[str, float]:
         rows = data.spread_validation_rows(config.validation_rows)
         estimate = estimate_embedding_bound(
@@ -320,6 +340,7 @@ def main(config: DiffusionLMConfig, on_validation: ValidationCallback | None = N
         ).texts
 
     # 3. Train
+    # The loop owns the optimizer, checkpoints and trackers, and calls the functions above.
     loop = TrainingLoop(
         config,
         accelerator,
@@ -353,6 +374,7 @@ def word_distances(model: Any, scheduler: Any) -> dict[str, float]:
 
 def report(config: DiffusionLMConfig, pipe: Any, data: TextData) -> dict[str, float]:
     """Print, save and return what the model is worth on the held-out split; draw how well it rounds."""
+    # 1. The bound of all held-out rows. Where lengths are drawn, they cost nats as well.
     rows = data.validation_rows
     estimate = estimate_embedding_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
     data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, rows, config)
@@ -360,6 +382,7 @@ def report(config: DiffusionLMConfig, pipe: Any, data: TextData) -> dict[str, fl
         estimate, rows, None if config.packing else pipe.config.lengths, data_lengths
     )
 
+    # 2. Health of the embeddings
     metrics |= word_distances(pipe.denoiser, pipe.scheduler)
     print(
         f"embeddings         norm {metrics['norm']:.2f}, nearest other {metrics['nearest_distance']:.2f} or "
@@ -370,6 +393,7 @@ def report(config: DiffusionLMConfig, pipe: Any, data: TextData) -> dict[str, fl
     # How often the model reads the right word off a noisy embedding, from no noise to all of it.
     last = len(pipe.scheduler.alphas_cumprod) - 1
     times = sorted({round(last * i / PLOTTED_TIMES) for i in range(PLOTTED_TIMES + 1)})
+    # Few rows are enough for a curve, which costs a forward pass for each time.
     timed_rows = data.spread_validation_rows(TIMED_ROWS)
     accuracies = rounding_accuracy(
         pipe.denoiser, pipe.scheduler, timed_rows, times, seed=config.seed
@@ -380,6 +404,7 @@ def report(config: DiffusionLMConfig, pipe: Any, data: TextData) -> dict[str, fl
         f"rounding by noise  {plot_rounding(accuracies, Path(config.output_dir, 'rounding.png'))}"
     )
 
+    # 4. Lengths of written texts beside those of the data
     if config.num_length_samples:
         written = write_texts(config, pipe, data, config.num_length_samples, WRITING_STEPS)
         metrics |= length_metrics(

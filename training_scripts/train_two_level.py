@@ -63,8 +63,10 @@ from text_diffusers.training.text_options import (
 class TwoLevelConfig(TextTrainingConfig):
     """Options of this recipe; those of every recipe are in `TextTrainingConfig` and `TrainingConfig`."""
 
+    # What is trained, and on which codes
     autoencoder: str | None = option(None, "folder that train_vq_autoencoder.py made")
     stage: str = option("all", "coarse, fine, or all: one after the other", one_of=(*LEVELS, "all"))
+    # Prompts
     prompt_length: int | None = option(
         None,
         "most tokens of a prompt: the text before a row, or the source; default: none",
@@ -76,6 +78,7 @@ class TwoLevelConfig(TextTrainingConfig):
     prompt_encoder: str | None = option(
         None, "encoder of transformers that reads prompts, and stays as it is"
     )
+    # Mistakes in training, so that writing is robust against them
     condition_dropout: float = option(0.1, "share of rows without their prompt", limit="in [0, 1)")
     plan_corruption: float = option(
         0.1, "share of coarse codes that fine ones see wrong", limit="in [0, 1)"
@@ -83,10 +86,12 @@ class TwoLevelConfig(TextTrainingConfig):
     plan_dropout: float = option(
         0.1, "share of fine rows without coarse codes and prompt", limit="in [0, 1)"
     )
+    # Loss
     min_timestep: float = option(0.1, "in training, the interval below is one step")
     time_sampling: str = option(
         "log_uniform", "times in training: log_uniform or uniform", one_of=TIME_SAMPLINGS
     )
+    # Transformers
     hidden_size: int = option(128, "width of the transformers")
     coarse_layers: int = option(4, "blocks of the coarse denoiser")
     fine_layers: int = option(4, "blocks of the fine denoiser")
@@ -101,11 +106,13 @@ class TwoLevelConfig(TextTrainingConfig):
                 "`autoencoder` must be given, the folder that train_vq_autoencoder.py made."
             )
         refuse_parts_of_a_pipeline(self, what="autoencoder", option="autoencoder")
+        # The name of one checkpoint can belong to one stage only.
         if self.resume_from_checkpoint not in (None, "latest", "auto") and self.stage == "all":
             raise ValueError(
                 "`resume_from_checkpoint` is the checkpoint of one stage: pass `stage` coarse or fine."
             )
 
+        # A source is a prompt, by default of as many tokens as the text.
         if self.source_column and self.prompt_length is None:
             self.prompt_length = self.length
         if self.label_column:
@@ -119,6 +126,7 @@ class TwoLevelConfig(TextTrainingConfig):
                 )
             return
 
+        # A prompt is the first part of a packed row, or the source of a pair in a row of its own.
         if self.packing == bool(self.source_column):
             raise ValueError(
                 "`prompt_length` needs packed rows, or a `source_column` and `--packing false`, a row for a pair, got "
@@ -139,6 +147,7 @@ def load_autoencoder(config: TwoLevelConfig) -> Any:
         raise FileNotFoundError(
             f"`autoencoder`={config.autoencoder!r} holds nothing that train_vq_autoencoder.py made."
         )
+    # The codes must stay what they mean, so the autoencoder is not trained further.
     autoencoder: Any = AutoencoderVQTextModel.from_pretrained(
         config.autoencoder, subfolder="autoencoder"
     )
@@ -148,6 +157,7 @@ def load_autoencoder(config: TwoLevelConfig) -> Any:
         raise ValueError(
             f"`length` must be one that the autoencoder takes, such as {full_length}, got {config.length}."
         )
+    # A window is encoded as a whole, so a part of it has no codes of its own.
     window = autoencoder.config.window_length
     if config.min_length not in (None, config.length) and config.min_length % window:
         raise ValueError(
@@ -159,6 +169,7 @@ def load_autoencoder(config: TwoLevelConfig) -> Any:
 
 def levels_of(autoencoder: Any) -> tuple[str, ...]:
     """The levels of codes, in the order in which they are trained and written."""
+    # An autoencoder of one level has no plan, only detail.
     return LEVELS if autoencoder.config.coarse_ratio is not None else LEVELS[1:]
 
 
@@ -170,12 +181,12 @@ def stage_configs(config: TwoLevelConfig, autoencoder: Any) -> list[TwoLevelConf
             f"`stage` must be fine or all for an autoencoder of one level, got {config.stage!r}."
         )
 
+    # Each stage is a run of its own, in its own folder.
     configs = []
     for level in levels if config.stage == "all" else (config.stage,):
         resume = config.resume_from_checkpoint
-        if (
-            resume == "latest" and configs
-        ):  # an interrupted run may not have come to the later stage
+        # An interrupted run may not have come to the later stage.
+        if resume == "latest" and configs:
             resume = "auto"
         folder = str(Path(config.output_dir, level))
         configs.append(
@@ -192,15 +203,17 @@ def check_other_stage(config: TwoLevelConfig, autoencoder: Any):
         if config.stage in (level, "all"):
             continue
 
+        # What a stage was trained with is seen from its folder.
         folder = Path(config.output_dir, level)
         trained = (folder / "denoiser").exists()
         has_encoder = (folder / "prompt_encoder").exists()
         if trained and has_encoder != prompted:
-            had = "with" if has_encoder else "without"
+            preposition = "with" if has_encoder else "without"
             raise ValueError(
-                f"`prompt_length`: stage {level} in {config.output_dir!r} was trained {had} prompts."
+                f"`prompt_length`: stage {level} in {config.output_dir!r} was trained {preposition} prompts."
             )
 
+        # One encoder must serve both stages: frozen, or trained by the first stage.
         if config.prompt_encoder:
             if trained and not same_prompt_encoder(
                 folder / "prompt_encoder", config.prompt_encoder
@@ -237,6 +250,7 @@ def prepare_texts(config: TwoLevelConfig, accelerator: Any) -> TextData:
         shaped, accelerator, f"{config.autoencoder}/tokenizer", source_column=config.source_column
     )
 
+    # Then rows of text without padding, and their prompts
     to_text_rows = partial(
         text_rows,
         tokenizer=data.tokenizer,
@@ -244,10 +258,12 @@ def prepare_texts(config: TwoLevelConfig, accelerator: Any) -> TextData:
         prompt_length=config.prompt_length,
         packed=config.packing,
     )
+    # The other processes read what the first one cached.
     with accelerator.main_process_first():
         data.train_rows = to_text_rows(data.train_rows)
         data.validation_rows = to_text_rows(data.validation_rows)
 
+    # Rows that are all prompt were left out, which may leave none.
     for name, rows in (("train", data.train_rows), ("validation", data.validation_rows)):
         if next(iter(rows), None) is None:
             raise ValueError(
@@ -261,6 +277,7 @@ def build_model(config: TwoLevelConfig, autoencoder: Any, tokenizer: Any) -> Pro
     set_seed(config.seed)
     prompt_encoder, trained = make_prompt_encoder(config, autoencoder, tokenizer)
 
+    # A row has as many codes as its tokens are divided into at this level.
     sizes = autoencoder.config
     if config.stage == "coarse":
         num_codes = sizes.num_coarse_codes
@@ -284,6 +301,7 @@ def build_model(config: TwoLevelConfig, autoencoder: Any, tokenizer: Any) -> Pro
         prompt_size=None if prompt_encoder is None else prompt_encoder.config.hidden_size,
         dropout=config.dropout,
     )
+    # Codes that name similar vectors are alike from the first step on.
     start_from_codebooks(denoiser, autoencoder, config.stage)
     return PromptedDenoiser(denoiser, prompt_encoder, trained)
 
@@ -295,17 +313,16 @@ def make_prompt_encoder(
     if config.prompt_length is None:
         return None, False
 
-    # All stages are told a prompt by one encoder; only the first stage may train it.
+    # All stages read prompts by one encoder; only the first stage may train it.
     first = levels_of(autoencoder)[0]
-    of_first_stage = Path(config.output_dir).parent / first / "prompt_encoder"
-    saved = (
-        of_first_stage
-        if config.stage != first and of_first_stage.exists()
-        else config.prompt_encoder
+    first_encoder = Path(config.output_dir).parent / first / "prompt_encoder"
+    pretrained = (
+        first_encoder if config.stage != first and first_encoder.exists() else config.prompt_encoder
     )
-    if saved:
-        return load_prompt_encoder(saved, tokenizer, config.prompt_length), False
+    if pretrained:
+        return load_prompt_encoder(pretrained, tokenizer, config.prompt_length), False
 
+    # As wide as the denoiser: both are trained together.
     encoder = PromptEncoderModel(
         len(tokenizer),
         config.hidden_size,
@@ -344,6 +361,7 @@ def main(
     # 2. Train, one stage after the other
     data = prepare_texts(config, accelerator)
     autoencoder.to(accelerator.device)
+    # A later stage trains on true codes of the earlier level, not on written ones.
     losses = {
         stage.stage: train_stage(stage, autoencoder, data, on_validation) for stage in configs
     }
@@ -364,8 +382,10 @@ def train_stage(
     """Train the denoiser of `config.stage`, save it in `config.output_dir`; returns the loss of each step."""
     accelerator = make_accelerator(config)
     model = build_model(config, autoencoder, data.tokenizer)
+    # The mask is the state after all codes, so its id is the number of codes.
     mask_id = model.config.vocab_size - 1
     num_plans = model.config.num_context_codes
+    # A frozen prompt encoder does not count.
     num_parameters = sum(
         parameter.numel() for parameter in model.parameters() if parameter.requires_grad
     )
@@ -374,9 +394,8 @@ def train_stage(
         note_autoencoder(Path(config.output_dir), autoencoder)
 
     scheduler = D3PMAbsorbingScheduler(mask_id, min_timestep=config.min_timestep)
-    exact_scheduler = D3PMAbsorbingScheduler(
-        mask_id
-    )  # its bound has no long step below `min_timestep`
+    # The reported bound has no long step next to the data.
+    exact_scheduler = D3PMAbsorbingScheduler(mask_id)
     sample_times = TIME_SAMPLINGS[config.time_sampling]
 
     def loss_function(model, batch, uniform, generators):
@@ -401,12 +420,14 @@ def train_stage(
         validation_rows = data.spread_validation_rows(config.validation_rows)
         validation_codes = code_rows(autoencoder, validation_rows, config.stage)
 
+    # Nats per code become nats per token, so that stages and other models compare.
     def evaluate(model) -> dict[str, float]:
         estimate = estimate_bound(
             model, exact_scheduler, validation_codes, seed=config.seed, accelerator=accelerator
         )
         return per_token(estimate, validation_codes, validation_rows).metrics()
 
+    # Rows of codes are ordered as any other rows.
     loop = TrainingLoop(
         config,
         accelerator,
@@ -421,6 +442,7 @@ def train_stage(
     # All processes take part in the averages.
     averages = loop.state.averages()
     if accelerator.is_main_process:
+        # Only weights that are trained have averages.
         model.load_state_dict(model.state_dict() | averages)
         model.denoiser.eval().save_pretrained(Path(config.output_dir, "denoiser"))
         if model.prompt_encoder is not None:
@@ -438,6 +460,7 @@ def save_pipeline(
     config: TwoLevelConfig, autoencoder: Any, data: TextData
 ) -> TwoLevelVQDiffusionPipeline:
     """Save the pipeline of all stages, as they are in their folders, and return it."""
+    # A stage may have been trained in another run, so all are read from their folders.
     levels = levels_of(autoencoder)
     parts: dict[str, Any] = {}
     for level in levels:
@@ -447,6 +470,7 @@ def save_pipeline(
         parts[f"{level}_denoiser"] = denoiser.eval()
         parts[f"{level}_scheduler"] = D3PMAbsorbingScheduler(denoiser.config.vocab_size - 1)
     if config.prompt_length is not None:
+        # The first stage has the encoder that both were trained with.
         folder = Path(config.output_dir, levels[0], "prompt_encoder")
         parts["prompt_encoder"] = load_prompt_encoder(folder, data.tokenizer, config.prompt_length)
 
@@ -463,11 +487,13 @@ def report(
     config: TwoLevelConfig, pipe: TwoLevelVQDiffusionPipeline, data: TextData
 ) -> dict[str, float]:
     """Print, save and return what the models are worth on the held-out split, in nats per token of text."""
+    # 1. The bound of the texts, as a sum over the levels and the decoder
     bound = estimate_two_level_bound(pipe, data.validation_rows, seed=config.seed)
     metrics = bound_metrics(bound.total, data.validation_rows, None, []) | bound.metrics()
     print(bound.table())
     save_metrics(config, metrics)
 
+    # 2. Texts, written as users will
     if config.num_samples:
         pipe.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(config.seed)

@@ -34,16 +34,19 @@ from text_diffusers.training.text_options import (
 class AutoencoderConfig(TextTrainingConfig):
     """Options of this recipe; those of every recipe are in `TextTrainingConfig` and `TrainingConfig`."""
 
+    # Codes: how many, and of how many tokens
     levels: int = option(2, "2, coarse and fine codes, or 1, fine codes only")
     patch_length: int = option(2, "tokens of a fine code")
     coarse_ratio: int = option(4, "fine codes of a coarse one")
     num_fine_codes: int = option(1_024, "size of the fine codebook")
     num_coarse_codes: int = option(256, "size of the coarse codebook")
+    # Quantizers and windows
     quantizer: str = option("ema", "ema, gumbel or fsq")
     fine_levels: list[int] | None = option(None, "of fsq, such as 8 5 5 5 for 1,000 codes")
     coarse_levels: list[int] | None = option(None, "of fsq")
     codebook_dim: int = option(16, "width at which codes are compared")
     window_length: int = option(128, "tokens that are encoded and decoded together")
+    # Learning of the codebooks
     decay: float = option(
         0.95, "of the averages that the codebooks follow, a step", limit="in [0, 1)"
     )
@@ -52,6 +55,7 @@ class AutoencoderConfig(TextTrainingConfig):
         0.1, "codes used less than this part of an even share are replaced; 0: none"
     )
     rotation_trick: bool = option(True, "gradients through codes by rotation")
+    # Mistakes in training: the diffusion models that write codes will make some
     input_masking: float = option(
         0.05, "share of tokens that the encoder does not see", limit="in [0, 1)"
     )
@@ -61,14 +65,17 @@ class AutoencoderConfig(TextTrainingConfig):
     code_corruption: float = option(
         0.02, "share of codes replaced by random ones", limit="in [0, 1)"
     )
+    # What coarse codes are for
     topic_weight: float = option(
         2.0, "of telling a window's tokens from one coarse code", limit="at least 0"
     )
+    # Transformers
     hidden_size: int = option(128, "width of encoder and decoder")
     num_encoder_layers: int = option(1, "blocks before the fine codes")
     num_coarse_layers: int = option(1, "blocks before the coarse codes")
     num_decoder_layers: int = option(3, "blocks after the codes")
     num_attention_heads: int = option(4, "heads")
+    # Defaults of other recipes that do not suit codebooks
     learning_rate: float = option(3e-3, "peak learning rate", limit="above 0")
     # Codebooks follow the last weights, so averages of weights would not fit them.
     ema_decay: float = option(
@@ -88,6 +95,7 @@ def build_model(
 ) -> AutoencoderVQTextModel:
     """The autoencoder of this configuration, checked to take rows of all lengths that are read."""
     set_seed(config.seed)
+    # With one level everything coarse is left out of the architecture.
     coarse = config.levels == 2
     model = AutoencoderVQTextModel(
         vocab_size=vocab_size,
@@ -105,8 +113,8 @@ def build_model(
         codebook_dim=config.codebook_dim,
         quantizer=config.quantizer,
         window_length=config.window_length,
-        decay=config.decay
-        ** (1 / config.gradient_accumulation_steps),  # codebooks follow each micro-batch
+        # Codebooks follow each micro-batch, so that a step's decay is spread over several.
+        decay=config.decay ** (1 / config.gradient_accumulation_steps),
         commitment_weight=config.commitment_weight,
         dead_code_threshold=config.dead_code_threshold,
         rotation_trick=config.rotation_trick,
@@ -129,12 +137,14 @@ def build_model(
 def main(config: AutoencoderConfig, on_validation: ValidationCallback | None = None) -> list[float]:
     """Train, save the autoencoder and its figures; returns the loss of each step in nats per token."""
     # 1. Refuse what makes no sense before the texts are read
+    # The vocabulary, which is made from the texts, changes none of these checks.
     trial_model = build_model(config, config.vocab_size, mask_token_id=0)
     if config.gradient_checkpointing:
         trial_model.enable_gradient_checkpointing()
 
     # 2. Data and model
     accelerator = make_accelerator(config)
+    # Codebooks follow averages of features, for which the model must be whole.
     refuse_shards(accelerator)
     data = prepare_data(config, accelerator)
     model = build_model(config, len(data.tokenizer), data.tokenizer.mask_token_id)
@@ -146,9 +156,8 @@ def main(config: AutoencoderConfig, on_validation: ValidationCallback | None = N
     # 3. The loss of a batch, and what is watched on the way
     noise = CodeNoise(
         input_masking=config.input_masking,
-        fine_dropout=config.fine_dropout
-        if config.levels == 2
-        else 0.0,  # else nothing would be left to decode from
+        # Without fine codes, one level would leave nothing to decode from.
+        fine_dropout=config.fine_dropout if config.levels == 2 else 0.0,
         code_corruption=config.code_corruption,
     )
 
@@ -156,10 +165,12 @@ def main(config: AutoencoderConfig, on_validation: ValidationCallback | None = N
         # Reconstruction by noisy codes, commitment, and what a coarse code tells of its window.
         return autoencoder_loss(model, batch, noise, generators, end, config.topic_weight)
 
+    # Accuracy of the reconstruction, and how many codes are in use
     def evaluate(model) -> dict[str, float]:
         rows = data.spread_validation_rows(config.validation_rows)
         return evaluate_reconstruction(model, rows, end).metrics()
 
+    # An autoencoder has nothing to write from noise: held-out texts are shown after the way back.
     def write(model) -> list[str]:
         return reconstructions(model, data.tokenizer, data.validation_rows, config.num_samples, end)
 
@@ -179,6 +190,7 @@ def main(config: AutoencoderConfig, on_validation: ValidationCallback | None = N
     # 5. Save the averaged weights and the last codebooks, and report. All processes take part in the averages.
     averages = loop.state.averages()
     if accelerator.is_main_process:
+        # Averages of trained weights over the buffers of the last step, codebooks among them.
         saved_model = AutoencoderVQTextModel.from_config(model.config)
         saved_model.load_state_dict(loop.unwrapped.state_dict() | averages)
         saved_model.eval().save_pretrained(Path(config.output_dir, "autoencoder"))
@@ -192,6 +204,7 @@ def report(
 ) -> dict[str, float]:
     """Print, save and return what the codes keep of the held-out split."""
     metrics = evaluate_reconstruction(model, data.validation_rows, end).metrics()
+    # What guessing by frequency would cost, as a yardstick
     metrics["unigram_entropy"] = unigram_entropy(data.validation_rows)
 
     print(f"\nunigram entropy    {metrics['unigram_entropy']:.3f} nats per token")

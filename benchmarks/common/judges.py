@@ -1,4 +1,4 @@
-"""A judge of texts that has nothing to do with the models it judges: words, and a linear model of scikit-learn."""
+"""A judge of texts that shares nothing with the models it judges: weighted words and a linear model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,12 @@ from sklearn.linear_model import LogisticRegression
 
 
 class WordJudge:
-    """TF-IDF of words and logistic regression.
+    """Classifier of texts by the TF-IDF weights of their words and logistic regression.
+
+    Its mistakes are not those of the transformers that write and guide, so it does not favour what they exploit.
 
     Args:
-        texts: to learn from, with one of the `labels` each.
+        texts: training texts, each with one of the `labels`.
         inverse_penalty: `C` of the regression.
         tfidf_options: of `TfidfVectorizer`.
 
@@ -32,9 +34,12 @@ class WordJudge:
         inverse_penalty: float,
         **tfidf_options: Any,
     ):
+        # With logarithmic counts, a text that repeats one word does not become surer with every copy.
         self.vectorizer = TfidfVectorizer(sublinear_tf=True, **tfidf_options)
+        features = self.vectorizer.fit_transform(texts)  # (texts, words), sparse
+
         self.regression = LogisticRegression(C=inverse_penalty, max_iter=300)
-        self.regression.fit(self.vectorizer.fit_transform(texts), labels)
+        self.regression.fit(features, labels)
         self.classes = self.regression.classes_.tolist()
 
     def labels(self, texts: Sequence[str]) -> list[Any]:
@@ -46,6 +51,7 @@ class WordJudge:
         return self.regression.predict_proba(self.vectorizer.transform(texts))
 
     def accuracy(self, texts: Sequence[str], labels: Sequence[Any]) -> float:
-        """Share of texts that get their own label: what a judge makes of texts that are all as asked for."""
-        right = [judged == label for judged, label in zip(self.labels(texts), labels, strict=True)]
-        return sum(right) / len(right)
+        """Share of texts that are given their own label: the success of texts that are all as asked for."""
+        pairs = zip(self.labels(texts), labels, strict=True)
+        num_right = sum(judged == label for judged, label in pairs)
+        return num_right / len(labels)

@@ -1,4 +1,4 @@
-"""The command line of the long benchmarks: options that all have, and errors as messages."""
+"""The command line of benchmarks: the options of all long ones, and the errors of a user as messages."""
 
 import argparse
 import sys
@@ -25,6 +25,8 @@ class BenchmarkOptions:
     """
 
     output_dir: str = free_option(help="folder of finished runs and of the report")
+
+    # Finished texts may be judged later, so none of this has a part in them.
     judge: str = free_option(
         "smollm2",
         f"of generative perplexity: {', '.join(JUDGES)} or none",
@@ -44,6 +46,8 @@ class BenchmarkOptions:
         """The judge of generative perplexity, which loads now or at its first use; None if there is to be none."""
         if self.judge == "none":
             return None
+
+        # A long benchmark loads it first: a missing package is then an error before the training, not after it.
         judge = PerplexityJudge(self.judge, self.judge_cache)
         if load:
             judge.load()
@@ -51,7 +55,7 @@ class BenchmarkOptions:
 
 
 class ManualFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help with the documentation of the script as it is written there."""
+    """Formatter of `--help` that shows the docstring of the script, lines as written, and the defaults."""
 
 
 def run(main: Callable[[Any], Any], parser: OptionParser):
@@ -59,5 +63,6 @@ def run(main: Callable[[Any], Any], parser: OptionParser):
     parser.formatter_class = ManualFormatter
     try:
         main(parser.parse_args_into_dataclasses()[0])
+    # All of these name an option, a file or a package; other errors are ours, and keep their traceback.
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")

@@ -15,17 +15,19 @@ def in_own_process(num_threads: int, function: Callable, *arguments: Any) -> Any
 
     This process must have imported but not computed anything: a fork does not inherit the threads of torch.
     """
+    # A spawned process would import everything again, which takes longer than many a measurement.
     with get_context("fork").Pool(1, torch.set_num_threads, (num_threads,)) as pool:
         return pool.apply(function, arguments)
 
 
 def peak_of(run: Callable[[], Any]) -> float:
     """MiB by which resident memory grows at the peak of a call, whatever this process has used and freed before."""
+    # The allocator keeps freed memory; used again by the call, it would not be counted.
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(
-        0
-    )  # freed memory that is kept would be used again and not counted
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is forgotten
+    ctypes.CDLL(None).malloc_trim(0)
+
+    # Linux then forgets the peak so far.
+    Path("/proc/self/clear_refs").write_text("5")
 
     base = resident_memory("VmRSS")
     run()
@@ -33,8 +35,9 @@ def peak_of(run: Callable[[], Any]) -> float:
 
 
 def resident_memory(name: str) -> float:
-    """MiB that Linux knows of this process: "VmRSS", now, or "VmHWM", at the peak."""
+    """MiB of this process according to Linux: "VmRSS", now, or "VmHWM", at the peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
+            # "VmRSS:   123456 kB"
             return int(line.split()[1]) / 1024
     raise OSError(f"Linux must know `{name}` of this process, but does not.")

@@ -1,4 +1,4 @@
-"""The recipes of training_scripts, and the corpora that they know by name, for benchmarks.
+"""The recipes of training_scripts as modules, and the corpora that they know by name.
 
 Importing this module makes both importable, wherever a benchmark is started, and registers the names of the corpora,
 so that `--dataset austen` means the same to a benchmark as to a recipe.
@@ -18,7 +18,7 @@ from corpora import CORPORA  # noqa: E402 - the path above leads to it
 
 __all__ = ["CORPORA", "QUIET", "load_recipe", "selected_options"]
 
-# Options of a recipe. What it would watch and write on the way costs time that is compared.
+# Options of a recipe that turn off what it evaluates and logs on the way: its time would be compared too.
 QUIET = {
     "validation_steps": 0,
     "num_samples": 0,
@@ -39,6 +39,8 @@ def load_recipe(name: str = "train_d3pm") -> Any:
         f"{name}_of_a_benchmark", TRAINING_SCRIPTS / f"{name}.py"
     )
     recipe = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = recipe  # dataclasses look their module up there
+
+    # Dataclasses look up their module there while it is executed.
+    sys.modules[spec.name] = recipe
     spec.loader.exec_module(recipe)
     return recipe

@@ -1,4 +1,4 @@
-"""The folder of a benchmark: files of JSON, a finished run each, that several processes may write side by side."""
+"""The folder of a benchmark: one JSON file for each finished run; several processes may write side by side."""
 
 import json
 import os
@@ -16,6 +16,8 @@ Record = dict[str, Any]
 def write_json(path: Path, values: Any):
     """Write a file whole or not at all, so that other processes never see half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    # Renaming within a folder is atomic; the process id keeps two writers of one file apart.
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     unfinished.replace(path)
@@ -42,9 +44,11 @@ def make_folder_once(folder: Path, save: Callable[[Path], Any]) -> Path:
     if not folder.exists():
         unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
         save(unfinished)
+
+        # A folder cannot be renamed onto a full one: then another process was faster.
         try:
             unfinished.rename(folder)
-        except OSError:  # another process was faster
+        except OSError:
             shutil.rmtree(unfinished)
     return folder
 
@@ -62,7 +66,9 @@ def check_settings(options: Any):
     for name in marked_options(options, "may_change_on_resume"):
         del settings[name]
 
-    for name, value in read_or_make(folder / "settings.json", lambda: settings).items():
+    # A folder mixes no runs that cannot be compared.
+    first_settings = read_or_make(folder / "settings.json", lambda: settings)
+    for name, value in first_settings.items():
         if settings[name] != value:
             raise ValueError(
                 f"`{name}` must be {value!r}, as in the runs of {folder}, got {settings[name]!r}: choose another "

@@ -49,7 +49,7 @@ def values_of(records: Iterable[Record], figure: str) -> list[Any]:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of several values; 0 of one."""
+    """Standard error of the mean of several values; 0 of one."""
     if len(values) < 2:
         return 0.0
     return statistics.stdev(values) / math.sqrt(len(values))
@@ -61,8 +61,11 @@ def mean_and_spread(
     """The mean and, of values that differ, their spread."""
     if not values:
         return ""
-    if len(set(values)) == 1:  # also of text
+
+    # One value may also be text, of which there is no mean.
+    if len(set(values)) == 1:
         return format(values[0], style)
+
     return f"{statistics.fmean(values):{style}} ± {spread(values):{style}}"
 
 
@@ -88,8 +91,9 @@ def markdown_table(
 
     head = [*titles, *(column.title for column in shown.values())]
     rule = ["---" if place in left else "---:" for place in range(len(head))]
-
     lines = [head, rule]
+
+    # A cell of figures is the mean of all records of its row.
     for row in rows:
         cells = list(row.names)
         for figure, column in shown.items():
@@ -97,23 +101,23 @@ def markdown_table(
             if column.scale != 1:
                 values = [column.scale * value for value in values]
             cells.append(mean_and_spread(values, column.style, spread))
-
         lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def print_aligned(line: Record, first: bool = False):
     """Print the figures of a line in columns, and the names of the columns above those of the first."""
-    widths = {
-        name: max(len(name), NAME_WIDTH if name in ("step", "case") else FIGURE_WIDTH)
-        for name in line
-    }
-    names = {name: name for name in line}
-    for cells in (names, line) if first else (line,):
-        print(
-            "  ".join(f"{cells[name]!s:<{width}}" for name, width in widths.items()).rstrip(),
-            flush=True,
-        )
+    # All widths are fixed in advance, as the lines to come are not known.
+    widths = {}
+    for name in line:
+        least = NAME_WIDTH if name in ("step", "case") else FIGURE_WIDTH
+        widths[name] = max(len(name), least)
+
+    head = {name: name for name in line}
+    for cells in (head, line) if first else (line,):
+        aligned = [f"{cells[name]!s:<{width}}" for name, width in widths.items()]
+        # A measurement may take minutes, so each line is shown at once.
+        print("  ".join(aligned).rstrip(), flush=True)
 
 
 def met_or_missed(value: float, target: float, at_most: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Figures of written texts, and the tokens that they are taken of."""
+"""Figures of written texts, and the tokens that they are computed from."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -34,6 +34,7 @@ class PerplexityJudge:
         Raises:
             ModuleNotFoundError: if a package that it needs is missing.
         """
+        # Some benchmarks never need it: all their texts have been judged before.
         if self.model is None:
             self.model, self.tokenizer = load_judge(self.name, self.cache_dir)
 
@@ -44,18 +45,28 @@ class PerplexityJudge:
 
 
 def without_special_tokens(rows: Iterable[Sequence[int]], tokenizer: Any) -> list[list[int]]:
-    special = set(tokenizer.all_special_ids)
-    return [[token for token in row if token not in special] for row in rows]
+    """The rows without start, end, padding and mask."""
+    special_ids = set(tokenizer.all_special_ids)
+    plain_rows = []
+    for row in rows:
+        plain_rows.append([token for token in row if token not in special_ids])
+    return plain_rows
 
 
 def tokens_of_real_texts(texts: Iterable[str], pipe: Any) -> list[list[int]]:
     """Tokens of real texts, cut to the length that the model of a pipeline can write."""
+    # Longer texts would differ from written ones by their length alone.
     longest = pipe.denoiser.config.max_length - END_TOKENS
+
     rows = pipe.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return [tokens[:longest] for tokens in rows]
 
 
 def distinct_ngrams(rows: Sequence[Sequence[int]], orders: Iterable[int] = (1, 2)) -> Record:
     """`distinct_1` and so on of rows of tokens, without the orders for which all rows are too short."""
-    longest = max(map(len, rows))  # of shorter ones there is none
-    return {f"distinct_{n}": distinct_n(rows, n) for n in orders if n <= longest}
+    longest_row = max(map(len, rows))
+    figures = {}
+    for order in orders:
+        if order <= longest_row:
+            figures[f"distinct_{order}"] = distinct_n(rows, order)
+    return figures

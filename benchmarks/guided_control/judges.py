@@ -113,6 +113,7 @@ def shape(word: str) -> str:
         >>> shape("Mid-1990s")
         'Aa-0a'
     """
+    # Upper case becomes "A", other letters "a", digits "0"; then runs become one.
     upper = re.sub("[A-Z]", "A", word)
     lower = re.sub(r"[^\W\d_A-Z]", "a", upper)
     kinds = re.sub(r"\d", "0", lower)
@@ -154,6 +155,7 @@ def met(
 
     labels = judges.label.labels(texts) if judges.label else []
     tags = judges.tag.tags(list(map(split_words, texts))) if judges.tag else []
+    # One value for each part of a wish.
     parts_of_texts = []
     for place, wish in enumerate(wishes):
         parts = []

@@ -49,12 +49,14 @@ def load_models(options: ControlConfig) -> tuple[dict[str, Any], dict[str, str]]
 
     for name in {"model", "embedding_model"} & models.keys():
         models[name].set_progress_bar_config(disable=True)
+    # The options reshape the predictions of the model's own scheduler.
     if "model" in models:
         scheduler = models["model"].scheduler
         shape = {"temperature": options.temperature, "top_p": options.top_p}
         changes = {name: value for name, value in shape.items() if value is not None}
         models["model"].scheduler = type(scheduler).from_config(scheduler.config, **changes)
 
+    # Controls of patterns need the tags of single tokens, in the places in which they are common.
     if "model" in models and "tagger" in models:
         data = load_documents(options.dataset)
         texts = list(data.select(range(min(options.num_tagged_texts, len(data))))["text"])

@@ -54,6 +54,7 @@ def findings(records: Sequence[Record]) -> list[str]:
             lines.append(
                 verdict(f"{name}: right within 2 tokens", guided["success"], LENGTHS_RIGHT)
             )
+        # What guidance by a label gains, and what it costs
         if not case.asks_for_label_only:
             continue
 

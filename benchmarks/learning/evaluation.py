@@ -36,6 +36,7 @@ def likelihood(model: Any, num_times: int, held_out: HeldOut) -> Record:
             model.denoiser, model.scheduler, held_out.rows, num_times
         )
 
+    # Characters are what texts have in common under any tokenizer.
     num_tokens = sum(map(sum, held_out.rows["attention_mask"]))
     bits = per_token * num_tokens / held_out.num_characters / math.log(2)
     return {"nats_per_token": per_token, "standard_error": error, "bits_per_character": bits}
@@ -47,6 +48,7 @@ def write_rows(model: Any, options: QualityConfig, num_rows: int, seed: int) -> 
     if isinstance(model, AutoregressiveModel):
         return model.write(num_rows, seed).tolist()
 
+    # A row depends on its own seed only, and not on the batch it is written in.
     generators = [
         torch.Generator().manual_seed(SEED_STRIDE * seed + row) for row in range(num_rows)
     ]

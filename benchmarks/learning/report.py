@@ -60,7 +60,7 @@ def read_records(folder: Path) -> list[Record]:
     if not records:
         raise FileNotFoundError(f"`{folder}` holds no finished run.")
 
-    nats = mean_nats(records)
+    nats = mean_nats(records)  # the data has none
     return sorted(
         records,
         key=lambda record: (nats.get(record["model"], 0.0), record["model"], record["seed"]),
@@ -82,6 +82,8 @@ def findings(records: list[Record], characters: bool) -> list[str]:
     """The target, the order of the kernels beside the paper's, and the auxiliary loss, as far as they were run."""
     nats = mean_nats(records)
     lines = []
+
+    # The target, against whichever learning rate is best for GPT-2
     rivals = [mean for model, mean in nats.items() if model.partition(":")[0] == GPT2]
     if rivals and "absorbing" in nats:
         ratio = nats["absorbing"] / min(rivals)
@@ -90,6 +92,7 @@ def findings(records: list[Record], characters: bool) -> list[str]:
             f"Absorbing needs {ratio:.3f} times the nats of the best GPT-2; target {TARGET}: {verdict}."
         )
 
+    # The order of the kernels
     order = [model for model in nats if model in KERNELS]
     if len(order) > 1:
         listed = ", ".join(f"{name} {nats[name]:.3f}" for name in order)
@@ -102,6 +105,7 @@ def findings(records: list[Record], characters: bool) -> list[str]:
             text = "text8" if characters else "LM1B"
             lines.append(f"D3PM's order on {text} is {', '.join(paper)}: {same}.")
 
+    # What the auxiliary loss changes
     for kernel in order:
         if kernel + AUXILIARY in nats:
             change = nats[kernel + AUXILIARY] - nats[kernel]

@@ -87,6 +87,7 @@ def fitting_steps(
 
     Of what the fixed part leaves, `coarse_share` at most is spent on coarse steps, and more only for their first.
     """
+    # What is left for steps
     flops -= cost.fixed
     coarse = 0
     if cost.coarse:
@@ -121,6 +122,7 @@ def comparisons(options: TwoLevelConfig, costs: Costs) -> Iterator[Comparison]:
                     row.steps = str(steps or "")
                     yield Comparison(row, steps)
 
+        # What becomes of two levels with other plans than their own
         steps = split_forwards(TWO_LEVEL, options.ablation_budget, options)
         for plan in (ORACLE, SHUFFLED, UNTOLD):
             yield Comparison(

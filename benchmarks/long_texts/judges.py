@@ -89,7 +89,7 @@ class KindJudge:
         checked = documents[::CHECKED_SHARE]
         others = [document for number, document in enumerate(documents) if number % CHECKED_SHARE]
         self.accuracy = self._judge_of(others).accuracy(*self._windows_of(checked))
-        self.judge = self._judge_of(documents)
+        self.judge = self._judge_of(documents)  # the one that is used has learned from all
         self.classes = self.judge.classes
 
     def _judge_of(self, documents: Iterable[tuple[str, str]]) -> WordJudge:
@@ -117,7 +117,8 @@ class KindJudge:
 
 def mean_over_pairs(rows: np.ndarray) -> float:
     """The mean of sum_c p_i(c) p_j(c) over all pairs of different rows of (N, K)."""
-    total = rows.sum(axis=0)
+    # The square of the sum holds each pair twice, and each row with itself.
+    total = rows.sum(axis=0)  # (K,)
     return float((total @ total - (rows * rows).sum()) / (len(rows) * (len(rows) - 1)))
 
 

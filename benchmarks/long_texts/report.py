@@ -145,7 +145,7 @@ def consistency_findings(rows: Sequence[Row], figure: str) -> list[str]:
         gain = two_level.mean(figure) - other.mean(figure)
         error = math.hypot(two_level.error(figure), other.error(figure))
         line = f"{place(two_level)}, {other.name}: {gain:+.3f} ± {error:.3f}"
-        (gains if gain > 0 else losses).append(line)
+        (gains if gain > 0 else losses).append(line)  # no gain counts as a loss
         num_sure += 0 < 2 * error < gain
 
     if not gains and not losses:

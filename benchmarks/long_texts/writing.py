@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from common.processes import peak_of
-from common.results import Record, read_json, write_json
+from common.results import Record, read_or_make
 from common.texts import without_special_tokens
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,7 +40,7 @@ def plans_of(pipe: Any, cell: Cell, rows: Tensor) -> Tensor | None:
     """(B, C) plans that a cell is given, the codes of as many real texts (B, L); None if it writes its own."""
     if cell.plan not in (ORACLE, SHUFFLED):
         return None
-    plans = pipe.autoencoder.encode(rows).coarse
+    plans = pipe.autoencoder.encode(rows).coarse  # (B, C)
     return plans if cell.plan == ORACLE else shuffled_plans(plans, cell.seed)
 
 
@@ -56,7 +56,7 @@ def write(
     """
     seeds = range(SEED_STRIDE * cell.seed + first, SEED_STRIDE * cell.seed + first + count)
     arguments = {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
-    if plans is None:
+    if plans is None:  # as many texts as plans otherwise
         arguments["num_return_sequences"] = count
     else:
         arguments["plan"] = plans[first : first + count]
@@ -127,6 +127,8 @@ def measured_cost(pipe: Any, system: str, length: int) -> Cost:
         one_step = flops(1)
         fine = flops(2) - one_step
         return Cost(one_step - fine, fine)
+
+    # The difference that one more step of a level makes is the cost of that level.
     one_step = flops(1, 1)
     fine = flops(2, 1) - one_step
     coarse = flops(1, 2) - one_step
@@ -142,14 +144,15 @@ def all_costs(options: TwoLevelConfig) -> Costs:
     costs = {}
     for name in SYSTEMS:
         system = System(name, options)
-        path = options.folder / "costs" / f"{name}.json"
-        known = read_json(path) if path.exists() else {}
-        missing = [length for length in options.lengths if str(length) not in known]
-        if missing:
+
+        def measure(system: System = system) -> Record:
             pipe = system.load(system.trained_seed)
-            for length in missing:
-                known[str(length)] = asdict(measured_cost(pipe, name, length))
-            write_json(path, known | {"parameters": parameters_of(pipe)})
+            measured = {
+                str(n): asdict(measured_cost(pipe, system.name, n)) for n in options.lengths
+            }
+            return measured | {"parameters": parameters_of(pipe)}
+
+        known = read_or_make(options.folder / "costs" / f"{name}.json", measure)
         for length in options.lengths:
             costs[name, length] = Cost(**known[str(length)])
     return costs

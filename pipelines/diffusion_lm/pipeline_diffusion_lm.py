@@ -62,7 +62,7 @@ class DiffusionLMPipelineOutput(BaseOutput):
         latents: (texts, L, E) embeddings before they are rounded, with `output_type="latents"`.
     """
 
-    texts: list[str] | None
+    texts: list[str]
     tokens: Tensor
     history: list[Tensor] | None = None
     latents: Tensor | None = None
@@ -132,12 +132,13 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         label_names: list[str] | None = None,
     ):
         super().__init__()
-        self.register_modules(tokenizer=tokenizer, denoiser=denoiser, scheduler=scheduler)
-        if isinstance(label_names, dict):  # as a folder for the Hub holds them: {"0": name, ...}
-            label_names = list(label_names.values())
-        self.register_to_config(lengths=lengths, label_names=label_names)
-        if tokenizer is not None and denoiser is not None and scheduler is not None:
-            check_embedding_components(tokenizer, denoiser, scheduler, lengths, label_names)
+        is_complete = self._register_text_components(
+            tokenizer, denoiser, scheduler, lengths, label_names
+        )
+        if is_complete:
+            check_embedding_components(
+                tokenizer, denoiser, scheduler, lengths, self.config.label_names
+            )
 
     @runs_to_its_end
     @torch.no_grad()
@@ -303,7 +304,7 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         tokens = self.finished_tokens(batch)
         rows = chosen_rows(self.tokenizer, tokens, num_candidates, choose)
         tokens = tokens[rows]
-        texts = None
+        texts: Any = None
         if output_type == "text":
             texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         if history is not None:

@@ -94,11 +94,13 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
         label_names: list[str] | None = None,
     ):
         super().__init__()
-        self.register_modules(tokenizer=tokenizer, denoiser=denoiser, scheduler=scheduler)
-        if isinstance(label_names, dict):  # as a folder for the Hub holds them: {"0": name, ...}
-            label_names = list(label_names.values())
-        self.register_to_config(lengths=lengths, label_names=label_names)
-        self._check_components()
+        is_complete = self._register_text_components(
+            tokenizer, denoiser, scheduler, lengths, label_names
+        )
+        if is_complete:
+            is_over_tokens = self.kind == "tokens"
+            check = check_token_components if is_over_tokens else check_embedding_components
+            check(tokenizer, denoiser, scheduler, lengths, self.config.label_names)
 
     @runs_to_its_end
     @torch.no_grad()
@@ -241,7 +243,7 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
         tokens = self.finished_tokens(batch)
         rows = chosen_rows(self.tokenizer, tokens, num_candidates, choose)
         tokens = tokens[rows]
-        texts = None
+        texts: Any = None
         if output_type == "text":
             texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         self.maybe_free_model_hooks()
@@ -348,15 +350,3 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
     @property
     def _row_limits(self) -> RowLimits:
         return RowLimits(self.max_length, self.config.lengths, self.predicts_end)
-
-    def _check_components(self):
-        if self.tokenizer is None or self.denoiser is None or self.scheduler is None:
-            return
-        check = check_token_components if self.kind == "tokens" else check_embedding_components
-        check(
-            self.tokenizer,
-            self.denoiser,
-            self.scheduler,
-            lengths=self.config.lengths,
-            label_names=self.config.label_names,
-        )

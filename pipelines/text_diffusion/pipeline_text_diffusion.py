@@ -55,7 +55,7 @@ class TextDiffusionPipelineOutput(BaseOutput):
         history: with `return_history`, `num_inference_steps + 1` tensors (B, L), pure noise first.
     """
 
-    texts: list[str] | None
+    texts: list[str]
     tokens: Tensor
     history: list[Tensor] | None = None
 
@@ -129,11 +129,11 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         label_names: list[str] | None = None,
     ):
         super().__init__()
-        self.register_modules(tokenizer=tokenizer, denoiser=denoiser, scheduler=scheduler)
-        if isinstance(label_names, dict):  # as a folder for the Hub holds them: {"0": name, ...}
-            label_names = list(label_names.values())
-        self.register_to_config(lengths=lengths, label_names=label_names)
-        self._check_components()
+        is_complete = self._register_text_components(
+            tokenizer, denoiser, scheduler, lengths, label_names
+        )
+        if is_complete:
+            check_token_components(tokenizer, denoiser, scheduler, lengths, self.config.label_names)
 
     @runs_to_its_end
     @torch.no_grad()
@@ -542,11 +542,3 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
                 "`controls` must be left out for a denoiser with blocks, which predicts one block at a time, "
                 f"got {controls!r}."
             )
-
-    def _check_components(self):
-        if self.tokenizer is None or self.denoiser is None or self.scheduler is None:
-            return
-        config = self.config
-        check_token_components(
-            self.tokenizer, self.denoiser, self.scheduler, config.lengths, config.get("label_names")
-        )

@@ -54,7 +54,7 @@ class TwoLevelVQDiffusionPipelineOutput(BaseOutput):
         accepted: whether `text_filter` let each text pass; all true without one.
     """
 
-    texts: list[str] | None
+    texts: list[str]
     tokens: Tensor
     plan: Tensor | None
     fine_codes: Tensor

@@ -157,7 +157,7 @@ def readable_errors(language: str) -> Iterator[None]:
         raise gr.Error(message, print_exception=False) from error
 
 
-def message_of(error: Exception, language: str) -> str:
+def message_of(error: Any, language: str) -> str:
     if isinstance(error, Refusal):
         values = dict(error.values)
         # A field is named as on the page.

@@ -73,7 +73,7 @@ class Kernels:
     @property
     def names(self) -> list[str]:
         """Kernels that can be made in a moment."""
-        names = list(KERNELS_SHOWN)
+        names: list[str] = list(KERNELS_SHOWN)
         if self.num_tokens > LARGEST_FOR_NEIGHBORS:
             names.remove("neighbors")
         return names

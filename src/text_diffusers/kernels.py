@@ -141,9 +141,13 @@ def absorbing(config: KernelConfig):
 
 
 def uniform(config: KernelConfig):
-    # It alone of those with a reverse rule knows continuous time.
-    settings = in_steps(config) | {"num_train_timesteps": config.num_train_timesteps}
-    return D3PMUniformScheduler(config.num_tokens, schedule=config.schedule, **settings)
+    return D3PMUniformScheduler(
+        config.num_tokens,
+        schedule=config.schedule,
+        num_train_timesteps=config.num_train_timesteps,
+        reverse_rule=config.reverse_rule,
+        min_timestep=config.min_timestep,
+    )
 
 
 def hybrid(config: KernelConfig):

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
@@ -114,10 +113,6 @@ def check_verdicts(verdicts: list[dict]):
         if verdict["outcome"] == "refused" and not says_what(verdict)
     ]
     assert not silent, silent[:5]
-    outcomes = Counter((verdict["family"], verdict["outcome"]) for verdict in verdicts)
-    assert all(
-        outcomes[family, outcome] for family in FAMILIES for outcome in ("written", "refused")
-    ), outcomes
 
 
 def says_what(verdict: dict) -> bool:
@@ -136,13 +131,16 @@ def says_what(verdict: dict) -> bool:
 
 def test_mutations_load_and_write_or_are_refused_by_name(saved):
     verdicts = list(mutation_results(saved, range(2000, 2030)))
-    assert len(verdicts) == 30
+    assert {verdict["outcome"] for verdict in verdicts} == {"written", "refused"}
     check_verdicts(verdicts)
 
 
 @pytest.mark.slow
 def test_two_thousand_mutations_load_and_write_or_are_refused_by_name():
-    check_verdicts(drive("2000"))
+    verdicts = drive("2000")
+    check_verdicts(verdicts)
+    outcomes = {(verdict["family"], verdict["outcome"]) for verdict in verdicts}
+    assert outcomes == {(family, end) for family in FAMILIES for end in ("written", "refused")}
 
 
 # One of each kind is fast: pickles, names, code, links, memory and time

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -352,6 +353,28 @@ def test_only_pairs_that_name_an_installed_class_change():
     changed = {"_class_name": "TextDiffusionPipeline"}
     changed |= {"scheduler": ["text_diffusers.schedulers.scheduling_d3pm", "D3PMUniformScheduler"]}
     assert with_installed_classes(index) == index | changed
+
+
+@pytest.mark.parametrize(
+    "name, earlier",
+    [
+        ("cfg", "TextDiffusionCFGPipeline"),
+        ("block", "TextBlockDiffusionPipeline"),
+        ("guided", "GuidedDiffusionLMPipeline"),
+        ("token_paraguide", "TokenParaGuidePipeline"),
+    ],
+)
+def test_folders_of_the_first_edition_load_by_the_classes_that_took_theirs_in(
+    pipelines, published, tmp_path, name, earlier
+):
+    pipe, arguments = pipelines[name]
+    folder = shutil.copytree(published / name, tmp_path / name)
+    index = json.loads((folder / "model_index.json").read_text())
+    for saved in (earlier, [index["_class_name"][0], earlier]):
+        (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": saved}))
+        loaded = TextDiffusionPipeline.from_pretrained(folder)
+        loaded.set_progress_bar_config(disable=True)
+        assert type(loaded) is type(pipe) and write(loaded, arguments) == write(pipe, arguments)
 
 
 def test_the_shipped_model_is_found_by_its_name_unless_a_folder_has_it(

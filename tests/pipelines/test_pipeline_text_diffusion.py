@@ -1,8 +1,5 @@
 """Laws of TextDiffusionPipeline: seeds, batches, prompts, infilling, ends of texts, saving, and clear errors."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -170,11 +167,11 @@ def test_samples_follow_the_source_when_the_denoiser_is_exact(tokenizer):
     pipe = TextDiffusionPipeline(tokenizer, Exact(table, vocabulary), D3PMAbsorbingScheduler(tokenizer.mask_token_id))
     pipe.set_progress_bar_config(disable=True)
     output = pipe(
-        num_return_sequences=4000, max_new_tokens=3, num_inference_steps=200, generator=seeded(0), output_type="tokens"
+        num_return_sequences=2000, max_new_tokens=3, num_inference_steps=50, generator=seeded(0), output_type="tokens"
     )
     tokens = output.tokens[:, 1:] - 1
     counts = [int((tokens == torch.tensor(sequence)).all(dim=1).sum()) for sequence in source.sequences]
-    assert sum(counts) == 4000 and chi_square_passes(np.array(counts), source.probs)
+    assert sum(counts) == 2000 and chi_square_passes(np.array(counts), source.probs)
 
 
 def test_stream_ends_with_the_text_of_the_call(pipe):
@@ -210,20 +207,6 @@ def test_class_labels_reach_the_denoiser(tokenizer):
         pipe(class_labels=7, **settings)
     with pytest.raises(ValueError, match="`class_labels` must be one or 1"):
         pipe("the", class_labels=[0, 1], **settings)
-
-
-def test_a_saved_pipeline_gives_the_same_tokens_in_a_fresh_process(pipe, tmp_path):
-    pipe.save_pretrained(tmp_path)
-    want = pipe("the cat", num_inference_steps=5, generator=seeded(4)).tokens.tolist()
-    script = (
-        "import sys, torch; from text_diffusers import TextDiffusionPipeline;"
-        "torch.set_num_threads(1); pipe = TextDiffusionPipeline.from_pretrained(sys.argv[1]);"
-        "generator = torch.Generator().manual_seed(4);"
-        "print(pipe('the cat', num_inference_steps=5, generator=generator).tokens.tolist())"
-    )
-    run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert run.stdout.strip().splitlines()[-1] == str(want)
-    assert not list(tmp_path.rglob("*.bin"))
 
 
 def test_schedulers_swap_by_from_config(pipe):

@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from diffusers import BlockRefinementScheduler, DiscreteDDIMScheduler, EntropyBoundScheduler
 from support.masked_lms import make_masked_lm
 from support.oracles import MarkovSource, TableDenoiser, bayes_posterior, chi_square_passes, transition_matrix
@@ -21,7 +22,7 @@ STOCK = {
     "ddim": lambda: DiscreteDDIMScheduler(),
     "entropy": lambda: EntropyBoundScheduler(entropy_bound=2.0),
 }
-LETTERS = 4_000
+LETTERS = 2_000
 
 
 def seeded(seed):
@@ -77,7 +78,7 @@ def reverse_chain(source, num_steps):
     return state
 
 
-@pytest.mark.parametrize("num_steps", [1, 4])
+@pytest.mark.parametrize("num_steps", [slow(1), 4])
 def test_discrete_ddim_writes_what_our_uniform_scheduler_writes(source, num_steps):
     """Both follow the enumerated reverse chain, with the exact denoiser of each time."""
     exact = reverse_chain(source, num_steps)
@@ -87,7 +88,7 @@ def test_discrete_ddim_writes_what_our_uniform_scheduler_writes(source, num_step
         assert chi_square_passes(written(pipe, source.sequences, num_inference_steps=num_steps), exact)
 
 
-@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("num_steps", [slow(1), 2])
 def test_the_entropy_bound_accepts_what_enumeration_says_and_leaves_no_noise(source, num_steps):
     temperature, bound = 0.7, 0.0  # the surest position, and those without entropy
     states = [tuple(x) for x in itertools.product(range(source.num_tokens), repeat=source.length)]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import make_denoiser
+from conftest import make_denoiser, mostly_slow
 from support.oracles import chi_square_passes
 
 from text_diffusers import (
@@ -70,9 +70,17 @@ def with_and_without(pipe, *args, seeds=4, **settings):
     return outputs[0]
 
 
-@pytest.mark.parametrize("changes", [{}, {"time_conditioning": True}, {"num_classes": 4}], ids=str)
-@pytest.mark.parametrize("steps", [1, 3, 9])
-def test_tokens_with_the_cache_equal_those_without(tokenizer, steps, changes):
+KINDS_OF_DENOISERS = {"plain": {}, "times": {"time_conditioning": True}, "labels": {"num_classes": 4}}
+
+
+@pytest.mark.parametrize(
+    "steps, kind",
+    mostly_slow(
+        itertools.product([1, 3, 9], KINDS_OF_DENOISERS), fast=[(1, "labels"), (3, "plain"), (3, "times")]
+    ),
+)
+def test_tokens_with_the_cache_equal_those_without(tokenizer, steps, kind):
+    changes = KINDS_OF_DENOISERS[kind]
     pipe = block_pipe(tokenizer, **changes)
     labels = {"class_labels": [0, 1, 2, 3]} if "num_classes" in changes else {}
     output = with_and_without(pipe, PROMPTS, num_inference_steps=steps, max_new_tokens=11, **labels)
@@ -280,8 +288,13 @@ def block_wise_law(table, block_length, steps):
     return law
 
 
-@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
-@pytest.mark.parametrize("block_length, steps", [(1, 1), (2, 1), (2, 3), (4, 2)])
+@pytest.mark.parametrize(
+    "block_length, steps, use_cache",
+    mostly_slow(
+        [(*sizes, cached) for sizes in [(1, 1), (2, 1), (2, 3), (4, 2)] for cached in (True, False)],
+        fast=[(1, 1, True), (2, 3, True), (2, 3, False)],
+    ),
+)
 def test_samples_follow_the_enumerated_law_of_block_wise_sampling(tokenizer, block_length, steps, use_cache):
     table = torch.randn((4, 4, 4, 3, 3), generator=seeded(0), dtype=torch.float64) * 1.5
     pipe = block_pipe(tokenizer, BlockTable(table, tokenizer, block_length))
@@ -342,8 +355,13 @@ class GuidedDenoiser(torch.nn.Module):
         return SimpleNamespace(logits=uncond + self.scale * (cond - uncond))
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize(
+    "scale, use_cache",
+    mostly_slow(
+        itertools.product([0.0, 1.0, 2.5], [True, False]),
+        fast=[(0.0, True), (1.0, True), (2.5, True), (2.5, False)],
+    ),
+)
 def test_guidance_by_labels_is_that_of_a_denoiser_that_guides_itself(tokenizer, scale, use_cache):
     pipe = block_pipe(tokenizer, num_classes=2)
     pipe.use_cache = use_cache

@@ -1,7 +1,7 @@
 """The code blocks of the pages, what they print, and whether the programs that they name take their words.
 
-`python tests/support/doc_blocks.py PAGE ...`, started in a folder with the models that the blocks open, runs the blocks of the
-pages and writes below each what it prints now, where a page shows its output.
+`python tests/support/doc_blocks.py PAGE ...`, started in a folder with the models that the blocks open, runs the
+blocks of the pages and writes below each what it prints now, where a page shows its output.
 """
 
 import argparse
@@ -30,11 +30,21 @@ from text_diffusers.cli.app import app
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$(?:\n\n\1```text\n(.*?)^\1```$)?", flags=re.MULTILINE | re.DOTALL)
-COMMANDS = {name: command for name, command in typer.main.get_command(app).commands.items()}  # type: ignore[attr-defined]
+# A block, and the block of text after it that shows what it prints
+FENCE = re.compile(
+    r"^( *)```(\w*)\n(.*?)^\1```$(?:\n\n\1```text\n(.*?)^\1```$)?", flags=re.MULTILINE | re.DOTALL
+)
+COMMANDS = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+# Commands that tests run; all others are only parsed.
 RUN_HERE = ("generate", "infill", "corrupt", "evaluate", "env")
 SHELL = ("printf", "cat")
-OTHERS = {"tensorboard": ["--logdir"], "hf": ["auth", "download"], "make": [], "pip": ["install"]}
+# First words of other programs
+OTHERS = {
+    "tensorboard": ["--logdir"],
+    "hf": ["auth", "download"],
+    "make": [],
+    "pip": ["install"],
+}
 
 
 @dataclass(frozen=True)
@@ -58,22 +68,35 @@ class Block:
 
 
 def blocks_of(page: Path, *languages: str) -> list[Block]:
+    """The blocks of a page in these languages, in their order."""
     blocks = []
-    for place, found in enumerate(FENCE.finditer(page.read_text(encoding="utf-8"))):
-        indent, language, code, shown = found.groups()
-        code, shown = (text and re.sub(f"^{indent}", "", text, flags=re.MULTILINE) for text in (code, shown))
-        blocks.append(Block(page, place, language, code, shown))
-    return [block for block in blocks if block.language in languages]
+    for place, match in enumerate(FENCE.finditer(page.read_text(encoding="utf-8"))):
+        indent, language, code, shown = match.groups()
+        if language in languages:
+            shown = None if shown is None else without_indent(shown, indent)
+            blocks.append(Block(page, place, language, without_indent(code, indent), shown))
+    return blocks
+
+
+def without_indent(text: str, indent: str) -> str:
+    return re.sub(f"^{indent}", "", text, flags=re.MULTILINE)
 
 
 def commands_of(block: Block) -> list[list[str]]:
     """The words of each command of a shell block, without comments, variables and dots for more."""
-    lines = block.code.replace("\\\n", " ").splitlines()
-    commands = [[word for word in shlex.split(line, comments=True) if word != "..."] for line in lines]
-    for words in commands:
+    commands = []
+    for line in lines_of(block):
+        words = [word for word in shlex.split(line, comments=True) if word != "..."]
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words.pop(0)
-    return [words for words in commands if words]
+        if words:
+            commands.append(words)
+    return commands
+
+
+def lines_of(block: Block) -> list[str]:
+    """The lines of a shell block, each command on one of its own."""
+    return block.code.replace("\\\n", " ").splitlines()
 
 
 def run_python(code: str) -> str:
@@ -86,14 +109,16 @@ def run_python(code: str) -> str:
 
 def run_shell(block: Block) -> str | None:
     """What the commands of a block print; None if one of them is not to be run here."""
-    lines = [line for line in block.code.replace("\\\n", " ").splitlines() if line.strip()]
+    lines = [line for line in lines_of(block) if line.strip()]
     commands = commands_of(block)
     if not all(is_run_here(words) for words in commands) or len(commands) != len(lines):
         return None
+
     printed = []
     for line, words in zip(lines, commands, strict=True):
         if words[0] in SHELL:
-            printed.append(subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout)
+            done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+            printed.append(done.stdout)
         else:
             result = CliRunner().invoke(app, words[1:], prog_name=words[0])
             assert result.exit_code in (0, 2), result.output
@@ -102,8 +127,10 @@ def run_shell(block: Block) -> str | None:
 
 
 def is_run_here(words: list[str]) -> bool:
-    called = words[0] == "text-diffusers" and len(words) > 1
-    return words[0] in SHELL or called and (words[1] in RUN_HERE or "--dry-run" in words)
+    if words[0] in SHELL:
+        return True
+    is_command = words[0] == "text-diffusers" and len(words) > 1
+    return is_command and (words[1] in RUN_HERE or "--dry-run" in words)
 
 
 def is_settled(block: Block) -> bool:
@@ -121,35 +148,40 @@ def check_command(words: list[str]):
     Raises:
         AssertionError, SystemExit: if so.
     """
-    program, rest = words[0], words[1:]
+    program = words[0]
+    arguments = words[1:]
     if program == "accelerate":
-        assert rest[0] == "launch", words
-        options = launch_command_parser().parse_args(rest[1:])
-        launched = [*(["-m"] if options.module else []), options.training_script, *options.training_script_args]
-        assert options.config_file is None or (ROOT / options.config_file).is_file(), options.config_file
-        check_python(launched)
+        assert arguments[0] == "launch", words
+        options = launch_command_parser().parse_args(arguments[1:])
+        module = ["-m"] if options.module else []
+        check_python([*module, options.training_script, *options.training_script_args])
+        if options.config_file is not None:
+            assert (ROOT / options.config_file).is_file(), options.config_file
     elif program == "torchrun":
-        options = get_args_parser().parse_args(rest)
+        options = get_args_parser().parse_args(arguments)
         check_python([options.training_script, *options.training_script_args])
     elif program in ("python", "python3"):
-        check_python(rest)
+        check_python(arguments)
     elif program == "text-diffusers":
-        COMMANDS[rest[0]].make_context(rest[0], rest[1:])
+        COMMANDS[arguments[0]].make_context(arguments[0], arguments[1:])
     elif program == "make":
-        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
-        assert {word for word in rest if "=" not in word} <= {*targets}, words
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        targets = re.findall(r"^([\w-]+):", makefile, flags=re.MULTILINE)
+        assert {word for word in arguments if "=" not in word} <= set(targets), words
     elif program == "pip":
-        check_extras(words)
-    else:
-        known = OTHERS.get(program, []) if program not in SHELL else rest[:1]
-        assert rest[:1] == known[:1] or rest[0] in known, words
+        check_install(words)
+    elif program not in SHELL:
+        first_words = OTHERS.get(program, [])
+        assert arguments[:1] == [] == first_words or arguments[0] in first_words, words
 
 
-def check_extras(words: list[str]):
+def check_install(words: list[str]):
     packaging = (ROOT / "setup.py").read_text(encoding="utf-8")
-    known = {*re.findall(r'^    "(\w+)": \[', packaging, flags=re.MULTILINE), "all"}
-    asked = {extra for word in words for extra in ",".join(re.findall(r"\[(.*?)\]", word)).split(",") if extra}
-    assert words[1] == "install" and asked <= known, words
+    extras = {*re.findall(r'^    "(\w+)": \[', packaging, flags=re.MULTILINE), "all"}
+    assert words[1] == "install", words
+    for word in words:
+        for names in re.findall(r"\[(.*?)\]", word):
+            assert set(names.split(",")) <= extras, words
     if "-c" in words:
         assert (ROOT / words[words.index("-c") + 1]).is_file(), words
 
@@ -160,7 +192,9 @@ def check_python(words: list[str]):
         return check_command(["text-diffusers", *words[2:]])
     script = ROOT / words[0]
     assert script.is_file(), script
-    if not re.search(r"Parser\(|run\(main, ", script.read_text(encoding="utf-8")):  # takes no options
+    if not re.search(
+        r"Parser\(|run\(main, ", script.read_text(encoding="utf-8")
+    ):  # takes no options
         assert not any(word.startswith("-") for word in words[1:]), words
         return
 
@@ -171,7 +205,10 @@ def check_python(words: list[str]):
 
         return stopping
 
-    parsers = {argparse.ArgumentParser: "parse_args", HfArgumentParser: "parse_args_into_dataclasses"}
+    parsers = {
+        argparse.ArgumentParser: "parse_args",
+        HfArgumentParser: "parse_args_into_dataclasses",
+    }
     with contextlib.ExitStack() as stack:
         for parser, name in parsers.items():
             stack.enter_context(patch.object(parser, name, then_stop(getattr(parser, name))))
@@ -185,11 +222,13 @@ def check_python(words: list[str]):
 def without_words(block: Block) -> Any:
     """A block without what a translation may change: comments, and texts in quotes."""
     if block.language not in ("python", "py"):
-        quoted = re.sub(r"\"[^\"]*\"|'[^']*'", "''", block.code)
-        return [shlex.split(line, comments=True) for line in quoted.replace("\\\n", " ").splitlines() if line.strip()]
+        quoted = re.sub(r"\"[^\"]*\"|'[^']*'", "''", block.code).replace("\\\n", " ")
+        return [shlex.split(line, comments=True) for line in quoted.splitlines() if line.strip()]
+
     tree = ast.parse(block.code)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and not node.value.isidentifier():
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if is_text and not node.value.isidentifier():
             node.value = ""
     return ast.dump(tree)
 

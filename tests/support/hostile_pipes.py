@@ -13,8 +13,6 @@ from text_diffusers import (
     EmbeddingDDIMScheduler,
     EmbeddingTransformerModel,
     TextDiffusionPipeline,
-    TextDiffusionPipeline,
-    TextDiffusionPipeline,
 )
 from text_diffusers.data.tokenizers import train_tokenizer
 

@@ -35,6 +35,7 @@ def load_corpus(module: str, function: str, **options) -> Dataset:
     return getattr(importlib.import_module(f"corpora.{module}"), function)(**options)
 
 
+# What a model may be trained on; where there are judges, their part is left out.
 CORPORA = {
     "austen": partial(load_corpus, "austen", "austen_chapters", part="train"),
     "austen_and_speeches": partial(load_corpus, "speeches", "austen_and_speeches", part="train"),

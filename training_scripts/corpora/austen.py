@@ -20,11 +20,11 @@ NOVELS = {
     "NORTHANGER ABBEY": 1817,
     "PERSUASION": 1817,
 }
+# In Roman or in Arabic numerals
 CHAPTER = re.compile(r"chapter [ivxlc0-9]+", re.IGNORECASE)
 NOVEL_END = re.compile(r"finis|the end|a note on the text", re.IGNORECASE)
-NOT_PROSE = re.compile(
-    r"volume [ivx]+|\(end of volume \w+\.\)|\[.*\]|[* ]+", re.IGNORECASE
-)  # of a paragraph
+# Paragraphs of a chapter that are none of its text: divisions, illustrations, stars
+NOT_PROSE = re.compile(r"volume [ivx]+|\(end of volume \w+\.\)|\[.*\]|[* ]+", re.IGNORECASE)
 
 
 def austen_chapters(folder: Path | None = None, part: str | None = None, seed: int = 0) -> Dataset:
@@ -44,6 +44,7 @@ def austen_chapters(folder: Path | None = None, part: str | None = None, seed: i
     file = folder / AUSTEN_FILE
 
     rows = []
+    # The year of a novel is that of all its chapters.
     for lines in r_string_vectors(file.read_bytes()):
         title = lines[0].strip().upper()
         if title not in NOVELS:
@@ -67,6 +68,7 @@ def r_string_vectors(records: bytes) -> Iterator[list[str]]:
         version, _, _, name_length = struct.unpack_from(">iiii", content, 2)
         offset = 14 if version < 3 else 18 + name_length
 
+        # The last byte of the flags is the type of the object; only strings are read.
         flags, count = struct.unpack_from(">Ii", content, offset)
         if flags & 0xFF != R_STRINGS:
             continue
@@ -91,6 +93,7 @@ def split_chapters(lines: Iterable[str]) -> list[str]:
     chapters: list[list[str]] = []
     stripped = "\n".join(line.strip() for line in lines)
 
+    # Text before the first chapter, a title or a dedication, belongs to none.
     for block in stripped.split("\n\n"):
         paragraph = " ".join(block.replace("_", "").split())
         if NOVEL_END.fullmatch(paragraph):

@@ -30,6 +30,7 @@ def bible_pairs(folder: Path | None = None, seed: int = 0) -> Dataset:
     king_james = sword_module(folder / "kjv" / SWORD_FOLDER)
     world_english = sword_module(folder / "web" / SWORD_FOLDER)
 
+    # Neighbouring verses are alike, so chapters are shuffled, and verses stay together.
     chapters = []
     for books in king_james.get_structure().get_books().values():
         for book in books:
@@ -81,6 +82,8 @@ def plain_verse(markup: str) -> str:
         >>> plain_verse("<title>Psalm</title>In the<note>or, a</note> beginning [but] , made")
         'In the beginning but, made'
     """
+    # Notes and titles go with their text, all other markup without it.
     without_notes = re.sub(r"<(note|title)\b.*?</\1>", " ", markup, flags=re.DOTALL)
     words = re.sub(r"<[^>]+>|[\[\]]", "", without_notes).split()
+    # What was cut out leaves blanks before marks.
     return re.sub(r"\s+([,.;:?!])", r"\1", " ".join(words)).strip(" ¶")

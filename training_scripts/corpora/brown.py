@@ -25,6 +25,7 @@ BROWN_TAGS = {
 UNIVERSAL_TAGS = {
     brown: universal for universal, tags in BROWN_TAGS.items() for brown in tags.split()
 }
+# The corpus writes these marks twice where they end a sentence.
 REPEATED_MARKS = {"?", "!", ";", ":"}
 
 
@@ -79,10 +80,12 @@ def universal_tag(brown_tag: str) -> str:
     Titles ("-tl"), headlines ("-hl"), cited words ("-nc"), possessives ("$") and negations ("md*") do not matter.
     Foreign words ("fw-...") are "X".
     """
+    # "PPS+BEZ-HL" is "he's" in a headline: what counts is "pps".
     beginning = brown_tag.lower().partition("+")[0]
     without_context = re.sub(r"(-(tl|hl|nc))+$", "", beginning)
     if not re.search("[a-z*]", without_context):
         return "PUNCT"
 
+    # "*" alone is "not", and stays.
     stem = re.sub(r"(?<=.)[*$]+$", "", without_context)
     return UNIVERSAL_TAGS.get(stem, "X")

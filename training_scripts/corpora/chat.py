@@ -12,6 +12,7 @@ from corpora.austen import austen_chapters
 from corpora.parts import split_sentences
 
 TITLES = re.compile(r"\b(Mrs?|Dr|St|Messrs)\.")  # whose points end no sentence
+# Addresses of mail, and seven digits or more, as in phone numbers
 CONTACT = re.compile(r"\S+@\S+\.\w+|(?:\+?\d[\s().-]*){7,}")
 PROFANITY = re.compile(
     r"\b(?:\w*fuck\w*|\w*shit\w*|bitch\w*|cunt\w*|asshole\w*|bastard\w*|dick(?:head)?s?|piss\w*|whore\w*|slut\w*"
@@ -43,6 +44,7 @@ def chitchat_conversations() -> Iterator[list[str]]:
         ) from error
 
     for conversation in json.loads(file.read_text(encoding="utf-8")).values():
+        # A turn may be several messages, of which the clean ones are joined.
         turns = []
         for turn in conversation["messages"]:
             messages = [" ".join(message["text"].split()) for message in turn]
@@ -65,6 +67,7 @@ def chat_and_novels(seed: int = 0) -> Dataset:
     Raises:
         FileNotFoundError, ModuleNotFoundError: if either source is missing.
     """
+    # The label is that of the whole conversation or chapter.
     pieces = [(0, conversation) for conversation in chitchat_conversations()]
     pieces += [(1, chapter.splitlines()) for chapter in austen_chapters()["text"]]
     random.Random(seed).shuffle(pieces)

@@ -36,6 +36,7 @@ def movie_review_sentences(part: str = "train", seed: int = 0) -> Dataset:
         ]
         seen.update(sentences)
 
+        # Every third review is kept for judges.
         if (number % JUDGE_SHARE == 0) == (part == "judge"):
             for sentence in sentences:
                 rows.append({"text": sentence, "label": int(review["label"])})

@@ -5,6 +5,7 @@ import random
 import re
 from pathlib import Path
 
+# A mark, quotes or brackets that close, white space, and a capital letter to come
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]?[A-Z])")
 MAX_WORDS = 24  # of a sentence
 JUDGE_SHARE = 3  # one review, sample, chapter or speech in so many is kept for judges, which no other model must see
@@ -20,6 +21,7 @@ def data_folder(name: str, make_target: str, needed: str) -> Path:
     Raises:
         FileNotFoundError: if no file in the folder matches `needed`.
     """
+    # Relative to where the recipe is started, as the make targets fetch it
     folder = Path(os.environ.get("TEXT_DIFFUSERS_DATA", "data")) / name
     if not any(folder.glob(needed)):
         raise FileNotFoundError(f"`{folder}` holds no {needed}: `make {make_target}` fetches it.")
@@ -43,6 +45,7 @@ def shuffled_part(items: list, part: str | None, seed: int) -> list:
     shuffled = list(items)
     random.Random(seed).shuffle(shuffled)
 
+    # A part is cut after shuffling, so that both are of all books, genres and times.
     judged = slice(JUDGE_SHARE - 1, None, JUDGE_SHARE)
     if part == "judge":
         return shuffled[judged]
@@ -58,10 +61,12 @@ def split_sentences(text: str, min_words: int = 4, max_words: int = MAX_WORDS) -
         >>> split_sentences("It was a <b>fine</b> day. Yes! but not for everyone who came.", min_words=3)
         ['It was a fine day.', 'Yes! but not for everyone who came.']
     """
+    # Reviews hold markup, and lines that were wrapped.
     plain = " ".join(re.sub(r"<[^>]*>", " ", text).split())
 
     sentences = []
     for sentence in SENTENCE_END.split(plain):
+        # Headings, lists and cut sentences are no examples of good writing.
         whole = sentence[:1].isupper() and sentence[-1:] in ".!?"
         if whole and sentence.isascii() and min_words <= len(sentence.split()) <= max_words:
             sentences.append(sentence)

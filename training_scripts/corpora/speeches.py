@@ -9,7 +9,9 @@ from datasets import Dataset
 from corpora.austen import austen_chapters
 from corpora.parts import data_folder, shuffled_part
 
+# A year, the names of the president, and the party
 SPEECHES = "[0-9][0-9][0-9][0-9]_*.txt"
+# As the novels are spelt, so that marks do not tell the corpora apart
 ASCII_MARKS = str.maketrans({"’": "'", "“": '"', "”": '"', "—": "--", "–": "-", "\u2011": "-"})
 
 
@@ -33,6 +35,7 @@ def state_of_the_union(
     rows = []
     for file in sorted(folder.glob(SPEECHES)):
         year, *names, _party = file.stem.split("_")
+        # What is in brackets was not said.
         spoken = re.sub(r"\[[^\]]*\]", "", file.read_text(encoding="utf-8").translate(ASCII_MARKS))
         rows.append(
             {"text": " ".join(spoken.split()), "author": " ".join(names).title(), "year": int(year)}

@@ -44,7 +44,7 @@ class Commands(TyperGroup):
 def one_line_errors() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever reads the output has enough
         raise
     except (ValueError, OSError, ImportError, TyperException) as error:
         # Of several processes only the first speaks.

@@ -49,7 +49,7 @@ class BatchFile:
         if overwrite or not self.path.exists():
             return 0
         content = self.path.read_bytes()
-        whole_lines = content[: content.rfind(b"\n") + 1]
+        whole_lines = content[: content.rfind(b"\n") + 1]  # a line without its end was torn
         if not whole_lines:
             return 0
 
@@ -67,6 +67,7 @@ class BatchFile:
         """Write lines after those that are there, and see them to the disk."""
         # The settings are there, whole, before the first line.
         if not self.size:
+            # A crash leaves the old record or the new one, never a part.
             temporary = self.record.with_name(f"{self.record.name}.tmp")
             settings = json.dumps(self.settings, indent=2, ensure_ascii=False)
             temporary.write_text(settings + "\n", encoding="utf-8")
@@ -125,7 +126,6 @@ def generate_file(
     output: str | Path,
     batch_size: int = 16,
     overwrite: bool = False,
-    progress: bool | None = None,
 ) -> int:
     """Write the texts of all requests into a .jsonl file, continuing one that was begun.
 
@@ -138,7 +138,6 @@ def generate_file(
     Args:
         batch_size: requests in one call of the pipeline.
         overwrite: begin anew.
-        progress: show a bar; by default in a terminal.
 
     Returns:
         The number of requests that were refused.
@@ -146,7 +145,7 @@ def generate_file(
     Raises:
         ValueError: if the file was begun with other settings, or the pipeline refuses all requests.
     """
-    # 1. Open the file, and count the lines that it has
+    # 1. Open the file, and count the lines that it has: they must be of the same requests and settings
     state = process_state()
     inputs = [[request.place, dict(request.inputs), request.label] for request in requests]
     digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
@@ -158,11 +157,13 @@ def generate_file(
     for first in range(0, len(requests), batch_size):
         batches.append(requests[first : first + batch_size])
     first_batch = num_done // batch_size if num_done < len(requests) else len(batches)
-    is_hidden: Any = (None if progress is None else not progress) if state.is_main_process else True
+
+    # A bar in a terminal, of the first process: `None` lets tqdm find out whether there is one.
+    hide_bar = None if state.is_main_process else True
 
     # Refusals are kept back until a text was written: it may be the settings that do not fit.
     kept_back: list[Line] = []
-    with tqdm(total=len(requests), initial=num_done, disable=is_hidden, unit="text") as bar:
+    with tqdm(total=len(requests), initial=num_done, disable=hide_bar, unit="text") as bar:
         for first in range(first_batch, len(batches), state.num_processes):
             written = write_round(writer, batches[first : first + state.num_processes], state)
             new_lines = [line for line in written if line["line"] > num_done]
@@ -200,6 +201,7 @@ def begin_together(file: BatchFile, state: Any, overwrite: bool) -> int:
 def write_round(writer: Writer, batches: Sequence[Sequence[TextRequest]], state: Any) -> list[Line]:
     """The lines of one batch a process, in order, in all processes."""
     lines: Any = []
+    # `share` has one batch, or none in the last round.
     with state.split_between_processes(list(batches)) as share:
         for batch in share:
             lines += written_lines(writer, batch)
@@ -211,6 +213,7 @@ def written_lines(writer: Writer, requests: Sequence[TextRequest]) -> list[Line]
     try:
         results: list[Line] = [{"texts": texts} for texts in writer(requests)]
     except ValueError as error:
+        # The message does not say which request it was.
         if len(requests) > 1:
             return [line for request in requests for line in written_lines(writer, [request])]
         results = [{"error": str(error)}]

@@ -42,11 +42,12 @@ def corrupt(
         raise ValueError(
             f"`--times` must be numbers with commas between them, got {times!r}."
         ) from error
-    model, text = options.model_and_text(model_and_text)
+    model, [text] = options.model_and_rest(model_and_text, num_texts=1)
 
     from text_diffusers.cli.noisy_text import corrupted_texts
     from text_diffusers.cli.writer import load_pipeline
 
+    # In a terminal each state has a color; typer leaves colors out elsewhere.
     noisy_texts = corrupted_texts(load_pipeline(model), text, numbers, kernel, seed)
     for time, pieces in zip(numbers, noisy_texts, strict=True):
         colored = "".join(typer.style(words, **COLORS[state]) for words, state in pieces)

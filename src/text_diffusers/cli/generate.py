@@ -2,33 +2,24 @@
 
 from typing import Annotated
 
-import typer
-
 from text_diffusers.cli import options
-from text_diffusers.cli.text_requests import OutputFile, Settings, requests_of
+from text_diffusers.cli.text_requests import Settings, check_files, requests_of
 from text_diffusers.cli.write_texts import write_texts
 
 Prompts = Annotated[
     list[str] | None,
-    typer.Option(
-        help="beginning of a text; may be given several times", rich_help_panel=options.WRITING
-    ),
+    options.writing_option(help="beginning of a text; may be given several times"),
 ]
 Sources = Annotated[
     list[str] | None,
-    typer.Option(
-        help="a text to write from, for models of pairs; may be given several times",
-        rich_help_panel=options.WRITING,
+    options.writing_option(
+        help="a text to write from, for models of pairs; may be given several times"
     ),
 ]
 NegativePrompt = Annotated[
-    str | None,
-    typer.Option(help="what to lead the texts away from", rich_help_panel=options.WRITING),
+    str | None, options.writing_option(help="what to lead the texts away from")
 ]
-Length = Annotated[
-    int | None,
-    typer.Option(min=1, help="longest text, in tokens", rich_help_panel=options.WRITING),
-]
+Length = Annotated[int | None, options.writing_option(min=1, help="longest text, in tokens")]
 
 
 def generate(
@@ -68,11 +59,9 @@ def generate(
     """
     if prompt and source:
         raise ValueError("`--prompt` and `--source` exclude each other.")
-    if source:
-        requests = requests_of("source", source, label, input)
-    else:
-        requests = requests_of("prompt", prompt or [], label, input)
-
+    check_files(input, output)
+    name = "source" if source else "prompt"
+    requests = requests_of(name, source or prompt or [], label, input)
     settings = Settings(
         scheduler=scheduler,
         num_inference_steps=steps,
@@ -85,5 +74,6 @@ def generate(
         max_new_tokens=max_new_tokens,
         seed=seed,
     )
-    file = OutputFile.of_options(input, output, batch_size, overwrite)
-    write_texts(model, requests, settings, file, stream=stream)
+    write_texts(
+        model, requests, settings, output, batch_size=batch_size, overwrite=overwrite, stream=stream
+    )

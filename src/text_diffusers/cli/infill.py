@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from text_diffusers.cli import options
-from text_diffusers.cli.text_requests import OutputFile, Settings, requests_of
+from text_diffusers.cli.text_requests import Settings, check_files, requests_of
 from text_diffusers.cli.write_texts import write_texts
 
 ModelAndText = Annotated[
@@ -37,16 +37,10 @@ def infill(
 
     With `--input` the texts are the lines of a .txt file, or objects `{"text": "..."}` of a .jsonl file.
     """
-    words = model_and_text or []
-    if input is None:
-        model, text = options.model_and_text(words)
-        texts = [text]
-    elif len(words) > 1:
-        raise ValueError(f"expected [MODEL] with `--input`, got {len(words)} words.")
-    else:
-        model = words[0] if words else options.DEFAULT_MODEL
-        texts = []
-
+    check_files(input, output)
+    num_texts = 0 if input else 1
+    model, texts = options.model_and_rest(model_and_text or [], num_texts)
+    requests = requests_of("text", texts, label, input)
     settings = Settings(
         scheduler=scheduler,
         num_inference_steps=steps,
@@ -57,6 +51,6 @@ def infill(
         guidance_scale=guidance_scale,
         seed=seed,
     )
-    requests = requests_of("text", texts, label, input)
-    file = OutputFile.of_options(input, output, batch_size, overwrite)
-    write_texts(model, requests, settings, file, stream=stream)
+    write_texts(
+        model, requests, settings, output, batch_size=batch_size, overwrite=overwrite, stream=stream
+    )

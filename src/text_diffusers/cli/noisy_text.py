@@ -94,6 +94,7 @@ def noisy_words(pipe: Any, tokens: Tensor, time: float, generator: torch.Generat
     if timestep < 0:
         return tokens
 
+    # Rounding compares embeddings at the scale of clean ones.
     clean = pipe.denoiser.embed(tokens)  # (1, L, E)
     noise = torch.randn(clean.shape, generator=generator).to(clean)
     noisy = scheduler.add_noise(clean, noise, torch.tensor([timestep], device=clean.device))
@@ -107,7 +108,7 @@ def pieces(tokenizer: Any, clean: list[int], noisy: list[int], mask_token_id: in
         clean_id, noisy_id = pair
         if noisy_id == mask_token_id:
             return MASKED
-        if noisy_id >= len(tokenizer):
+        if noisy_id >= len(tokenizer):  # such as a bit code that is of no word
             return SPARE
         return KEPT if noisy_id == clean_id else CHANGED
 

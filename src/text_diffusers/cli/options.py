@@ -1,5 +1,6 @@
 """Options that several commands share, with their help."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,78 +9,58 @@ import typer
 DEFAULT_MODEL = "chat-and-novels"
 
 # Panels of the help of `generate` and `infill`
-WRITING = "What is written"
-SAMPLING = "How it is sampled"
-FILES = "Many texts"
+writing_option = partial(typer.Option, rich_help_panel="What is written")
+sampling_option = partial(typer.Option, rich_help_panel="How it is sampled")
+file_option = partial(typer.Option, rich_help_panel="Many texts")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="folder, Hub repository or name")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Stream = Annotated[bool, typer.Option("--stream", help="show the texts after every step")]
-
-Label = Annotated[
-    str | None,
-    typer.Option(help="class label, a number or its name", rich_help_panel=WRITING),
-]
-GuidanceScale = Annotated[
-    float | None,
-    typer.Option(
-        help="strength of label or prompt; 1 is the model itself", rich_help_panel=WRITING
-    ),
-]
-Count = Annotated[int, typer.Option(min=1, help="texts for each prompt", rich_help_panel=WRITING)]
-
-Scheduler = Annotated[
-    str | None,
-    typer.Option(
-        help="ancestral, confidence, ddim ...; `list` shows all", rich_help_panel=SAMPLING
-    ),
-]
-Steps = Annotated[
-    int | None, typer.Option(min=1, help="steps of the scheduler", rich_help_panel=SAMPLING)
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        min=0, help="below 1 bolder choices become rarer; 0 is greedy", rich_help_panel=SAMPLING
-    ),
-]
-TopK = Annotated[
-    int | None,
-    typer.Option(min=1, help="choose among the k likeliest", rich_help_panel=SAMPLING),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="choose among this mass", rich_help_panel=SAMPLING),
-]
-Seed = Annotated[
-    int, typer.Option(min=0, help="the same seed, the same texts", rich_help_panel=SAMPLING)
-]
 NoiseSeed = Annotated[int, typer.Option(min=0, help="of the noise")]
 
+# What is written
+Label = Annotated[str | None, writing_option(help="class label, a number or its name")]
+GuidanceScale = Annotated[
+    float | None, writing_option(help="strength of label or prompt; 1 is the model itself")
+]
+Count = Annotated[int, writing_option(min=1, help="texts for each prompt")]
+
+# How it is sampled; `None` leaves it to the pipeline
+Scheduler = Annotated[
+    str | None, sampling_option(help="ancestral, confidence, ddim ...; `list` shows all")
+]
+Steps = Annotated[int | None, sampling_option(min=1, help="steps of the scheduler")]
+Temperature = Annotated[
+    float | None, sampling_option(min=0, help="below 1 bolder choices become rarer; 0 is greedy")
+]
+TopK = Annotated[int | None, sampling_option(min=1, help="choose among the k likeliest")]
+TopP = Annotated[float | None, sampling_option(min=0, max=1, help="choose among this mass")]
+Seed = Annotated[int, sampling_option(min=0, help="the same seed, the same texts")]
+
+# Many texts
 Input = Annotated[
-    Path | None,
-    typer.Option(
-        help=".txt, one request a line, or .jsonl, one object a line", rich_help_panel=FILES
-    ),
+    Path | None, file_option(help=".txt, one request a line, or .jsonl, one object a line")
 ]
 Output = Annotated[
-    Path | None,
-    typer.Option(
-        help=".jsonl; continued if it was begun with the same settings", rich_help_panel=FILES
-    ),
+    Path | None, file_option(help=".jsonl; continued if it was begun with the same settings")
 ]
-BatchSize = Annotated[
-    int, typer.Option(min=1, help="requests in one call of the model", rich_help_panel=FILES)
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="begin OUTPUT anew", rich_help_panel=FILES)
-]
+BatchSize = Annotated[int, file_option(min=1, help="requests in one call of the model")]
+Overwrite = Annotated[bool, file_option("--overwrite", help="begin OUTPUT anew")]
 
 
-def model_and_text(words: list[str]) -> tuple[str, str]:
-    """`[MODEL] TEXT`: the model, which may be left out, and the text."""
-    if len(words) not in (1, 2):
-        raise ValueError(f"expected [MODEL] TEXT, got {len(words)} words; put the text in quotes.")
-    if len(words) == 1 and Path(words[0]).is_dir():
-        raise ValueError(f"expected [MODEL] TEXT, got the folder {words[0]} only.")
-    return (DEFAULT_MODEL, words[0]) if len(words) == 1 else (words[0], words[1])
+def model_and_rest(words: list[str], num_texts: int) -> tuple[str, list[str]]:
+    """`[MODEL] TEXT ...`: the model, which may be left out, and the texts.
+
+    Raises:
+        ValueError: if there are more words or fewer, or a folder in the place of the text.
+    """
+    expected = "[MODEL]" + " TEXT" * num_texts
+    if len(words) not in (num_texts, num_texts + 1):
+        raise ValueError(f"expected {expected}, got {len(words)} words; put a text in quotes.")
+    if len(words) > num_texts:
+        return words[0], words[1:]
+
+    # A model alone, whose text was forgotten, would be taken for the text.
+    if words and Path(words[0]).is_dir():
+        raise ValueError(f"expected {expected}, got the folder {words[0]} only.")
+    return DEFAULT_MODEL, words

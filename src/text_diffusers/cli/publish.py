@@ -40,6 +40,7 @@ def publish(
 
     `text-diffusers publish runs/quickstart me/mine --license apache-2.0 --dry-run look_at_me`
     """
+    # What can be seen to be wrong is said before the model is loaded.
     token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
     if dry_run is not None and dry_run.exists() and any(dry_run.iterdir()):
         raise ValueError(
@@ -48,6 +49,7 @@ def publish(
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder} holds no pipeline: there is no {INDEX} in it.")
 
+    # The card is written by the pipeline itself, so it is loaded whatever comes of it.
     from text_diffusers.cli.writer import load_pipeline
     from text_diffusers.hub.export import push_space, push_to_hub, save_with_code
     from text_diffusers.hub.model_card import model_card

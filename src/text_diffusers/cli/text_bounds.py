@@ -129,7 +129,7 @@ def bound_of_embeddings(
     rows = tokenize(Dataset.from_dict(columns), pipe.tokenizer, pipe.max_length, packing=False)
     estimate = estimate_embedding_bound(pipe.denoiser, pipe.scheduler, rows, num_times, **options)
 
-    room = pipe.max_length - 2
+    room = pipe.max_length - 2  # between start and end
     lengths = [min(len(ids), room) for ids in encode_texts(pipe.tokenizer, texts)]
     extra_nats = length_nats(pipe.config.lengths, lengths) if pipe.config.lengths else 0.0
     return evaluation_of_rows(pipe, texts, rows, room, estimate, num_times, extra_nats)
@@ -137,6 +137,7 @@ def bound_of_embeddings(
 
 def bound_of_codes(pipe: Any, texts: list[str], num_times: int, **options: Any) -> Evaluation:
     """Rows as long as the longest text needs, each filled with ends, whose codes count too."""
+    # One more token, the end, is written after each text.
     longest = max(len(ids) + 1 for ids in encode_texts(pipe.tokenizer, texts))
     length = pipe.autoencoder.full_length(min(longest, pipe.max_length))
     padded = tokenize(Dataset.from_dict({"text": texts}), pipe.tokenizer, length + 1, packing=False)
@@ -199,6 +200,7 @@ def load_texts(
     if not len(documents):
         raise ValueError(f"`dataset` must hold at least one text, got none in {dataset!r}.")
 
+    # Every so many of them
     stride = -(-len(documents) // max_texts)
     chosen = documents.select(range(0, len(documents), stride))
     return list(chosen["text"]), list(chosen["label"]) if label_column else None

@@ -34,34 +34,6 @@ class Settings:
     seed: int = 0
 
 
-@dataclass
-class OutputFile:
-    """A .jsonl file that takes the texts.
-
-    Attributes:
-        path: of the file.
-        batch_size: requests in one call of the model.
-        overwrite: begin anew, whatever is there.
-    """
-
-    path: Path
-    batch_size: int = 16
-    overwrite: bool = False
-
-    @classmethod
-    def of_options(
-        cls, input: Path | None, output: Path | None, batch_size: int, overwrite: bool
-    ) -> "OutputFile | None":
-        """The file of `--output`, which must be given with `--input`; `None` is the terminal."""
-        if output is not None:
-            return cls(output, batch_size, overwrite)
-        if input is not None:
-            raise ValueError(
-                "`--output` must be given with `--input`: the .jsonl file that takes the texts."
-            )
-        return None
-
-
 @dataclass(frozen=True)
 class TextRequest:
     """A text to begin (`prompt`), fill in (`text`) or write from (`source`), and its class label.
@@ -75,6 +47,13 @@ class TextRequest:
     place: int
     inputs: Mapping[str, str] = field(default_factory=dict)
     label: int | str | None = None
+
+
+def check_files(input: Path | None, output: Path | None):
+    if input is not None and output is None:
+        raise ValueError(
+            "`--output` must be given with `--input`: the .jsonl file that takes the texts."
+        )
 
 
 def requests_of(

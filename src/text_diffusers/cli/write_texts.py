@@ -2,49 +2,55 @@
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import typer
 
-from text_diffusers.cli.text_requests import OutputFile, Settings, TextRequest
+from text_diffusers.cli.text_requests import Settings, TextRequest
 
 
 def write_texts(
     model: str,
     requests: list[TextRequest],
     settings: Settings,
-    file: OutputFile | None = None,
+    output: Path | None = None,
+    *,
+    batch_size: int = 16,
+    overwrite: bool = False,
     stream: bool = False,
 ):
     """Load a model and write the texts of all requests.
 
     Args:
         model: folder, Hub repository or name.
-        file: that takes the texts; by default the terminal does.
+        output: .jsonl file that takes the texts; by default the terminal does.
+        batch_size: requests in one call of the model, for a file.
+        overwrite: begin the file anew.
         stream: show the texts after every step.
 
     Raises:
         ValueError: if a setting or a request does not fit the model.
     """
-    if stream and file is not None:
+    if stream and output is not None:
         raise ValueError("`--stream` must be left out with `--output`.")
     from text_diffusers.cli.writer import Writer, load_pipeline
 
-    shows_progress = file is None and not stream and sys.stderr.isatty()
+    # A bar would stand between the texts of a stream, and a file has one of its own.
+    shows_progress = output is None and not stream and sys.stderr.isatty()
     pipe = load_pipeline(model, show_progress=shows_progress)
     if settings.scheduler == "list":
         list_samplers(pipe)
         return
 
     writer = Writer(pipe, settings)
-    if file is not None:
-        write_file(writer, requests, file)
+    if output is not None:
+        write_file(writer, requests, output, batch_size, overwrite)
     elif stream:
         show_stream(writer.stream(requests))
     else:
         for texts in writer(requests):
-            for text in texts:
-                typer.echo(text)
+            typer.echo("\n".join(texts))
 
 
 def list_samplers(pipe: Any):
@@ -57,21 +63,24 @@ def list_samplers(pipe: Any):
         typer.echo(f"{name:20}{sampler.summary}{note}")
 
 
-def write_file(writer: Any, requests: list[TextRequest], file: OutputFile):
+def write_file(
+    writer: Any, requests: list[TextRequest], output: Path, batch_size: int, overwrite: bool
+):
     """Write into a file, together with other processes if there are any; the exit code is 1 if it holds errors."""
     from text_diffusers.cli.batch_generation import generate_file
     from text_diffusers.cli.writer import process_state
 
     state = process_state()
     if state.num_processes > 1:
-        report(state, f"{state.num_processes} processes write {file.path}")
-    num_refused = generate_file(writer, requests, file.path, file.batch_size, file.overwrite)
+        report(state, f"{state.num_processes} processes write {output}")
+    num_refused = generate_file(writer, requests, output, batch_size, overwrite)
     if num_refused:
-        report(state, f"{num_refused} of {len(requests)} lines of {file.path} hold an error")
+        report(state, f"{num_refused} of {len(requests)} lines of {output} hold an error")
         raise typer.Exit(1)
 
 
 def report(state: Any, message: str):
+    """Say it once, in the first process."""
     if state.is_main_process:
         typer.echo(f"text-diffusers: {message}", err=True)
 
@@ -83,6 +92,7 @@ def show_stream(frames: Iterable[list[str]]):
             typer.echo("\n".join(texts))
         return
 
+    # Only a terminal needs rich.
     from rich.live import Live
     from rich.text import Text
 

@@ -39,7 +39,7 @@ class Writer:
     def __init__(self, pipe: Any, settings: Settings):
         self.settings = settings
         arguments = {name: value for name, value in asdict(settings).items() if value is not None}
-        del arguments["seed"]
+        del arguments["seed"]  # each text has its own
         scheduler = arguments.pop("scheduler", None)
 
         # What shapes the predictions is an argument of the call, or else a setting of the scheduler.
@@ -51,6 +51,7 @@ class Writer:
                     shaping[name] = arguments.pop(name)
         self.pipe = with_sampler(pipe, scheduler, **shaping)
 
+        # Some samplers need as many steps as there are tokens to write.
         if "num_inference_steps" not in arguments:
             name = current_sampler(self.pipe)
             if name is not None and samplers_for(self.pipe)[name].token_a_step:
@@ -79,6 +80,7 @@ class Writer:
     def inputs(self, requests: Sequence[TextRequest]) -> dict[str, Any]:
         """The arguments of the pipeline's call for these requests."""
         inputs: dict[str, Any] = {}
+        # All requests give a text by the same name, or none.
         names = {name for request in requests for name in request.inputs}
         for name in names:
             inputs[name] = [request.inputs.get(name, "") for request in requests]
@@ -87,8 +89,10 @@ class Writer:
         if "text" in inputs and mask_token:
             inputs["text"] = [text.replace(GAP, mask_token) for text in inputs["text"]]
         labels = [request.label for request in requests]
-        if any(label is not None for label in labels):
+        if any(label is not None for label in labels):  # `None` among them is no label
             inputs["class_labels"] = labels
+
+        # Only its inputs tell a pipeline how many texts to write.
         if not inputs and len(requests) > 1:
             inputs["prompt"] = [""] * len(requests)
         check_accepted(self.pipe, inputs)

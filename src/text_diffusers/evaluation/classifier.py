@@ -19,7 +19,7 @@ from text_diffusers.data.rows import Batch, to_device, to_tensors, trimmed
 from text_diffusers.data.tagged_text import NO_TAG
 from text_diffusers.evaluation.likelihood import NOISE_LEVELS
 from text_diffusers.evaluation.modules import device_of
-from text_diffusers.losses.precision import at_least_float32
+from text_diffusers.common.precision import at_least_float32
 
 # (batch, levels (B,), one generator a row) -> arguments of the classifier
 Corruption = Callable[[Batch, Tensor, list[torch.Generator]], dict[str, Any]]

@@ -69,6 +69,7 @@ def save_with_code(
         ...     print(len(list(folder.rglob("*.py"))))  # of the pipeline, its denoiser and its scheduler
         3
     """
+    # Nothing is written before all classes are known.
     classes = {name: type(part) for name, part in pipe.components.items() if part is not None}
     for name, owner in {"pipe": type(pipe), **classes}.items():
         if library_of(owner) not in (PACKAGE, *STOCK_LIBRARIES):
@@ -132,6 +133,7 @@ def write_source(owner: type, folder: Path) -> str:
     module = owner.__module__.rpartition(".")[2]
     name = f"{PACKAGE}_{version.replace('.', '_')}_{digest}_{module}"
 
+    # Files of earlier versions must not be uploaded along.
     for earlier in folder.glob(CODE_FILES[0]):
         earlier.unlink()
     header = (
@@ -155,6 +157,7 @@ def write_space(folder: Path, model: str, title: str):
         shutil.copyfile(folder / PACKAGE / "space" / file, folder / file)
     (folder / "model.txt").write_text(f"{model}\n", encoding="utf-8")
 
+    # Title and model of the front matter are those of this Space.
     metadata = metadata_load(folder / "README.md") or {}
     models = {} if is_shipped else {"models": [model]}
     metadata_save(folder / "README.md", {**metadata, "title": title, **models})
@@ -210,6 +213,7 @@ def push_to_hub(
             card = model_card(pipe, folder, name=repo_id, repo_id=repo_id)
             (folder / "README.md").write_text(card, encoding="utf-8")
 
+        # A branch is made before anything is uploaded to it; code and records of earlier versions go.
         api = hub_api(token)
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:

@@ -110,7 +110,7 @@ def model_card(
     Example:
         >>> from text_diffusers import TextDiffusionPipeline
         >>> from text_diffusers.hub.model_card import model_card
-        >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")
+        >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")  # doctest: +SKIP
         >>> card = model_card(pipe, name="My model", license="apache-2.0")  # doctest: +SKIP
     """
     if not one_line(name):
@@ -159,6 +159,7 @@ def front_matter(
     pipe: Any, record: TrainingRecord, name: str, license: str | None, datasets: Sequence[str]
 ) -> str:
     """YAML by which the Hub files the model; `datasets` are those that were given by name."""
+    # The Hub knows data sets by ids; other names stand in the text of the card only.
     results = evaluation_results(record)
     ids = [one_line(data_set) for data_set in datasets if is_repo_id(one_line(data_set))]
     data = ModelCardData(
@@ -259,6 +260,7 @@ def described_scheduler(scheduler: Any) -> str:
 
 def use_section(pipe: Any, options: dict[str, Any], place: str) -> str:
     """Code that loads and calls the model, with and without this package, and the texts that the calls write."""
+    # The texts are written by the very calls that stand above them.
     calls = []
     texts = []
     examples = examples_of(pipe, options)
@@ -285,7 +287,8 @@ print({examples[0].source()}.texts)"""
         "Without it, by the code that lies beside the weights. Read it first: `trust_remote_code=True` runs it.",
         fenced(stock, "python"),
         "## Texts",
-        f"As these calls write them, from seed {SEED}, none left out. Lines above {LINE_LENGTH} characters are broken.",
+        f"As these calls write them, from seed {SEED}, none left out. "
+        f"Lines above {LINE_LENGTH} characters are broken.",
         *texts,
     ]
     return "\n\n".join(paragraphs)
@@ -321,6 +324,7 @@ def training_section(record: TrainingRecord) -> str:
         versions = [f"{escaped(key)} {code(str(value))}" for key, value in note["versions"].items()]
         paragraphs.append(f"Versions: {', '.join(versions)}.")
 
+    # Curves and options
     if record.folder is not None and has_curves_picture(record.folder):
         paragraphs.append(f"![Curves of the training by step]({CURVES_PICTURE})")
     if "options" in note:
@@ -339,6 +343,7 @@ def broken_command(command: str) -> str:
             groups.append([])
         groups[-1].append(word)
 
+    # As many of them on a line as fit
     lines: list[str] = []
     for words in groups:
         group = shlex.join(words)
@@ -401,7 +406,7 @@ def meaning_of_bound(metrics: dict[str, float]) -> str:
 
 
 def limits_section(pipe: Any) -> str:
-    sentences = list(RISKS)
+    sentences: list[str] = list(RISKS)
     if pipe.max_length:
         sentences.insert(0, f"Rows have at most {pipe.max_length:,} tokens.")
     return "## Limits and risks\n\n" + "\n".join(f"- {sentence}" for sentence in sentences)

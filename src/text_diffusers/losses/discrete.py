@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from text_diffusers.losses.precision import at_least_float32
+from text_diffusers.common.precision import at_least_float32
 
 
 def reconstruction_loss(logits: Tensor, targets: Tensor) -> Tensor:

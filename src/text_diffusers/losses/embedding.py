@@ -15,7 +15,7 @@ from torch import Tensor
 
 from text_diffusers.common.clean_estimate import PREDICTION_TYPES
 from text_diffusers.common.validation import require
-from text_diffusers.losses.precision import at_least_float32
+from text_diffusers.common.precision import at_least_float32
 
 
 class DiffusionLMLoss(NamedTuple):
