@@ -56,8 +56,10 @@ from text_diffusers.data.tagged_text import load_tagged
 from text_diffusers.evaluation.text_metrics import self_bleu
 from text_diffusers.training.config import OptionParser
 
-HELD_OUT = 5_000  # texts, but at most a twentieth of the data, which recipes hold out too
-TAGGED_HELD_OUT = 4_000  # sentences, at most a fifth
+# Texts that show the accuracy of the judge of labels: at most the twentieth that the recipes hold out too.
+HELD_OUT = 5_000
+# Sentences that show the accuracy of the judge of tags: at most a fifth.
+TAGGED_HELD_OUT = 4_000
 
 
 # --- judges
@@ -67,11 +69,13 @@ def judge_of_labels(
     options: ControlConfig, texts: Sequence[str], labels: Sequence[int]
 ) -> tuple[WordJudge, str]:
     """The judge, and a note on its accuracy on held-out texts with labels."""
+    # It learns from texts that neither the writer nor any classifier that guides has seen.
     if options.judge_dataset is None:
         data = CORPORA["movie_reviews"](part="judge")
     else:
         data = load_documents(options.judge_dataset, label_column="label")
     judge = label_judge(data["text"], data["label"])
+
     share = f"{judge.accuracy(texts, labels):.1%} of {len(texts):,} held-out real texts"
     return judge, f"The judge of labels gives {share} their own label."
 
@@ -80,6 +84,7 @@ def judge_of_tags(
     options: ControlConfig, tokenizer: Any
 ) -> tuple[TagJudge, list[tuple[str, ...]], str]:
     """The judge, patterns of held-out sentences, and a note on how often it finds them in these."""
+    # Words and tags that neither the writer nor the tagger has seen
     if options.tagged_dataset is None:
         data = CORPORA["brown"](part="judge")
     else:
@@ -96,7 +101,10 @@ def judge_of_tags(
     sentences = usable_sentences(words[cut:], tags[cut:], tokenizer, options)
     patterns = [pattern for _, pattern in sentences]
     judged = judge.tags([split_words(text) for text, _ in sentences])
-    num_whole = sum(tuple(row) == pattern for row, pattern in zip(judged, patterns, strict=True))
+
+    # This share is the best success that a control of patterns can have.
+    pairs = zip(judged, patterns, strict=True)
+    num_whole = sum(tuple(judged_tags) == pattern for judged_tags, pattern in pairs)
     note = (
         f"The judge of parts of speech tags {accuracy:.1%} of the words of held-out sentences as "
         f"their corpus does, and finds the whole pattern in {num_whole / len(patterns):.1%} of the "
@@ -110,7 +118,12 @@ def judge_of_tags(
 
 @dataclass
 class Cell:
-    """The texts of a control at a scale, which are asked to be as wished; at scale 0 of its unguided model."""
+    """The texts of a control at a scale, asked to be as their wishes say; at scale 0 of the unguided model.
+
+    Attributes:
+        name: a key of `CASES`.
+        wishes: one for each text.
+    """
 
     options: ControlConfig
     name: str
@@ -130,6 +143,7 @@ class Cell:
         """What the texts depend on: the folders of the models, and the wishes."""
         needs = CASES[self.name].needs
         if not self.scale:
+            # The unguided texts of a model serve all of its controls.
             return {"models": [self.options.model_folder(needs[0])], "wishes": []}
         folders = [self.options.model_folder(need) for need in needs]
         return {"models": folders, "wishes": [asdict(wish) for wish in self.wishes]}
@@ -152,8 +166,11 @@ class Cell:
         case = CASES[self.name]
         pipe = models[case.needs[0]]
         num_texts = len(self.wishes)
+        # Scale 0 asks for nothing, so that all its texts can be written together.
         wishes = self.wishes if self.scale else [Wish()] * num_texts
-        rows = {}
+
+        # Batches are not in the order of the texts.
+        tokens_by_place = {}
         started = time.perf_counter()
         for places in batches(wishes, self.options.batch_size):
             # Text i has the same noise in any batch, and at every scale.
@@ -162,6 +179,7 @@ class Cell:
             if self.scale:
                 batch = Batch(models, [wishes[place] for place in places], self.scale)
                 arguments |= case.arguments(batch)
+
             output = pipe(
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 num_inference_steps=self.options.num_inference_steps,
@@ -169,9 +187,9 @@ class Cell:
                 **arguments,
             )
             written = without_special_tokens(output.tokens.tolist(), pipe.tokenizer)
-            rows.update(zip(places, written, strict=True))
+            tokens_by_place.update(zip(places, written, strict=True))
 
-        tokens = [rows[place] for place in range(num_texts)]
+        tokens = [tokens_by_place[place] for place in range(num_texts)]
         return {
             "control": self.name if self.scale else UNGUIDED,
             "scale": self.scale,
@@ -186,9 +204,12 @@ def real_texts(options: ControlConfig) -> tuple[list[str], list[int]]:
     """The last labelled texts, held out by the recipes, in a random order, and their labels."""
     data = load_documents(options.dataset, label_column="label")
     count = min(len(data), max(options.num_texts, min(HELD_OUT, len(data) // 20)))
+
+    # Neighbours in the file may be of one film or one label.
     order = random.Random(f"{options.seed} real").sample(range(count), count)
-    last = data.select([len(data) - count + place for place in order])
-    return list(last["text"]), list(last["label"])
+    first = len(data) - count
+    chosen = data.select([first + place for place in order])
+    return list(chosen["text"]), list(chosen["label"])
 
 
 def real_record(texts: Sequence[str], pipe: Any) -> Record:
@@ -209,11 +230,14 @@ def with_fluency(path: Path, judge: PerplexityJudge | None) -> Record:
     """A finished file, with figures of fluency, which are added to it once."""
     record = read_json(path)
     figures = {}
+
+    # Self-BLEU compares each text with all others, which takes time; it and the perplexity are kept.
     if "self_bleu" not in record:
         figures = distinct_ngrams(record["tokens"]) | {"self_bleu": self_bleu(record["texts"])}
     if judge is not None and record.get("judge") != judge.name:
         figures["generative_perplexity"] = judge.score(record["texts"]).perplexity
         figures["judge"] = judge.name
+
     if figures:
         write_json(path, record | figures)
     return record | figures
@@ -221,54 +245,67 @@ def with_fluency(path: Path, judge: PerplexityJudge | None) -> Record:
 
 def with_success(record: Record, wishes: Sequence[Wish], judges: Judges) -> Record:
     """The record with the share of texts that are as wished, and its interval."""
-    parts = met(wishes, record["texts"], [len(row) for row in record["tokens"]], judges)
+    lengths = [len(row) for row in record["tokens"]]
+    parts = met(wishes, record["texts"], lengths, judges)
+
+    # A success is a text that meets all parts of its wish.
     successes = sum(map(all, parts))
     figures = {
         "success": successes / len(parts),
         "interval": wilson_interval(successes, len(parts)),
     }
+
+    # Half of a long pattern is worth more than nothing; of a wish of one part this is the success again.
     if max(map(len, parts)) > 1:
-        figures["parts_met"] = sum(sum(row) / len(row) for row in parts) / len(parts)
+        shares = [sum(text_parts) / len(text_parts) for text_parts in parts]
+        figures["parts_met"] = sum(shares) / len(parts)
     return record | figures
 
 
 def main(options: ControlConfig) -> list[Record]:
     """Write what is not finished, judge all of it and report."""
-    # 1. Models, and the controls that they can be measured with
     if options.num_cpu_threads:
         torch.set_num_threads(options.num_cpu_threads)
     check_settings(options)
+
+    # 1. Models, and the controls that they can be measured with
     # An error of the judge comes now, and not after the writing.
     perplexity_judge = options.perplexity_judge(load=True)
     models, missing = load_models(options)
+
     names = []
     left_out = []
     for name, case in CASES.items():
-        wanted = [missing[need] for need in case.needs if need in missing]
-        if wanted:
-            left_out.append(f"Left out: {name}, for want of {' and '.join(wanted)}.")
+        missing_options = [missing[need] for need in case.needs if need in missing]
+        if missing_options:
+            left_out.append(f"Left out: {name}, for want of {' and '.join(missing_options)}.")
         else:
             names.append(name)
+
     print(*left_out, sep="\n", flush=True)
     if not names:
         raise ValueError(
             "`model` or `embedding_model` and `embedding_classifier` must be folders of trained models."
         )
 
-    # 2. Judges, and what they are worth
+    # 2. Judges, and notes on their accuracy
     texts, labels = real_texts(options)
     judges = Judges()
     judges.label, note = judge_of_labels(options, texts, labels)
     notes = [note]
+
+    # The tagged corpus is read only if there is a control of patterns.
     patterns = []
     if any(CASES[name].pattern for name in names):
         judges.tag, patterns, note = judge_of_tags(options, models["model"].tokenizer)
         notes.append(note)
 
-    # 3. Real texts
+    # 3. Real texts, cut to the length of the first control's model
     path = options.folder / "texts" / "real.json"
     pipe = models[CASES[names[0]].needs[0]]
     read_or_make(path, lambda: real_record(texts[: options.num_texts], pipe))
+
+    # Their success is that of the judge, whose labels need not be theirs.
     wishes = [Wish(label=label) for label in labels[: options.num_texts]]
     records = [with_success(with_fluency(path, perplexity_judge), wishes, judges)]
 
@@ -282,6 +319,7 @@ def main(options: ControlConfig) -> list[Record]:
             cell.check(record)
             records.append(with_success(record, wishes, judges))
             print(f"{name}, scale {scale:g}: success {records[-1]['success']:.3f}", flush=True)
+
     report(options, records, [*notes, *left_out])
     return records
 

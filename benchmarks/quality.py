@@ -44,7 +44,7 @@ def run_missing(options: QualityConfig):
     torch.set_num_threads(1)
     disable_progress_bars()
 
-    # 1. What is missing
+    # 1. What is missing, by the file that its record is to be
     results = options.folder / "results"
     runs = {}
     for seed in options.seeds:
@@ -53,18 +53,23 @@ def run_missing(options: QualityConfig):
             runs[results / f"{spec.file_name}-seed{seed}.json"] = (spec, seed)
     data_path = results / f"{DATA}.json"
     missing = [path for path in runs if not path.exists()]
-    judge = options.perplexity_judge(load=bool(missing))  # an error now, and not after the training
+
+    # An error of the judge comes now, and not after the training.
+    judge = options.perplexity_judge(load=bool(missing))
 
     # 2. Train and evaluate it
     if missing or not data_path.exists():
         held_out = prepare_text(options)
         read_or_make(data_path, lambda: evaluate_data(options, held_out))
 
+        # The costs of all steps are measured in one go, under about the same load of the machine.
         trainer = Trainer(options, held_out.tokenizer)
         for path in missing:
             trainer.step_cost(runs[path][0])
+
         for path in missing:
-            if not path.exists():  # another process may have been faster
+            # Another process may have been faster.
+            if not path.exists():
                 spec, seed = runs[path]
                 write_json(path, train_and_evaluate(trainer, spec, seed, held_out))
 
@@ -77,7 +82,7 @@ def run_missing(options: QualityConfig):
 
 
 def judge_texts(record: dict[str, Any], judge: PerplexityJudge) -> dict[str, Any]:
-    """Generative perplexity of the texts of a record, and under whom."""
+    """Generative perplexity of the texts of a record, and the judge's name."""
     run_name = f"{record['model']}, seed {record['seed']}"
     print(f"{run_name}: generative perplexity under {judge.name}", flush=True)
     score = judge.score(record["texts"])
@@ -92,16 +97,20 @@ def report(options: QualityConfig):
     """Print the table and what it says, and draw the picture, of all finished runs in the folder."""
     records = read_records(options.folder / "results")
     print(f"\n{quality_table(records)}\n")
+
+    # What a model of single tokens reaches is the scale of all likelihoods.
     for record in records:
         if record["model"] == DATA:
             print(f"Token frequencies alone: {record['unigram_entropy']:.3f} nats per token.")
     print(*findings(records, options.characters), sep="\n")
+
     if any("nats_per_token" in record for record in records):
         picture = plot_quality(records, options.picture or options.folder / "quality.png")
         print(f"Picture: {picture}")
 
 
 def main(options: QualityConfig):
+    """Run what is not finished, unless only the report is asked for, and report."""
     if not options.report:
         run_missing(options)
     report(options)

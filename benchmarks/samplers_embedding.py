@@ -21,7 +21,7 @@ A finished run is a file in `output_dir`; delete it to repeat it.
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from text_diffusers.data.sources import load_documents
 from text_diffusers.evaluation.text_metrics import token_entropy
 from text_diffusers.training.config import OptionParser
 
+# All take over the noise schedule of the trained model's scheduler.
 SAMPLERS: dict[str, Callable[[Any], Any]] = {
     "DDPM": EmbeddingDDPMScheduler.from_config,
     "DDIM": EmbeddingDDIMScheduler.from_config,
@@ -57,12 +58,11 @@ SAMPLERS: dict[str, Callable[[Any], Any]] = {
     ),
     "UniPC": UniPCMultistepScheduler.from_config,
 }
+# They add fresh noise, so that each can be compared only with itself.
 STOCHASTIC = ("DDPM", "SDE-DPM-Solver++ 2")
-FAST = (
-    "DPM-Solver++ 3",
-    "SDE-DPM-Solver++ 2",
-    "UniPC",
-)  # for few steps; the others are also run with the most
+# Made for few steps; the others are also run with the most.
+FAST = ("DPM-Solver++ 3", "SDE-DPM-Solver++ 2", "UniPC")
+# Without fresh noise: with the most steps close to the solution that all solvers look for.
 REFERENCE = "DDIM"
 # Yardsticks in the place of a sampler.
 DATA = "data"
@@ -85,6 +85,7 @@ def write_texts(
     options: SamplersConfig, pipe: Any, sampler: str, steps: int, **arguments: Any
 ) -> Record:
     """The texts of one sampler and number of steps, and the seconds they took."""
+    # The same seed is the same initial noise for all of them.
     generator = torch.Generator().manual_seed(options.seed)
     started = time.perf_counter()
     tokens = pipe(
@@ -105,6 +106,7 @@ def write_texts(
 def run_all(options: SamplersConfig, pipe: Any, folder: Path, **arguments: Any) -> list[Record]:
     """A record for each sampler and number of steps, with its token error."""
     records = []
+    # The configuration of any of these schedulers has the noise schedule that the others need.
     noise = EmbeddingDDIMScheduler.from_config(pipe.scheduler.config).config
     padding = pipe.tokenizer.pad_token_id
     for sampler, make_scheduler in SAMPLERS.items():
@@ -112,15 +114,21 @@ def run_all(options: SamplersConfig, pipe: Any, folder: Path, **arguments: Any) 
         for steps in options.steps:
             if sampler in FAST and steps > options.most_fast_steps:
                 continue
+
             name = f"{sampler.replace(' ', '-').lower()}-{steps}.json"
             write = partial(write_texts, options, pipe, sampler, steps, **arguments)
             record = read_or_make(folder / name, write)
-            rows = record["tokens"]
-            record["tokens"] = [[token for token in row if token != padding] for row in rows]
+
+            # Padding after the end of a text would count as tokens that agree.
+            rows = []
+            for row in record["tokens"]:
+                rows.append([token for token in row if token != padding])
+            record["tokens"] = rows
+
             records.append(record)
             print(f"{folder.name}: {sampler}, {steps} steps: {record['seconds']:.1f} s", flush=True)
 
-    # The reference of a solver is the most exact one; DDPM and the like have no text in common with it.
+    # Solvers of the differential equation share the reference's solution; samplers with fresh noise do not.
     most_steps = [record for record in records if record["steps"] == options.steps[0]]
     references = {record["sampler"]: record["tokens"] for record in most_steps}
     for record in records:
@@ -133,7 +141,8 @@ def run_all(options: SamplersConfig, pipe: Any, folder: Path, **arguments: Any) 
 def data_record(options: SamplersConfig, pipe: Any) -> Record:
     """The last texts of the data set, cut to what the model can write."""
     documents = load_documents(options.dataset or "")
-    texts = documents.select(range(len(documents) - options.num_texts, len(documents)))["text"]
+    first = len(documents) - options.num_texts
+    texts = documents.select(range(first, len(documents)))["text"]
     return {"sampler": DATA, "steps": 0, "tokens": tokens_of_real_texts(texts, pipe)}
 
 
@@ -157,6 +166,7 @@ def judged(records: list[Record], tokenizer: Any, options: SamplersConfig) -> li
     """The records with the figures of their texts alone."""
     judge = options.perplexity_judge()
     for record in records:
+        # Figures of words: a start and an end in every text would look like repetition.
         rows = without_special_tokens(record["tokens"], tokenizer)
         record["entropy"] = token_entropy(rows)
         record.update(distinct_ngrams(rows))
@@ -167,14 +177,18 @@ def judged(records: list[Record], tokenizer: Any, options: SamplersConfig) -> li
 
 def with_total_variation(records: list[Record], prior: Tensor, seed: int) -> list[Record]:
     """The records, and one of words drawn from the frequencies `prior` (V,), with their distance from these."""
+    # 1. As many words without any mistake: what their finite number alone costs
     count = sum(map(len, records[0]["tokens"]))
     generator = torch.Generator().manual_seed(seed)
     exact_words = torch.multinomial(prior, count, replacement=True, generator=generator)
     records = [{"sampler": EXACT, "steps": 0, "tokens": [exact_words.tolist()]}, *records]
+
+    # 2. Half the sum of absolute differences between the shares of words and `prior`
     for record in records:
-        words = torch.tensor(sum(record["tokens"], []))
+        words = torch.tensor(list(chain.from_iterable(record["tokens"])))
         counts = words.bincount(minlength=len(prior))  # (V,)
-        record["total_variation"] = float((counts / counts.sum() - prior).abs().sum() / 2)
+        difference = counts / counts.sum() - prior  # (V,)
+        record["total_variation"] = float(difference.abs().sum() / 2)
     return records
 
 
@@ -197,12 +211,13 @@ def main(options: SamplersConfig) -> tuple[list[Record], list[Record]]:
     pipe.set_progress_bar_config(disable=True)
     if not options.self_conditioning:
         pipe.denoiser.register_to_config(self_conditioning=False)
+
     records = run_all(options, pipe, options.folder / "trained")
     if options.dataset:
         records.insert(0, data_record(options, pipe))
     records = judged(records, pipe.tokenizer, options)
 
-    # 2. The exact denoiser; the ends of a text are not the sampler's
+    # 2. The exact denoiser; the pipeline puts the start and the end of a text, so they are cut off
     exact_pipe, prior = exact_pipeline(pipe, options.num_words, options.seed)
     exact_pipe.set_progress_bar_config(disable=True)
     length = exact_pipe.denoiser.config.max_length

@@ -56,7 +56,7 @@ class TrainingOptions:
 
 
 class PreparedStep(NamedTuple):
-    """The loss of a model on a batch whose noise is drawn, and the share of the positions that it needs."""
+    """The loss of a model on a batch whose noise is already drawn, and the share of positions that it needs."""
 
     loss: Callable[[Any], Tensor]
     share: float
@@ -84,6 +84,7 @@ class Step:
     head: str = "all"
 
     def prepare(self, size: Size) -> PreparedStep:
+        """Draw a batch and its noise, which are not timed, and return the loss on them."""
         generator = torch.Generator().manual_seed(0)
         mask = size.vocab_size - 1
         clean = torch.randint(0, mask, (size.batch, size.length), generator=generator)  # (B, L)
@@ -92,6 +93,7 @@ class Step:
 
         # 1. Noise, as the recipe adds it
         scheduler = KERNELS[self.kernel](mask, min_timestep=MIN_TIMESTEP)
+        # Midpoints of strata give a small batch the share of positions that random times have on average.
         midpoints = (torch.arange(size.batch, dtype=torch.float64) + 0.5) / size.batch
         uniform, weights = TIME_SAMPLINGS[self.times](midpoints, MIN_TIMESTEP)
         times = scheduler.training_timesteps(uniform)  # (B,)
@@ -103,16 +105,19 @@ class Step:
 
         def loss(model: Any) -> Tensor:
             if self.head == "chunks":
+                # The model computes logits and loss of a few positions at a time.
                 total = model(noisy, positions=bound.positions, loss_function=bound).loss
             elif self.head == "positions":
                 total = bound(model(noisy, positions=bound.positions).logits)  # (N, V)
             else:
                 total = bound(model(noisy).logits[bound.positions])
+
             return total / clean.numel()
 
         return PreparedStep(loss, len(bound.targets) / clean.numel())
 
 
+# Lines of the table; the first is the unit of the others.
 STEPS = [
     Step("cross-entropy on all positions"),
     Step("absorbing, head on masked positions", "absorbing", head="positions"),
@@ -135,8 +140,10 @@ def seconds_of_steps(size: Size, repetitions: int) -> list[float]:
     def clear_gradients(name: str):
         model.zero_grad()
 
-    interleaved(runs, 1, clear_gradients)  # warm-up
-    return list(interleaved(runs, repetitions, clear_gradients, clock=time.process_time).values())
+    # The first turn allocates; CPU time, which a busy machine changes least, on any number of threads.
+    interleaved(runs, 1, clear_gradients)
+    seconds = interleaved(runs, repetitions, clear_gradients, clock=time.process_time)
+    return list(seconds.values())
 
 
 def activation_memory(size: Size, step: Step) -> float:
@@ -144,12 +151,17 @@ def activation_memory(size: Size, step: Step) -> float:
     model = random_model(size).train()
     # Libraries allocate on first use.
     step.prepare(replace(size, batch=1)).loss(model).backward()
+
+    # Gradients of an earlier micro-batch, to which those of the step are added.
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
 
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step.prepare(size).loss(model).backward()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    # Linux counts in KiB.
+    return (peak - base) / 1024
 
 
 def gradient_errors(size: Size) -> list[float | None]:
@@ -168,8 +180,12 @@ def gradient_errors(size: Size) -> list[float | None]:
             continue
 
         dense = gradients(replace(step, head="all"))
-        pairs = zip(gradients(step), dense, strict=True)
-        relative = [float((sparse - full).abs().max() / full.abs().max()) for sparse, full in pairs]
+
+        # The reference has the same noise, and the logits of all positions at once.
+        relative = []
+        for gradient, reference in zip(gradients(step), dense, strict=True):
+            difference = (gradient - reference).abs().max() / reference.abs().max()
+            relative.append(float(difference))
         errors.append(max(relative))
     return errors
 
@@ -180,10 +196,13 @@ def main(options: TrainingOptions):
     print(f"torch {torch.__version__}, {options.threads} thread(s), {sizes}")
     for size in SIZES:
         size = replace(size, vocab_size=options.vocab_size)
+
+        # 1. Measure, before this process computes anything; a peak of memory is that of one step only
         memory = [in_own_process(options.threads, activation_memory, size, step) for step in STEPS]
         errors = in_own_process(options.threads, gradient_errors, size)
         seconds = in_own_process(options.threads, seconds_of_steps, size, options.repetitions)
 
+        # 2. Print a line for each step; ratios are to plain cross-entropy
         load = os.getloadavg()[0]
         print(f"\n{size.layers} layer(s), {size.batch} x {size.length} tokens; load {load:.1f}")
         for number, step in enumerate(STEPS):

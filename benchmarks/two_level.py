@@ -120,7 +120,7 @@ def write_texts(options: TwoLevelConfig):
     """Write the texts of all cells of the chosen systems and seeds that are not there."""
     tokenizer = shared_tokenizer(options)
 
-    # 1. Memory first: its forks must come from a process that has computed nothing
+    # 1. Memory first: it is taken in forks, which should come from a process that has computed little
     memory_file = options.folder / "memory.json"
     if not memory_file.exists():
         memory = {}

@@ -29,9 +29,11 @@ def chosen_rows(
     if num_candidates == 1 or choose is None:
         return list(range(len(tokens)))
 
+    # `choose` sees the candidates as they would be returned.
     texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     rows = []
     for first in range(0, len(texts), num_candidates):
+        # Candidates of a text stand next to each other.
         index = int(choose(texts[first : first + num_candidates]))
         if not 0 <= index < num_candidates:
             raise ValueError(

@@ -17,6 +17,7 @@ from torch import Tensor
 from text_diffusers.common.validation import check_strings, is_list, is_number
 from text_diffusers.pipelines.text_batch import TextBatch
 
+# Values of `guide_by`; a source counts as a prompt.
 CONDITIONS = ("label", "prompt", "both")
 
 
@@ -98,6 +99,7 @@ def guide(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
     """
     # (N, 1, ...), to be broadcast over what is predicted
     scale = scale.view(-1, *[1] * (cond.ndim - 1)).to(cond)
+    # `lerp` is exact at both ends, which the formula as it is written is not.
     guided = torch.lerp(uncond, cond, scale)
 
     # One cheap pass instead of three where no token is excluded.
@@ -125,6 +127,7 @@ def split_predictions(
     # From rows to their positions, (N,) bool
     has_cond = cond_rows.repeat_interleave(counts)
     has_uncond = uncond_rows.repeat_interleave(counts)
+    # Every row was asked at least once, so what one half lacks is in the other.
     cond, uncond = logits.split([int(has_cond.sum()), int(has_uncond.sum())])
     return (
         fill_missing(cond, has_cond, uncond, has_uncond),
@@ -162,6 +165,7 @@ def scales_by_row(
         raise ValueError(f"`{name}` must be one or {num_texts}, one a text, got {len(scales)}.")
     if not all(is_number(scale) for scale in scales):
         raise ValueError(f"`{name}` must be finite numbers, got {guidance_scale!r}.")
+    # Copies of a text stand next to each other.
     return [float(scale) for scale in scales for _ in range(repeats)]
 
 
@@ -192,6 +196,7 @@ def guided_condition(
     Raises:
         ValueError: if these arguments of a pipeline do not fit each other.
     """
+    # Arguments of the wrong type, or that exclude each other
     for name, value in (("source", source), ("negative_prompt", negative_prompt)):
         if value is not None:
             check_strings(name, value)
@@ -243,20 +248,20 @@ def negative_texts(negative_prompt: str | Sequence[str] | None, num_texts: int) 
 
 
 def as_controls(controls: Any) -> list:
-    """A control, several or none as a list.
+    """A control, control_list or none as a list.
 
     Raises:
         ValueError: if one of them cannot be called on logits.
     """
     if controls is None:
         return []
-    several = list(controls) if isinstance(controls, Sequence) else [controls]
-    for control in several:
+    control_list = list(controls) if isinstance(controls, Sequence) else [controls]
+    for control in control_list:
         if not callable(control):
             raise ValueError(
                 f"`controls` must be controls, such as those of text_diffusers.guidance, got {control!r}."
             )
-    return several
+    return control_list
 
 
 def is_due(control: Any, progress: float) -> bool:
@@ -276,6 +281,7 @@ def any_due(controls: list, progress: float, target: str) -> bool:
 
 def apply_controls(logits: Tensor, state: TextState, controls: list, target: str) -> Tensor:
     """(N, V) of the open tokens after each control that is due on "prediction" or "posterior", in order."""
+    # Each control sees what those before it made of the logits.
     for control in controls:
         if acts_on(control) == target and is_due(control, state.progress):
             logits = control(logits, state)
@@ -288,6 +294,7 @@ def planned_lengths(controls: list, generators: list[torch.Generator]) -> list[i
     Raises:
         ValueError: if two of them do.
     """
+    # A plan may draw from the generators, so it is made once a call.
     plans = [
         control.plan_lengths(generators) for control in controls if hasattr(control, "plan_lengths")
     ]

@@ -23,10 +23,17 @@ from safetensors import SafetensorError, safe_open
 
 from text_diffusers.common.json_files import read_object
 
+# Names that diffusers gives to the files of a saved pipeline.
 INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
+
+# Files of a component that are downloaded; code comes only if it is trusted.
 DATA_FILES = ("json", "safetensors", "txt", "model")
+
+# Arguments of `from_pretrained` that are those of a download.
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+
+# The folder in the package with the models that come with it.
 SHIPPED = "shipped"
 
 # Pipelines of the first edition, and the ones that took them in.
@@ -45,11 +52,13 @@ def installed_class(name: Any) -> type | None:
     """The public class of that name in the package this file belongs to; none where the file stands alone."""
     if not isinstance(name, str):
         return None
+    # The package may also have a module or function of that name.
     member = getattr(installed_package(), RENAMED_PIPELINES.get(name, name), None)
     return member if isinstance(member, type) else None
 
 
 def installed_package() -> Any:
+    # A file that stands alone in a repository has no package above it.
     return sys.modules.get(__name__.partition(".")[0])
 
 
@@ -57,6 +66,7 @@ def with_installed_classes(index: dict[str, Any]) -> dict[str, Any]:
     """An index in which every `[file or module, class]` names the module of the installed class, if there is one."""
     result = {}
     for key, entry in index.items():
+        # Components are pairs of library and class; other entries are settings.
         if isinstance(entry, (list, tuple)) and len(entry) == 2:
             installed = installed_class(entry[1])
             if installed is not None and key == "_class_name":
@@ -65,6 +75,7 @@ def with_installed_classes(index: dict[str, Any]) -> dict[str, Any]:
                 entry = [installed.__module__, installed.__name__]
         result[key] = entry
 
+    # A plain name may be that of a pipeline which is now part of another.
     class_name = result.get("_class_name")
     if isinstance(class_name, str):
         result["_class_name"] = RENAMED_PIPELINES.get(class_name, class_name)
@@ -85,6 +96,7 @@ def pipeline_folder(name: Any, trust_remote_code: bool, **hub_arguments: Any) ->
         OSError: if there is neither, or its files cannot be had.
         ValueError: if it can be no repository's name, or the repository's index is none.
     """
+    # As in diffusers, a folder here comes before a repository of the same name.
     if Path(name).is_dir():
         return Path(name)
     shipped = shipped_folder(str(name))
@@ -92,6 +104,7 @@ def pipeline_folder(name: Any, trust_remote_code: bool, **hub_arguments: Any) ->
         return shipped
 
     try:
+        # The index comes first: it says which files are needed.
         folder = Path(snapshot_download(str(name), allow_patterns=[INDEX], **hub_arguments))
         kinds = (*DATA_FILES, "py") if trust_remote_code else DATA_FILES
         files = files_of(folder / INDEX, kinds)
@@ -114,6 +127,7 @@ def shipped_folder(name: str) -> Path | None:
     if package_file is None:
         return None
     folder = Path(package_file).parent / SHIPPED / name
+    # A name with slashes must not lead out of the folder.
     is_inside = folder.parent.name == SHIPPED
     return folder if is_inside and (folder / INDEX).is_file() else None
 
@@ -124,6 +138,7 @@ def files_of(index: Path, kinds: tuple[str, ...]) -> list[str]:
         raise OSError(f"it holds no {INDEX}, so it is no pipeline.")
 
     patterns = [INDEX]
+    # Each component has a folder by its name, and a pair in the index.
     for name, entry in read_object(index).items():
         if isinstance(entry, list) and name != "_class_name":
             patterns += [f"{name}/*.{kind}" for kind in kinds]
@@ -154,6 +169,7 @@ def check_saved_pipeline(
         OSError: if a file is missing.
         ValueError: if anything else is wrong, with the name of the file, and what is wrong with it.
     """
+    # Optional components may be missing, and those that the caller passes are not read.
     required, _ = pipeline._get_signature_keys(pipeline)
     optional = set(pipeline._optional_components)
     for name in sorted({*required, *optional} - {*given}):
@@ -161,19 +177,21 @@ def check_saved_pipeline(
         if name in optional and entry in (None, [None, None], (None, None)):
             continue
 
-        is_pair = isinstance(entry, list | tuple) and len(entry) == 2
-        if not is_pair or not all(isinstance(part, str) for part in entry):
+        parts = entry if isinstance(entry, (list, tuple)) else []
+        if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
             raise ValueError(
                 f"`{folder / INDEX}` must name module and class of `{name}`, which a {pipeline.__name__} "
                 f"expected, got {entry!r}."
             )
+        module, class_name = parts
         check_links(folder, folder / name)
-        check_component(folder / name, *entry, variant=variant)
+        check_component(folder / name, module, class_name, variant)
 
 
 def check_links(folder: Path, part: Path):
     """Refuse links out of the folder, but those of the Hub's cache: who made it could show files of the reader."""
     homes = [folder.resolve()]
+    # Snapshots of the Hub's cache are links to `blobs` beside them.
     if folder.parent.name == "snapshots":
         homes.append(folder.parent.parent.resolve() / "blobs")
 
@@ -188,6 +206,7 @@ def check_component(part: Path, module: str, class_name: str, variant: str | Non
     """Refuse the folder of a component whose configuration is not one of its class."""
     if not part.is_dir():
         raise OSError(f"`{part}` must be the folder of a component, but there is none.")
+    # A tokenizer's configuration, for one, has no signature to be compared with.
     component = getattr(sys.modules.get(module), class_name, None)
     if (
         not isinstance(component, type)
@@ -218,6 +237,7 @@ def check_component(part: Path, module: str, class_name: str, variant: str | Non
             f"`{file}` must hold the arguments of a {class_name}, but lacks {missing}."
         )
 
+    # Quantised weights have other shapes and types than those of their model.
     is_ours = component.__module__.partition(".")[0] == __name__.partition(".")[0]
     if is_ours and issubclass(component, ModelMixin) and "quantization_config" not in config:
         arguments = {name: config[name] for name in parameters if name in config}
@@ -232,6 +252,7 @@ def check_weights(part: Path, model: Any, config: dict[str, Any], variant: str |
     if not stored:
         return  # the loader says which file it misses
 
+    # Even without memory for weights, very many layers would take forever to build.
     depths = [
         size for name, size in config.items() if name.endswith("_layers") and type(size) is int
     ]
@@ -240,6 +261,7 @@ def check_weights(part: Path, model: Any, config: dict[str, Any], variant: str |
             f"`{part / model.config_name}` asks for {max(depths)} layers, but there are {len(stored)} weights."
         )
     try:
+        # On the meta device a model has names, shapes and types, and no numbers.
         with torch.device("meta"):
             expected = model(**config).state_dict()
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
@@ -264,12 +286,14 @@ def check_weights(part: Path, model: Any, config: dict[str, Any], variant: str |
 
 def weight_files(part: Path, variant: str | None) -> list[Path]:
     """The safetensors files that are loaded for a component; none if there are none."""
+    # As in diffusers, weights without the variant serve where there are none of it.
     endings = (f".{variant}", "") if variant else ("",)
     for ending in endings:
         index = part / f"{WEIGHTS}.safetensors.index{ending}.json"
         if index.exists():
             shards = read_object(index).get("weight_map")
             names = list(shards.values()) if isinstance(shards, dict) else []
+            # A path instead of a name could lead out of the folder.
             if not names or not all(
                 isinstance(name, str) and Path(name).name == name for name in names
             ):
@@ -287,6 +311,7 @@ def weight_files(part: Path, variant: str | None) -> list[Path]:
 def tensors_of(file: Path) -> Iterator[tuple[str, tuple[tuple[int, ...], bool]]]:
     """Each tensor of a safetensors file: its name, its shape, and whether it holds floating-point numbers."""
     try:
+        # Only the header is read, and no tensor.
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - it is no dict
                 tensor = opened.get_slice(name)
@@ -307,6 +332,7 @@ def check_finite(folder: Path, components: dict[str, Any]):
         if not isinstance(model, torch.nn.Module):
             continue
         for name, tensor in model.state_dict().items():
+            # torch cannot look for NaN in types of one byte.
             is_checked = (
                 not tensor.is_meta and tensor.is_floating_point() and tensor.element_size() > 1
             )
@@ -316,6 +342,7 @@ def check_finite(folder: Path, components: dict[str, Any]):
 
 def loading_error(folder: Path, error: Exception) -> Exception:
     """An error of a stock loader as one that names the folder and the component."""
+    # The stock loader names no component, but the frame of its function has the name.
     frames = [
         frame
         for frame, _ in traceback.walk_tb(error.__traceback__)
@@ -327,5 +354,6 @@ def loading_error(folder: Path, error: Exception) -> Exception:
 
     component = str(frames[0].f_locals.get("name", "")) if frames else ""
     message = str(error) if is_clear else f"{type(error).__name__}: {error}"
+    # Callers may tell missing files from wrong ones.
     kind = OSError if isinstance(error, OSError) else ValueError
     return kind(f"`{folder / component}` cannot be loaded: {message}")

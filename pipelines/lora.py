@@ -18,6 +18,7 @@ def check_adaptable(pipeline: Any):
         raise ValueError(
             f"`denoiser` must be a component of the pipeline; {type(pipeline).__name__} has none."
         )
+    # Fused weights already hold the adapter, and another would be added on top.
     if any(getattr(module, "merged", False) for module in denoiser.modules()):
         raise ValueError(
             "A LoRA is fused: first call `unfuse_lora()`, or `unload_lora_weights()` to keep it."
@@ -30,6 +31,7 @@ def check_adaptable(pipeline: Any):
 
 def check_lora_weights(state_dict: dict[str, Tensor], denoiser: Any):
     """Raise a `ValueError` unless (rank, in) and (out, rank) matrices fit the linear layers that their keys name."""
+    # Names as in a file, which puts the name of the component first.
     shapes = {
         f"denoiser.{name}": module.weight.shape
         for name, module in denoiser.named_modules()
@@ -37,6 +39,7 @@ def check_lora_weights(state_dict: dict[str, Tensor], denoiser: Any):
     }
     for key, weight in state_dict.items():
         layer, _, part = key.partition(".lora_")
+        # An unknown kind of weight gets an axis that it does not have, and so fits nowhere.
         axis = LORA_AXES.get(part, weight.ndim)
         fits = layer in shapes and axis < weight.ndim and weight.shape[axis] == shapes[layer][axis]
         if not fits:

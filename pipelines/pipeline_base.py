@@ -29,6 +29,7 @@ from text_diffusers.pipelines.text_batch import TextBatch, partial_text
 
 logger = logging.get_logger(__name__)
 
+# Of a `__call__`, so that the wrapped call and `stream` keep its signature for editors and pyright.
 CallArguments = ParamSpec("CallArguments")
 Pipeline = TypeVar("Pipeline")
 Output = TypeVar("Output")
@@ -44,6 +45,7 @@ def runs_to_its_end(
 
     @functools.wraps(call)
     def run(self: Pipeline, *args: CallArguments.args, **kwargs: CallArguments.kwargs) -> Output:
+        # The output of a generator comes with the exception that ends it.
         steps = call(self, *args, **kwargs)
         while True:
             try:
@@ -58,6 +60,7 @@ def texts_of_each_step(
     call: Callable[Concatenate[Pipeline, CallArguments], Any],
 ) -> Callable[Concatenate[Pipeline, CallArguments], Iterator[list[str]]]:
     """Make `stream` of a `__call__` under `runs_to_its_end`: the same arguments, and the texts after every step."""
+    # The generator below the wrapper, still under its `torch.no_grad`.
     steps_of: Any = inspect.unwrap(call, stop=inspect.isgeneratorfunction)
 
     @functools.wraps(call)
@@ -67,6 +70,7 @@ def texts_of_each_step(
         for batch in steps_of(self, *args, **kwargs):
             yield self.texts_so_far(batch)
 
+    # `wraps` has copied both from `__call__`.
     stream.__name__ = "stream"
     stream.__doc__ = "Yield the texts after every step, the last of them finished; arguments and errors of `__call__`."
     return stream
@@ -98,12 +102,14 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
     block_length: int | None = None
     predicts_end: bool = True
 
+    # Read by diffusers' loaders and callbacks, or by the methods below.
     _callback_tensor_inputs: list[str] = []
     _output_types: tuple[str, ...] = ("text", "tokens")
     _lora_loadable_modules = ["denoiser"]
     _interrupt = False
     _num_timesteps = 0
     transformer_name = "denoiser"
+    # Of the `DiffusionPipeline` that this mixin is combined with.
     tokenizer: Any
     denoiser: Any
     config: Any
@@ -117,6 +123,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
     @property
     def label_names(self) -> list[str | None]:
         num_labels = getattr(self.denoiser.config, "num_classes", None) or 0
+        # Fewer names than labels leave the last labels without one.
         names = list(self.config.get("label_names") or [])
         return [*names[:num_labels], *[None] * (num_labels - len(names))]
 
@@ -142,6 +149,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         if isinstance(label_names, dict):
             label_names = list(label_names.values())
         stock.register_to_config(lengths=lengths, label_names=label_names)
+        # diffusers may load a pipeline with parts left out, which then cannot be checked.
         return None not in components.values()
 
     # Loading and saving
@@ -161,6 +169,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
             OSError: if a file is missing or cannot be had.
             ValueError: if what is there is no pipeline that can be loaded, or would need code that is not trusted.
         """
+        # 1. Find the folder: here, in the package, or a snapshot of the Hub
         trusted = bool(kwargs.get("trust_remote_code"))
         if kwargs.get("custom_pipeline") is not None and not trusted:
             raise ValueError(
@@ -168,8 +177,10 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
             )
         hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         folder = pipeline_folder(pretrained_model_name_or_path, trusted, **hub_arguments)
+        # Reading a pickle may run code, so weights are safetensors unless the caller objects.
         kwargs.setdefault("use_safetensors", True)
 
+        # 2. Check the folder before the stock loader reads it, and its weights afterwards
         try:
             if not trusted:
                 check_links(folder, folder / INDEX)
@@ -178,14 +189,17 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
             if not trusted:
                 check_saved_pipeline(folder, index, loader.__self__, kwargs, kwargs.get("variant"))
             pipe = loader(folder, **kwargs)
+            # Components that the caller passed were not read from this folder.
             check_finite(
                 folder, {name: part for name, part in pipe.components.items() if name not in kwargs}
             )
+        # The error of an optional dependency already says what to install.
         except ImportError:
             raise
         except Exception as error:
             raise loading_error(folder, error) from error
 
+        # The name as it was given, rather than the folder of a snapshot.
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
 
@@ -200,6 +214,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
                 f"`_class_name` must be an installed class, got {name!r}: its code needs `trust_remote_code=True`."
             )
 
+        # A pipeline class of the user counts like an installed one, once it is imported.
         saved = installed_class(name) or {
             child.__name__: child for child in loaded_subclasses(TextPipeline)
         }.get(name)
@@ -207,6 +222,8 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
             raise ValueError(
                 f"`_class_name` must be a pipeline of texts that is imported, got {name!r}."
             )
+
+        # diffusers' loader called on that class, past the `from_pretrained` above.
         chosen: Any = saved if cls._loads(saved) else cls
         stock: Any = super(TextPipeline, chosen)
         return stock.from_pretrained
@@ -219,6 +236,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Self:
         """As in diffusers, which leaves models out whose class is in no type hint."""
+        # All components that the constructor takes go over, whatever its type hints say.
         accepted, _ = cls._get_signature_keys(cls)
         shared = {name: part for name, part in pipeline.components.items() if name in accepted}
         stock: Any = super()
@@ -229,6 +247,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         """As in diffusers, with the names of installed classes in the place of a repository's files."""
         stock: Any = super()
         loaded = stock.load_config(pretrained_model_name_or_path, **kwargs)
+        # With unused arguments or the commit asked for, the configuration comes first of several.
         if isinstance(loaded, tuple):
             return with_installed_classes(loaded[0]), *loaded[1:]
         return with_installed_classes(loaded)
@@ -263,6 +282,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         denoiser_lora_adapter_metadata: dict,
     ):
         """Write `get_peft_model_state_dict(denoiser)` and `denoiser.peft_config["default"].to_dict()` to a folder."""
+        # diffusers names its arguments by its own pipelines' component, the transformer.
         metadata: Any = {"transformer_lora_adapter_metadata": denoiser_lora_adapter_metadata}
         super().save_lora_weights(save_directory, denoiser_lora_layers, **metadata)
 
@@ -282,6 +302,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         """
         check_adaptable(self)
         source = pretrained_model_name_or_path_or_dict
+        # With a name given, diffusers does not look for files of other kinds.
         file = kwargs.setdefault("weight_name", LORA_FILE)
         if not file.endswith(".safetensors"):
             raise ValueError(
@@ -301,6 +322,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
     def load_lora_into_transformer(
         cls, state_dict: dict[str, Tensor], transformer: Any, **kwargs: Any
     ):
+        # diffusers' `load_lora_weights` comes here with the weights that it has read.
         check_lora_weights(state_dict, transformer)
         transformer.load_lora_adapter(state_dict, prefix="denoiser", **kwargs)
 
@@ -337,6 +359,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         if callback is None:
             return
         tensors = {name: getattr(batch, name) for name in names}
+        # A callback that changes nothing may return None.
         changed = callback(self, step, timestep, tensors) or {}
         self._accept_tensors(batch, changed)
 
@@ -345,8 +368,8 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
 
     def _check_output(self, output_type: str, callback_tensors: Sequence[str]):
         if output_type not in self._output_types:
-            known = " or ".join(f'"{name}"' for name in self._output_types)
-            raise ValueError(f"`output_type` must be {known}, got {output_type!r}.")
+            allowed = " or ".join(f'"{name}"' for name in self._output_types)
+            raise ValueError(f"`output_type` must be {allowed}, got {output_type!r}.")
         unknown = [name for name in callback_tensors if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(

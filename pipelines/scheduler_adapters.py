@@ -42,6 +42,7 @@ STEP_SETTINGS = {
     DiscreteDDIMScheduler: ("temperature",),
     EntropyBoundScheduler: (),
 }
+# Settings that a scheduler of ours may have in its configuration.
 SHAPING = ("temperature", "top_k", "top_p")
 
 
@@ -76,9 +77,11 @@ class StockTokenScheduler:
         self.scheduler = scheduler
         self.mask_token_id = mask_token_id
         self.vocab_size = vocab_size
+        # Of the three only block refinement fills in masks.
         self.corruption = (
             "absorbing" if isinstance(scheduler, BlockRefinementScheduler) else "uniform"
         )
+        # With editing, revealed tokens may change again, as all tokens may under uniform noise.
         edits = (scheduler.config.get("editing_threshold") or 0) > 0
         self.revises_tokens = edits or self.corruption == "uniform"
 
@@ -96,6 +99,7 @@ class StockTokenScheduler:
     @property
     def timesteps(self) -> Tensor:
         """(n,) the descending times, in (0, 1]."""
+        # In float64 first, so that each time is the float32 nearest to 1 - i / n.
         steps = self.scheduler.num_inference_steps
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1].float()
 
@@ -115,6 +119,7 @@ class StockTokenScheduler:
         """(B, L) pure noise: all masked, or uniformly random tokens."""
         if self.corruption == "absorbing":
             return torch.full(shape, self.mask_token_id, device=device)
+        # One generator a row: each row draws in a batch what it would draw alone.
         num_rows, length = shape
         rows = [
             torch.randint(self.vocab_size, (length,), generator=row_generator)
@@ -150,10 +155,12 @@ class StockTokenScheduler:
         Raises:
             ValueError: if the logits are not finite.
         """
+        # Without a selection every position is in the block of its row.
         if positions is None:
             positions = self.select(timestep, sample)
             model_output = model_output.flatten(0, 1)
         logits = self._text_logits(model_output)  # (N, V)
+        # diffusers counts steps upwards from 0.
         index = round((1 - float(timestep)) * self.scheduler.num_inference_steps)
 
         # Each row is a block of its own, which draws by its own generator.
@@ -175,16 +182,19 @@ class StockTokenScheduler:
         """(n,) tokens after step `index` from logits (n, V) and tokens (n,)."""
         scheduler = self.scheduler
         setting_names = step_settings(scheduler)
+        # Texts are samples, where stock is greedy, unless the configuration says otherwise.
         settings: dict[str, Any] = {"temperature": 1.0} if setting_names else {}
         settings |= {
             name: scheduler.config[name] for name in setting_names if name in scheduler.config
         }
+        # How many tokens a step reveals depends on the length of the block, here that of the row.
         if self.corruption == "absorbing":
             scheduler.set_timesteps(
                 scheduler.num_inference_steps, device=logits.device, block_length=len(tokens)
             )
             settings["mask_token_id"] = self.mask_token_id
 
+        # The row as a batch of one
         output = scheduler.step(
             logits.unsqueeze(0), index, tokens.unsqueeze(0), generator=generator, **settings
         )
@@ -197,11 +207,13 @@ class StockTokenScheduler:
     def _text_logits(self, model_output: Tensor) -> Tensor:
         """The logits of the ids that a text may hold: without the mask, and no wider than uniform noise."""
         if self.corruption == "absorbing":
+            # Out of place: these may be the logits of the model itself.
             mask = torch.tensor(self.mask_token_id, device=model_output.device)
             model_output = model_output.index_fill(-1, mask, -torch.inf)
         else:
             model_output = model_output[:, : self.vocab_size]
 
+        # The largest logit is NaN if any is, and -inf if no token is left.
         if not torch.isfinite(model_output.amax(dim=-1)).all():
             raise ValueError(
                 "`model_output` has NaN or infinite logits: check the weights and the denoiser's dtype."
@@ -251,6 +263,7 @@ def with_shaping(scheduler: Any, **shaping: Any) -> Any:
                 f"`{name}` must be left out: {type(scheduler).__name__} has no such setting, got {value!r}."
             )
 
+    # A new scheduler, so that a call leaves the pipeline's own as it is.
     shaped = type(scheduler).from_config(dict(scheduler.config), **changes)
     if stock_class(shaped) is not None:  # it takes them at each step, from its configuration
         shaped.register_to_config(**changes)
@@ -283,6 +296,7 @@ class EmbeddingScheduler:
             raise ValueError(
                 f"`scheduler` must be one for embeddings, such as EmbeddingDDIMScheduler, got {name}."
             )
+        # Both must agree on the clock, on what is predicted, and on its range.
         if config.num_train_timesteps != self.num_train_timesteps:
             raise ValueError(
                 f"`scheduler` has `num_train_timesteps`={config.num_train_timesteps}, "
@@ -294,6 +308,7 @@ class EmbeddingScheduler:
                 f"{self.prediction_type!r}: make it by "
                 f"`{name}.from_config(config, prediction_type={self.stepped_type!r})`."
             )
+        # `from_config` also keeps settings that a class does not take, so its signature is asked.
         for setting in ("clip_sample", "thresholding"):
             if (
                 config.get(setting)
@@ -319,6 +334,7 @@ class EmbeddingScheduler:
 
     def alpha_bar(self, timestep: float) -> float:
         """The share of signal, squared, at a timestep."""
+        # Some schedulers have timesteps between those of the training clock.
         return float(self.scheduler.alphas_cumprod[round(timestep)])
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
@@ -341,6 +357,7 @@ class EmbeddingScheduler:
     ) -> Tensor:
         """(B, L, E) clean embeddings with as much noise as the latents have at `timestep`."""
         noise = normal_noise(clean, generators).to(clean)
+        # In the dtype of the grid, in which some schedulers look times up.
         times = torch.full((len(clean),), timestep, dtype=self.timesteps.dtype, device=clean.device)
         return self.scheduler.add_noise(clean, noise, times)
 
@@ -372,6 +389,7 @@ class EmbeddingScheduler:
         # Schedulers differ in what their steps take.
         offered = {
             "eta": eta,
+            # Seeded by one number of each row's own, however many the step draws.
             "generator": row_generators(generators, len(latents)),
             "round_function": round_function,
         }
@@ -401,5 +419,6 @@ class EmbeddingScheduler:
 
 def normal_noise(like: Tensor, generators: list[torch.Generator]) -> Tensor:
     """(B, L, E) standard normal numbers, drawn on the CPU, one generator a row."""
+    # On the CPU, so that the numbers are the same whatever device the model is on.
     batch_size, length, width = like.shape
     return randn((batch_size, length, width), generators, "cpu", torch.float32)

@@ -90,6 +90,7 @@ class TextBatch:
     @property
     def text_ends(self) -> list[int]:
         """Index behind the last real token of each row."""
+        # Padding stands on the right only, so the number of real tokens is the index.
         return self.attention_mask.sum(dim=1).tolist()
 
 
@@ -110,6 +111,7 @@ def lay_out(
             [token is None for token in row], dtype=torch.bool
         )
         attention_mask[index, : len(row)] = 1
+    # Rows are filled in on the CPU, and moved once.
     return TextBatch(tokens.to(device), editable.to(device), attention_mask.to(device))
 
 
@@ -120,6 +122,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], name: str = "prompt")
         ValueError: if one holds the mask; `name` is the argument to be named.
     """
     rows = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    # A mask in a prompt would be taken for a token that is still to be written.
     if any(tokenizer.mask_token_id in row for row in rows):
         raise ValueError(
             f"`{name}` must not hold {tokenizer.mask_token}; give it as `text` to fill it in."
@@ -152,6 +155,7 @@ def encode_gaps(tokenizer: Any, text: str | Sequence[str], mask: Any) -> list[Ro
 
     gaps = []
     for text, row, row_mask in zip(texts, rows, masks, strict=True):
+        # A text without a gap would come back as it went in, surely by mistake.
         if not any(row_mask):
             raise ValueError(
                 f"`text` must hold {tokenizer.mask_token} where to write, got {text!r}."

@@ -84,10 +84,13 @@ class TextInputs:
                 "`length` excludes `text` and `max_new_tokens`, which say how long a text is."
             )
 
+        # Only the limit of new tokens may be left out.
         for name in ("num_return_sequences", "max_new_tokens", "num_candidates"):
             value = getattr(self, name)
             if not is_int(value, 1) and (value is not None or name != "max_new_tokens"):
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+
+        # One length for all texts, or one a text.
         lengths = self.length if is_list(self.length) else [self.length]
         if self.length is not None and not all(is_int(length, 1) for length in lengths):
             raise ValueError(f"`length` must be integers of at least 1, got {self.length!r}.")
@@ -140,6 +143,7 @@ class RowLimits:
     def check_length(self, length: int):
         """Raise a `ValueError` if a row of `length` tokens does not fit."""
         if length > self.max_length:
+            # A masked LM reads texts between two special tokens, other models after one.
             ends = "start token" if self.predicts_end else "tokens around it"
             raise ValueError(
                 f"`prompt` and `max_new_tokens` together, or `text`, must fit into the model's {self.max_length} "
@@ -163,6 +167,7 @@ def prepare_batch(
     Raises:
         ValueError: if the inputs do not fit each other or the model.
     """
+    # 1. Check what only the arguments together can say
     refuse_two_lengths(
         guidance.controls,
         text=inputs.text,
@@ -178,15 +183,18 @@ def prepare_batch(
         guidance.guide_by,
     )
 
-    # One row a text, then one for each of its copies, which stand next to each other
+    # 2. One row a text, then one for each of its copies, which stand next to each other
     rows = encode_inputs(tokenizer, inputs, guidance)
     num_texts = len(rows)
     scales = scales_by_row(guidance.guidance_scale, num_texts, inputs.repeats)
+    # Without a condition both predictions would be the same.
     if guide_by is None and any(scale != 1 for scale in scales):
         raise ValueError(
             "`guidance_scale` must be 1 without a condition, `class_labels`, `prompt` or `source`, "
             f"got {guidance.guidance_scale!r}."
         )
+
+    # Without the condition, these stand where prompts or sources stand with it.
     negatives = encode_negatives(
         tokenizer, guidance.negative_prompt, num_texts, inputs.source is not None
     )
@@ -194,36 +202,43 @@ def prepare_batch(
     labels = label_tensor(inputs.class_labels, limits, num_texts, inputs.repeats)
     rows = repeat_rows(rows, inputs.repeats)
     negatives = repeat_rows(negatives, inputs.repeats)
+    # Each row draws by its own generator, so that a text does not depend on its batch.
     generators = text_generators(generator, len(rows), inputs.num_candidates)
 
-    # A blank for each token that is to be written
+    # 3. A blank for each token that is to be written
     beginnings = [len(row) for row in rows]
+    # A text begins behind its source, or behind the start token, prompt included.
     starts = beginnings if inputs.source is not None else [len(start_ids(tokenizer))] * len(rows)
     # A control may fix the lengths, which else are given, drawn, or left to the end token.
     planned = planned_lengths(guidance.controls, generators)
     if planned is None and lengths is not None:
         planned = repeat_rows(lengths, inputs.repeats)
+    # Where the length is fixed the end token is put in place, and not left to the model.
     end = end_ids(tokenizer) if limits.predicts_end else []
     if planned is not None:
         rows = append_exactly(rows, starts, planned, end)
     elif inputs.text is None:
         rows = append_blanks(rows, starts, inputs.max_new_tokens, limits, end, generators)
+    # A masked LM never writes its end token, so every row has it from the beginning.
     if not limits.predicts_end:
         rows = [row + end_ids(tokenizer) for row in rows]
+    # The longest row decides: the others are padded to it.
     limits.check_length(max(len(row) for row in rows))
 
+    # 4. The batch, and what leads it
     pad_token_id = tokenizer.pad_token_id or 0
-    # The batch, and what leads it
     batch = lay_out(rows, pad_token_id, device)
     batch.class_labels = None if labels is None else labels.to(device)
+    # A text without a fixed length ends at the first end token that the model writes.
     batch.ends_at_eos = inputs.text is None and planned is None and limits.predicts_end
     batch.starts = starts
     batch.drops_source = inputs.source is not None
     batch.generators = generators
     batch.controls = guidance.controls
-    batch.scales = torch.tensor(scales, dtype=torch.float64, device=device)
+    batch.scales = torch.tensor(scales, dtype=torch.float64, device=device)  # (B,)
     batch.guidance_interval = guidance.guidance_interval
 
+    # At scale 1 there is no second prediction, and no second view of the rows.
     if any(scale != 1 for scale in scales):
         batch.unconditional = unconditional_view(
             rows,
@@ -257,6 +272,7 @@ def unconditional_view(
     Raises:
         ValueError: if such a row does not fit the model.
     """
+    # The negative prompt takes the place of the prompt or source; what is to be written stays.
     if guide_by != "label":
         if limits.block_length is not None:
             raise ValueError(
@@ -275,6 +291,7 @@ def unconditional_view(
 
 def encode_inputs(tokenizer: Any, inputs: TextInputs, guidance: GuidanceInputs) -> list[Row]:
     """Token ids of each text, `None` where one is to be filled in; without any text, a bare start for each."""
+    # At most one of the three was given.
     if inputs.source is not None:
         return encode_sources(tokenizer, inputs.source)
     if inputs.text is not None:
@@ -337,14 +354,16 @@ def append_blanks(
         raise ValueError(
             "`max_new_tokens` must be given: a masked LM does not predict where a text ends."
         )
+    # As many as allowed or as fit; the text ends where the model writes its end token.
     if histogram is None or max_new_tokens is not None:
         return [
             row + [None] * (max_new_tokens or max(1, limits.max_length - len(row))) for row in rows
         ]
 
+    # Each text has a length drawn from those of the training texts.
     extended = []
     for row, start, generator in zip(rows, starts, generators, strict=True):
-        # Only lengths that leave something to write
+        # Only lengths from the known tokens on
         num_known = len(row) - start
         weights = torch.tensor(histogram[num_known:], dtype=torch.float64)
         if not weights.sum() > 0:
@@ -352,6 +371,7 @@ def append_blanks(
                 f"`prompt` must leave room below the longest training text, {len(histogram) - 1} tokens, "
                 f"got {num_known}; pass `max_new_tokens`."
             )
+        # Entry i weighs a text of i tokens more than are known.
         num_new = int(torch.multinomial(weights, 1, generator=generator))
         extended.append(row + [None] * num_new + end)
     return extended
@@ -373,6 +393,7 @@ def label_tensor(
             f"`class_labels` must be one or {num_texts}, one a text, got {len(labels)}."
         )
 
+    # Names become ids, and no label the id behind those of all labels.
     names = list(limits.label_names or [])
     ids = []
     for label in labels:
@@ -411,4 +432,5 @@ def text_generators(
     generators = row_generators(generator, num_texts)
     if num_candidates == 1:
         return generators
+    # Candidates of a text draw by seeds from the generator of that text.
     return [candidate for text in generators for candidate in row_generators(text, num_candidates)]

@@ -30,16 +30,20 @@ from text_diffusers.common.validation import (
     require_number,
 )
 
+# A beta of 1 would leave no signal, by which estimates are divided.
 MAX_BETA = 0.999
 
+# Clean estimates (B, L, E) to embeddings of words (B, L, E).
 RoundFunction = Callable[[Tensor], Tensor] | None
 
 
 def sqrt_alpha_bar(u: Tensor) -> Tensor:
+    # Of Diffusion-LM: noise comes fast at first, since a little of it hides no word.
     return 1 - (u + 1e-4).sqrt()
 
 
 def cosine_alpha_bar(u: Tensor) -> Tensor:
+    # Of Nichol and Dhariwal (https://arxiv.org/abs/2102.09672).
     return torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
 
@@ -129,6 +133,7 @@ def named_betas(
     end: float | None,
 ) -> Tensor:
     """(T,) float64 betas of a schedule by our name or by that of diffusers, which may come with both ends."""
+    # Both ends, or none
     limit = f"given if and only if `beta_start`={start} is"
     require((start is None) == (end is None), "beta_end", limit, end)
     require_number("beta_start", start, 0, 1, optional=True)
@@ -139,6 +144,7 @@ def named_betas(
         require(name != "sigmoid", "beta_start", limit, start)
         if name in STOCK_SCHEDULES:
             return STOCK_SCHEDULES[name](num_train_timesteps, start, end)
+    # diffusers has the same cosine by another name.
     return embedding_betas("cosine" if name == "squaredcos_cap_v2" else name, num_train_timesteps)
 
 
@@ -199,6 +205,7 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
         require_int("clamp_steps", config.clamp_steps, 0)
 
         betas = configured_betas(config)
+        # Betas that are given count more in stock than the schedule's name.
         parent: Any = super()
         parent.__init__(
             num_train_timesteps=config.num_train_timesteps,
@@ -241,6 +248,7 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
         else:
             grid = [int(timestep) for timestep in timesteps]
 
+        # A grid that is given one by one may be any, as long as it leads to less noise.
         last = self.config.num_train_timesteps - 1
         inside = bool(grid) and 0 <= grid[-1] and grid[0] <= last
         descends = all(later < earlier for earlier, later in zip(grid, grid[1:], strict=False))
@@ -265,6 +273,7 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
             )
 
         counter = torch.arange(num_inference_steps, dtype=torch.float64)
+        # "trailing" starts at the noisiest time, "leading" ends at timestep 0, "linspace" both.
         if spacing == "trailing":
             grid = (usable - counter * (usable / num_inference_steps)).round() - 1
         elif spacing == "linspace":
@@ -277,6 +286,7 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """(B, L, E) from q(x_t given x_0), `timesteps` (B,) or () in 0, ..., T - 1."""
+        # Half precision would round the small share of signal or noise away.
         clean = at_least_float32(original_samples)
         table = torch.stack([self.alphas_cumprod, 1 - self.alphas_cumprod]).sqrt().to(clean)
         chosen = table[:, timesteps.to(clean.device)]  # (2, B) or (2,)
@@ -345,6 +355,7 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
         predicted = at_least_float32(model_output)
         alpha_bar = self._alphas_on_grid[index]
         clean = clean_estimate(self.config.prediction_type, predicted, noisy, alpha_bar)
+        # Diffusion-LM's clamping trick: near the end the estimate becomes words.
         if round_function is not None and self._clamps(index):
             clean = round_function(clean)
         return index, clean, noisy

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from text_diffusers.common.validation import are_numbers, require
 
+# The sigmoid is taken from minus this number to plus it.
 SIGMOID_RANGE = 3.0
+
+# Total noise at times 0 and 1; exp(-total) survives.
 GEOMETRIC_RANGE = (1e-4, 20.0)
 
 # Halvings of [0, 1] after which float64 cannot tell the ends apart.

@@ -84,6 +84,7 @@ class BlockAncestralScheduler(StockLoading, BlockRefinementScheduler):
         )
         ancestral.set_timesteps(self.num_inference_steps)
 
+        # From step n on there is nothing left to reveal.
         prev_sample = sample
         positions = torch.zeros_like(sample, dtype=torch.bool)
         if int(timestep) < self.num_inference_steps:
@@ -103,6 +104,7 @@ class BlockAncestralScheduler(StockLoading, BlockRefinementScheduler):
         sampled_probs = torch.zeros(sample.shape, dtype=probs.dtype, device=probs.device)
         sampled_probs[positions] = probs
 
+        # Nothing is edited, and only revealed tokens were sampled.
         fields: dict[str, Any] = {
             "prev_sample": prev_sample,
             "transfer_index": positions,

@@ -93,7 +93,7 @@ def uniform_reverse(
 ) -> Tensor:
     """p(x_s | x_t), uniform kernel, (B, L, V), from predicted x_0 (B, L, V), x_t (B, L) and alphas () or (B, 1, 1)."""
     vocab_size = probs.shape[-1]
-    current = sample.unsqueeze(-1)
+    current = sample.unsqueeze(-1)  # (B, L, 1)
     p_current = probs.gather(-1, current)  # (B, L, 1)
 
     if reverse_rule == "plug_in":
@@ -180,7 +180,7 @@ class D3PMScheduler(StockLoading, SchedulerMixin, ConfigMixin):
         require(in_range, "num_inference_steps", limit, num_inference_steps)
 
         # Both ends of every step. A model of T steps knows no other times than i / T.
-        grid = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)
+        grid = torch.linspace(1, 0, num_inference_steps + 1, dtype=torch.float64)  # (n + 1,)
         if steps is not None:
             grid = (grid * steps).round() / steps
         self.num_inference_steps = num_inference_steps
@@ -248,7 +248,7 @@ class D3PMScheduler(StockLoading, SchedulerMixin, ConfigMixin):
         return self._corrupt(tokens, timesteps, generator)
 
     def _corrupt(self, tokens: Tensor, timesteps: Time, generator: Generators) -> Tensor:
-        keep = self._keep(tokens, timesteps, generator)
+        keep = self._keep(tokens, timesteps, generator)  # (B, L)
         return torch.where(keep, tokens, self._noise_tokens(rand_like(tokens, generator)))
 
     def _keep(self, tokens: Tensor, timesteps: Time, generator: Generators) -> Tensor:
@@ -411,7 +411,7 @@ class D3PMAbsorbingScheduler(D3PMScheduler):
         return torch.full(shape, self.config.mask_token_id, device=device)
 
     def _corrupt(self, tokens: Tensor, timesteps: Time, generator: Generators) -> Tensor:
-        keep = self._keep(tokens, timesteps, generator)
+        keep = self._keep(tokens, timesteps, generator)  # (B, L)
         return torch.where(keep, tokens, self.config.mask_token_id)
 
     def transition(self, tokens: Tensor, timestep: Time) -> Tensor:
@@ -444,7 +444,7 @@ class D3PMAbsorbingScheduler(D3PMScheduler):
     def reverse_probs(self, model_output: Tensor, timestep: Time, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V)."""
         reveal, remask = self._rates(timestep, sample)
-        probs = self._probs(model_output)
+        probs = self._probs(model_output)  # (B, L, V)
         return absorbing_reverse(probs, sample, reveal, remask, self.config.mask_token_id)
 
     def _own_ids(self, model_output: Tensor) -> Tensor:
@@ -547,7 +547,7 @@ class D3PMUniformScheduler(D3PMScheduler):
         noise = self._noise_tokens(rand_like(sample, generator))
 
         # Elsewhere the token stays or is resampled, whatever the prediction.
-        resampled = route * (1 - selected_share) < resample_anyway
+        resampled = route * (1 - selected_share) < resample_anyway  # (B, L)
         prev_sample = torch.where(resampled & ~positions, noise, sample)
 
         current = sample[positions]  # (N,)
@@ -562,7 +562,7 @@ class D3PMUniformScheduler(D3PMScheduler):
             resample = jump + resample - resample_anyway
 
         # One number a position decides: jump below the first limit, resample below the second, else stay.
-        chosen = route[positions] * selected_share
+        chosen = route[positions] * selected_share  # (N,)
         moved = torch.where(chosen < resample, noise[positions], current)
         prev_sample[positions] = torch.where(chosen < jump, clean, moved)
         return prev_sample
@@ -582,7 +582,7 @@ class D3PMUniformScheduler(D3PMScheduler):
 
     def reverse_probs(self, model_output: Tensor, timestep: Time, sample: Tensor) -> Tensor:
         """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V or more)."""
-        probs = self._probs(self._own_ids(model_output))
+        probs = self._probs(self._own_ids(model_output))  # (B, L, V)
         alpha_t, alpha_s = self._alphas(timestep)
         return uniform_reverse(probs, sample, alpha_t, alpha_s, self.config.reverse_rule)
 
@@ -594,7 +594,7 @@ def check_vocabulary_and_rule(config: Any):
 
 def subclasses(cls: type) -> list[type]:
     """All classes below `cls`, each before its own."""
-    found = []
+    descendants = []
     for child in cls.__subclasses__():
-        found += [child, *subclasses(child)]
-    return found
+        descendants += [child, *subclasses(child)]
+    return descendants

@@ -98,5 +98,6 @@ class D3PMHybridScheduler(D3PMSemigroupScheduler):
 
     def _diffuse_back(self, values: Tensor, start: Tensor, end: Tensor) -> Tensor:
         alpha = self._survival(start, end, values)  # (N, 1)
+        # The transpose: what is lost is worth the mean of the values under the noise.
         from_noise = (values @ self._noise(values)).unsqueeze(-1)
         return alpha * values + (1 - alpha) * from_noise

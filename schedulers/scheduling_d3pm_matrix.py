@@ -111,6 +111,7 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
         if bandwidth is not None:
             require_int("bandwidth", bandwidth, 1)
 
+        # Betas of the T steps, by default evenly spaced
         require_int("num_train_timesteps", num_train_timesteps, 1, LONGEST_CLOCK)
         require_number("beta_start", beta_start, 0, 1)
         require_number("beta_end", beta_end, 0, 1)
@@ -153,9 +154,10 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
 
     def prior_bound(self, tokens: Tensor) -> Tensor:
         """(B, L) nats of KL(q(x_1 | x_0 = tokens) || uniform), the bound's prior term."""
-        different, which = tokens.unique(return_inverse=True)
+        # Equal tokens have equal rows, which are computed once.
+        different, inverse = tokens.unique(return_inverse=True)
         end = self.transition(different, 1.0)  # one row a different token, (..., V)
-        return torch.xlogy(end, end * self.config.vocab_size).sum(dim=-1)[which]
+        return torch.xlogy(end, end * self.config.vocab_size).sum(dim=-1)[inverse]
 
     def _diffuse(self, probs: Tensor, start: Tensor, end: Tensor) -> Tensor:
         if self._jump is not None:
@@ -210,12 +212,12 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
     def _intervals(self, start: Tensor, end: Tensor) -> list[tuple[Tensor, int, int]]:
         """`(rows, first step, last step)` of the rows with the same times."""
         steps = torch.stack([self._step_index(start), self._step_index(end)], dim=1)
-        different, which = steps.unique(dim=0, return_inverse=True)
+        different, inverse = steps.unique(dim=0, return_inverse=True)
 
         # A product of matrices is taken once for all rows that need it.
         intervals = []
         for index, (first, last) in enumerate(different.tolist()):
-            rows = (which == index).nonzero().squeeze(1)
+            rows = (inverse == index).nonzero().squeeze(1)
             intervals.append((rows, first, last))
         return intervals
 

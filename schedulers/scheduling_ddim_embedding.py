@@ -72,6 +72,7 @@ class EmbeddingDDIMScheduler(EmbeddingSchedulerMixin, DDIMScheduler):
         """
         require_number("eta", eta, 0, 1)
         index, clean, noisy = self._read(model_output, timestep, sample, round_function)
+        # The last step goes to an alpha of 1, the clean estimate.
         alpha_t, alpha_s = self._alphas_on_grid[index : index + 2]
 
         # Of the fresh noise; the direction to x_t keeps the rest of the noise at s.
@@ -80,6 +81,7 @@ class EmbeddingDDIMScheduler(EmbeddingSchedulerMixin, DDIMScheduler):
             noisy - math.sqrt(alpha_t) * clean
         )
         prev_sample = math.sqrt(alpha_s) * clean + direction  # (B, L, E)
+        # Without fresh noise nothing is drawn.
         if variance > 0:
             prev_sample = prev_sample + math.sqrt(variance) * step_noise(
                 noisy, generator, variance_noise

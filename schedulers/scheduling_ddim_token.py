@@ -31,6 +31,7 @@ def draw_routes(
         sample: (B, L) current tokens, not changed.
         positions: (B, L) bool, drawn with probability `jump`.
     """
+    # Three numbers for every position, whatever its route, so that draws do not depend on it.
     noise = (rand_like(sample, generator) * clean_weights.shape[-1]).long()  # (B, L)
     route = rand_like(sample, generator)
     uniform = rand_like(sample, generator)
@@ -69,6 +70,7 @@ def clean_logits(
     alpha_t, _ = scheduler._alphas(timestep)
     gain = math.log1p(scheduler.config.vocab_size * alpha_t / (1 - alpha_t))
     logits = at_least_float32(logits)
+    # The two differ in the logit of the current token only.
     gains = torch.full_like(logits[..., :1], -gain if leave_one_out else gain)
     return logits.scatter_add(-1, current.unsqueeze(-1), gains)
 
@@ -146,7 +148,7 @@ class TokenDDIMScheduler(D3PMUniformScheduler):
         positions: Tensor,
         generator: Generators,
     ) -> Tensor:
-        current = sample[positions]
+        current = sample[positions]  # (N,)
         logits = clean_logits(self, logits, timestep, current, leave_one_out=False)
         weights = self._weights(logits)  # (N, V)
         return draw_routes(weights, sample, positions, *self._routes(timestep), generator=generator)

@@ -63,7 +63,7 @@ class EmbeddingDDPMScheduler(EmbeddingSchedulerMixin, DDPMScheduler):
         variance_noise: Tensor | None,
     ) -> Tensor:
         alpha_t, alpha_s = self._alphas_on_grid[index : index + 2]
-        alpha_t_given_s = alpha_t / alpha_s
+        alpha_t_given_s = alpha_t / alpha_s  # of the step from s to t alone
 
         # The mean of q(x_s | x_t, x_0); the last step ends there, at the clean estimate.
         keep = math.sqrt(alpha_t_given_s) * (1 - alpha_s) / (1 - alpha_t)

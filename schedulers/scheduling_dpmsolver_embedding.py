@@ -140,6 +140,7 @@ class EmbeddingDPMSolverScheduler(EmbeddingSchedulerMixin, DPMSolverMultistepSch
         self.model_outputs = [*self.model_outputs[1:], clean]
 
         noise = None
+        # Only the SDE has fresh noise; the ODE draws nothing.
         if self.config.algorithm_type == "sde-dpmsolver++":
             noise = step_noise(noisy, generator, variance_noise)
 
@@ -166,6 +167,7 @@ class EmbeddingDPMSolverScheduler(EmbeddingSchedulerMixin, DPMSolverMultistepSch
         # Each order needs one more estimate of the steps before.
         order = min(config.solver_order, self.lower_order_nums + 1)
 
+        # Long steps next to the data are unstable at a high order.
         lowers = config.lower_order_final and len(self._index_of) < FEW_STEPS
         first_at_end = lowers or config.euler_at_final or config.final_sigmas_type == "zero"
         if self._clamps(index) or steps_left == 1 and first_at_end:

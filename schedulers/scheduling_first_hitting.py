@@ -75,6 +75,7 @@ class FirstHittingScheduler(D3PMAbsorbingScheduler):
             ValueError: if a row has more masks than there are steps left, or the batch has changed its shape.
         """
         alpha_t, _ = self._alphas(timestep)
+        # Timesteps are float32 and the grid float64, so they are compared with some slack.
         steps_left = int((self._grid[:-1] < float(timestep) + 0.1 / len(self._grid)).sum())
 
         clocks = self._clocks

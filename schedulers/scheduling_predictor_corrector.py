@@ -44,6 +44,7 @@ class PredictorCorrectorScheduler(D3PMScheduler):
     draws_reverse = False
 
     def _set_up(self):
+        # Both are of the corrector, and without one they do nothing.
         length = self.config.corrector_length
         require_int("corrector_steps", self.config.corrector_steps, 0)
         require(is_number(length) and length > 0, "corrector_length", "a number above 0", length)
@@ -63,6 +64,7 @@ class PredictorCorrectorScheduler(D3PMScheduler):
         most = math.inf
         bounds = "at least 1"
         if limit is not None:
+            # As many predictor steps as there are in training, with correctors in between
             most = limit * (1 + correctors) - correctors
             bounds = f"between 1 and {most}, for `num_train_timesteps`={limit}"
         in_range = is_int(num_inference_steps, 1) and num_inference_steps <= most
@@ -121,6 +123,7 @@ class PredictorCorrectorScheduler(D3PMScheduler):
             return 0.0
         # The predictor's interval ends where the corrector stands.
         alpha_before, alpha = self.alpha(self._grid[index - 1 : index + 1]).tolist()
+        # Forward noise keeps the share alpha_t / alpha_s of what is there at s.
         return min(1.0, self.config.corrector_length * (1 - alpha_before / alpha))
 
     def _next(
@@ -131,6 +134,7 @@ class PredictorCorrectorScheduler(D3PMScheduler):
         positions: Tensor,
         generator: Generators,
     ) -> Tensor:
+        # Only a step that was taken counts; one that raises can be repeated.
         prev_sample = super()._next(logits, timestep, sample, positions, generator)
         self._next_step += 1
         return prev_sample
@@ -188,6 +192,7 @@ class PredictorCorrectorAbsorbingScheduler(PredictorCorrectorScheduler, Remaskin
         alpha_t, alpha_s = self._alphas(timestep)
         # Under a predictor step 0: nothing is masked again.
         sigma = min(self._refreshed(timestep), largest_sigma(alpha_t, alpha_s))
+        # At a corrector both alphas are equal, and this is sigma alpha / (1 - alpha).
         return reveal_prob(alpha_t, alpha_s, sigma), sigma
 
 
@@ -243,6 +248,7 @@ class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUnifor
 
     def _corrector_routes(self, timestep: Time) -> tuple[float, float]:
         """Probabilities of taking a leave-one-out x_0 and of taking noise."""
+        # A redrawn position takes noise with the chance of q(x_s | x_0).
         redrawn = self._refreshed(timestep)
         alpha, _ = self._alphas(timestep)
         return redrawn * alpha, redrawn * (1 - alpha)
@@ -264,7 +270,7 @@ class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUnifor
         if not self._corrects(timestep):
             return super()._next(logits, timestep, sample, positions, generator)
 
-        current = sample[positions]
+        current = sample[positions]  # (N,)
         logits = clean_logits(self, logits, timestep, current, leave_one_out=True)
         weights = self._weights(logits)  # (N, V)
         routes = self._corrector_routes(timestep)

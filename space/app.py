@@ -24,6 +24,7 @@ from text_diffusers.space.tabs.fill import build_fill_tab
 from text_diffusers.space.tabs.plan import build_plan_tab
 from text_diffusers.space.tabs.write import build_write_tab
 
+# In the order in which they stand on the page
 TABS = {
     "write": build_write_tab,
     "fill": build_fill_tab,
@@ -51,7 +52,9 @@ def build(pipe: Any, title: str = "text-diffusers", limits: Limits | None = None
         >>> build(pipe, title="Chat and novels").title
         'Chat and novels'
     """
+    # Components are made where they stand; words and events are kept by the page.
     page = Page(Served(pipe, title, limits or Limits()))
+    # Without analytics, nothing about the page leaves the machine.
     with gr.Blocks(title=title, analytics_enabled=False) as blocks:
         with gr.Row(elem_id="top"):
             build_heading(page)
@@ -73,6 +76,7 @@ def build_heading(page: Page):
     """The title and the language switch."""
     words = {"value": lambda language: heading(page.served, language)}
     page.add(gr.HTML, words, elem_id="title", scale=1, min_width=0)
+    # The language itself is a component, so that every event gets it as its last value.
     page.language = page.add(
         gr.Radio,
         {"label": "language"},
@@ -89,6 +93,7 @@ def build_heading(page: Page):
 def build_tab(page: Page, name: str):
     """A tab, or an explanation if the model cannot do what it is for."""
     kind = page.served.kind
+    # A tab stays in sight even if the model lacks what it needs, and says so.
     if kind == "codes" and name == "write":  # it has levels to show
         build_plan_tab(page)
     elif kind == "codes" and name != "corrupt":
@@ -107,6 +112,7 @@ def heading(served: Served, language: str) -> str:
         if hasattr(part, "parameters"):
             num_parameters += sum(parameter.numel() for parameter in part.parameters())
 
+    # Titles may come from the name of a folder, so everything is escaped.
     kind = say(f"page.kind.{served.kind}", language)
     size = say("page.parameters", language, count=decimal(num_parameters / 1e6, 1, language))
     title = html.escape(served.title)
@@ -116,6 +122,7 @@ def heading(served: Served, language: str) -> str:
 
 def preferred_language(request: gr.Request) -> str:
     """The first of the page's languages that the visitor's browser asks for."""
+    # A visitor may change the language afterwards; this is only the first guess.
     accepted = request.headers.get("accept-language", "").lower()
     # Codes such as "ru-RU,ru;q=0.9" stand in the order of preference.
     named = [language for language in LANGUAGES if language in accepted]
@@ -141,6 +148,7 @@ def launch(
     Raises:
         ValueError, OSError: if there is no such model, or it cannot be served.
     """
+    # Loaded once: all visitors share one pipeline, of which runs take shallow copies.
     pipe = TextDiffusionPipeline.from_pretrained(model)
     title = title or os.path.basename(os.path.normpath(model))
     return serve(build(pipe, title), host, port, **more)
@@ -151,9 +159,11 @@ def serve(blocks: gr.Blocks, host: str | None = None, port: int | None = None, *
     return blocks.launch(
         server_name=host,
         server_port=port,
+        # Bounds of what visitors can use of the machine
         max_threads=16,
         max_file_size="64kb",  # no tab takes files, but Gradio has an address for uploads
         state_session_capacity=Limits().sessions,
+        # Nothing of the machine is shown or sent elsewhere.
         strict_cors=True,
         show_error=False,
         ssr_mode=False,  # which needs Node
@@ -161,6 +171,7 @@ def serve(blocks: gr.Blocks, host: str | None = None, port: int | None = None, *
         run_history=False,
         enable_monitoring=False,
         footer_links=[],
+        # Looks
         theme=theme(),
         css=CSS,
         head=HEAD,

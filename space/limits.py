@@ -56,6 +56,7 @@ class Refusal(Exception):
 
 def integer(field: str, value: Any, low: int, high: int) -> int:
     """`value` as an integer from `low` to `high`; sliders send whole numbers as floats."""
+    # The range first: `int` fails for infinity and for what is not a number.
     number(field, value, low, high)
     if value != int(value):
         raise Refusal("error.integer", field=field)
@@ -64,6 +65,7 @@ def integer(field: str, value: Any, low: int, high: int) -> int:
 
 def number(field: str, value: Any, low: float, high: float) -> float:
     """`value` as a float from `low` to `high`; not a number is not between them."""
+    # For Python a boolean is an integer; no slider sends one.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise Refusal("error.range", field=field, low=low, high=high)
     return float(value)
@@ -71,6 +73,7 @@ def number(field: str, value: Any, low: float, high: float) -> float:
 
 def text(field: str, value: Any, limit: int) -> str:
     """`value` without the blanks around it; `None` is empty."""
+    # An empty box of Gradio may send either.
     value = "" if value is None else value
     if not isinstance(value, str):
         raise Refusal("error.text", field=field)
@@ -85,6 +88,7 @@ def text(field: str, value: Any, limit: int) -> str:
 
 def one_of(field: str, value: Any, choices: Collection) -> Any:
     """`value`, which must be one of the choices."""
+    # What cannot be hashed is in no set of choices, and would raise there.
     if isinstance(value, (list, dict)) or value not in choices:
         raise Refusal("error.choice", field=field)
     return value
@@ -96,4 +100,5 @@ def some_of(field: str, values: Any, choices: Sequence) -> list:
         raise Refusal("error.none", field=field)
     for value in values:
         one_of(field, value, choices)
+    # The order of the page, whatever the order of the clicks
     return [choice for choice in choices if choice in values]

@@ -45,20 +45,20 @@ def main(run: Path, folder: Path):
             f"`run` must hold at most {LARGEST:,} bytes of weights in half precision, got {size:,}."
         )
 
-    # The figures are those of the rounded weights, on the texts that the run held out.
+    # 3. The figures of the rounded weights, on the texts that the run held out. They are cut by the
+    # run's own tokenizer, since one that is trained anew might differ.
     options = read_object(run / NOTE_FILE)["options"]
     options |= {
         "output_dir": str(folder),
         "tokenizer": str(run / "tokenizer"),
         "overwrite_output_dir": True,
     }
-    # The run's own tokenizer is read, not trained anew, so that the texts are cut as they were.
     config = D3PMConfig(**options)
     copy_records(run, folder)
     pipe = TextDiffusionPipeline.from_pretrained(folder)
     report(config, pipe, prepare_data(config, make_accelerator(config)))
 
-    # The card shows texts, which are written here in full precision, as on a CPU.
+    # 4. The card shows texts, which are written here in full precision, as on a CPU.
     pipe.to(torch.float32)
     card = model_card(pipe, folder, name=SHIPPED_MODEL, license="apache-2.0")
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -107,9 +107,11 @@ class SweepConfig:
     search: list[str] | None = option(
         None, f"among {', '.join(SPACE)}; default: all that the recipe has"
     )
+
     # Choices of the sizes, which depend on the machine
     widths: list[int] = option([128, 256, 384], "choices of hidden_size")
     depths: list[int] = option([2, 4, 6, 8], "choices of num_layers")
+
     # Pruning
     prune_after_trials: int = option(
         5,
@@ -213,7 +215,6 @@ def parse(arguments: list[str] | None) -> Sweep:
         if name in given:
             raise ValueError(f"`{name}` is for single runs: the same command goes on with a sweep.")
 
-    # The two dataclasses share one command line; each takes its own options.
     config = SweepConfig(**{name: given[name] for name in search_names if name in given})
     recipe_given = {name: given[name] for name in recipe_names if name in given}
     base = recipe_config(**TRIAL_DEFAULTS | recipe_given)
@@ -235,7 +236,6 @@ def search_space(
                 f"`{name}` is in `search` and given as {given[name]!r}: search it or fix it."
             )
 
-    # By default all that the recipe has and the command line leaves open
     searched = [
         name for name in existing if name in (config.search or existing) and name not in given
     ]

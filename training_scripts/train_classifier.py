@@ -68,15 +68,18 @@ class ClassifierConfig(TextTrainingConfig):
         one_of=("none", "absorbing"),
     )
     clean_fraction: float = option(0.1, "share of rows without noise", limit="between 0 and 1")
+
     # Labels or tags
     tags_column: str | None = option(
         None, "column of tags, one a word, strings or integers from 0: trains a tagger"
     )
     words_column: str = option("words", "column of the words that are tagged")
     label_names: list[str] | None = option(None, "names of the labels, in their order")
+
     # Rows
     packing: bool = option(False, "off: a row holds one text")
     length: int = option(64, "tokens in a row")
+
     # Transformer
     hidden_size: int = option(128, "width of the transformer")
     num_layers: int = option(4, "blocks")
@@ -94,7 +97,7 @@ class ClassifierConfig(TextTrainingConfig):
             )
         if self.packing:
             raise ValueError("`packing` must be off: a row holds one text.")
-        # Tags are numbered after all have been seen, which a stream does not allow.
+        # Tags take their names from the data, all of which is read first: no stream.
         if self.tags_column and (self.streaming or self.label_names):
             raise ValueError("`tags_column` goes without `streaming` and `label_names`.")
 
@@ -152,6 +155,7 @@ def prepare_noise(config: ClassifierConfig, tokenizer: Any, device: torch.device
         "max_length": config.length,
         "time_conditioning": False,
     }
+
     # 1. Without a pipeline: clean text, or masks
     if config.model_name_or_path is None:
         if config.noise == "none":

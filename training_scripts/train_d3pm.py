@@ -65,6 +65,7 @@ class D3PMConfig(TextTrainingConfig):
         None, "trains low-rank adapters of that pipeline only", not_for="masked_lm"
     )
     lora_alpha: float | None = option(None, "adapters weigh alpha / rank; default: the rank")
+
     # Conditions
     source_column: str | None = option(
         None, "column of the texts from which `text_column` is to be written", not_for="masked_lm"
@@ -77,6 +78,7 @@ class D3PMConfig(TextTrainingConfig):
     condition_dropout: float = option(
         0.0, "share of rows without their label or source, for classifier-free guidance"
     )
+
     # Noise
     kernel: str = option("absorbing", f"{', '.join(KERNELS)}", part_of="pipeline", one_of=KERNELS)
     schedule: str = option(
@@ -105,6 +107,7 @@ class D3PMConfig(TextTrainingConfig):
         part_of=KERNEL,
         one_of=BIT_CODES,
     )
+
     # Loss
     min_timestep: float = option(
         0.1, "in training, the interval below is one step", part_of="kernel"
@@ -113,6 +116,7 @@ class D3PMConfig(TextTrainingConfig):
         "log_uniform", "times in training: log_uniform or uniform", one_of=TIME_SAMPLINGS
     )
     auxiliary_weight: float = option(0.0, "lambda of D3PM's cross-entropy on x_0")
+
     # Transformer
     hidden_size: int = option(256, "width of the transformer", part_of="pipeline")
     num_layers: int = option(6, "blocks", part_of="pipeline")
@@ -125,6 +129,7 @@ class D3PMConfig(TextTrainingConfig):
     )
     tie_embeddings: bool = option(False, "share the embedding with the head", part_of="pipeline")
     dropout: float = option(0.0, "in training", part_of="pipeline")
+
     # Long texts, and memory
     block_length: int | None = option(
         None,
@@ -143,12 +148,13 @@ class D3PMConfig(TextTrainingConfig):
         super().__post_init__()
         refuse_parts_of_a_pipeline(self)
 
-        # Blocks and pairs: a row holds one pair, so it is neither packed nor cut into blocks.
+        # Blocks are written by unmasking, so the noise must be masks alone.
         if self.block_length is not None and (self.block_length < 1 or self.kernel != "absorbing"):
             raise ValueError(
                 '`block_length` must be at least 1 and needs `kernel` "absorbing", got '
                 f"{self.block_length!r} with {self.kernel!r}."
             )
+        # A row holds one pair, so it is neither packed nor cut into blocks.
         if self.source_column and (self.packing or self.block_length is not None):
             raise ValueError(
                 "`source_column` needs `--packing false`, a row for a pair, and no `block_length`."

@@ -64,10 +64,12 @@ class DiffusionLMConfig(TextTrainingConfig):
     condition_dropout: float = option(
         0.0, "share of rows without their label or source, for classifier-free guidance"
     )
+
     # A model to start from, tokens and rows
     model_name_or_path: str | None = option(None, "saved pipeline to train further")
     vocab_size: int = option(2_048, "tokens of a trained byte-level BPE", part_of="pipeline")
     length: int = option(64, "tokens in a row")
+
     # Noise, and what the model predicts
     beta_schedule: str = option(
         "sqrt", f"{', '.join(EMBEDDING_SCHEDULES)}", part_of="pipeline", one_of=EMBEDDING_SCHEDULES
@@ -87,6 +89,7 @@ class DiffusionLMConfig(TextTrainingConfig):
         "tell the model by Bayes' rule what a noisy embedding says of its own word",
         part_of="pipeline",
     )
+
     # Loss
     rounding_weight: float = option(
         1.0, "of the words read off noisy embeddings", part_of="loss", limit="at least 0"
@@ -94,6 +97,7 @@ class DiffusionLMConfig(TextTrainingConfig):
     anchor_weight: float = option(
         1.0, "of the words read off the clean estimate", part_of="loss", limit="at least 0"
     )
+
     # Rows that are shown more than noise
     self_conditioning: float = option(
         0.5,
@@ -107,6 +111,7 @@ class DiffusionLMConfig(TextTrainingConfig):
         part_of="loss",
         limit="between 0 and 1",
     )
+
     # Times
     time_sampling: str = option(
         "uniform",
@@ -117,6 +122,7 @@ class DiffusionLMConfig(TextTrainingConfig):
     timing_steps: int = option(
         500, "optimizer steps between looks at the losses by time", limit="at least 1"
     )
+
     # Embeddings and rounding
     embedding_dim: int = option(
         16, "width of the embeddings, in which diffusion happens", part_of="pipeline"
@@ -138,6 +144,7 @@ class DiffusionLMConfig(TextTrainingConfig):
     rounding: str = option(
         "head", "how words are found: head, nearest or codebook", part_of="pipeline"
     )
+
     # Transformer
     hidden_size: int = option(256, "width of the transformer", part_of="pipeline")
     num_layers: int = option(6, "blocks", part_of="pipeline")
@@ -390,7 +397,7 @@ def report(config: DiffusionLMConfig, pipe: Any, data: TextData) -> dict[str, fl
         f"{pipe.denoiser.config.embedding_dim}"
     )
 
-    # How often the model reads the right word off a noisy embedding, from no noise to all of it.
+    # 3. How often the model reads the right word off a noisy embedding, from no noise to all of it.
     last = len(pipe.scheduler.alphas_cumprod) - 1
     times = sorted({round(last * i / PLOTTED_TIMES) for i in range(PLOTTED_TIMES + 1)})
     # Few rows are enough for a curve, which costs a forward pass for each time.

@@ -66,6 +66,7 @@ class TwoLevelConfig(TextTrainingConfig):
     # What is trained, and on which codes
     autoencoder: str | None = option(None, "folder that train_vq_autoencoder.py made")
     stage: str = option("all", "coarse, fine, or all: one after the other", one_of=(*LEVELS, "all"))
+
     # Prompts
     prompt_length: int | None = option(
         None,
@@ -78,7 +79,8 @@ class TwoLevelConfig(TextTrainingConfig):
     prompt_encoder: str | None = option(
         None, "encoder of transformers that reads prompts, and stays as it is"
     )
-    # Mistakes in training, so that writing is robust against them
+
+    # Prompts and plans that training hides or spoils, for guidance and robustness
     condition_dropout: float = option(0.1, "share of rows without their prompt", limit="in [0, 1)")
     plan_corruption: float = option(
         0.1, "share of coarse codes that fine ones see wrong", limit="in [0, 1)"
@@ -86,11 +88,13 @@ class TwoLevelConfig(TextTrainingConfig):
     plan_dropout: float = option(
         0.1, "share of fine rows without coarse codes and prompt", limit="in [0, 1)"
     )
+
     # Loss
     min_timestep: float = option(0.1, "in training, the interval below is one step")
     time_sampling: str = option(
         "log_uniform", "times in training: log_uniform or uniform", one_of=TIME_SAMPLINGS
     )
+
     # Transformers
     hidden_size: int = option(128, "width of the transformers")
     coarse_layers: int = option(4, "blocks of the coarse denoiser")
@@ -427,7 +431,6 @@ def train_stage(
         )
         return per_token(estimate, validation_codes, validation_rows).metrics()
 
-    # Rows of codes are ordered as any other rows.
     loop = TrainingLoop(
         config,
         accelerator,

@@ -40,12 +40,14 @@ class AutoencoderConfig(TextTrainingConfig):
     coarse_ratio: int = option(4, "fine codes of a coarse one")
     num_fine_codes: int = option(1_024, "size of the fine codebook")
     num_coarse_codes: int = option(256, "size of the coarse codebook")
+
     # Quantizers and windows
     quantizer: str = option("ema", "ema, gumbel or fsq")
     fine_levels: list[int] | None = option(None, "of fsq, such as 8 5 5 5 for 1,000 codes")
     coarse_levels: list[int] | None = option(None, "of fsq")
     codebook_dim: int = option(16, "width at which codes are compared")
     window_length: int = option(128, "tokens that are encoded and decoded together")
+
     # Learning of the codebooks
     decay: float = option(
         0.95, "of the averages that the codebooks follow, a step", limit="in [0, 1)"
@@ -55,6 +57,7 @@ class AutoencoderConfig(TextTrainingConfig):
         0.1, "codes used less than this part of an even share are replaced; 0: none"
     )
     rotation_trick: bool = option(True, "gradients through codes by rotation")
+
     # Mistakes in training: the diffusion models that write codes will make some
     input_masking: float = option(
         0.05, "share of tokens that the encoder does not see", limit="in [0, 1)"
@@ -65,18 +68,22 @@ class AutoencoderConfig(TextTrainingConfig):
     code_corruption: float = option(
         0.02, "share of codes replaced by random ones", limit="in [0, 1)"
     )
+
     # What coarse codes are for
     topic_weight: float = option(
         2.0, "of telling a window's tokens from one coarse code", limit="at least 0"
     )
+
     # Transformers
     hidden_size: int = option(128, "width of encoder and decoder")
     num_encoder_layers: int = option(1, "blocks before the fine codes")
     num_coarse_layers: int = option(1, "blocks before the coarse codes")
     num_decoder_layers: int = option(3, "blocks after the codes")
     num_attention_heads: int = option(4, "heads")
-    # Defaults of other recipes that do not suit codebooks
+
+    # Optimizer: defaults that suit codebooks, unlike those of other recipes
     learning_rate: float = option(3e-3, "peak learning rate", limit="above 0")
+
     # Codebooks follow the last weights, so averages of weights would not fit them.
     ema_decay: float = option(
         0.0, "of averaged weights; codebooks belong to the last ones", limit="in [0, 1)"

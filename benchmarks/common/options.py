@@ -26,7 +26,7 @@ class BenchmarkOptions:
 
     output_dir: str = free_option(help="folder of finished runs and of the report")
 
-    # Finished texts may be judged later, so none of this has a part in them.
+    # Texts are judged after they are written, so they do not depend on these.
     judge: str = free_option(
         "smollm2",
         f"of generative perplexity: {', '.join(JUDGES)} or none",

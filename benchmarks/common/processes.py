@@ -15,7 +15,7 @@ def in_own_process(num_threads: int, function: Callable, *arguments: Any) -> Any
 
     This process must have imported but not computed anything: a fork does not inherit the threads of torch.
     """
-    # A spawned process would import everything again, which takes longer than many a measurement.
+    # Unlike a spawned process, a fork need not import torch and transformers again.
     with get_context("fork").Pool(1, torch.set_num_threads, (num_threads,)) as pool:
         return pool.apply(function, arguments)
 

@@ -15,8 +15,10 @@ from text_diffusers.guidance.classifiers import ClassifierGuidance, CleanClassif
 from text_diffusers.guidance.controls import LengthControl, WordsControl
 from text_diffusers.guidance.patterns import PatternControl
 
-CANDIDATES = 20  # values of a token for which the noise-aware classifier is asked
-NUM_CHOICES = 20  # different sets of words: texts with the same words are written together
+# Values of a token that the noise-aware classifier judges; all of the vocabulary would be too dear.
+CANDIDATES = 20
+# Different sets of words; texts with the same words are written together.
+NUM_CHOICES = 20
 
 
 @dataclass
@@ -49,6 +51,7 @@ def classifier_of_embeddings(batch: Batch) -> ClassifierGuidance:
 
 
 def words_control(batch: Batch) -> WordsControl:
+    # All texts of a batch have the same words: see `batches`.
     return WordsControl(batch.models["model"].tokenizer, batch.wishes[0].words, batch.scale)
 
 
@@ -73,7 +76,8 @@ class Case:
         needs: models by name, the first of which writes.
         controls: of the pipeline, in the order in which they act.
         classifier_free: whether labels are arguments of the pipeline.
-        label, num_words, length, pattern: what is asked of a text.
+        label, length, pattern: whether a text is asked for one.
+        num_words: how many words it must hold.
     """
 
     needs: tuple[str, ...]
@@ -91,6 +95,7 @@ class Case:
     def arguments(self, batch: Batch) -> Record:
         """Arguments of the pipeline that writes these texts."""
         arguments = {}
+        # Each label is a row of the batch already.
         if self.classifier_free:
             arguments = {
                 "class_labels": batch.labels,
@@ -102,15 +107,19 @@ class Case:
         return arguments
 
 
+# The table of docs/guidance.md has a block of lines for each.
 CASES = {
+    # A label, by three kinds of guidance over tokens
     "label, classifier-free": Case(("model",), classifier_free=True, label=True),
     "label, noise-aware classifier": Case(
         ("model", "classifier"), (noise_aware_classifier,), label=True
     ),
     "label, clean classifier": Case(("model", "clean_classifier"), (clean_classifier,), label=True),
+    # Other properties of a text
     "two words": Case(("model",), (words_control,), num_words=2),
     "length": Case(("model",), (length_control,), length=True),
     "parts of speech": Case(("model", "tagger"), (pattern_control,), pattern=True),
+    # Several at once
     "label, word and length": Case(
         ("model",),
         (length_control, words_control),
@@ -119,6 +128,7 @@ CASES = {
         num_words=1,
         length=True,
     ),
+    # A label over word embeddings
     "label, classifier-free over embeddings": Case(
         ("embedding_model",), classifier_free=True, label=True
     ),
@@ -131,33 +141,38 @@ CASES = {
 def wishes_of(name: str, options: ControlConfig, patterns: Sequence[tuple[str, ...]]) -> list[Wish]:
     """What the texts of a control are asked to be, at every scale."""
     case = CASES[name]
+
+    # Random, but the same in every run: a finished file is compared with them.
     lengths = random.Random(f"{options.seed} {name}")
     choices = word_choices(options, case.num_words)
+
     wishes = []
-    for i in range(options.num_texts):
-        choice = i // 2 if case.label else i  # each choice with both labels
-        wish = Wish(
-            label=i % 2 if case.label else None,
-            words=choices[choice % NUM_CHOICES],
-            length=lengths.randint(options.shortest, options.longest) if case.length else None,
-            pattern=patterns[i % len(patterns)] if case.pattern else (),
-        )
-        wishes.append(wish)
+    for number in range(options.num_texts):
+        # Labels alternate, so that each choice of words is asked for with both.
+        label = number % 2 if case.label else None
+        choice = number // 2 if case.label else number
+
+        length = lengths.randint(options.shortest, options.longest) if case.length else None
+        pattern = patterns[number % len(patterns)] if case.pattern else ()
+        words = choices[choice % NUM_CHOICES]
+        wishes.append(Wish(label=label, words=words, length=length, pattern=pattern))
     return wishes
 
 
 def word_choices(options: ControlConfig, count: int) -> list[tuple[str, ...]]:
     """`NUM_CHOICES` sets of `count` different words."""
     rng = random.Random(f"{options.seed} words {count}")
+    # A set has no fixed order from run to run.
     words = sorted(set(options.words))
     return [tuple(rng.sample(words, count)) for _ in range(NUM_CHOICES)]
 
 
 def batches(wishes: Sequence[Wish], size: int) -> Iterator[list[int]]:
-    """Places of at most `size` texts that must hold the same words."""
+    """Yield the places of at most `size` texts that must hold the same words, until all texts are in a batch."""
     places_of_words = defaultdict(list)
     for place, wish in enumerate(wishes):
         places_of_words[wish.words].append(place)
+
     for places in places_of_words.values():
         for first in range(0, len(places), size):
             yield places[first : first + size]
@@ -179,6 +194,7 @@ def usable_sentences(
             continue
         text = detokenise(list(words))[0]
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        # Then token i of the model, word i of the judge and tag i of the pattern are of the same word.
         if len(tokens) == len(words) and split_words(text) == list(words):
             usable.append((text, tuple(word_tags)))
 

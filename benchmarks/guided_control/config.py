@@ -17,6 +17,8 @@ FREQUENT_WORDS = (
 
 @dataclass
 class ControlConfig(BenchmarkOptions):
+    """Options of the measurement of controls."""
+
     output_dir: str = free_option("runs/control", "folder of finished texts, and of the report")
 
     # The models; files of finished texts name theirs, so that they may change between runs.
@@ -66,6 +68,7 @@ class ControlConfig(BenchmarkOptions):
         None, "words and tags that no other model has seen; default: the judge's part of Brown"
     )
 
+    # Of the run
     seed: int = option(0, "of what is asked for, and of the noise: the same at all scales")
     num_cpu_threads: int | None = free_option(
         None, "torch threads; default: all", limit="at least 0"
@@ -73,6 +76,8 @@ class ControlConfig(BenchmarkOptions):
 
     def __post_init__(self):
         super().__post_init__()
+
+        # A scale is a line of the table and a file of texts.
         differ = len(set(self.scales)) == len(self.scales) > 0
         require(
             differ and min(self.scales) >= 0,
@@ -80,6 +85,8 @@ class ControlConfig(BenchmarkOptions):
             "different numbers of at least 0",
             self.scales,
         )
+
+        # Texts have two labels, and self-BLEU compares them.
         require(self.num_texts >= 2, "num_texts", "at least 2", self.num_texts)
         require(
             self.longest >= self.shortest,
@@ -88,12 +95,15 @@ class ControlConfig(BenchmarkOptions):
             self.longest,
         )
         require(len(set(self.words)) >= 2, "words", "at least two", self.words)
+
+        # Only this corpus has a part that is kept for the judge.
         if self.judge_dataset is None and self.dataset != "movie_reviews":
             raise ValueError(f"`judge_dataset` must be given with `dataset`={self.dataset!r}.")
 
     def model_folder(self, name: str) -> str | None:
         """The folder of a model, such as "tagger"; `None` if there is none."""
         folder = getattr(self, name)
+        # A noise-aware classifier also knows clean text, which has no noise.
         if name == "clean_classifier" and folder is None:
             folder = self.classifier
         return None if folder == "none" else folder

@@ -1,14 +1,14 @@
-"""Judges of control that have nothing to do with what guides: linear models of scikit-learn, and counting.
+"""Judges of control that share nothing with what guides: linear models of scikit-learn, and counting.
 
-None of them reads the tokens of the model, but the judge of length, who counts them. A pattern of parts of speech is
-compared with the tags of the words that the text splits into by a rule of its own.
+They read the text, not its tokens, so that they cannot inherit a mistake of the tokenizer; only the judge of length
+counts tokens. A pattern of parts of speech is compared with the tags of the words that `split_words` finds.
 """
 
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 from common.judges import WordJudge
 from sklearn.feature_extraction import FeatureHasher
@@ -16,6 +16,7 @@ from sklearn.linear_model import SGDClassifier
 
 LENGTH_TOLERANCE = 2  # tokens
 NORMAL_QUANTILE = 1.959963984540054  # of a two-sided 95% interval
+# Letters with apostrophes and hyphens inside, numbers with separators, or a single mark.
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+(?:[.,]\d+)*|\S")
 HASHED_FEATURES = 2**17
 
@@ -24,11 +25,11 @@ Sentences = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class Wish:
-    """What a text is asked to be; what is left out does not matter.
+    """Properties that a text is asked to have; it may be anything in those that are left out.
 
     Attributes:
         label: of the whole text.
-        words: that it holds.
+        words: each of which it holds.
         length: in tokens, within `LENGTH_TOLERANCE`.
         pattern: parts of speech of its words.
     """
@@ -45,7 +46,7 @@ def label_judge(texts: Sequence[str], labels: Sequence[int]) -> WordJudge:
 
 
 class TagJudge:
-    """A tagger of words, each by itself: the word, its beginning, end and shape, and its neighbours.
+    """Linear tagger of single words, by the word itself, its beginning, end and shape, and its neighbours.
 
     Args:
         sentences: words to learn from, each with one of the `tags`.
@@ -53,10 +54,13 @@ class TagJudge:
     """
 
     def __init__(self, sentences: Sentences, tags: Sentences, seed: int = 0):
+        # Hashing bounds the number of weights, however many words there are; few features share a place.
         self.hasher = FeatureHasher(HASHED_FEATURES, input_type="string", alternate_sign=False)
         self.classifier = SGDClassifier(
             loss="log_loss", alpha=1e-6, max_iter=5, tol=None, random_state=seed
         )
+
+        # The words of all sentences in a row
         features = chain.from_iterable(map(word_features, sentences))
         self.classifier.fit(self.hasher.transform(features), list(chain.from_iterable(tags)))
 
@@ -66,11 +70,12 @@ class TagJudge:
         if not features:
             return [[] for _ in sentences]
 
+        # Tags of all words in a row, dealt out to their sentences again
         tags = iter(self.classifier.predict(self.hasher.transform(features)).tolist())
-        return [[next(tags) for _ in words] for words in sentences]
+        return [list(islice(tags, len(words))) for words in sentences]
 
     def accuracy(self, sentences: Sentences, tags: Sentences) -> float:
-        """Share of words that get their own tag."""
+        """Share of words that are given their own tag."""
         judged = list(chain.from_iterable(self.tags(sentences)))
         pairs = zip(judged, chain.from_iterable(tags), strict=True)
         return sum(tag == true_tag for tag, true_tag in pairs) / len(judged)
@@ -78,7 +83,7 @@ class TagJudge:
 
 @dataclass
 class Judges:
-    """Those that are there; a judge is needed for what is wished only."""
+    """The trained judges; one is needed only if a wish asks for what it judges."""
 
     label: WordJudge | None = None
     tag: TagJudge | None = None
@@ -87,22 +92,26 @@ class Judges:
 def word_features(words: Sequence[str]) -> Iterator[list[str]]:
     """The features of each word of a sentence."""
     lower = ["<s>", *(word.lower() for word in words), "</s>"]
+
     for place, word in enumerate(words, start=1):
-        own = lower[place]
+        current = lower[place]
         before = lower[place - 1]
         after = lower[place + 1]
         yield [
-            f"word={own}",
+            # The word, and how it is written: a capital tells a name, unless it begins the sentence.
+            f"word={current}",
             f"shape={shape(word)}",
             f"first={place == 1},{word[:1].isupper()}",
-            *(f"end={own[-size:]}" for size in (1, 2, 3, 4)),
-            f"beginning={own[:3]}",
+            # Its ends, which tell words that the corpus does not have.
+            *(f"end={current[-size:]}" for size in (1, 2, 3, 4)),
+            f"beginning={current[:3]}",
+            # Its neighbours, alone and with it.
             f"before={before}",
             f"after={after}",
             f"end before={before[-3:]}",
             f"end after={after[-3:]}",
-            f"before and own={before},{own}",
-            f"ends={before[-2:]},{own[-3:]}",
+            f"before and own={before},{current}",
+            f"ends={before[-2:]},{current[-3:]}",
         ]
 
 
@@ -113,10 +122,11 @@ def shape(word: str) -> str:
         >>> shape("Mid-1990s")
         'Aa-0a'
     """
-    # Upper case becomes "A", other letters "a", digits "0"; then runs become one.
-    upper = re.sub("[A-Z]", "A", word)
-    lower = re.sub(r"[^\W\d_A-Z]", "a", upper)
-    kinds = re.sub(r"\d", "0", lower)
+    kinds = re.sub("[A-Z]", "A", word)
+    kinds = re.sub(r"[^\W\d_A-Z]", "a", kinds)
+    kinds = re.sub(r"\d", "0", kinds)
+
+    # Runs become one, so that long and short words of a kind share a shape.
     return re.sub(r"(.)\1+", r"\1", kinds)
 
 
@@ -148,14 +158,17 @@ def met(
     Raises:
         ValueError: if the judge of something that is wished for is missing.
     """
+    # 1. The judges that the wishes need
     if any(wish.label is not None for wish in wishes) and judges.label is None:
         raise ValueError("`judges` must have one of labels.")
     if any(wish.pattern for wish in wishes) and judges.tag is None:
         raise ValueError("`judges` must have one of tags.")
 
+    # 2. The label of each text, and the tags of its words
     labels = judges.label.labels(texts) if judges.label else []
     tags = judges.tag.tags(list(map(split_words, texts))) if judges.tag else []
-    # One value for each part of a wish.
+
+    # 3. One value for each part of a wish
     parts_of_texts = []
     for place, wish in enumerate(wishes):
         parts = []
@@ -167,13 +180,17 @@ def met(
             parts.append(abs(lengths[place] - wish.length) <= LENGTH_TOLERANCE)
         if wish.pattern:
             parts += [tag == wanted for tag, wanted in zip(tags[place], wish.pattern, strict=False)]
+            # Words that are missing, or too many
             parts += [False] * abs(len(tags[place]) - len(wish.pattern))
         parts_of_texts.append(parts)
     return parts_of_texts
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95% interval of a probability: where the normal approximation of its own variance does not refute it.
+    """95% confidence interval of a probability, by Wilson's score test.
+
+    It holds the probabilities under which the normal approximation would not reject what was counted. Unlike one that
+    takes the variance of the measured share, it has a length even if all trials, or none, are successes.
 
     Raises:
         ValueError: if there are more successes than trials, or no trial.
@@ -187,9 +204,12 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
         raise ValueError(
             f"`successes` must be between 0 and `trials`={trials}, which is at least 1, got {successes}."
         )
+
     share = successes / trials
     square = NORMAL_QUANTILE**2
     center = (share + square / (2 * trials)) / (1 + square / trials)
     spread = math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
     half = NORMAL_QUANTILE / (1 + square / trials) * spread
+
+    # Rounding may lead beyond 0 and 1.
     return max(0.0, center - half), min(1.0, center + half)

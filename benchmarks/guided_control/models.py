@@ -15,6 +15,7 @@ from text_diffusers.guidance.patterns import tag_tokens
 
 def load_classifier(folder: str) -> Any:
     """A `TextClassifierModel`, or a classifier of transformers."""
+    # diffusers, but not transformers, writes the name of the class into a configuration.
     config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
     if config.get("_class_name") == TextClassifierModel.__name__:
         return TextClassifierModel.from_pretrained(folder).eval()
@@ -32,10 +33,13 @@ LOADERS = {
 
 
 def load_models(options: ControlConfig) -> tuple[dict[str, Any], dict[str, str]]:
-    """The models that are there by name, and of the others the option that is to be given: "`--tagger`".
+    """Load the models whose folders exist.
 
-    "token_tags" among the models is what the tagger says of each token.
+    Returns:
+        models: by the name of their option; "token_tags" is what the tagger says of each token on average.
+        missing: of the others, the option that must be given, such as "`--tagger`".
     """
+    # 1. Models, or the reason why there is none
     models = {}
     missing = {}
     for name, load in LOADERS.items():
@@ -49,14 +53,15 @@ def load_models(options: ControlConfig) -> tuple[dict[str, Any], dict[str, str]]
 
     for name in {"model", "embedding_model"} & models.keys():
         models[name].set_progress_bar_config(disable=True)
-    # The options reshape the predictions of the model's own scheduler.
+
+    # 2. The options reshape the predictions of the model's own scheduler.
     if "model" in models:
         scheduler = models["model"].scheduler
         shape = {"temperature": options.temperature, "top_p": options.top_p}
         changes = {name: value for name, value in shape.items() if value is not None}
         models["model"].scheduler = type(scheduler).from_config(scheduler.config, **changes)
 
-    # Controls of patterns need the tags of single tokens, in the places in which they are common.
+    # 3. Controls of patterns need the tags of single tokens, in the places in which they are common.
     if "model" in models and "tagger" in models:
         data = load_documents(options.dataset)
         texts = list(data.select(range(min(options.num_tagged_texts, len(data))))["text"])

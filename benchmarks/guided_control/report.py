@@ -23,11 +23,12 @@ COLUMNS = {
     "self_bleu": Column("self-BLEU", ".1f"),
     "seconds": Column("seconds", ".0f"),
 }
-# Targets at this scale.
+
+# Targets, all of them at this scale.
 TARGET_SCALE = 3
-SUCCESS = 0.85
-GAIN = 0.20
-PERPLEXITY_RATIO = 1.5
+SUCCESS = 0.85  # of a label
+GAIN = 0.20  # of success, over the unguided model
+PERPLEXITY_RATIO = 1.5  # to scale 1
 LENGTHS_RIGHT = 0.99
 
 
@@ -35,7 +36,9 @@ def table(records: Sequence[Record]) -> str:
     """Markdown, a line a record."""
     rows = []
     for record in records:
+        # Real texts have no scale.
         scale = "" if record["scale"] is None else f"{record['scale']:g}"
+
         if "interval" in record:
             record = record | {"interval_text": "{:.3f} to {:.3f}".format(*record["interval"])}
         rows.append(TableRow([record["control"], scale], [record]))
@@ -50,20 +53,22 @@ def findings(records: Sequence[Record]) -> list[str]:
         guided = runs.get((name, TARGET_SCALE))
         if guided is None:
             continue
+
         if name == "length":
             lines.append(
                 verdict(f"{name}: right within 2 tokens", guided["success"], LENGTHS_RIGHT)
             )
-        # What guidance by a label gains, and what it costs
         if not case.asks_for_label_only:
             continue
 
+        # What guidance by a label gains
         lines.append(verdict(f"{name}: success", guided["success"], SUCCESS))
         unguided = runs.get((name, 0))
         if unguided is not None:
             gain = guided["success"] - unguided["success"]
             lines.append(verdict(f"{name}: success above the unguided model's", gain, GAIN))
 
+        # What it costs, beside scale 1, the conditional distribution without emphasis
         perplexity = guided.get("generative_perplexity")
         first_perplexity = runs.get((name, 1), {}).get("generative_perplexity")
         if perplexity is not None and first_perplexity is not None:
@@ -74,13 +79,14 @@ def findings(records: Sequence[Record]) -> list[str]:
 
 
 def verdict(figure: str, value: float, target: float, at_most: bool = False) -> str:
+    """A line of the findings: a figure beside its target."""
     limit = "at most" if at_most else "at least"
     result = met_or_missed(value, target, at_most)
     return f"{figure}, at scale {TARGET_SCALE}: {value:.3f}, target {limit} {target:g}: {result}."
 
 
 def plot_control(records: Sequence[Record], path: str | Path) -> Path:
-    """Draw success over generative perplexity, a line a control from scale to scale; real texts are a star."""
+    """Draw the picture of docs/guidance.md: success over perplexity, a line a control; real texts are a star."""
     figure, axes = pyplot().subplots(figsize=(9, 6))
     for name in dict.fromkeys(record["control"] for record in records):
         runs = [record for record in records if record["control"] == name]
@@ -90,6 +96,7 @@ def plot_control(records: Sequence[Record], path: str | Path) -> Path:
             axes.plot(perplexities, successes, "*", color="black", markersize=14, label=name)
             continue
 
+        # A line goes from scale to scale.
         (line,) = axes.plot(perplexities, successes, "o-", markersize=4, label=name)
         style = {"textcoords": "offset points", "fontsize": 8, "color": line.get_color()}
         for run, *point in zip(runs, perplexities, successes, strict=True):
@@ -101,21 +108,25 @@ def plot_control(records: Sequence[Record], path: str | Path) -> Path:
     )
     axes.set_title("Control against fluency; numbers are guidance scales", fontsize=11)
     axes.legend(fontsize=8)
+
     return save(figure, path, dpi=120)
 
 
 def report(options: ControlConfig, records: list[Record], notes: list[str]):
     """Print and save the table with what it says, and draw the plot."""
+    # 1. The table and the findings
     lines = [*findings(records), *notes]
     text = f"{options.num_texts} texts each, {options.num_inference_steps} steps\n\n{table(records)}\n\n"
     text += "\n".join(f"- {line}" for line in lines)
+
+    # 2. The same figures as JSON, without the texts, which have files of their own
     figures = []
     for record in records:
-        figures.append(
-            {name: record[name] for name in record.keys() - {"texts", "tokens", "wishes"}}
-        )
+        names = record.keys() - {"texts", "tokens", "wishes"}
+        figures.append({name: record[name] for name in names})
     write_report(options.folder, "control", text, {"records": figures, "notes": lines})
 
+    # 3. The picture
     if all("generative_perplexity" in record for record in records):
         path = plot_control(records, options.picture or options.folder / "control.png")
         print(f"Plot: {path}")

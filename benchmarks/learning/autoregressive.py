@@ -33,6 +33,7 @@ class AutoregressiveModel(nn.Module):
         super().__init__()
         self.gpt2 = GPT2LMHeadModel(config)
         self.config = config.to_dict()
+        # `generate` leaves nothing out with None.
         self.never_written = never_written or None
 
     def num_parameters(self) -> int:
@@ -40,32 +41,40 @@ class AutoregressiveModel(nn.Module):
 
     def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, L) nats of tokens (B, L); padding, where the mask (B, L) is 0, costs nothing and is on the right."""
-        start = torch.full_like(tokens[:, :1], self.config["bos_token_id"])
-        logits = self.gpt2(torch.cat([start, tokens[:, :-1]], dim=1)).logits  # (B, L, V)
-        nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(
-            tokens.shape
-        )
-        return nats * attention_mask
+        # Shifted by one, so that the logits at a place are those of the token there.
+        start = torch.full_like(tokens[:, :1], self.config["bos_token_id"])  # (B, 1)
+        inputs = torch.cat([start, tokens[:, :-1]], dim=1)  # (B, L)
+        logits = self.gpt2(inputs).logits  # (B, L, V)
+
+        # Padding on the right is after all tokens that count, so the model needs no attention mask.
+        nats = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none")
+        return nats.view(tokens.shape) * attention_mask
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor | None = None, like_denoiser: bool = False):
-        """Set the first embeddings, and the weights by the rules of `TextTransformerModel` or of transformers.
-
-        The former: unit embeddings, matrices that preserve the variance, zeros where a branch or the head ends.
+        """Set the embeddings of the first tokens, and all weights by the rules of `TextTransformerModel` if asked for.
 
         Args:
-            vectors: (up to V, D) of unit variance, the first embeddings; scaled to what the others have.
-            like_denoiser: draw all weights anew by the former; else they are as they were made.
+            vectors: (up to V, D) embeddings of unit variance; scaled to the standard deviation of the others.
+            like_denoiser: draw all weights anew: embeddings of unit variance, matrices that preserve the variance, and
+                zeros where a branch or the head ends. Else they stay as transformers has drawn them.
         """
         transformer = self.gpt2.transformer
         if like_denoiser:
+            # Embeddings of tokens and of positions
             nn.init.normal_(transformer.wte.weight)
             nn.init.normal_(transformer.wpe.weight)
+
             for block in transformer.h:
-                for layer in (block.attn.c_attn, block.mlp.c_fc):  # (inputs, outputs)
-                    nn.init.normal_(layer.weight, std=layer.weight.shape[0] ** -0.5)
+                # GPT-2 stores a matrix as (inputs, outputs).
+                for layer in (block.attn.c_attn, block.mlp.c_fc):
+                    num_inputs = layer.weight.shape[0]
+                    nn.init.normal_(layer.weight, std=num_inputs**-0.5)
+
+                # With zeros at the end of each branch, a block begins as the identity.
                 for layer in (block.attn.c_proj, block.mlp.c_proj):
                     nn.init.zeros_(layer.weight)
+
             nn.init.zeros_(self.gpt2.lm_head.weight)
 
         if vectors is not None:
@@ -74,12 +83,13 @@ class AutoregressiveModel(nn.Module):
 
     @torch.no_grad()
     def row_nats(self, rows: Any, batch_size: int = 64) -> tuple[Tensor, Tensor]:
-        """`(nats, tokens)` (R,) float64 of each of the R tokenized rows, in order."""
+        """Nats and number of tokens of each of R tokenized rows, in their order: both (R,), float64."""
         nats = []
         num_tokens = []
         for batch in tensor_batches(rows, len(rows)):
+            tokens_of_batches = batch["input_ids"].split(batch_size)
             masks = batch["attention_mask"].split(batch_size)
-            for tokens, mask in zip(batch["input_ids"].split(batch_size), masks, strict=True):
+            for tokens, mask in zip(tokens_of_batches, masks, strict=True):
                 nats.append(self(tokens, mask).double().sum(dim=1))
                 num_tokens.append(mask.double().sum(dim=1))
         return torch.cat(nats), torch.cat(num_tokens)
@@ -89,17 +99,23 @@ class AutoregressiveModel(nn.Module):
         """(num_rows, L) tokens drawn one after the other, at temperature 1, from all of the vocabulary."""
         start = torch.full((num_rows, 1), self.config["bos_token_id"])
         length = self.config["n_positions"]
+
+        # `generate` takes no generator: the seed is that of a copy of the global state.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             tokens = self.gpt2.generate(
                 start,
                 attention_mask=torch.ones_like(start),
+                # From the whole distribution, as the denoisers sample
                 do_sample=True,
                 top_k=0,
                 top_p=1.0,
                 temperature=1.0,
+                # Full rows: an end of a text is a token like others.
                 min_new_tokens=length,
                 max_new_tokens=length,
                 suppress_tokens=self.never_written,
             )
+
+        # Without the start token
         return tokens[:, 1:]

@@ -9,7 +9,8 @@ from text_diffusers.kernels import KERNELS
 from text_diffusers.training.config import option
 
 GPT2 = "gpt2"
-AUXILIARY = "_auxiliary"  # after a kernel: with D3PM's cross-entropy, of this weight
+# After the name of a kernel: with D3PM's auxiliary cross-entropy, of this weight.
+AUXILIARY = "_auxiliary"
 AUXILIARY_WEIGHT = 0.01
 MODELS = [
     "absorbing",
@@ -25,7 +26,11 @@ MODELS = [
 
 @dataclass
 class QualityConfig(BenchmarkOptions):
+    """Options of the comparison of kernels with GPT-2."""
+
     output_dir: str = free_option("runs/quality", "folder of finished runs")
+
+    # The text
     dataset: str = option("chitchat", '"chitchat", or a file or folder of texts')
     sample_by: str = option("paragraph", "a text in a .txt file: line, paragraph, document")
     characters: bool = option(False, "tokens are characters")
@@ -49,6 +54,8 @@ class QualityConfig(BenchmarkOptions):
     )
     vocab_size: int = option(2_048, "of a trained tokenizer; not of characters")
     length: int | None = option(None, "tokens in a row; default: 64, of characters 256")
+
+    # Size and training, those of the recipe
     hidden_size: int = option(128, "width")
     num_layers: int = option(4, "blocks")
     num_attention_heads: int = option(4, "heads")
@@ -61,18 +68,22 @@ class QualityConfig(BenchmarkOptions):
 
     def __post_init__(self):
         super().__post_init__()
+
+        # A word piece has about four characters.
         self.length = self.length or (256 if self.characters else 64)
         if self.characters and self.dataset == "chitchat":
             raise ValueError(
                 "`characters` needs a `dataset` that is a file or a folder, got 'chitchat'."
             )
+
+        # A wrong name is an error now, and not after the models before it.
         for model in self.models:
             ModelSpec.parse(model, self.learning_rate)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the name of a model says.
+    """A model of the comparison, as its name describes it.
 
     Example:
         >>> ModelSpec.parse("uniform_auxiliary:3e-3", default_rate=1e-3)
@@ -101,4 +112,5 @@ class ModelSpec:
 
     @property
     def file_name(self) -> str:
+        """The name without a colon, which not all file systems take."""
         return self.name.replace(":", "-lr")

@@ -20,21 +20,22 @@ from learning.training import Trainer
 from text_diffusers.evaluation.likelihood import estimate_bound, unigram_entropy
 from text_diffusers.evaluation.text_metrics import token_entropy
 
-DATA = "data"  # the model of real texts
+DATA = "data"  # in the place of a model: held-out rows, the yardstick
 WRITTEN_AT_ONCE = 64
-SEED_STRIDE = 1_000_003
+SEED_STRIDE = 1_000_003  # between the first rows of two batches: more than a batch has rows
 
 
 def likelihood(model: Any, num_times: int, held_out: HeldOut) -> Record:
     """Nats per token of the held-out rows, their standard error for other rows and noise, and bits per character."""
     if isinstance(model, AutoregressiveModel):
+        # Exact, by the chain rule; the error is that of a ratio of means over rows.
         nats, tokens = model.row_nats(held_out.rows)
         per_token = float(nats.sum() / tokens.sum())
         error = float(nats.std() / tokens.mean() / len(nats) ** 0.5)
     else:
-        per_token, error, _ = estimate_bound(
-            model.denoiser, model.scheduler, held_out.rows, num_times
-        )
+        # An upper bound, estimated at random times
+        denoiser = model.denoiser
+        per_token, error, _ = estimate_bound(denoiser, model.scheduler, held_out.rows, num_times)
 
     # Characters are what texts have in common under any tokenizer.
     num_tokens = sum(map(sum, held_out.rows["attention_mask"]))
@@ -52,6 +53,8 @@ def write_rows(model: Any, options: QualityConfig, num_rows: int, seed: int) -> 
     generators = [
         torch.Generator().manual_seed(SEED_STRIDE * seed + row) for row in range(num_rows)
     ]
+
+    # From pure noise: a pipeline would end texts, and rows are to be full.
     scheduler = model.scheduler
     scheduler.set_timesteps(options.steps)
     tokens = scheduler.prior((num_rows, options.length), generators)  # (B, L)
@@ -62,11 +65,11 @@ def write_rows(model: Any, options: QualityConfig, num_rows: int, seed: int) -> 
 
 def diversity(rows: list[list[int]], tokenizer: Any) -> Record:
     """Entropy and distinct n-grams of rows, and their texts, a line each."""
+    # A row holds several texts, or parts of them.
     texts = []
     for row in rows:
-        pieces = tokenizer.batch_decode(
-            split_at(tokenizer.eos_token_id, row), skip_special_tokens=True
-        )
+        pieces = split_at(tokenizer.eos_token_id, row)
+        pieces = tokenizer.batch_decode(pieces, skip_special_tokens=True)
         texts.append("\n".join(pieces).strip())
     return {"entropy": token_entropy(rows), **distinct_ngrams(rows, (1, 2, 3)), "texts": texts}
 
@@ -83,6 +86,7 @@ def split_at(end_token: int, row: Iterable[int]) -> list[list[int]]:
 
 def evaluate_data(options: QualityConfig, held_out: HeldOut) -> Record:
     """The same figures of held-out rows, spread over all full ones; in place of a bound, the unigram entropy."""
+    # Full rows, as the models write; neighbours come from one text, so they are spread.
     full_rows = [row["input_ids"] for row in held_out.rows if all(row["attention_mask"])]
     stride = max(1, len(full_rows) // options.num_samples)
     spread_rows = full_rows[::stride][: options.num_samples]
@@ -97,16 +101,21 @@ def evaluate_data(options: QualityConfig, held_out: HeldOut) -> Record:
 def train_and_evaluate(trainer: Trainer, spec: ModelSpec, seed: int, held_out: HeldOut) -> Record:
     """The record of one model and seed."""
     options = trainer.options
+
+    # 1. Train for as many steps as the CPU minutes allow
     cost = trainer.step_cost(spec)
     steps = max(1, round(60 * options.cpu_minutes / cost))
     print(f"{spec.name}, seed {seed}: {1000 * cost:.1f} CPU ms a step, {steps:,} steps", flush=True)
     model, seconds = trainer.run(spec, seed, steps)
 
+    # 2. Write
     network = model if isinstance(model, AutoregressiveModel) else model.denoiser
     rows = []
     for first in range(0, options.num_samples, WRITTEN_AT_ONCE):
         count = min(WRITTEN_AT_ONCE, options.num_samples - first)
         rows += write_rows(model, options, count, seed=1_000 * seed + first)
+
+    # 3. Evaluate
     return {
         **asdict(spec),
         "model": spec.name,

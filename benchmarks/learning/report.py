@@ -27,6 +27,7 @@ COLUMNS = {
     "distinct_3": Column("distinct-3", ".3f"),
 }
 TARGET = 1.15  # times the nats of the autoregressive model
+
 # Orders that D3PM (https://arxiv.org/abs/2107.03006) reports, best first.
 CHARACTER_ORDER = ["absorbing", "neighbors", "uniform"]  # on text8
 WORD_PIECE_ORDER = ["absorbing", "uniform", "neighbors"]  # on LM1B
@@ -47,6 +48,8 @@ def mean_nats(records: list[Record]) -> dict[str, float]:
         nats = values_of(seeds, "nats_per_token")
         if nats:
             means[model] = statistics.fmean(nats)
+
+    # The table, the findings and the picture are all in this order.
     return dict(sorted(means.items(), key=lambda item: item[1]))
 
 
@@ -60,7 +63,8 @@ def read_records(folder: Path) -> list[Record]:
     if not records:
         raise FileNotFoundError(f"`{folder}` holds no finished run.")
 
-    nats = mean_nats(records)  # the data has none
+    # The data has no nats, and comes first.
+    nats = mean_nats(records)
     return sorted(
         records,
         key=lambda record: (nats.get(record["model"], 0.0), record["model"], record["seed"]),
@@ -72,8 +76,10 @@ def quality_table(records: list[Record]) -> str:
     baseline = mean_nats(records).get(GPT2)
     rows = []
     for model, seeds in by_model(records).items():
+        # The ratio is a figure of each seed, so that its spread is shown too.
         if baseline is not None and values_of(seeds, "nats_per_token"):
             seeds = [seed | {"ratio": seed["nats_per_token"] / baseline} for seed in seeds]
+
         rows.append(TableRow([model, "" if model == DATA else str(len(seeds))], seeds))
     return markdown_table(["model", "seeds"], rows, COLUMNS)
 
@@ -97,15 +103,16 @@ def findings(records: list[Record], characters: bool) -> list[str]:
     if len(order) > 1:
         listed = ", ".join(f"{name} {nats[name]:.3f}" for name in order)
         lines.append(f"Kernels, best first: {listed}.")
+
+        # The paper has no bit flips; an order needs all of its kernels.
         paper = CHARACTER_ORDER if characters else WORD_PIECE_ORDER
         if set(paper) <= set(order):
-            same = (
-                "the same" if [name for name in order if name in paper] == paper else "not the same"
-            )
+            measured = [name for name in order if name in paper]
+            same = "the same" if measured == paper else "not the same"
             text = "text8" if characters else "LM1B"
             lines.append(f"D3PM's order on {text} is {', '.join(paper)}: {same}.")
 
-    # What the auxiliary loss changes
+    # What the auxiliary loss changes in the bound itself
     for kernel in order:
         if kernel + AUXILIARY in nats:
             change = nats[kernel + AUXILIARY] - nats[kernel]
@@ -119,7 +126,7 @@ def findings(records: list[Record], characters: bool) -> list[str]:
 
 
 def plot_quality(records: list[Record], path: str | Path) -> Path:
-    """Draw a comparison of models: nats per token, one dot a seed, and generative perplexity against entropy.
+    """Draw the picture of docs/discrete.md: nats per token of each model, and perplexity against entropy.
 
     Args:
         records: one a model and seed, with `model`, `seed` and any of `nats_per_token`, `entropy` and
@@ -138,11 +145,15 @@ def plot_quality(records: list[Record], path: str | Path) -> Path:
             f"`records` must hold one with `nats_per_token`, got none among {len(records)}."
         )
     judged = [record for record in records if "generative_perplexity" in record]
+
+    # By name, so that a model keeps its colour when the order changes.
     colors = colors_of(sorted(nats)) | {DATA: "black"}
 
+    # Bars have the same height in any number of models.
     num_panels = 2 if judged else 1
     size = (6.2 * num_panels, 1.6 + 0.42 * max(6, len(nats)))
     figure, axes = pyplot().subplots(1, num_panels, figsize=size, squeeze=False)
+
     draw_nats(axes[0, 0], nats, by_model(records), colors)
     if judged:
         draw_written(axes[0, 1], by_model(judged), colors)
@@ -156,12 +167,17 @@ def draw_nats(panel: Any, nats: dict[str, float], models: dict[str, list[Record]
         values = values_of(models[name], "nats_per_token")
         most = max(most, *values)
         color = colors[name]
+
         panel.barh(height, mean, color=color, alpha=0.35)
         heights = [height] * len(values)
         panel.scatter(values, heights, color=color, edgecolors="black", s=28, zorder=3)
+
+        # The number stands to the right of the last dot.
         place = (max(values), height)
         offset = {"xytext": (7, 0), "textcoords": "offset points"}
         panel.annotate(f"{mean:.3f}", place, va="center", fontsize=9, **offset)
+
+    # The best model is at the top.
     panel.set_yticks(range(len(nats)), nats)
     panel.invert_yaxis()
     panel.set(
@@ -175,6 +191,7 @@ def draw_written(panel: Any, models: dict[str, list[Record]], colors: dict):
     """Generative perplexity of written texts over their entropy; a star is the data."""
     for name, seeds in models.items():
         marker, size = ("*", 160) if name == DATA else ("o", 40)
+        # A model whose runs have no likelihood has no bar, and is grey.
         panel.scatter(
             values_of(seeds, "entropy"),
             values_of(seeds, "generative_perplexity"),
@@ -184,6 +201,7 @@ def draw_written(panel: Any, models: dict[str, list[Record]], colors: dict):
             label=name,
             zorder=3,
         )
+
     panel.set(
         xlabel="entropy of the tokens within a text (nats)",
         ylabel="generative perplexity",

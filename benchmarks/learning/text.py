@@ -17,7 +17,13 @@ from text_diffusers.data.tokenizers import EOS_TOKEN, MASK_TOKEN, PAD_TOKEN, tra
 
 @dataclass
 class HeldOut:
-    """The held-out rows, all their characters (one more for each end of a text), and the tokenizer."""
+    """The held-out text.
+
+    Attributes:
+        tokenizer: of all models.
+        rows: tokenized rows.
+        num_characters: of all texts, the end of each counting as one.
+    """
 
     tokenizer: Any
     rows: Any
@@ -28,6 +34,8 @@ def character_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """One token a character: `[EOS]`, the characters of the texts, `[PAD]`, `[MASK]`; ids as in `train_tokenizer`."""
     alphabet = sorted(set().union(*texts))
     vocabulary = {token: number for number, token in enumerate([EOS_TOKEN, *alphabet])}
+
+    # Without merges BPE splits a text into its characters, and without a pre-tokenizer white space is one too.
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([EOS_TOKEN, PAD_TOKEN, MASK_TOKEN])
@@ -47,15 +55,16 @@ def prepare_text(options: QualityConfig) -> HeldOut:
     train, validation = split_documents(documents)
 
     def save_tokenizer(folder: Path):
-        if options.characters:  # of the whole text, so that each held-out one has a token
+        if options.characters:
+            # Of the whole text, so that each held-out character has a token.
             tokenizer = character_tokenizer(documents["text"])
         else:
             tokenizer = train_tokenizer(train["text"], options.vocab_size)
         tokenizer.save_pretrained(folder)
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        make_folder_once(options.folder / "tokenizer", save_tokenizer)
-    )
+    # Processes that train different models share it.
+    folder = make_folder_once(options.folder / "tokenizer", save_tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     return HeldOut(
         tokenizer,
         rows=tokenize(validation, tokenizer, options.length),

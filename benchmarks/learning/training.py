@@ -32,7 +32,8 @@ WARM_UP_STEPS = 5
 TIMED_STEPS = 20
 TIMINGS = 3
 
-COUNTED_ROWS = 200_000
+COUNTED_ROWS = 200_000  # of which words that stand near each other are counted, as in the recipe
+
 # Options of the recipe that are those of the benchmark.
 SHARED_OPTIONS = (
     "dataset",
@@ -53,6 +54,7 @@ SHARED_OPTIONS = (
 
 
 def gpt2_config(options: QualityConfig, tokenizer: Any, feed_forward_width: int) -> GPT2Config:
+    """A GPT-2 of the denoisers' width, layers and heads; like them it has no dropout, and a head of its own."""
     return GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=options.length,
@@ -76,6 +78,7 @@ def feed_forward_ratio(options: QualityConfig, width: int) -> float:
 
 def gpt2_parameters(options: QualityConfig, tokenizer: Any, width: int) -> int:
     """Parameters of GPT-2 with feed-forward layers of that width."""
+    # Nothing is allocated on the meta device.
     with torch.device("meta"):
         return AutoregressiveModel(gpt2_config(options, tokenizer, width)).num_parameters()
 
@@ -98,7 +101,7 @@ def denoiser_parameters(
 
 
 def matched_width(spec: ModelSpec, options: QualityConfig, tokenizer: Any) -> int:
-    """Of the feed-forward layers: 4 times the model's, or what gives it the parameters of a denoiser with time."""
+    """Width of the feed-forward layers: 4 times the model's, or one that matches a denoiser with time conditioning."""
     usual_width = 4 * options.hidden_size
     if spec.kernel not in ("absorbing", GPT2):
         return usual_width
@@ -107,7 +110,8 @@ def matched_width(spec: ModelSpec, options: QualityConfig, tokenizer: Any) -> in
         options, tokenizer, usual_width, conditioned=options.equal_parameters
     )
     count = gpt2_parameters if spec.kernel == GPT2 else denoiser_parameters
-    # The number of parameters is a linear function of the width.
+
+    # The number of parameters is a linear function of the width, so two of its values give all.
     first = count(options, tokenizer, 1)
     slope = count(options, tokenizer, 2) - first
     return max(1, round(1 + (target - first) / slope))
@@ -144,8 +148,10 @@ class Trainer:
     def run(self, spec: ModelSpec, seed: int, max_train_steps: int) -> tuple[Any, list[float]]:
         """The trained `TextDiffusionPipeline` or `AutoregressiveModel`, and the CPU seconds of each step."""
         seconds = []
+        # The recipe is this run's own copy, so that its loop can be replaced by one with a clock.
         recipe = load_recipe()
         recipe.TrainingLoop = timed_loop(seconds)
+
         width = matched_width(spec, self.options, self.tokenizer)
         config = recipe.D3PMConfig(
             output_dir=str(self.working_folder),
@@ -162,11 +168,13 @@ class Trainer:
             **selected_options(self.options, SHARED_OPTIONS),
         )
 
+        # What an interrupted run has left is not gone on with: its seconds are lost.
         shutil.rmtree(self.working_folder, ignore_errors=True)
         try:
             if spec.kernel == GPT2:
                 model = self.train_gpt2(config, width, recipe.TrainingLoop)
             else:
+                # The recipe has no option for it.
                 ratio = feed_forward_ratio(self.options, width)
                 recipe.TextTransformerModel = partial(
                     TextTransformerModel, feed_forward_ratio=ratio
@@ -203,7 +211,9 @@ class Trainer:
         order = ShuffledRows(data.train_rows, config.train_batch_size, config.seed)
         loop = loop_class(config, accelerator, model, loss_function, order)
         loop.run()
-        model.load_state_dict(loop.state.averages(), strict=False)  # buffers are as they were
+
+        # Averages are of parameters only; buffers are as they were.
+        model.load_state_dict(loop.state.averages(), strict=False)
         return model.eval()
 
     def step_cost(self, spec: ModelSpec) -> float:

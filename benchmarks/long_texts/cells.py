@@ -7,7 +7,7 @@ from typing import NamedTuple
 from long_texts.config import SYSTEMS, TOKENS, TWO_LEVEL, TwoLevelConfig
 from long_texts.report import FLOPS, FORWARDS, PLANS_TOLD, Row
 
-# What the fine codes of a text are told: its own plan, that of a real text, a shuffled one, or nothing.
+# The plan that the fine denoiser sees: the text's own, that of a real text, a shuffled one, or none.
 WRITTEN = "written"
 ORACLE = "oracle"
 SHUFFLED = "shuffled"
@@ -16,7 +16,7 @@ UNTOLD = "untold"
 
 @dataclass(frozen=True)
 class Steps:
-    """Of a call: `fine` are those of the only denoiser where there is one."""
+    """Numbers of steps of a call; a system with one denoiser has fine steps only."""
 
     fine: int
     coarse: int = 0
@@ -27,7 +27,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Cell:
-    """Texts of one system and seed; `plan` says what their fine codes are told."""
+    """Texts that are written together: of one system, seed, length, number of steps and plan."""
 
     system: str
     seed: int
@@ -37,18 +37,23 @@ class Cell:
 
     @property
     def file_name(self) -> str:
+        """Holds all fields, so that an option that changes the table leaves finished texts as they are."""
         return f"{self.system}-seed{self.seed}-{self.length}-{self.steps}-{self.plan}.json"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs of a text: `fixed`, and of each step of a level; never less than what a call takes."""
+    """FLOPs of a text: a `fixed` part, such as the decoder's, and those of each step of a level.
+
+    All rows are taken to be shown to the model in each step, so that a call takes at most that.
+    """
 
     fixed: int
     fine: int
     coarse: int = 0
 
     def of(self, steps: Steps) -> int:
+        """FLOPs of a text that is written in these steps."""
         return self.fixed + self.fine * steps.fine + self.coarse * steps.coarse
 
 
@@ -56,7 +61,7 @@ Costs = dict[tuple[str, int], Cost]  # by system and length
 
 
 class Comparison(NamedTuple):
-    """A row of the table, and how its texts are written; without `steps` it does not fit its budget."""
+    """A row of the table, and the steps that write its texts; they are None if none fit into its budget."""
 
     row: Row
     steps: Steps | None
@@ -64,6 +69,7 @@ class Comparison(NamedTuple):
 
     @property
     def system(self) -> str:
+        # Rows of ablations are named after their plan.
         return self.row.name if self.row.name in SYSTEMS else TWO_LEVEL
 
     def cell(self, seed: int) -> Cell | None:
@@ -76,6 +82,7 @@ def split_forwards(system: str, forwards: int, options: TwoLevelConfig) -> Steps
     """The steps of so many forwards; of two levels both take at least one."""
     if system != TWO_LEVEL:
         return Steps(forwards)
+
     coarse = min(forwards - 1, max(1, round(options.coarse_forwards * forwards)))
     return Steps(forwards - coarse, coarse)
 
@@ -87,33 +94,38 @@ def fitting_steps(
 
     Of what the fixed part leaves, `coarse_share` at most is spent on coarse steps, and more only for their first.
     """
-    # What is left for steps
+    # 1. FLOPs that are left for steps
     flops -= cost.fixed
+
+    # 2. Coarse steps first; a level has no use for more steps than it has codes.
     coarse = 0
     if cost.coarse:
         coarse = min(coarse_codes, max(1, int(coarse_share * flops / cost.coarse)))
         flops -= coarse * cost.coarse
+
+    # 3. Fine steps take the rest.
     fine = min(fine_codes, flops // cost.fine)
     return Steps(int(fine), coarse) if fine >= 1 else None
 
 
 def steps_of(row: Row, options: TwoLevelConfig, costs: Costs) -> Steps | None:
     """The steps of a system that is compared at a budget; None if nothing fits."""
+    # A budget is a number of forwards; those of the token model are also the unit of FLOPs.
     if row.mode == FORWARDS or row.name == TOKENS:
         return split_forwards(row.name, row.budget, options)
 
     # The budget is what the token model needs for so many forwards.
     flops = costs[TOKENS, row.length].of(Steps(row.budget))
     fine_codes = row.length // options.patch_length
-    coarse_codes = row.length // (options.patch_length * options.coarse_ratio)
-    return fitting_steps(
-        costs[row.name, row.length], flops, fine_codes, coarse_codes, options.coarse_flops
-    )
+    coarse_codes = fine_codes // options.coarse_ratio
+    cost = costs[row.name, row.length]
+    return fitting_steps(cost, flops, fine_codes, coarse_codes, options.coarse_flops)
 
 
 def comparisons(options: TwoLevelConfig, costs: Costs) -> Iterator[Comparison]:
     """All rows that are compared, in the order of the table."""
     for length in options.lengths:
+        # Systems at equal FLOPs, and at equal forwards
         for mode in (FLOPS, FORWARDS):
             for budget in options.budgets:
                 for system in SYSTEMS:
@@ -122,9 +134,8 @@ def comparisons(options: TwoLevelConfig, costs: Costs) -> Iterator[Comparison]:
                     row.steps = str(steps or "")
                     yield Comparison(row, steps)
 
-        # What becomes of two levels with other plans than their own
+        # Ablations: two levels with other plans than their own
         steps = split_forwards(TWO_LEVEL, options.ablation_budget, options)
         for plan in (ORACLE, SHUFFLED, UNTOLD):
-            yield Comparison(
-                Row(PLANS_TOLD, length, options.ablation_budget, plan, str(steps)), steps, plan
-            )
+            row = Row(PLANS_TOLD, length, options.ablation_budget, plan, str(steps))
+            yield Comparison(row, steps, plan)

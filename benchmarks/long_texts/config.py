@@ -16,6 +16,8 @@ STAGES = ("all", "train", "write", "report")
 
 @dataclass
 class TwoLevelConfig(BenchmarkOptions):
+    """Options of the comparison of two levels with one, and with a token model."""
+
     output_dir: str = free_option("runs/two_level_benchmark", "folder of models and texts")
     stage: str = free_option(
         "all", f"{', '.join(STAGES)}: what to do of what is not done", one_of=STAGES
@@ -46,15 +48,19 @@ class TwoLevelConfig(BenchmarkOptions):
     ema_decay: float = option(0.995, "of the averaged weights of the denoisers")
     checkpointing_steps: int = free_option(200, "between checkpoints, from which runs go on")
 
-    # Sizes
+    # Sizes of what all systems share
     vocab_size: int = option(2_048, "tokens of the tokenizer that all share")
     length: int = option(1_024, "tokens in a row")
     min_length: int | None = option(128, "of the parts of rows that are learned too")
+
+    # Codes
     patch_length: int = option(2, "tokens of a fine code")
     coarse_ratio: int = option(4, "fine codes of a coarse one")
     window_length: int = option(128, "tokens that an autoencoder reads together")
     num_fine_codes: int = option(1_024, "size of the fine codebook")
     num_coarse_codes: int = option(256, "size of the coarse codebook")
+
+    # Networks
     hidden_size: int = option(128, "width of autoencoders and of the two-level denoisers")
     num_layers: int = option(4, "blocks of each of the two-level denoisers")
     baseline_layers: int = option(6, "blocks of a baseline's denoiser; its width is matched")
@@ -87,13 +93,18 @@ class TwoLevelConfig(BenchmarkOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        known = bool(self.systems) and set(self.systems) <= set(SYSTEMS)
-        require(known, "systems", f"among {list(SYSTEMS)}", self.systems)
+        are_systems = bool(self.systems) and set(self.systems) <= set(SYSTEMS)
+        require(are_systems, "systems", f"among {list(SYSTEMS)}", self.systems)
+
         for name in ("autoencoder_share", "coarse_share", "coarse_forwards", "coarse_flops"):
             share = getattr(self, name)
             require(0 < share < 1, name, "between 0 and 1", share)
+
+        # Two levels need a forward each.
         enough = bool(self.budgets) and min(self.budgets) >= 2
         require(enough, "budgets", "of at least 2 forwards, one a level", self.budgets)
+
+        # No model has learned positions beyond its rows.
         fit = bool(self.lengths) and max(self.lengths) <= self.length
         require(fit, "lengths", f"at most `length`={self.length}", self.lengths)
 

@@ -1,14 +1,14 @@
 """Judges of long texts: whether a text keeps to one kind, and whether its neighbouring words belong together.
 
-The judge of kinds learns from texts that no model has seen; pairs of words are also known from the training texts. A
-window is a part of a text of about so many words.
+The judge of kinds learns from texts that no model has seen. A window is a part of a text, of about as many words as the
+others.
 
 Shapes: W windows of a text, K classes.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from itertools import chain, pairwise
 
 import numpy as np
 from common.judges import WordJudge
@@ -29,18 +29,21 @@ def classed_documents(dataset: str, judge_dataset: str | None) -> list[tuple[str
     Raises:
         ValueError: if a file is to be judged by nothing, or all documents are of one class.
     """
+    # 1. Labelled texts of a file, or a part of the corpus that recipes never read
     if judge_dataset is not None:
         rows = load_documents(judge_dataset, label_column="label")
         documents = [(row["text"], str(row["label"])) for row in rows]
     else:
         corpus = CORPORA.get(dataset)
-        rows = corpus(part="judge") if corpus is not None and "part" in corpus.keywords else None
+        has_parts = corpus is not None and "part" in corpus.keywords
+        rows = corpus(part="judge") if has_parts else None
         if rows is None or "year" not in rows.column_names:
             raise ValueError(
                 f"`judge_dataset` must name a file of labelled texts for `dataset`={dataset!r}."
             )
         documents = [(row["text"], kind_of(row["author"], row["year"])) for row in rows]
 
+    # 2. A judge of one kind would find every text consistent.
     kinds = {kind for _, kind in documents}
     if len(kinds) < 2:
         source = judge_dataset or dataset
@@ -54,6 +57,8 @@ def kind_of(author: str, year: int) -> str:
     """The class of a text: its novelist, or the era of a speech."""
     if author == "Jane Austen":
         return author
+
+    # Language changes slowly: eras of 70 years and more can be told apart in a window.
     if year < 1861:
         return "speeches before 1861"
     return "speeches 1861 to 1931" if year < 1932 else "speeches from 1932"
@@ -68,6 +73,8 @@ def windows(text: str, window_words: int) -> list[str]:
     """
     words = text.split()
     count = max(1, round(len(words) / window_words))
+
+    # Equal parts, as the kind of a short rest is guessed badly.
     edges = [round(part * len(words) / count) for part in range(count + 1)]
     return [" ".join(words[start:end]) for start, end in pairwise(edges)]
 
@@ -86,17 +93,25 @@ class KindJudge:
 
     def __init__(self, documents: Sequence[tuple[str, str]], window_words: int):
         self.window_words = window_words
+
+        # The accuracy is that of a judge that has not seen the checked documents.
         checked = documents[::CHECKED_SHARE]
         others = [document for number, document in enumerate(documents) if number % CHECKED_SHARE]
-        self.accuracy = self._judge_of(others).accuracy(*self._windows_of(checked))
-        self.judge = self._judge_of(documents)  # the one that is used has learned from all
+        checked_texts, checked_kinds = self._windows_of(checked)
+        self.accuracy = self._judge_of(others).accuracy(checked_texts, checked_kinds)
+
+        # The judge that is used has learned from all of them.
+        self.judge = self._judge_of(documents)
         self.classes = self.judge.classes
 
     def _judge_of(self, documents: Iterable[tuple[str, str]]) -> WordJudge:
+        """A judge that learns from windows, as it will be asked about windows."""
         texts, kinds = self._windows_of(documents)
+        # A word of fewer windows is a name rather than a sign of its kind.
         return WordJudge(texts, kinds, inverse_penalty=10.0, min_df=min(3, len(texts)))
 
     def _windows_of(self, documents: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
+        """The windows of all documents, and the kind of each, which is its document's."""
         texts = []
         kinds = []
         for text, kind in documents:
@@ -106,20 +121,30 @@ class KindJudge:
         return texts, kinds
 
     def probabilities(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Of each text (W, K), a row a window."""
-        parts = [windows(text, self.window_words) for text in texts]
-        probabilities = self.judge.probabilities(sum(parts, []))
-        return np.split(probabilities, np.cumsum([len(text_parts) for text_parts in parts])[:-1])
+        """Probabilities of the kinds: of each text (W, K), a row a window."""
+        windows_of_texts = [windows(text, self.window_words) for text in texts]
+
+        # One call for the windows of all texts
+        all_windows = list(chain.from_iterable(windows_of_texts))
+        probabilities = self.judge.probabilities(all_windows)
+        return split_like(windows_of_texts, probabilities)
 
 
 # --- figures of the probabilities of windows
+
+
+def split_like(parts: Sequence[Sized], rows: np.ndarray) -> list[np.ndarray]:
+    """Cut the rows of all texts into those of each text, as many as its part has."""
+    ends = np.cumsum([len(part) for part in parts])
+    return np.split(rows, ends[:-1])
 
 
 def mean_over_pairs(rows: np.ndarray) -> float:
     """The mean of sum_c p_i(c) p_j(c) over all pairs of different rows of (N, K)."""
     # The square of the sum holds each pair twice, and each row with itself.
     total = rows.sum(axis=0)  # (K,)
-    return float((total @ total - (rows * rows).sum()) / (len(rows) * (len(rows) - 1)))
+    twice_all_pairs = total @ total - (rows * rows).sum()
+    return float(twice_all_pairs / (len(rows) * (len(rows) - 1)))
 
 
 def consistency(probabilities: Sequence[np.ndarray]) -> float | None:
@@ -139,15 +164,16 @@ def consistency(probabilities: Sequence[np.ndarray]) -> float | None:
 
 def chance(probabilities: Sequence[np.ndarray]) -> float | None:
     """The consistency of windows of two texts: mean of sum_c p(c) q(c) over pairs of different texts; None of one."""
+    # The product of two means is the mean over all pairs of windows of two texts.
     means = np.stack([rows.mean(axis=0) for rows in probabilities])  # (texts, K)
     return mean_over_pairs(means) if len(means) > 1 else None
 
 
 def shuffled_windows(probabilities: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
-    """The same windows, in texts of as many, but drawn from all of them: what texts without a kind would be."""
-    windows_of_all = np.concatenate(probabilities)
-    order = np.random.default_rng(seed).permutation(len(windows_of_all))
-    return np.split(windows_of_all[order], np.cumsum([len(rows) for rows in probabilities])[:-1])
+    """The same windows dealt out to the texts at random: the consistency of texts that keep to no kind."""
+    all_windows = np.concatenate(probabilities)  # (sum of W, K)
+    order = np.random.default_rng(seed).permutation(len(all_windows))
+    return split_like(probabilities, all_windows[order])
 
 
 def class_shares(probabilities: Sequence[np.ndarray]) -> np.ndarray:
@@ -174,7 +200,11 @@ def word_pairs(texts: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield from pairwise(WORD.findall(text.lower()))
 
 
-def fluency(texts: Iterable[str], known: set[tuple[str, str]]) -> float | None:
+def fluency(texts: Iterable[str], real_pairs: set[tuple[str, str]]) -> float | None:
     """Share of neighbouring words that stand together somewhere in real texts; None if there are no two words."""
-    stand_together = [pair in known for pair in word_pairs(texts)]
-    return sum(stand_together) / len(stand_together) if stand_together else None
+    pairs = list(word_pairs(texts))
+    if not pairs:
+        return None
+
+    num_real = sum(pair in real_pairs for pair in pairs)
+    return num_real / len(pairs)

@@ -29,6 +29,7 @@ COLUMNS = {
     "tokens_per_second": Column("tokens a second", ",.0f"),
     "peak_memory": Column("peak MiB", ",.0f"),
 }
+# Figures in which two levels may be worse than a baseline.
 MORE_IS_BETTER = {
     "consistency": True,
     "excess": True,
@@ -37,22 +38,33 @@ MORE_IS_BETTER = {
     "generative_perplexity": False,
     "distinct_2": True,
 }
+# Rows of panels of the picture.
 DRAWN = ("consistency", "excess")
 
-# How rows are compared, and those that are not.
+# How systems are compared; plans and real texts stand beside them.
 FLOPS = "equal FLOPs"
 FORWARDS = "equal forwards"
 PLANS_TOLD = "plans"
 REAL = "real texts"
 
-# The claims hold for budgets up to the former; the latter is the least ratio of FLOPs.
+# Two levels are claimed to be more consistent at budgets of up to so many forwards.
 SMALL_BUDGET = 8
+# They are claimed to need so many times fewer FLOPs than tokens, at equal forwards.
 FLOPS_RATIO = 4
 
 
 @dataclass
 class Row:
-    """Cells of one kind: of a system, or the real texts, at a `length`; compared by `mode` at a `budget`."""
+    """A row of the table: the cells of a system, or the real texts, over all seeds.
+
+    Attributes:
+        mode: how it is compared, such as `FLOPS`.
+        length: of its texts, in tokens.
+        budget: forwards of the token model; 0 of real texts.
+        name: a system, a plan, or real texts.
+        steps: numbers of steps; empty if none fit.
+        records: figures of its cells, one a seed.
+    """
 
     mode: str
     length: int
@@ -79,11 +91,13 @@ def markdown(rows: Sequence[Row]) -> str:
     """A line a row; mean ± standard error over seeds."""
     lines = []
     for row in rows:
+        # A row without texts says why.
         steps = row.steps
         if not row.records:
             steps = "not written" if row.steps else "does not fit"
         names = [f"{row.length:,}", row.mode, str(row.budget or ""), row.name, steps]
         lines.append(TableRow(names, row.records))
+
     titles = ["tokens", "compared at", "budget", "texts of", "steps"]
     return markdown_table(titles, lines, COLUMNS, spread=standard_error, left=(1, 3))
 
@@ -101,7 +115,7 @@ def compared(rows: Sequence[Row], mode: str) -> list[dict[str, Row]]:
 
 
 def beside_baselines(rows: Sequence[Row], figure: str) -> Iterator[tuple[Row, Row]]:
-    """Two levels and a baseline at equal FLOPs, wherever both have a figure."""
+    """Yield the rows of two levels and of a baseline at equal FLOPs, wherever both have a figure."""
     for systems in compared(rows, FLOPS):
         two_level = systems[TWO_LEVEL]
         for name in (ONE_LEVEL, TOKENS):
@@ -110,25 +124,29 @@ def beside_baselines(rows: Sequence[Row], figure: str) -> Iterator[tuple[Row, Ro
 
 
 def place(row: Row) -> str:
-    """Where a row stands in the table."""
+    """The length and the budget of a row, in words."""
     return f"{row.length:,} tokens, {row.budget} forwards"
 
 
 def findings(rows: Sequence[Row]) -> list[str]:
-    """What the table says of the claims, and where two levels are worse than a baseline."""
+    """Whether the claims are met, and where two levels are worse than a baseline."""
+    # 1. The claims
     lines = []
     for figure in DRAWN:
         lines += consistency_findings(rows, figure)
     lines += flops_findings(rows)
+
+    # 2. Everything in which a baseline is better
     for figure, more_is_better in MORE_IS_BETTER.items():
         worse = []
         for two_level, other in beside_baselines(rows, figure):
             mean = two_level.mean(figure)
             other_mean = other.mean(figure)
-            if mean < other_mean if more_is_better else mean > other_mean:
-                worse.append(
-                    f"{place(two_level)}: {mean:.3f} against {other_mean:.3f} of {other.name}"
-                )
+            is_worse = mean < other_mean if more_is_better else mean > other_mean
+            if is_worse:
+                values = f"{mean:.3f} against {other_mean:.3f} of {other.name}"
+                worse.append(f"{place(two_level)}: {values}")
+
         if worse:
             lines.append(f"worse in {COLUMNS[figure].title} at equal FLOPs: {'; '.join(worse)}.")
     return lines
@@ -142,14 +160,19 @@ def consistency_findings(rows: Sequence[Row], figure: str) -> list[str]:
     for two_level, other in beside_baselines(rows, figure):
         if two_level.budget > SMALL_BUDGET:
             continue
+
+        # Systems are trained independently, so the variances of their means add up.
         gain = two_level.mean(figure) - other.mean(figure)
         error = math.hypot(two_level.error(figure), other.error(figure))
         line = f"{place(two_level)}, {other.name}: {gain:+.3f} ± {error:.3f}"
-        (gains if gain > 0 else losses).append(line)  # no gain counts as a loss
+
+        # No difference counts as a loss.
+        (gains if gain > 0 else losses).append(line)
         num_sure += 0 < 2 * error < gain
 
     if not gains and not losses:
         return []
+
     title = COLUMNS[figure].title
     verdict = "missed" if losses else "met"
     claim = (
@@ -166,12 +189,14 @@ def flops_findings(rows: Sequence[Row]) -> list[str]:
     if not pairs:
         return []
 
+    # Attention makes the longest texts the dearest.
     longest = max(systems[TOKENS].length for systems in pairs)
     ratios = {}
     for systems in pairs:
         flops = systems[TWO_LEVEL].mean("flops")
         if systems[TOKENS].length == longest and flops:
             ratios[systems[TOKENS].budget] = systems[TOKENS].mean("flops") / flops
+
     listed = ", ".join(f"{ratio:.1f} at {budget}" for budget, ratio in ratios.items())
     verdict = "met" if min(ratios.values()) >= FLOPS_RATIO else "missed"
     return [
@@ -184,12 +209,16 @@ def flops_findings(rows: Sequence[Row]) -> list[str]:
 
 
 def plot(rows: Sequence[Row], path: str | Path) -> Path:
-    """Draw consistency, and that above chance, over FLOPs of a text, a column a length; bars are standard errors."""
+    """Draw the picture of docs/two_level.md: consistency over FLOPs of a text, a column a length.
+
+    The second row of panels is the consistency above chance. Bars are standard errors over seeds.
+    """
     lengths = list(dict.fromkeys(row.length for row in rows))
     size = (4 * len(lengths), 7)
     figure, panels = pyplot().subplots(
         len(DRAWN), len(lengths), figsize=size, sharey="row", squeeze=False
     )
+
     for name, line in zip(DRAWN, panels, strict=True):
         for length, axes in zip(lengths, line, strict=True):
             shown = [row for row in rows if row.length == length and row.values(name)]
@@ -203,22 +232,24 @@ def plot(rows: Sequence[Row], path: str | Path) -> Path:
 def draw_panel(axes: Any, rows: Sequence[Row], figure: str):
     """One figure of the systems and of real texts, which have no FLOPs and are lines."""
     for system in SYSTEMS:
-        points = set()  # cells may be compared both ways
+        # A cell may be compared both ways, and is one point.
+        points = set()
         for row in rows:
             if row.name == system and row.mode in (FLOPS, FORWARDS):
                 points.add((row.mean("flops"), row.mean(figure), row.error(figure)))
+
         if points:
             flops, means, errors = zip(*sorted(points), strict=True)
-            axes.errorbar(
-                flops, means, yerr=errors, marker="o", markersize=4, capsize=2, label=system
-            )
+            style = {"marker": "o", "markersize": 4, "capsize": 2}
+            axes.errorbar(flops, means, yerr=errors, label=system, **style)
 
     for row in rows:
         if row.mode == REAL:
-            style = "--" if row.name == REAL else ":"
-            axes.axhline(
-                row.mean(figure), color="black", linestyle=style, linewidth=1, label=row.name
-            )
+            # Dashed: what texts can reach. Dotted: texts without a kind.
+            dashes = "--" if row.name == REAL else ":"
+            style = {"color": "black", "linestyle": dashes, "linewidth": 1}
+            axes.axhline(row.mean(figure), label=row.name, **style)
+
     use_logarithmic_x(axes, digits=(1, 2, 5))
     axes.set_xlabel("GFLOPs a text")
 
@@ -228,7 +259,9 @@ def report(options: TwoLevelConfig, rows: list[Row], notes: list[str]):
     seeds = set()
     for row in rows:
         seeds.update(values_of(row.records, "seed"))
+
     text = f"Seeds {sorted(seeds)}, {options.train_minutes:g} minutes of training each.\n\n{markdown(rows)}\n\n"
     text += "\n".join(f"- {line}" for line in (*findings(rows), *notes))
     write_report(options.folder, "two_level", text, [asdict(row) for row in rows])
+
     print(f"Plot: {plot(rows, options.picture or options.folder / 'two_level.png')}")

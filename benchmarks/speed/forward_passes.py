@@ -24,7 +24,7 @@ TARGETS = {(1000, 32): 125}  # rows per text, at most, by steps and batch
 
 
 class CountingDenoiser(ModelMixin, ConfigMixin):
-    """Predicts every token alike, and counts the rows it is called with."""
+    """A model that predicts every token alike, and counts the rows it is called with."""
 
     config: Any
 
@@ -38,6 +38,7 @@ class CountingDenoiser(ModelMixin, ConfigMixin):
         self, input_ids, timestep=None, attention_mask=None, class_labels=None, positions=None
     ):
         self.num_rows += len(input_ids)
+        # (N, V) logits of the N selected positions
         return ModelOutput(logits=self.flat_logits.expand(int(positions.sum()), -1))
 
 
@@ -50,6 +51,7 @@ def rows_per_text(scheduler: Any, num_steps: int, size: Size) -> float:
 
 def expected_steps(num_steps: int, num_tokens: int) -> float:
     """In how many of T even steps at least one of the tokens is revealed, on average."""
+    # A token is revealed in each step with the same probability, 1 / T, independently of others.
     return num_steps * (1 - (1 - 1 / num_steps) ** num_tokens)
 
 
@@ -61,12 +63,15 @@ def row_counts(
     "expected" is the number of steps in which a row has a position selected. "batch-wide cache" is what a sampler
     calls that skips a step only if no row of the batch changes.
     """
+    # Calls depend on neither the vocabulary nor the predictions.
     mask = VOCAB_SIZE - 1
     for num_steps in steps:
         for batch in batches:
             size = Size(batch=batch, length=length, vocab_size=VOCAB_SIZE)
             counted = rows_per_text(D3PMAbsorbingScheduler(mask), num_steps, size)
-            first_hitting = "-"  # it needs as many steps as there are tokens
+
+            # First hitting reveals one token a step, so it needs as many steps as there are tokens.
+            first_hitting = "-"
             if num_steps >= length:
                 first_hitting = rows_per_text(FirstHittingScheduler(mask), num_steps, size)
 

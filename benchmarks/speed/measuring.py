@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: sizes, random models, the time of interleaved repetitions, targets.
+"""Tools of the benchmarks of speed: sizes, random models, the time of interleaved repetitions, targets.
 
 Shapes: B batch, L length.
 """
@@ -50,15 +50,18 @@ def random_model(size: Size, **changes: Any) -> TextTransformerModel:
 
 def plain_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose first id is padding and whose last is the mask, without tokens to start or end a text."""
-    names = ["[PAD]", *(f"w{number}" for number in range(1, vocab_size - 1)), "[MASK]"]
-    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}))
+    words = [f"w{number}" for number in range(1, vocab_size - 1)]
+    vocabulary = {name: number for number, name in enumerate(["[PAD]", *words, "[MASK]"])}
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", mask_token="[MASK]"
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary)),
+        pad_token="[PAD]",
+        mask_token="[MASK]",
     )
 
 
 def check_written(tokens: Tensor, size: Size, mask_token_id: int | None = None) -> Tensor:
     """The tokens, which must be (B, L), none of them a mask."""
+    # A writer that stops early would look fast.
     masked = mask_token_id is not None and bool((tokens == mask_token_id).any())
     if masked or tokens.shape != (size.batch, size.length):
         raise RuntimeError(f"Of {size.batch} x {size.length} tokens not all were written: {tokens}")
@@ -69,6 +72,8 @@ def pipeline_writer(model: Any, scheduler: Any, num_steps: int, size: Size) -> C
     """A function that writes (B, L) tokens by `TextDiffusionPipeline`."""
     pipe = TextDiffusionPipeline(plain_tokenizer(size.vocab_size), model, scheduler)
     pipe.set_progress_bar_config(disable=True)
+
+    # One generator for all calls: each writes other texts.
     generator = torch.Generator().manual_seed(0)
 
     def write() -> Tensor:
@@ -100,19 +105,24 @@ def interleaved(
         clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
     seconds = {name: [] for name in runs}
-    for _ in range(repetitions):  # one turn of all
+    for _ in range(repetitions):
+        # A turn of all
         for name, run in runs.items():
             prepare(name)
             started = clock()
             run()
             seconds[name].append(clock() - started)
+
+    # The median ignores the turns in which the machine was busy with something else.
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def verdict(value: float, target: float | None, at_least: bool = False) -> dict[str, str]:
     """The columns `target` and `verdict` of a table."""
+    # A line without a target has the same columns as the others.
     if target is None:
         return {"target": "", "verdict": ""}
+
     sign = ">=" if at_least else "<="
     return {
         "target": f"{sign} {target:g}",

@@ -33,6 +33,7 @@ from text_diffusers import (
 )
 from text_diffusers.pipelines.guidance import guide
 
+# A step in the middle: half of the positions are masks.
 STEPS = 64
 TIME = 0.5
 NEXT_TIME = TIME - 1 / STEPS
@@ -56,14 +57,15 @@ def naive_absorbing_step(
     model, tokens: Tensor, timestep: float, next_timestep: float, generator
 ) -> Tensor:
     """(B, L): float64 Gumbel-max at every position, the masks being V - 1, then a choice of what to reveal."""
-    logits = model(tokens, timestep).logits.double()
+    logits = model(tokens, timestep).logits.double()  # (B, L, V)
     mask = logits.shape[-1] - 1
     logits[..., mask] = -torch.inf
-    noise = -torch.log(
-        -torch.log(torch.rand(logits.shape, dtype=torch.float64, generator=generator))
-    )
-    clean = (logits + noise).argmax(dim=-1)
 
+    # The argmax of logits with Gumbel noise is a sample of their softmax.
+    uniform = torch.rand(logits.shape, dtype=torch.float64, generator=generator)
+    clean = (logits - torch.log(-torch.log(uniform))).argmax(dim=-1)  # (B, L)
+
+    # A mask is revealed with the share of the remaining time that the step takes.
     reveal = torch.rand(tokens.shape, generator=generator) < (timestep - next_timestep) / timestep
     return torch.where((tokens == mask) & reveal, clean, tokens)
 
@@ -75,13 +77,18 @@ def naive_confidence_step(
     logits = model(tokens, timestep).logits.double()
     mask = logits.shape[-1] - 1
     logits[..., mask] = -torch.inf
-    probs = logits.softmax(dim=-1)
+
+    probs = logits.softmax(dim=-1)  # (B, L, V)
     clean = torch.multinomial(probs.flatten(0, 1), 1, generator=generator).view(tokens.shape)
+
+    # Confidence is the probability of the token that was drawn.
     confidence = probs.gather(-1, clean.unsqueeze(-1)).squeeze(-1).masked_fill(tokens != mask, -1.0)
 
     next_tokens = tokens.clone()
-    for row, masks in enumerate((tokens == mask).sum(dim=1).tolist()):
-        surest = confidence[row].topk(masks - round(masks * next_timestep / timestep)).indices
+    for row, num_masks in enumerate((tokens == mask).sum(dim=1).tolist()):
+        # Masks stay in proportion to the time.
+        num_left = round(num_masks * next_timestep / timestep)
+        surest = confidence[row].topk(num_masks - num_left).indices
         next_tokens[row, surest] = clean[row, surest]
     return next_tokens
 
@@ -91,9 +98,13 @@ def naive_uniform_posterior(
 ) -> Tensor:
     """p(x_s | x_t), (B, L, V), float64: Bayes' rule with the prediction in the place of x_0."""
     vocab_size = logits.shape[-1]
-    probs = logits.double().softmax(dim=-1)
-    kept = alpha_t / alpha_s
-    likelihood = kept * F.one_hot(tokens, vocab_size) + (1 - kept) / vocab_size
+    probs = logits.double().softmax(dim=-1)  # (B, L, V)
+
+    # p(x_t | x_s): between s and t a token stays, or becomes any other.
+    survival = alpha_t / alpha_s
+    likelihood = survival * F.one_hot(tokens, vocab_size) + (1 - survival) / vocab_size
+
+    # p(x_s), the noise of s added to the prediction
     joint = likelihood * (alpha_s * probs + (1 - alpha_s) / vocab_size)
     return joint / joint.sum(dim=-1, keepdim=True)
 
@@ -102,9 +113,8 @@ def naive_uniform_step(
     model, tokens: Tensor, timestep: float, next_timestep: float, generator
 ) -> Tensor:
     """(B, L) of the linear noise schedule, from the whole posterior by `multinomial`."""
-    posterior = naive_uniform_posterior(
-        model(tokens, timestep).logits, tokens, 1 - timestep, 1 - next_timestep
-    )
+    logits = model(tokens, timestep).logits
+    posterior = naive_uniform_posterior(logits, tokens, 1 - timestep, 1 - next_timestep)
     return torch.multinomial(posterior.flatten(0, 1), 1, generator=generator).view(tokens.shape)
 
 
@@ -122,6 +132,8 @@ def guided_step(
 ) -> Tensor:
     """(B, L): classifier-free guidance as in `TextDiffusionPipeline`, from one batch of twice the rows."""
     positions = scheduler.select(timestep, tokens, generator)
+
+    # Both predictions are needed at the same positions.
     both = torch.cat([tokens, unprompted])  # (2B, L)
     times = scheduler.model_timesteps(timestep, tokens).repeat(2)
     logits = selected_logits(model, both, times, positions.repeat(2, 1))  # (2N, V)
@@ -137,6 +149,7 @@ def guided_step(
 
 
 def absorbing_schedulers(vocab_size: int) -> dict[str, Any]:
+    """Samplers whose noise is the mask, the last id."""
     mask = vocab_size - 1
     return {
         "absorbing": D3PMAbsorbingScheduler(mask),
@@ -152,7 +165,7 @@ def absorbing_schedulers(vocab_size: int) -> dict[str, Any]:
 
 
 def uniform_schedulers(vocab_size: int) -> dict[str, Any]:
-    """Also of other kernels whose noise is not, or not only, the mask."""
+    """Samplers of the uniform kernel, and of other kernels whose noise is not, or not only, the mask."""
     schedulers = {
         "uniform": D3PMUniformScheduler(vocab_size),
         "uniform plug-in": D3PMUniformScheduler(vocab_size, reverse_rule="plug_in"),
@@ -161,13 +174,14 @@ def uniform_schedulers(vocab_size: int) -> dict[str, Any]:
         "hybrid": D3PMHybridScheduler(vocab_size - 1, vocab_size - 1),
         "neighbors (ring)": ring_scheduler(vocab_size),
     }
-    if vocab_size & (vocab_size - 1) == 0:  # a power of two
+    # Bits of the ids can flip only where every number of so many bits is a token.
+    if vocab_size & (vocab_size - 1) == 0:
         schedulers["bit flips"] = D3PMBitFlipScheduler(vocab_size)
     return schedulers
 
 
 def ring_scheduler(vocab_size: int) -> D3PMNeighborScheduler:
-    """Of a graph in which each token has two neighbours."""
+    """The neighbour kernel on a graph in which each token has two neighbours."""
     ids = torch.arange(vocab_size)
     after = (ids + 1) % vocab_size
     edges = torch.stack([torch.cat([ids, after]), torch.cat([after, ids])])
@@ -204,7 +218,10 @@ def corrector_case(model, scheduler, noisy: Tensor, generator) -> Case:
     """The corrector at t = 0.5 and the predictor step from there, both of which call the model."""
 
     def go_to_corrector():
-        scheduler.set_timesteps(STEPS - 1)  # 32 predictor steps and the correctors between them
+        # 32 predictor steps and the correctors between them
+        scheduler.set_timesteps(STEPS - 1)
+
+        # Its steps must be taken in order, so those before are taken without a change.
         nowhere = torch.zeros_like(noisy, dtype=torch.bool)
         no_logits = torch.zeros(0, model.config.vocab_size)
         timesteps = scheduler.timesteps.tolist()
@@ -212,6 +229,7 @@ def corrector_case(model, scheduler, noisy: Tensor, generator) -> Case:
             scheduler.step(no_logits, timestep, noisy, positions=nowhere)
 
     def correct_and_predict():
+        # Both steps begin at the same time, the corrector first.
         for _ in range(2):
             select_first_step(model, scheduler, noisy, TIME, generator)
 
@@ -235,27 +253,33 @@ def all_cases(model, size: Size) -> dict[str, Case]:
     generator = torch.Generator().manual_seed(0)
     cases = {}
 
+    # All samplers draw from the same generator, and see the same noisy rows.
     def add(name: str, step: Callable, *arguments: Any, forwards: int = 1):
         cases[name] = Case(lambda: step(model, *arguments, generator), forwards=forwards)
 
-    # Absorbing noise
+    # 1. Absorbing noise
     absorbing = absorbing_schedulers(vocab_size)
     clean = torch.randint(0, mask, (size.batch, size.length), generator=generator)  # (B, L)
-    masked = absorbing["absorbing"].add_noise(clean, TIME, generator)
+    masked = absorbing["absorbing"].add_noise(clean, TIME, generator)  # (B, L)
     cases[BARE_FORWARD] = Case(lambda: model(masked, TIME).logits)
     add("naive absorbing", naive_absorbing_step, masked, TIME, NEXT_TIME)
     add("naive confidence", naive_confidence_step, masked, TIME, NEXT_TIME)
+
     for name, scheduler in absorbing.items():
         add(name, select_first_step, in_steps(scheduler, STEPS), masked, TIME)
+
+    # These two have clocks of their own, which are set before each call.
     cases["first hitting"] = first_hitting_case(model, masked, generator)
     predictor_corrector = PredictorCorrectorAbsorbingScheduler(mask)
     cases["predictor-corrector, absorbing"] = corrector_case(
         model, predictor_corrector, masked, generator
     )
 
-    # All rows, and guidance
+    # 2. All rows, the dearest step
     only_step = in_steps(D3PMAbsorbingScheduler(mask), 1)
-    all_masked = torch.full_like(clean, mask)
+    all_masked = torch.full_like(clean, mask)  # (B, L)
+
+    # 3. Guidance by a prompt of a quarter of the row, which the unconditional half of the batch does not see
     unprompted = masked.clone()
     unprompted[:, : size.length // 4] = mask
     guided = in_steps(D3PMAbsorbingScheduler(mask), STEPS)
@@ -263,17 +287,19 @@ def all_cases(model, size: Size) -> dict[str, Case]:
     add("guided absorbing", guided_step, guided, masked, unprompted, TIME, forwards=2)
     add("guided, all rows", guided_step, only_step, all_masked, unprompted, 1.0, forwards=2)
 
-    # Uniform noise and its like
+    # 4. Uniform noise and its like
     uniform = uniform_schedulers(vocab_size)
-    noisy = uniform["uniform"].add_noise(clean, TIME, generator)
+    noisy = uniform["uniform"].add_noise(clean, TIME, generator)  # (B, L)
     add("naive uniform", naive_uniform_step, noisy, TIME, NEXT_TIME)
     for name, scheduler in uniform.items():
         add(name, select_first_step, in_steps(scheduler, STEPS), noisy, TIME)
+
+    # The last step, from 0.5 to 0, may change every position.
     for name, rule in {"uniform": "marginal", "uniform plug-in": "plug_in"}.items():
-        last_step = in_steps(
-            D3PMUniformScheduler(vocab_size, num_train_timesteps=2, reverse_rule=rule), 2
-        )
+        scheduler = D3PMUniformScheduler(vocab_size, num_train_timesteps=2, reverse_rule=rule)
+        last_step = in_steps(scheduler, 2)
         add(f"{name}, all rows", select_first_step, last_step, noisy, TIME)
+
     predictor_corrector = PredictorCorrectorUniformScheduler(vocab_size)
     cases["predictor-corrector, uniform"] = corrector_case(
         model, predictor_corrector, noisy, generator
@@ -292,8 +318,10 @@ def step_costs(vocab_sizes: list[int], repetitions: int, size: Size) -> Iterator
         def prepare(name: str, cases: dict[str, Case] = cases):
             cases[name].prepare()
 
-        interleaved(runs, 1, prepare)  # warm-up
+        # The first turn allocates.
+        interleaved(runs, 1, prepare)
         seconds = interleaved(runs, repetitions, prepare)
+
         for name, case in cases.items():
             ratio = seconds[name] / (case.calls * case.forwards * seconds[BARE_FORWARD])
             line = {

@@ -3,6 +3,7 @@
 The other side is transformers' GPT2LMHeadModel of the same layers, width and number of parameters under `generate()`
 with its cache, sampling from the whole distribution; embeddings are tied on both sides, V = 8,192. Ours is the call of
 a pipeline.
+
 Nothing ends a text early: both sides write every token that is asked for. "block-wise" writes with a model of blocks
 of 32 tokens and its cache, 8 steps in each.
 
@@ -25,6 +26,8 @@ from text_diffusers import D3PMAbsorbingScheduler
 STEP_COUNTS = (16, 32, 64)
 BLOCK_LENGTH = 32
 BLOCK_STEPS = 8
+
+# Lengths of a text. Only long ones have several blocks.
 SHORT = 128
 LONG = 1_024
 AUTOREGRESSION = "autoregression"
@@ -46,6 +49,8 @@ class Writer(NamedTuple):
 def gpt2(size: Size) -> GPT2LMHeadModel:
     """GPT-2 with random weights, that reads one start token and writes `size.length` tokens."""
     torch.manual_seed(0)
+
+    # Without an end token `generate` never stops early.
     config = GPT2Config(
         vocab_size=size.vocab_size,
         n_positions=size.length + 1,
@@ -60,6 +65,7 @@ def gpt2(size: Size) -> GPT2LMHeadModel:
 
 
 def autoregressive_writer(size: Size) -> Writer:
+    """GPT-2 under `generate`, a token at a time with a cache of keys and values."""
     model = gpt2(size)
     start = torch.ones(size.batch, 1, dtype=torch.long)  # (B, 1)
 
@@ -69,6 +75,7 @@ def autoregressive_writer(size: Size) -> Writer:
             attention_mask=torch.ones_like(start),
             max_new_tokens=size.length,
             do_sample=True,
+            # The default of 50 would be a cheaper distribution than ours.
             top_k=0,
             use_cache=True,
         )
@@ -81,7 +88,7 @@ def diffusion_writer(
     size: Size, num_steps: int, num_parameters: int, block_length: int | None = None
 ) -> Writer:
     """A pipeline over a model with as many parameters; with `block_length`, steps are those of a block."""
-    # The feed-forward layers make up for positions and biases of the other side.
+    # The feed-forward layers, two matrices each, make up for positions and biases of the other side.
     spare = num_parameters - random_model(size, tie_embeddings=True).num_parameters()
     ratio = 4 + spare / (2 * size.layers * size.width**2)
     model = random_model(
@@ -99,8 +106,9 @@ def break_even_steps(seconds_by_steps: dict[int, float], seconds: float) -> floa
     Beyond the last measured number its line goes on.
     """
     points = [(0, 0.0), *sorted(seconds_by_steps.items())]
+    most_steps = points[-1][0]
     for (steps, start), (more_steps, end) in pairwise(points):
-        if seconds <= end or more_steps == points[-1][0]:
+        if seconds <= end or more_steps == most_steps:
             return steps + (more_steps - steps) * (seconds - start) / (end - start)
     raise ValueError("`seconds_by_steps` must not be empty.")
 
@@ -135,6 +143,7 @@ def compare(
         }
         yield line | verdict(ratio, TARGETS.get((size.length, size.batch, case)), at_least=True)
 
+    # 4. A last line: with how many steps diffusion is as fast
     seconds_by_steps = {steps: seconds[f"diffusion, {steps} steps"] for steps in step_counts}
     most = break_even_steps(seconds_by_steps, seconds[AUTOREGRESSION])
     blank = dict.fromkeys(("parameters", "seconds", "tokens/s", "x AR", "target", "verdict"), "")
@@ -149,11 +158,14 @@ def tokens_per_second(size: Size, repetitions: int, quick: bool = False) -> Iter
     `quick` leaves out 64 steps and 1,024 tokens in a batch.
     """
     step_counts = STEP_COUNTS[:-1] if quick else STEP_COUNTS
+
+    # Short texts, after a call of both sides that is not counted
     for batch in (1, size.batch):
         case_size = replace(size, batch=batch, length=SHORT)
-        list(compare(case_size, 1, step_counts[:1]))  # warm-up
+        list(compare(case_size, 1, step_counts[:1]))
         yield from compare(case_size, repetitions, step_counts)
 
+    # Long texts, which take minutes: once, and the block-wise model too
     for batch in (1,) if quick else (1, size.batch):
         case_size = replace(size, batch=batch, length=LONG)
         yield from compare(case_size, 1, step_counts, BLOCK_LENGTH)

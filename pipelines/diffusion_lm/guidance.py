@@ -20,6 +20,7 @@ from text_diffusers.pipelines.diffusion_lm.prediction import EmbeddingPredictor
 from text_diffusers.pipelines.guidance import guide, is_due, text_state
 from text_diffusers.pipelines.text_batch import TextBatch
 
+# How the inner updates of Diffusion-LM's control go down their gradient.
 OPTIMIZERS = ("adagrad", "sign")
 ADAGRAD_EPS = 1e-10
 
@@ -113,6 +114,7 @@ def predict_guided(
         written = noisy[rows][editable]  # (open tokens, E)
         view_noisy = view.clean.to(noisy).masked_scatter(view.editable.unsqueeze(-1), written)
     else:
+        # Without a source in front the words stand in the same places.
         view_noisy = noisy[rows, : view.tokens.shape[1]]
 
     # One call for the B + G rows
@@ -137,6 +139,7 @@ def joined_rows(batch: TextBatch, view: TextBatch, noisy: Tensor, view_noisy: Te
     length = max(noisy.shape[1], view_noisy.shape[1])
 
     def join(values: Tensor, view_values: Tensor) -> Tensor:
+        # Padding on the right of the sequence, whatever axes come after it.
         padded = [
             F.pad(part, (0, 0) * (part.ndim - 2) + (0, length - part.shape[1]))
             for part in (values, view_values)
@@ -175,6 +178,7 @@ def predict_controlled(
         return predict_guided(predictor, batch, noisy, timestep)
 
     gradient, guided = gradient_of_controls(predictor, batch, noisy, timestep, controls)
+    # No control went through the denoiser, so it is still to be asked.
     if guided is None:
         guided = predict_guided(predictor, batch, noisy, timestep)
 
@@ -211,6 +215,7 @@ def gradient_of_controls(
     total = torch.zeros((), device=noisy.device)
     with torch.enable_grad():
         noisy = noisy.detach().requires_grad_()
+        # One prediction serves all controls that read words.
         if not all(reads_latents(control) for control in controls):
             guided = predict_guided(predictor, batch, noisy, timestep)
 
@@ -377,6 +382,7 @@ class InnerUpdates:
         self, latents: Tensor, gradient: Tensor, mean: Tensor, std: float, editable: Tensor
     ) -> Tensor:
         """(B, L, E) latents after one update; `gradient` is that of log p(c | x_s), `editable` (B, L) may change."""
+        # The gradient of the fluency term; known words do not move.
         pull = 2 * self.fluency * (latents - mean) / std
         return self.descend(latents, (pull - gradient) * editable.unsqueeze(-1))
 
@@ -385,6 +391,7 @@ class InnerUpdates:
         if self.optimizer == "sign":
             return values - self.step_size * gradient.sign()
 
+        # Adagrad: entries that were moved a lot move less from then on.
         squares = gradient.square()
         self.squares = squares if self.squares is None else self.squares + squares
         return values - self.step_size * gradient / (self.squares.sqrt() + ADAGRAD_EPS)
@@ -440,12 +447,14 @@ def drawn_noise(scheduler: Any, eta: float) -> float:
     """Share of the standard deviation of DDPM's fresh noise that a scheduler's step draws."""
     if "eta" in inspect.signature(scheduler.step).parameters:
         return eta
+    # Schedulers without an `eta` draw all of it or nothing.
     is_ancestral = isinstance(scheduler, (DDPMScheduler, EulerAncestralDiscreteScheduler))
     return 1.0 if is_ancestral or "sde" in str(scheduler.config.get("algorithm_type")) else 0.0
 
 
 def step_mean(clean: Tensor, noisy: Tensor, alpha_t: float, alpha_s: float, eta: float) -> Tensor:
     """(B, L, E) mean of x_s given x_t, `noisy`, and a clean estimate, all (B, L, E), with a share `eta` of noise."""
+    # As in DDIM: noise that is not drawn anew keeps the direction to x_t.
     variance = (eta * step_std(alpha_t, alpha_s)) ** 2
     direction = math.sqrt(max(0.0, 1 - alpha_s - variance) / (1 - alpha_t))
     return math.sqrt(alpha_s) * clean + direction * (noisy - math.sqrt(alpha_t) * clean)

@@ -46,6 +46,7 @@ from text_diffusers.pipelines.text_inputs import (
     prepare_batch,
 )
 
+# How the denoiser is shown known words: with as much noise as the rest, or as they are.
 KNOWN_WORDS = ("renoise", "clean")
 
 
@@ -266,7 +267,9 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
             generator,
             device=self._execution_device,
         )
+        # A denoiser with partial noising was trained with known words that are clean.
         batch.shows_clean = known_words == "clean" or self.denoiser.config.partial_noising
+        # Noise is drawn after the lengths, by the same generators.
         predictor.begin(batch)
 
         # Only rows with another scale than 1 are also predicted without their condition.
@@ -277,7 +280,9 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         # 3. Denoise
         batch.num_steps = len(timesteps)
         self._num_timesteps = len(timesteps)
+        # A callback may set it, to end the call after its step.
         self._interrupt = False
+        # Steps make new tensors, so what the history holds does not change.
         history = [batch.tokens] if return_history else None
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
@@ -286,9 +291,11 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
                 self._denoise_step(predictor, batch, timestep, controls_of_step, eta)
 
                 batch.steps_done += 1
+                # After the last step words are read off, and nothing is left to refine.
                 if inner_steps and batch.steps_done < batch.num_steps:
                     refine_latents(predictor, batch, timesteps, updates, eta)
 
+                # A callback may change the latents.
                 self.call_back(
                     callback_on_step_end, callback_on_step_end_tensor_inputs, batch, step, timestep
                 )
@@ -307,6 +314,7 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         texts: Any = None
         if output_type == "text":
             texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        # History and latents lose the source in front, as the tokens did.
         if history is not None:
             pad_token_id = self.tokenizer.pad_token_id or 0
             history = [cut_rows(words, batch, pad_token_id)[rows] for words in history]
@@ -330,17 +338,18 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
     ):
         """Bring the latents of a batch from `timestep` to the next, less noisy time, and read the words off them."""
         scheduler = predictor.scheduler
-        known = ~batch.editable.unsqueeze(-1)  # (B, L, 1)
+        is_known = ~batch.editable.unsqueeze(-1)  # (B, L, 1)
 
         # Known words are shown clean, or as noisy as the rest.
         latents = batch.latents
         if batch.shows_clean:
-            noisy = torch.where(known, batch.clean, scheduler.scale_model_input(latents, timestep))
+            noisy = torch.where(is_known, batch.clean, scheduler.scale_model_input(latents, timestep))
         else:
+            # Drawn at each step anew, before the noise of the step itself.
             renoised = scheduler.add_noise(
                 batch.clean.to(latents.dtype), timestep, batch.generators
             )
-            latents = torch.where(known, renoised, latents)
+            latents = torch.where(is_known, renoised, latents)
             noisy = scheduler.scale_model_input(latents, timestep)
 
         # Predict, and keep what the next step and the inner updates need.
@@ -351,6 +360,7 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         if batch.unconditional is not None:
             batch.unconditional.own_estimate = guided.unconditional_estimate
 
+        # Known words are stepped with the rest; the next call of the denoiser shows them as above.
         batch.latents = scheduler.step(
             guided.prediction,
             timestep,
@@ -362,7 +372,7 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
 
         # Words are read off the clean estimate, and at the end off the embeddings themselves.
         if batch.steps_done == batch.num_steps - 1:
-            batch.latents = torch.where(known, batch.clean, batch.latents)
+            batch.latents = torch.where(is_known, batch.clean, batch.latents)
             predictor.read_words(batch, batch.latents)
         else:
             predictor.read_words(batch, batch.estimate)
@@ -372,6 +382,7 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         tokens = batch.tokens
         pad_token_id = self.tokenizer.pad_token_id or 0
         if batch.ends_at_eos:
+            # An id that no token has, for a tokenizer without an end token.
             eos_token_id = next(iter(end_ids(self.tokenizer)), -1)
             ends = batch.editable & (tokens == eos_token_id)
             tokens = cut_at_end(tokens, ends, batch.editable, pad_token_id)
@@ -402,5 +413,6 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
     def _check_known_words(self, known_words: str, source: Any):
         if known_words not in KNOWN_WORDS:
             raise ValueError(f"`known_words` must be one of {KNOWN_WORDS}, got {known_words!r}.")
+        # Only with partial noising has a denoiser been trained on a clean source.
         if source is not None and not self.denoiser.config.partial_noising:
             raise ValueError("`source` needs a denoiser with `partial_noising=True`.")

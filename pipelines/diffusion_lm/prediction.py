@@ -49,6 +49,8 @@ class EmbeddingPredictor:
         precise = torch.promote_types(batch.clean.dtype, torch.float32)
         noise = normal_noise(batch.clean, batch.generators).to(batch.tokens.device, precise)
         batch.latents = self.scheduler.scale_noise(noise)
+
+        # The first entry of a history: the words that pure noise is rounded to.
         self.read_words(batch, noise)
 
     def output(self, batch: TextBatch, noisy: Tensor, timestep: float) -> Any:
@@ -72,6 +74,7 @@ class EmbeddingPredictor:
         output = self.denoiser(
             noisy.to(dtype), timestep, batch.attention_mask, batch.class_labels, **optional
         )
+        # Rounding would make some word of NaN, and nobody would notice.
         if not torch.isfinite(output.sample).all():
             raise ValueError(
                 "`denoiser` predicted NaN or infinite values: check its weights and dtype."

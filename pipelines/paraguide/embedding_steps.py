@@ -71,6 +71,7 @@ class EmbeddingSteps(EmbeddingPredictor):
 
     def add_noise(self, batch: TextBatch, timestep: float | None):
         """Set the latents to those of the drawn words at `timestep`, by fresh noise; `None` is without any."""
+        # In the precision of the latents, which is that of their noise.
         batch.latents = self.denoiser.embed(batch.tokens).to(batch.latents.dtype)
         if timestep is not None:
             batch.latents = self.scheduler.add_noise(batch.latents, timestep, batch.generators)

@@ -98,6 +98,7 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
             tokenizer, denoiser, scheduler, lengths, label_names
         )
         if is_complete:
+            # The kind of denoiser decides which scheduler fits it.
             is_over_tokens = self.kind == "tokens"
             check = check_token_components if is_over_tokens else check_embedding_components
             check(tokenizer, denoiser, scheduler, lengths, self.config.label_names)
@@ -205,7 +206,9 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
         # 3. Denoise
         batch.num_steps = len(timesteps)
         self._num_timesteps = len(timesteps)
+        # A callback may set it, to end the call after its step.
         self._interrupt = False
+        # Steps make new tensors, so what the history holds does not change.
         history = [batch.tokens] if return_history else None
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
@@ -227,6 +230,7 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
                 is_last = batch.steps_done == batch.num_steps
                 steps.add_noise(batch, None if is_last else timesteps[batch.steps_done])
 
+                # A callback may change the tokens, or the latents that they are read off.
                 self.call_back(
                     callback_on_step_end, callback_on_step_end_tensor_inputs, batch, step, timestep
                 )
@@ -280,6 +284,7 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
         )
 
     def _text_state(self, batch: TextBatch, timestep: float, positions: Tensor) -> TextState:
+        # Each step draws all open tokens anew.
         return text_state(
             batch,
             timestep,

@@ -87,6 +87,7 @@ class Steering:
         """
         size = sine_schedule(self.strength, state.progress)
         controls = [control for control in self.controls if is_acting(control, state.progress)]
+        # Where nothing acts no gradient is taken.
         if size == 0 or not len(logits) or not controls:
             return logits
 
@@ -118,6 +119,7 @@ def drift(
     """
     for _ in range(num_steps):
         with torch.enable_grad():
+            # A leaf of its own for each step: no gradient goes back through earlier ones.
             leaf = logits.detach().requires_grad_()
             gradient = log_prob_gradient(objective(leaf), leaf)
         logits = logits + size * gradient
@@ -127,8 +129,8 @@ def drift(
 def soft_text_of(logits: Tensor, state: TextState) -> Tensor:
     """(B, L, V) softmax of logits (N, V) at the open tokens and one-hot rows elsewhere, differentiable."""
     # Any id serves where a token is open: its row is replaced.
-    known = F.one_hot(state.tokens.masked_fill(state.open, 0), logits.shape[-1]).to(logits.dtype)
-    return known.index_put((state.open,), logits.softmax(dim=-1))
+    one_hot = F.one_hot(state.tokens.masked_fill(state.open, 0), logits.shape[-1]).to(logits.dtype)
+    return one_hot.index_put((state.open,), logits.softmax(dim=-1))
 
 
 def ended_state(logits: Tensor, state: TextState, endings: Tensor, eos_token_id: int) -> TextState:
@@ -177,6 +179,7 @@ def draw_tokens(
 
     A row's tokens depend on its own generator and logits only.
     """
+    # One number for every token of a row, so that a draw does not depend on which are open.
     uniform = rand(tuple(positions.shape), generators, logits.device)  # (B, L)
     uniform = uniform[positions].unsqueeze(1)  # (N, 1)
 
@@ -192,7 +195,8 @@ def draw_tokens(
 
 def without_tokens(logits: Tensor, token_ids: list[int]) -> Tensor:
     """Logits (..., V), at least float32, with -inf at the ids."""
-    known = [token for token in token_ids if token < logits.shape[-1]]
-    excluded = torch.tensor(known, dtype=torch.long, device=logits.device)
+    # Logits may have fewer columns than the tokenizer has ids.
+    present_ids = [token for token in token_ids if token < logits.shape[-1]]
+    excluded = torch.tensor(present_ids, dtype=torch.long, device=logits.device)
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return scores.index_fill(-1, excluded, -torch.inf)

@@ -44,6 +44,7 @@ class TokenSteps(TokenPredictor):
 
     def begin(self, batch: TextBatch):
         """Cover what is to be written with pure noise."""
+        # Noise for whole rows, of which only what is to be written is used.
         noise = self.scheduler.prior(
             tuple(batch.tokens.shape), generator=batch.generators, device=batch.tokens.device
         )
@@ -82,12 +83,14 @@ class TokenSteps(TokenPredictor):
             # q(x_t | x_0) of uniform noise is the same in both directions.
             likelihood = self.scheduler.transition(batch.tokens[positions], timestep)  # (N, noise)
             posterior = logits[:, :noise_size] + likelihood.log().to(logits)
+            # Ids beyond the noise are excluded already.
             logits = torch.cat([posterior, logits[:, noise_size:]], dim=-1)
         return logits
 
     def add_noise(self, batch: TextBatch, timestep: float | None):
         """Noise the drawn tokens afresh for `timestep`, which may also mask a token that was settled; `None` keeps."""
         if timestep is not None:
+            # Only what is written gets noise; the source stays clean.
             noisy = self.scheduler.add_noise(batch.tokens, timestep, batch.generators)
             batch.tokens = torch.where(batch.editable, noisy, batch.tokens)
 

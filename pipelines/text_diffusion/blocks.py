@@ -91,6 +91,7 @@ class Block:
         return replace(self._part_of(self.batch), unconditional=unconditional)
 
     def _part_of(self, batch: TextBatch) -> TextBatch:
+        # The view without the condition has no scales of its own.
         rows = self.rows
         return replace(
             batch,
@@ -128,6 +129,7 @@ class Block:
         unread = past[:, num_cached:]
         if context.cache is not None and unread.shape[1]:
             rows = torch.ones_like(rows)  # what a row has not read now, it would lack later
+        # The first block has no past.
         cache = context.cache if past.shape[1] else None
         if cache is not None and not rows.all():
             cache = cache.view(rows)
@@ -142,15 +144,16 @@ class Block:
             times = torch.cat(
                 [clean_times, times.unsqueeze(1).expand(-1, part.tokens.shape[1])], dim=1
             )
+        # The mask is that of all tokens that can be seen, whether read now or before.
         attention_mask = torch.cat([self.past_mask, part.attention_mask], dim=1)[rows]
         labels = None if part.class_labels is None else part.class_labels[rows]
-        at_positions = torch.cat([torch.zeros_like(unread, dtype=torch.bool), positions], dim=1)[
+        query_positions = torch.cat([torch.zeros_like(unread, dtype=torch.bool), positions], dim=1)[
             rows
         ]
 
         # 3. One call reads both
         output = denoiser(
-            tokens, times, attention_mask, labels, positions=at_positions, cache=cache
+            tokens, times, attention_mask, labels, positions=query_positions, cache=cache
         )
         context.finish(past)
         return output.logits
@@ -183,6 +186,7 @@ def blocks_to_write(
     """
     block_length = denoiser.config.block_length
     length = batch.tokens.shape[1]
+    # Seeds of all blocks are drawn before any text ends, as which rows go on is not known yet.
     seeds = block_seeds(batch.generators, -(-max_length // block_length))
     rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
 

@@ -229,6 +229,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             generator,
             device=self._execution_device,
         )
+        # Noise is drawn after the lengths, for whole rows; known tokens keep their place.
         noise = scheduler.prior(
             tuple(batch.tokens.shape), generator=batch.generators, device=batch.tokens.device
         )
@@ -237,18 +238,20 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         # 3. Denoise: a model without blocks writes whole rows, as a single block
         batch.num_steps = len(timesteps)
         self._num_timesteps = len(timesteps)
+        # A callback may set it, to end the call after its step.
         self._interrupt = False
+        # Steps make new tensors, so what the history holds does not change.
         history = [batch.tokens] if return_history else None
         step = 0
         blocks = editable_blocks(batch, self.block_length or batch.tokens.shape[1])
         with self.progress_bar(total=len(blocks) * len(timesteps)) as progress_bar:
             for block in self._parts_to_write(batch, blocks):
-                scheduler.set_timesteps(
-                    len(timesteps), device=batch.tokens.device
-                )  # some keep state for a run
+                # Some schedulers keep state for a run, and each block is one.
+                scheduler.set_timesteps(len(timesteps), device=batch.tokens.device)
                 batch.steps_done = 0
 
                 for timestep in timesteps:
+                    # Read again at each step, since a callback may have changed the rows.
                     part = batch if block is None else block.read()
                     tokens = self._denoise_step(scheduler, part, timestep, block)
                     if block is None:
@@ -257,6 +260,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
                         block.write(tokens)
                     batch.steps_done += 1
 
+                    # A callback sees whole rows, also while a block is written.
                     self.call_back(
                         callback_on_step_end,
                         callback_on_step_end_tensor_inputs,
@@ -276,11 +280,10 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
         # 4. Cut each text at its end and decode
         tokens = self.finished_tokens(batch)
-        texts = (
-            self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            if output_type == "text"
-            else None
-        )
+        texts: Any = None
+        if output_type == "text":
+            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        # Models that were offloaded go back to the CPU.
         self.maybe_free_model_hooks()
         if not return_dict:
             return cast(Any, (texts, tokens, history))
@@ -310,6 +313,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
         A row draws by its own generator in the one kind of step that it takes.
         """
+        # In one batch some rows may be guided on p(x_s | x_t), and others on predictions.
         by_posterior = self._guided_on_posterior(scheduler, batch)  # (B,)
         tokens = batch.tokens
         for rows, take_step in (
@@ -340,6 +344,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         """(B, L) next tokens by the scheduler's own step from guided predictions, where they are `changeable`."""
         # The scheduler says which positions it will use before the model runs, so that the head runs on these alone.
         positions = scheduler.select(timestep, batch.tokens, generators)  # (B, L)
+        # Finished rows have drawn as before, and need no prediction.
         positions &= changeable & ~self._finished_rows(batch).unsqueeze(1)
         logits = self._guided_logits(scheduler, batch, timestep, positions, block)  # (N, V)
         output = scheduler.step(
@@ -356,22 +361,23 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         block: Block | None,
     ) -> Tensor:
         """(N, V) logits at the selected positions (B, L), after guidance and controls."""
-        asked = positions
+        queried = positions
         if any_due(batch.controls, batch.progress, "prediction"):
             # A control may weigh all that is open in a row, not only what this step draws.
             has_positions = positions.any(dim=1, keepdim=True)
-            asked = (self._undecided(scheduler, batch) | positions) & has_positions
+            queried = (self._undecided(scheduler, batch) | positions) & has_positions
 
-        cond, uncond = self._predictor(scheduler).predict_pair(batch, timestep, asked, block)
+        cond, uncond = self._predictor(scheduler).predict_pair(batch, timestep, queried, block)
         logits = cond
         if uncond is not None:
-            logits = guide(cond, uncond, batch.step_scales[asked.nonzero()[:, 0]])
-        if asked is positions and not batch.controls:
+            # Each position has the scale of its row.
+            logits = guide(cond, uncond, batch.step_scales[queried.nonzero()[:, 0]])
+        if queried is positions and not batch.controls:
             return logits
 
-        state = self._text_state(scheduler, batch, timestep, is_open=asked, selected=positions)
+        state = self._text_state(scheduler, batch, timestep, is_open=queried, selected=positions)
         logits = apply_controls(logits, state, batch.controls, "prediction")
-        return logits if asked is positions else logits[positions[asked]]
+        return logits if queried is positions else logits[positions[queried]]
 
     def _posterior_step(
         self,
@@ -391,17 +397,17 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         )
         # Controls of predictions act within each prediction, those of the posterior on what comes of it.
         state = self._text_state(scheduler, batch, timestep, is_open=positions)
-        noisy_tokens = tokens[positions]
+        noisy_tokens = tokens[positions]  # (N,)
 
+        # log p(x_s | x_t), (N, V) from (N, V) logits: the scheduler sees one row of N tokens.
         def log_reverse(logits: Tensor) -> Tensor:
             logits = apply_controls(logits, state, batch.controls, "prediction")
             return scheduler.reverse_probs(
                 logits.unsqueeze(0), timestep, noisy_tokens.unsqueeze(0)
             )[0].log()
 
-        cond, uncond = self._predictor(scheduler).predict_pair(
-            batch, timestep, positions, block
-        )  # (N, V)
+        # (N, V) each, and the scale of each position's row
+        cond, uncond = self._predictor(scheduler).predict_pair(batch, timestep, positions, block)
         scales = batch.step_scales[positions.nonzero()[:, 0]]
         # Under absorbing noise guiding the predictions is guiding the posterior, and cheaper.
         if uncond is None:
@@ -416,6 +422,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
     def _guided_on_posterior(self, scheduler: Any, batch: TextBatch) -> Tensor:
         """(B,) bool: the rows whose p(x_s | x_t) is guided in the step that is due, and not the predictions alone."""
         scales = batch.step_scales
+        # A control of the posterior needs it in every row.
         if any_due(batch.controls, batch.progress, "posterior"):
             return torch.ones_like(scales, dtype=torch.bool)
         # What comes of predictions by another rule than p(x_s | x_t) can be guided on the predictions only.
@@ -465,6 +472,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
     def _finished_rows(self, batch: TextBatch) -> Tensor:
         """(B,) bool: rows whose text can no longer change, every token up to their first `[EOS]` being settled."""
+        # Tokens that may be revised are settled only by the last step.
         if self._token_scheduler().revises_tokens:
             return torch.zeros_like(batch.editable[:, 0])
         finished = ~self._masked_tokens(batch).any(dim=1)
@@ -531,6 +539,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
     def _check_controls(self, guidance: GuidanceInputs):
         controls = guidance.controls
+        # Only an ancestral step draws from p(x_s | x_t), which these controls change.
         on_posterior = any(acts_on(control) == "posterior" for control in controls)
         if on_posterior and not getattr(self.scheduler, "draws_reverse", False):
             raise ValueError(

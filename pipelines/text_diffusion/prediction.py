@@ -84,6 +84,7 @@ class TokenPredictor:
 
     def _call(self, views: Sequence[View], times: Tensor, block: Block | None) -> Tensor:
         """Logits of the views, one after the other: from one call, or from one for each that reads another past."""
+        # No row needs a prediction, so the model is not called.
         if not any(view.rows.any() for view in views):
             return torch.zeros(0, self.denoiser.config.vocab_size, device=times.device)
         if block is None:
@@ -92,7 +93,7 @@ class TokenPredictor:
         # Views of a block have pasts of their own, so each is a call.
         logits = []
         for view, context in zip(views, (block.context, block.unconditional_context), strict=False):
-            if view.rows.any():
+            if context is not None and view.rows.any():
                 positions = view.positions & view.rows.unsqueeze(1)
                 logits.append(block.predict(self.denoiser, view.batch, context, positions, times))
         return torch.cat(logits)
@@ -101,6 +102,7 @@ class TokenPredictor:
         """One call for the rows of all views, padded to one length."""
         length = max(view.batch.tokens.shape[1] for view in views)
 
+        # Padding on the right, up to the longest row of any view.
         def join(values: list[Tensor], filling: int = 0) -> Tensor:
             return torch.cat(
                 [F.pad(value, (0, length - value.shape[1]), value=filling) for value in values]

@@ -24,7 +24,10 @@ from text_diffusers.models.language_model import masked_lm_length
 from text_diffusers.pipelines.text_batch import Row, encode_prompts, lay_out
 from text_diffusers.pipelines.two_level_vq.levels import errors_of_level
 
+# In the order of writing, and of the pairs (coarse, fine).
 LEVEL_NAMES = ("coarse", "fine")
+
+# Ways to write the fine codes: step by step, or all by one call.
 FINE_CODES = ("diffusion", "one_shot")
 
 
@@ -57,6 +60,7 @@ class CodeInputs:
     def __post_init__(self):
         if self.prompt is not None:
             check_strings("prompt", self.prompt)
+        # How much is written, and how often
         for name in ("max_attempts", "num_return_sequences"):
             require_int(name, getattr(self, name), 1)
         require_int("max_new_tokens", self.max_new_tokens, 1, optional=True)
@@ -66,8 +70,10 @@ class CodeInputs:
             with errors_of_level(level):
                 require_int("num_inference_steps", num_steps, 1)
 
+        # How the decoder and the filter are asked
         require_key("fine_codes", self.fine_codes, FINE_CODES)
         require_number("temperature", self.temperature, 0)
+        # A nucleus without any mass would hold no token.
         is_mass = is_number(self.top_p, 0, 1) and self.top_p != 0
         require(self.top_p is None or is_mass, "top_p", "None or a number in (0, 1]", self.top_p)
         is_filter = self.text_filter is None or callable(self.text_filter)
@@ -97,6 +103,7 @@ class CodeInputs:
             ValueError: if the prompts and plans disagree.
         """
         lists = [scale for scale in self.scales.values() if is_list(scale)]
+        # The longest argument says how many texts there are; single values are for all of them.
         count = max(num_prompts, num_plans, *map(len, lists))
         for name, size in (("prompt", num_prompts), ("plan", num_plans)):
             if size not in (1, count):
@@ -112,6 +119,7 @@ def by_level(name: str, value: Any) -> dict[str, Any]:
         >>> by_level("guidance_scale", (2.0, [1.0, 3.0]))
         {'coarse': 2.0, 'fine': [1.0, 3.0]}
     """
+    # A list holds one value a text, so only a tuple is a pair of levels.
     pair = value if isinstance(value, tuple) else (value, value)
     limit = "one value for both levels or a pair (coarse, fine)"
     require(len(pair) == len(LEVEL_NAMES), name, limit, value)
@@ -128,6 +136,7 @@ def plan_rows(plan: Any, mask_id: int, device: torch.device) -> Tensor:
         codes = torch.as_tensor(plan)
     except (TypeError, ValueError, RuntimeError):
         codes = torch.zeros(0)  # such as rows of different lengths
+    # Booleans would pass for the codes 0 and 1.
     is_table = codes.ndim == 2 and codes.numel() > 0
     is_integer = not codes.is_floating_point() and codes.dtype != torch.bool
     require(is_table and is_integer, "plan", "(texts, codes) integers, as many codes a text", plan)
@@ -147,6 +156,7 @@ def plan_rows(plan: Any, mask_id: int, device: torch.device) -> Tensor:
 
 def longest_text(autoencoder: Any, limit: int) -> int:
     """The most tokens whose full row has no more than `limit`; 0 if there are none."""
+    # Full rows only grow with the text, so the first that fits is the longest.
     for length in range(limit, 0, -1):
         if autoencoder.full_length(length) <= limit:
             return length
@@ -165,6 +175,7 @@ def text_lengths(
     Raises:
         ValueError: if there is no such row.
     """
+    # Without a plan, the length of the text decides on that of the row.
     if plan is None:
         max_new_tokens = max_new_tokens or limit
         if max_new_tokens > limit:
@@ -173,6 +184,7 @@ def text_lengths(
             )
         return max_new_tokens, autoencoder.full_length(max_new_tokens)
 
+    # With a plan, its number of codes is the length of the row.
     num_codes = plan.shape[1]
     length = num_codes * autoencoder.code_length
     if max_new_tokens is not None and autoencoder.full_length(max_new_tokens) != length:
@@ -191,6 +203,7 @@ def text_lengths(
 def prompt_ids(tokenizer: Any, prompt: str | list[str] | None) -> list[Row]:
     """Token ids of each prompt, without a start, as a prompt may come from within a text; one of none without any."""
     prompts = [prompt] if isinstance(prompt, str) else prompt or [""]
+    # `encode_prompts` puts the start token before each prompt.
     num_starts = len(start_ids(tokenizer))
     return [ids[num_starts:] for ids in encode_prompts(tokenizer, prompts)]
 
@@ -211,6 +224,7 @@ def read_prompts(
     longest = max(len(ids) for ids in prompts)
     if not longest:
         return {}
+    # Encoders of ours have `max_length`, those of transformers a number of positions.
     limit = getattr(encoder.config, "max_length", None)
     if limit is None and hasattr(encoder.config, "max_position_embeddings"):
         limit = masked_lm_length(encoder)
@@ -226,7 +240,7 @@ def read_prompts(
     mask = batch.attention_mask
     has_prompt = mask.any(dim=1)
     output = encoder(input_ids=batch.tokens[has_prompt], attention_mask=mask[has_prompt])
-    known = output.last_hidden_state
-    states = known.new_zeros(len(mask), *known.shape[1:])
-    states[has_prompt] = known
+    encoded = output.last_hidden_state
+    states = encoded.new_zeros(len(mask), *encoded.shape[1:])  # (texts, P, E)
+    states[has_prompt] = encoded
     return {"prompt_states": states, "prompt_mask": mask}

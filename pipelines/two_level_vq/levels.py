@@ -88,6 +88,7 @@ class CodeLevel:
             editable=editable,
             attention_mask=torch.ones_like(codes),
             scales=torch.tensor(scales, dtype=torch.float64, device=codes.device),
+            # Where all codes are given, no step is taken.
             num_steps=num_steps if editable.any() else 0,
             condition=condition,
         )
@@ -98,6 +99,7 @@ class CodeLevel:
         """Some rows of a batch as they are before anything is written, with a generator for each of them."""
         editable = batch.editable[rows]
         return TextBatch(
+            # An earlier attempt may have left its codes there.
             tokens=batch.tokens[rows].masked_fill(editable, self.mask_id),
             editable=editable,
             attention_mask=batch.attention_mask[rows],
@@ -153,6 +155,7 @@ class CodeLevel:
             return torch.zeros(0, self.mask_id + 1, device=positions.device)
 
         condition = self._condition(batch, rows, num_cond=int(cond_rows.sum()))
+        # One call; a row that is asked both ways stands in it twice.
         output = self.denoiser(
             batch.tokens[rows], times[rows], positions=positions[rows], **condition
         )
@@ -168,9 +171,8 @@ class CodeLevel:
         # Copies, since indexed by a tensor: the batch's own condition stays.
         condition = {name: values[rows] for name, values in batch.condition.items()}
         if "context_ids" in condition:
-            condition["context_ids"][num_cond:] = (
-                self.denoiser.config.num_context_codes
-            )  # the id of an unknown code
+            # The id behind those of all codes stands for an unknown one.
+            condition["context_ids"][num_cond:] = self.denoiser.config.num_context_codes
         if "prompt_mask" in condition:
             condition["prompt_mask"][num_cond:] = 0
             # Where no row has a prompt, attention to prompts is spared.

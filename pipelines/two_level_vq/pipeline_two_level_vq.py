@@ -140,7 +140,9 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             prompt_encoder=prompt_encoder,
         )
         self.register_to_config(prompt_begins_text=prompt_begins_text)
+        # The level that is being written, for callbacks.
         self._level: str | None = None
+        # diffusers may load a pipeline with parts left out, which then cannot be checked.
         if not any(
             part is None for part in (tokenizer, autoencoder, fine_denoiser, fine_scheduler)
         ):
@@ -225,10 +227,12 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
         # 2. Lay out the texts, blank yet, and the codes of each level, covered with masks
         levels = self.levels
         batch, codes = self._prepare(inputs, levels)
+        # One a text; each attempt goes on with the next numbers of it.
         generators = text_generators(generator, len(batch.tokens))
         call_back = partial(
             self.call_back, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
+        # The one call for all codes is no step of a scheduler.
         if fine_codes == "one_shot":
             codes["fine"].num_steps = 0
         self._num_timesteps = sum(level_codes.num_steps for level_codes in codes.values())
@@ -238,6 +242,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
         texts = [""] * len(blank)
         accepted = [False] * len(blank)
         for _ in range(max_attempts):
+            # Accepted texts stay as they are.
             rows = [row for row, is_accepted in enumerate(accepted) if not is_accepted]
             if not rows:
                 break
@@ -251,6 +256,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             plan_codes = None
             if "coarse" in levels:
                 coarse = levels["coarse"].masked_rows(codes["coarse"], rows, plan_generators)
+                # A plan that is given in full costs no call.
                 if coarse.editable.any():
                     for _ in self._write_level(levels["coarse"], coarse, call_back):
                         yield batch  # to `stream`, as blank as before
@@ -260,6 +266,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             # 4. Write the fine codes
             fine = levels["fine"].masked_rows(codes["fine"], rows, code_generators)
             if plan_codes is not None:
+                # The fine denoiser is told the plan as it was written.
                 fine.condition["context_ids"] = plan_codes
             if fine_codes == "one_shot":
                 fine.tokens = levels["fine"].likeliest_codes(fine)
@@ -272,6 +279,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             drawn = self._decode(
                 fine.tokens,
                 plan_codes,
+                # All rows have equally many blanks.
                 num_tokens=int(batch.editable[0].sum()),
                 temperature=temperature,
                 top_p=top_p,
@@ -283,6 +291,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             # 6. Ask the filter
             for row in rows:
                 accepted[row] = text_filter is None or bool(text_filter(texts[row]))
+        # Once more, since the last step of a level comes before its codes are decoded.
         yield batch
 
         # 7. Return what was asked for
@@ -317,6 +326,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
                 progress_bar.update()
                 yield batch
 
+        # A callback may have put masks or unknown ids there, for which there are no vectors.
         is_code = (batch.tokens >= 0) & (batch.tokens < level.mask_id)
         if not is_code.all():
             raise ValueError(
@@ -356,6 +366,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
     ) -> Tensor:
         """(rows, num_tokens) tokens that fine codes (rows, F) and coarse codes (rows, C) stand for."""
         vocab_size = self.autoencoder.config.vocab_size
+        # The decoder may have more logits than the tokenizer has tokens.
         excluded_ids = [*never_written(self.tokenizer), *range(len(self.tokenizer), vocab_size)]
         rows_at_once = max(1, DECODED_AT_ONCE // num_tokens)
         decoded = []
@@ -368,6 +379,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
                 decoded.append(scores.argmax(dim=-1))
                 continue
 
+            # Every token is drawn, each row by its own generator.
             positions = torch.ones(scores.shape[:2], dtype=torch.bool, device=scores.device)
             scores = scores.flatten(0, 1) / temperature  # (N, V)
             drawn = draw_tokens(scores, positions, top_p or 1.0, generators[part])
@@ -376,6 +388,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
     def finished_tokens(self, batch: TextBatch) -> Tensor:
         """(B, L) tokens with padding after the first `[EOS]` that was written."""
+        # An id that no token has, for a tokenizer without an end token.
         end_id = next(iter(end_ids(self.tokenizer)), -1)
         ends = batch.editable & (batch.tokens == end_id)
         return cut_at_end(batch.tokens, ends, batch.editable, self.tokenizer.pad_token_id or 0)
@@ -394,6 +407,8 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
         """Rows of tokens, and rows of codes of each level, as they are before anything is written."""
         if "coarse" not in levels:
             inputs.refuse_two_levels()
+
+        # What is known of each text: its prompt, its plan, and the length of its row
         device = self._execution_device
         pad_token_id = self.tokenizer.pad_token_id or 0
         begins_text = self.config.prompt_begins_text
@@ -423,17 +438,19 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             )
             condition = {name: values[prompt_indices] for name, values in states.items()}
 
+        # Codes of each level, masks wherever they are to be written
         codes = {}
         for name, level in levels.items():
             if name == "coarse" and plan is not None:
-                known = plan[plan_indices]
+                level_codes = plan[plan_indices]
             else:
                 shape = (len(text_indices), row_length // level.code_length)
-                known = torch.full(shape, level.mask_id, device=device)
+                level_codes = torch.full(shape, level.mask_id, device=device)
             with errors_of_level(name):
                 scales = scales_by_row(inputs.scales[name], num_texts, repeats)
-                codes[name] = level.new_batch(known, scales, condition, inputs.steps[name])
+                codes[name] = level.new_batch(level_codes, scales, condition, inputs.steps[name])
 
+        # Tokens, blank until the codes are decoded
         beginnings = [prompts[index] if begins_text else [] for index in prompt_indices]
         blanks = [None] * num_tokens
         batch = lay_out([[*beginning, *blanks] for beginning in beginnings], pad_token_id, device)
@@ -508,12 +525,14 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
         levels = self.levels.values()
         for level in levels:
             level.check()
+        # Denoisers look at the states of the encoder, so both have one width.
         sizes = [level.prompt_size for level in levels if level.prompt_size is not None]
         if encoder is not None and set(sizes) != {encoder.config.hidden_size}:
             raise ValueError(
                 f"`prompt_encoder` has `hidden_size`={encoder.config.hidden_size}, which must be the `prompt_size` of "
                 f"the denoisers that take prompts, got {sizes or 'none that does'}."
             )
+        # Not even a text of one token would fit.
         if not self.max_length:
             limit = min(level.longest_row for level in levels)
             raise ValueError(

@@ -50,9 +50,10 @@ class Page:
 
     def add(self, component: type, words: Mapping[str, Words], **settings: Any) -> Any:
         """A component with its `words`, by the names of its properties, and settings that no language changes."""
-        made = component(**in_language(words, LANGUAGES[0]), **settings)
-        self._worded.append((made, words))
-        return made
+        element = component(**in_language(words, LANGUAGES[0]), **settings)
+        # Remembered, so that the language switch finds every word again.
+        self._worded.append((element, words))
+        return element
 
     def markdown(self, words: Words, style: str, **settings: Any) -> Any:
         """A paragraph: a "lead" or a "hint"."""
@@ -76,6 +77,7 @@ class Page:
         info: str | None = None,
         **settings: Any,
     ) -> Any:
+        # Numbers need no translation; label and hint do.
         words = {"label": key}
         if info is not None:
             words["info"] = info
@@ -94,6 +96,7 @@ class Page:
             return [gr.update(**in_language(words, language)) for _, words in self._worded]
 
         self.language.change(reword, self.language, components, **LIGHT)
+        # Results are kept as data, not as HTML, so that they can be said in another language.
         for draw, state, outputs in self.rendered:
             self.language.change(draw, [state, self.language], outputs, **LIGHT)
 
@@ -112,11 +115,13 @@ class Page:
             request: a dataclass, made of the values of `fields`.
             settings: `MODEL` for a function that runs the model, `LIGHT` for one that takes a few milliseconds.
         """
+        # Gradio passes values by position: fields in their order, the language last.
         inputs = [*fields.values(), self.language]
         return event(handler(function, request, fields), inputs, outputs, **settings)
 
     def stop(self, button: gr.Button, running: Any):
         """Let a button cancel an event that is under way."""
+        # Not in the queue, where it would wait for the very run that it is to stop.
         button.click(None, cancels=[running], queue=False, api_visibility="private")
 
 
@@ -158,12 +163,14 @@ def readable_errors(language: str) -> Iterator[None]:
 
 
 def message_of(error: Any, language: str) -> str:
+    # 1. Refusals of our own checks, in the words of the page
     if isinstance(error, Refusal):
         values = dict(error.values)
         # A field is named as on the page.
         if "field" in values:
             values["field"] = say(values["field"], language)
         return say(error.key, language, **values)
+    # 2. The library's errors name the argument and its limit, which tells a visitor enough.
     if isinstance(error, ValueError):
         return say("error.model", language, detail=error)
 

@@ -2,6 +2,7 @@
 
 import gradio as gr
 
+# One hue, from the lightest to the darkest as Gradio numbers them
 ACCENT = gr.themes.Color(
     name="pine",
     c50="#eef7f6",
@@ -20,6 +21,7 @@ ACCENT = gr.themes.Color(
 
 def two_columns() -> tuple[gr.Column, gr.Column]:
     """Columns of a tab, for its inputs and its results; they stand one below the other on a phone."""
+    # Widths are shares of the row; under `min_width` the columns wrap.
     with gr.Row(equal_height=False):
         inputs = gr.Column(scale=2, min_width=260)
         results = gr.Column(scale=3, min_width=260)
@@ -28,6 +30,7 @@ def two_columns() -> tuple[gr.Column, gr.Column]:
 
 def theme() -> gr.themes.Base:
     """Gradio's soft theme with less of it: no shadows, thin borders, quiet labels."""
+    # System fonts only: fonts of others would be loaded from their servers.
     soft = gr.themes.Soft(
         primary_hue=ACCENT,
         secondary_hue=ACCENT,

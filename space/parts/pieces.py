@@ -21,8 +21,9 @@ def pieces(tokenizer: Any, row: Sequence[int]) -> list[str]:
 
     A piece is what the text gains by its token, so that characters of several bytes stay whole.
     """
+    # Names of special tokens are no text, though they are decoded like it.
     special_ids = set(tokenizer.all_special_ids)
-    found = [""] * len(row)
+    token_pieces = [""] * len(row)
     text = ""  # of all tokens so far
     shown = ""  # as much of it as the pieces hold
     last_word = 0  # the last token that is not special
@@ -33,21 +34,22 @@ def pieces(tokenizer: Any, row: Sequence[int]) -> list[str]:
 
         if token in special_ids:
             # Bytes that never became a character belong to the token before.
-            found[last_word] += text_before[len(shown) :]
-            found[place] = f" {HIDDEN}" if token == tokenizer.mask_token_id else ""
+            token_pieces[last_word] += text_before[len(shown) :]
+            token_pieces[place] = f" {HIDDEN}" if token == tokenizer.mask_token_id else ""
             shown = text
             continue
 
         # A character is shown with the token that completes its bytes.
         complete = text.rstrip("\ufffd")
-        known = os.path.commonprefix([shown, complete])
-        found[place] = complete[len(known) :]
+        prefix = os.path.commonprefix([shown, complete])
+        token_pieces[place] = complete[len(prefix) :]
         shown = max(shown, complete, key=len)
         last_word = place
 
-    if found:
-        found[last_word] += text[len(shown) :]
-    return found
+    # Bytes at the end that never became a character
+    if token_pieces:
+        token_pieces[last_word] += text[len(shown) :]
+    return token_pieces
 
 
 def settled_steps(frames: Sequence[Sequence[int]]) -> list[int]:
@@ -64,6 +66,7 @@ def settled_steps(frames: Sequence[Sequence[int]]) -> list[int]:
         >>> settled_steps([[7, 0, 0], [7, 0, 5], [7, 4, 5]])
         [0, 2, 1]
     """
+    # Later changes overwrite earlier ones, as a token may be taken back and written again.
     steps = [0] * len(frames[-1])
     for step in range(1, len(frames)):
         for place in range(len(steps)):
@@ -74,6 +77,7 @@ def settled_steps(frames: Sequence[Sequence[int]]) -> list[int]:
 
 def step_ranges(num_steps: int) -> list[range]:
     """The steps from 1 in at most as many ranges as there are colours, as even as can be."""
+    # With fewer steps than colours each step has its own.
     count = min(len(COLORS), num_steps)
     edges = [round(place * num_steps / count) for place in range(count + 1)]
     return [range(edges[place] + 1, edges[place + 1] + 1) for place in range(count)]
@@ -88,6 +92,7 @@ def color_map(num_steps: int) -> dict[str, str]:
     ranges = step_ranges(num_steps)
     colors = {}
     for place, steps in enumerate(ranges):
+        # The first and the last colour are always used.
         color = round(place * (len(COLORS) - 1) / max(1, len(ranges) - 1))
         colors[range_name(steps)] = COLORS[color]
     colors[HIDDEN] = HIDDEN_COLOR
@@ -96,6 +101,7 @@ def color_map(num_steps: int) -> dict[str, str]:
 
 def visible_length(tokenizer: Any, row: Sequence[int]) -> int:
     """The number of tokens of a row up to its end, if no mask precedes that."""
+    # Tokenizers of masked language models end texts by `[SEP]`.
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     for place, token in enumerate(row):
         if token == tokenizer.mask_token_id:
@@ -120,10 +126,12 @@ def spans(
     length = visible_length(tokenizer, row) if ends else len(row)
     token_pieces = pieces(tokenizer, row)
     token_steps = settled_steps(frames)
+    # The name of its range for every step, which is also the key of its colour
     names = {step: range_name(steps) for steps in step_ranges(num_steps) for step in steps}
 
     shown: Spans = []
     for place in range(length):
+        # Special tokens other than the mask are not shown.
         if not token_pieces[place]:
             continue
         hidden = row[place] == tokenizer.mask_token_id

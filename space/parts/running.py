@@ -15,6 +15,7 @@ import torch
 from text_diffusers.samplers import most_steps
 from text_diffusers.space.parts.served import Served
 
+# Enough for the eye, and little to send over a slow connection
 FRAMES_A_SECOND = 12
 PATIENCE = 5.0  # seconds without a reader, after which a run is given up
 WORKER = "text-diffusers-run"  # the name of its thread
@@ -63,6 +64,7 @@ class Run:
 @contextmanager
 def counted(denoiser: Any) -> Iterator[Cost]:
     """Count the forward passes of `denoiser` in this thread."""
+    # A hook on the model itself counts what a sampler really calls, guidance included.
     cost = Cost()
     start = time.perf_counter()
     thread = threading.get_ident()
@@ -105,6 +107,7 @@ def write(pipe: Any, num_steps: int, seconds: float, **arguments: Any) -> Run:
 
 def watch(pipe: Any, num_steps: int, seconds: float, **arguments: Any) -> Iterator[Run]:
     """As `write`, yielding the run as it grows and at its end. Errors are those of the pipeline."""
+    # The generator is read in the thread of the request, the pipeline runs in one of its own.
     run = Run(num_steps)
     return growing(run, lambda expired: fill(run, pipe, expired, arguments), seconds)
 
@@ -112,12 +115,14 @@ def watch(pipe: Any, num_steps: int, seconds: float, **arguments: Any) -> Iterat
 def fill(run: Run, pipe: Any, expired: Callable[[], bool], arguments: dict[str, Any]):
     """Run the pipeline, adding its frames to `run`, until it is done or, after a step, `expired`."""
 
+    # Between two steps is the only place where a run can stop without leaving anything behind.
     def after_step(_, step: int, timestep: float, tensors: dict) -> dict:
         run.frames.append(tensors["tokens"].tolist())
         if expired():
             raise OutOfTime
         return {}
 
+    # Errors of the pipeline pass; only its own interruption ends here.
     with counted(pipe.denoiser) as run.cost:
         try:
             output = pipe(
@@ -148,10 +153,12 @@ def growing(
     Raises:
         Exception: the one that `work` raised.
     """
+    # Both times are read by the worker and written by the reader alone.
     last_read = time.monotonic()
     deadline = last_read + seconds
     errors = []
 
+    # A closed browser leaves no message, only a state that nobody reads.
     def expired() -> bool:
         return time.monotonic() > min(deadline, last_read + PATIENCE)
 
@@ -161,6 +168,7 @@ def growing(
         except Exception as error:  # it belongs to the thread that reads
             errors.append(error)
 
+    # A daemon, so that a run never keeps the process alive.
     worker = threading.Thread(target=run, name=WORKER, daemon=True)
     worker.start()
     try:
@@ -172,10 +180,12 @@ def growing(
         last_read = -PATIENCE  # a reader that leaves stops the work
         worker.join()
 
+    # Only now, so that what was written before the error was shown.
     if errors:
         raise errors[0]
     yield state
 
 
 def generator(seed: int) -> torch.Generator:
+    # On the CPU, so that its draws do not depend on the device.
     return torch.Generator().manual_seed(seed)

@@ -12,6 +12,7 @@ from text_diffusers.space.parts.pieces import Spans, color_map, spans, stacked
 from text_diffusers.space.parts.running import Run
 from text_diffusers.space.parts.texts import decimal, say
 
+# Of chat messages and of novels, the two styles of the shipped model
 BEGINNINGS = ("I think", "She was")
 KEPT_SECONDS = 3600  # for which results stay in memory
 
@@ -36,6 +37,7 @@ class Screen:
     def __init__(self, page: Page, name: str, ends: bool = True):
         self.page = page
         self.ends = ends
+        # Neighbouring pieces of one colour are joined, which keeps the page light.
         self.texts = colored_text(page, "text", f"{name}-texts", combine_adjacent=True)
         page.markdown("legend", "hint")
         self.status = gr.Markdown("", elem_id=f"{name}-status", elem_classes="hint")
@@ -44,6 +46,7 @@ class Screen:
         )
         self.run = gr.State(None, time_to_live=KEPT_SECONDS)  # the last one that ended
 
+        # A drag does not run the model: it only redraws a frame that is kept.
         fields = {"run": self.run, "frame": self.replay}
         drag = self.replay.input
         page.on(drag, self._replayed, ReplayRequest, fields, [self.texts], **LIGHT)
@@ -63,6 +66,7 @@ class Screen:
             request: a dataclass, made of the values of `fields`.
         """
 
+        # A generator, whose every value replaces all outputs of the event
         def stream(asked: Any, language: str) -> Iterator[tuple]:
             # While the run grows there is nothing to replay yet.
             run = None
@@ -70,11 +74,13 @@ class Screen:
                 status = say("status.running", language, step=len(run.frames))
                 yield self._shown(run), status, gr.update(visible=False), None
 
+            # Only a run that has ended can be replayed, so it is kept now.
             if run is not None:
                 last = len(run.frames) - 1
                 replay = gr.update(minimum=0, maximum=max(1, last), value=last, visible=last > 0)
                 yield self._shown(run), self._status(run, language), replay, run
 
+        # Stopping cancels the event, which closes the generator and so ends the run's thread.
         button, stop = buttons
         outputs = [self.texts, self.status, self.replay, self.run]
         running = self.page.on(
@@ -91,12 +97,14 @@ class Screen:
     def _replayed(self, asked: ReplayRequest, language: str) -> dict:
         if asked.run is None:
             return gr.update()
+        # The browser may send any frame, so it is checked against this run.
         last = len(asked.run.frames) - 1
         return self._shown(asked.run, integer("replay", asked.frame, 0, last))
 
     def _status(self, run: Run | None, language: str) -> str:
         if run is None:
             return ""
+        # A run out of time shows what there is, and has no cost that would compare.
         if run.stopped:
             return say("status.stopped", language, step=len(run.frames))
         return say(
@@ -121,6 +129,7 @@ def shown(tokenizer: Any, run: Run, num_steps: int, frame: int | None, ends: boo
 
 def colored_text(page: Page, key: str, elem_id: str, **settings: Any) -> gr.HighlightedText:
     """A text in coloured pieces, with a legend of the colours."""
+    # The legend is made of the names of the colours, which are ranges of steps.
     looks = {"show_legend": True, "interactive": False, "elem_classes": "reading"}
     return page.add(gr.HighlightedText, {"label": key}, elem_id=elem_id, **looks, **settings)
 
@@ -130,9 +139,11 @@ def text_box(page: Page, key: str, elem_id: str, examples: Sequence[str], **sett
     words = {"label": key}
     if key == "prompt":
         words["placeholder"] = "prompt.placeholder"
+    # The browser keeps to `max_length`; what is sent otherwise is refused by `limits.text`.
     limit = page.served.limits.characters
     box = page.add(gr.Textbox, words, max_length=limit, elem_id=elem_id, **settings)
 
+    # Samples of a data set of one column: the box that they fill
     chips = page.add(
         gr.Dataset,
         {"label": "examples"},

@@ -24,6 +24,7 @@ class Served:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self):
+        # Better at the start of the Space than at the first request
         if "prompt" not in getattr(self.pipe, "accepted_inputs", ()):
             raise ValueError(
                 "`pipe` must be a pipeline over tokens, word embeddings or codes that writes without a source, got "
@@ -33,6 +34,7 @@ class Served:
     @property
     def kind(self) -> str:
         """What the model writes: "tokens", "blocks" of them, "embeddings" or "codes"."""
+        # Blocks are predicted one at a time, which rules out what needs the whole text.
         return self.pipe.kind if self.pipe.block_length is None else "blocks"
 
     @property
@@ -48,6 +50,7 @@ class Served:
     @property
     def sampler(self) -> str:
         """The name of the pipeline's own sampler, or of the first that fits it."""
+        # A scheduler with settings of its own may be none of the named samplers.
         return current_sampler(self.pipe) or next(iter(self.samplers))
 
     @property
@@ -63,11 +66,13 @@ class Served:
     @property
     def longest(self) -> int:
         """The most tokens that a visitor may ask for."""
+        # The limit of the page, or that of the model if it is shorter
         return max(1, min(self.limits.length, self.room))
 
     @property
     def most_steps(self) -> int:
         """The most steps that a visitor may ask for, and every scheduler can take."""
+        # A model with two levels has two schedulers, and the shorter one decides.
         most = self.limits.steps
         for name in self.pipe.scheduler_names:
             # Continuous time knows no number of steps.
@@ -76,11 +81,13 @@ class Served:
 
     def with_sampler(self, name: str, temperature: float | None = None) -> Any:
         """A copy of the pipeline with another sampler, without progress bar; some samplers have no temperature."""
+        # A setting that the sampler does not have would be an error.
         settings = {}
         if temperature is not None and "temperature" in self.samplers[name].settings:
             settings["temperature"] = temperature
 
         pipe = with_sampler(self.pipe, name, **settings)
+        # A bar for each visitor would fill the log.
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -90,11 +97,13 @@ class Served:
         Raises:
             Refusal: if the prompt holds a mask or leaves no room, or there is no length for a model that needs one.
         """
+        # 1. Without a prompt there is only the length, if one is asked for.
         if not length and not self.pipe.predicts_end:
             raise Refusal("error.length")
         if not prompt:
             return {"max_new_tokens": length} if length else {}
 
+        # 2. The prompt must leave room for at least one token.
         tokenizer = self.pipe.tokenizer
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if tokenizer.mask_token_id in ids:

@@ -39,6 +39,7 @@ def label_name(served: Served, label: int, language: str) -> str:
 
 def label_choices(served: Served, language: str) -> list[tuple[str, int]]:
     """Names of the labels with their numbers."""
+    # Labels are sent as numbers, so that a change of the language leaves the choice.
     labels = range(len(served.pipe.label_names))
     return [(label_name(served, label, language), label) for label in labels]
 
@@ -86,6 +87,7 @@ def sampler_dropdown(page: Page) -> gr.Dropdown:
 
 
 def steps_slider(page: Page, key: str = "steps", value: int = DEFAULT_STEPS) -> gr.Slider:
+    # Only the main slider explains itself; those of plan and detail stand side by side.
     most = page.served.most_steps
     info = "steps.info" if key == "steps" else None
     return page.slider(key, low=1, high=most, value=min(value, most), info=info)
@@ -111,10 +113,12 @@ def length_slider(page: Page) -> gr.Slider:
     served = page.served
     if served.pipe.predicts_end:  # 0 is offered
         return page.slider("length", low=0, high=served.longest, value=0, info="length.info")
+    # The model cannot end a text itself, so there is always a length.
     return page.slider("length", low=1, high=served.longest, value=min(16, served.longest))
 
 
 def seed_number(page: Page) -> gr.Number:
+    # The same seed and settings give the same text, for anyone.
     limits = {"minimum": 0, "maximum": LARGEST_SEED, "precision": 0}
     return page.add(gr.Number, {"label": "seed"}, value=0, **limits)
 
@@ -158,6 +162,7 @@ def start_run(served: Served, request: RunRequest, arguments: dict[str, Any]) ->
     Raises:
         Refusal: if a value is beyond its limits.
     """
+    # Everything is checked before the model runs, since the browser may send anything.
     steps = accepted_steps(served, request.steps)
     sampler = one_of("sampler", request.sampler, list(served.samplers))
     temperature = accepted_temperature(request.temperature)

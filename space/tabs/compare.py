@@ -20,9 +20,11 @@ from text_diffusers.space.parts.running import Cost, generator, steps_to_take, w
 from text_diffusers.space.parts.screen import KEPT_SECONDS, accepted_prompt, prompt_box, run_buttons
 from text_diffusers.space.parts.texts import decimal, say
 
+# Powers of two, so that each is twice the cost of the one before
 STEPS = (2, 4, 8, 16, 32, 64, 128)
 SHOWN_AT_FIRST = 3  # samplers that are chosen when the page opens
 STYLES = ("-", "--", ":", "-.")
+# One for each sampler of the longest table
 COLORS = (
     "#365c8d",
     "#1fa187",
@@ -76,6 +78,7 @@ def build_compare_tab(page: Page):
         cards = gr.HTML("", elem_id="compare-texts")
         with gr.Row():
             plots = [gr.Plot(show_label=False, min_width=240, visible=False) for _ in range(2)]
+        # Kept for the language switch, which draws the plots anew
         last = gr.State(None, time_to_live=KEPT_SECONDS)
 
     def show(runs: list[Measured] | None, language: str) -> list:
@@ -109,6 +112,7 @@ def compare_fields(page: Page) -> Fields:
         "label": "compare.samplers",
         "choices": lambda language: settings.sampler_choices(served, language),
     }
+    # A first comparison that takes seconds, not the whole limit
     samplers = list(served.samplers)[:SHOWN_AT_FIRST]
     offered = offered_steps(page)
     steps = [steps for steps in (8, 32) if steps in offered] or offered[:1]
@@ -173,6 +177,7 @@ def compared(page: Page, asked: CompareRequest) -> Iterator[list[Measured]]:
             cost=run.cost,
             settled=settled_shares(run.of_row(0)),
         )
+        # A new list each time: Gradio may still be reading the one before.
         runs = [*runs, measured]
         yield runs
 
@@ -181,6 +186,7 @@ def settled_shares(frames: list[list[int]]) -> list[float]:
     """The share of the tokens written that are settled after each step, from 0 steps on."""
     # What was given never changes, and counts for nothing.
     steps = [step for step in settled_steps(frames) if step]
+    # A token counts from its last change on, so the curve never falls.
     counts = [sum(step <= done for step in steps) for done in range(len(frames))]
     return [count / max(1, len(steps)) for count in counts]
 

@@ -18,6 +18,7 @@ from text_diffusers.space.parts.screen import KEPT_SECONDS, accepted_prompt, pro
 from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import say
 
+# Nothing, as trained, and three strengths beyond
 SCALES = (0.0, 1.0, 2.0, 3.0, 5.0)
 LABELS_SHOWN = 3  # columns that a table has room for
 WORD_CHARACTERS = 30
@@ -59,6 +60,7 @@ def build_control_tab(page: Page):
     """Lay out the tab and connect it."""
     served = page.served
     page.markdown("control.lead", "lead")
+    # What the model cannot be asked for is said, since its fields are out of sight.
     if served.kind == "blocks":
         page.markdown("control.blocks", "hint", elem_id="control-blocks")
     elif not served.pipe.label_names:
@@ -98,6 +100,7 @@ def control_fields(page: Page) -> Fields:
     def words_info(language: str) -> str:
         return say("control.words.info", language, limit=limits.words)
 
+    # A table with a column for each label must fit the screen.
     shown_labels = list(range(min(len(served.pipe.label_names), LABELS_SHOWN)))
     fields = {
         "labels": page.add(
@@ -174,6 +177,7 @@ def controlled_texts(page: Page, asked: ControlRequest) -> Grid:
     if scales:
         arguments["guidance_scale"] = [scale for scale in scales for _ in range(num_columns)]
 
+    # Controls act on every text of a call, so texts without them need a call of their own.
     controls: list[Any] = []
     if words:
         controls.append(WordsControl(served.pipe.tokenizer, words))
@@ -185,14 +189,15 @@ def controlled_texts(page: Page, asked: ControlRequest) -> Grid:
     num_steps = steps_to_take(served, pipe, served.sampler, steps)
     free_length = free_length_arguments(served, prompt)
     texts: list[str] = []
-    for acting in [controls] if scales else [[], controls]:
-        held_length = bool(length and acting)
+    for active_controls in [controls] if scales else [[], controls]:
+        # With an exact length the text ends there, and needs no other limit.
+        has_exact_length = bool(length and active_controls)
         run = write(
             pipe,
             num_steps,
             served.limits.seconds,
-            **arguments if held_length else arguments | free_length,
-            controls=acting,
+            **arguments if has_exact_length else arguments | free_length,
+            controls=active_controls,
             generator=[generator(seed) for _ in range(num_texts)],
         )
         if run.output is None:
@@ -205,6 +210,7 @@ def free_length_arguments(served: Served, prompt: str) -> dict[str, int]:
     """The length of a text that is held to none, for a masked LM; refuses a beginning that is too long."""
     length = 0 if served.pipe.predicts_end else MASKED_LM_LENGTH
     arguments = served.prompt_arguments(prompt, length)
+    # The call has the prompts already, one for each text.
     arguments.pop("prompt", None)
     return arguments
 
@@ -223,6 +229,7 @@ def accepted_words(value: Any, limit: int) -> list[str]:
     """Words between commas, each once."""
     written = text("control.words", value, words_length(limit))
     words = [word.strip() for word in written.split(",")]
+    # Each once, in the order of the visitor
     words = list(dict.fromkeys(filter(None, words)))
     if len(words) > limit or any(len(word) > WORD_CHARACTERS for word in words):
         raise Refusal("error.words", field="control.words", limit=limit, characters=WORD_CHARACTERS)

@@ -64,6 +64,7 @@ class Kernels:
 
     def __init__(self, served: Served):
         self.tokenizer = served.pipe.tokenizer
+        # Codes by the id are made at once; those by embedding take a while.
         self._config = kernels_of(served.pipe, mask_fraction=MASK_FRACTION, bit_codes="id")
         self.num_tokens = self._config.num_tokens
         self.mask_id = self._config.mask_token_id
@@ -79,6 +80,7 @@ class Kernels:
         return names
 
     def scheduler(self, name: str) -> Any:
+        # Two visitors who ask first must not both make it.
         with self._lock:
             if name not in self._schedulers:
                 self._schedulers[name] = make_scheduler(name, self._config)
@@ -108,9 +110,9 @@ def build_corrupt_tab(page: Page):
     """Lay out the tab and connect it."""
     kernels = Kernels(page.served)
     limit = page.served.limits.characters
-    # The tab opens with a result.
-    at_first = CorruptRequest(kernel=kernels.names[0], time=0.4, text=EXAMPLES[0], seed=0)
-    first = corrupted(kernels, limit, at_first)
+    # The tab opens with a result, which shows what it is for.
+    first_request = CorruptRequest(kernel=kernels.names[0], time=0.4, text=EXAMPLES[0], seed=0)
+    first_result = corrupted(kernels, limit, first_request)
 
     def choices(language: str) -> list[tuple[str, str]]:
         return [(say(f"kernel.{name}", language), name) for name in kernels.names]
@@ -118,9 +120,9 @@ def build_corrupt_tab(page: Page):
     page.markdown("corrupt.lead", "lead")
     inputs, results = two_columns()
     with inputs:
-        box = text_box(page, "text", "corrupt-text", EXAMPLES, lines=3, value=at_first.text)
+        box = text_box(page, "text", "corrupt-text", EXAMPLES, lines=3, value=first_request.text)
         words = {"label": "corrupt.kernel", "choices": choices}
-        kernel = page.add(gr.Radio, words, value=at_first.kernel, elem_id="corrupt-kernel")
+        kernel = page.add(gr.Radio, words, value=first_request.kernel, elem_id="corrupt-kernel")
         seed = settings.seed_number(page)
     with results:
         time = page.slider(
@@ -128,24 +130,25 @@ def build_corrupt_tab(page: Page):
             low=0.0,
             high=1.0,
             step=0.01,
-            value=at_first.time,
+            value=first_request.time,
             elem_id="corrupt-time",
         )
-        looks = {"value": first.spans, "color_map": COLORS, "combine_adjacent": False}
+        looks = {"value": first_result.spans, "color_map": COLORS, "combine_adjacent": False}
         shown = colored_text(page, "corrupt.result", "corrupt-texts", **looks)
-        status = page.markdown(lambda language: summary(first, language), "hint")
-        last = gr.State(first, time_to_live=KEPT_SECONDS)
+        status = page.markdown(lambda language: summary(first_result, language), "hint")
+        last = gr.State(first_result, time_to_live=KEPT_SECONDS)
 
     def run(asked: CorruptRequest, language: str) -> tuple:
         result = corrupted(kernels, limit, asked)
         return result.spans, summary(result, language), result
 
     def draw(result: Corrupted | None, language: str) -> str:
-        return summary(result or first, language)
+        return summary(result or first_result, language)
 
     # No button: every change is answered at once.
     fields = {"kernel": kernel, "time": time, "text": box, "seed": seed}
     outputs = [shown, status, last]
+    # Of the slider `input`, which is sent while it is dragged, and not by updates of the page.
     for event in (kernel.change, time.input, box.change, seed.change):
         page.on(event, run, CorruptRequest, fields, outputs, **LIGHT)
     page.rendered.append((draw, last, [status]))
@@ -160,6 +163,7 @@ def corrupted(kernels: Kernels, limit: int, asked: CorruptRequest) -> Corrupted:
     Raises:
         Refusal: if a value is beyond its limits.
     """
+    # 1. Check the values
     kernel = one_of("corrupt.kernel", asked.kernel, kernels.names)
     time = number("corrupt.time", asked.time, 0.0, 1.0)
     written = text("text", asked.text, limit)
@@ -172,12 +176,13 @@ def corrupted(kernels: Kernels, limit: int, asked: CorruptRequest) -> Corrupted:
         raise Refusal("error.mask", field="text", mask=tokenizer.decode([max(ids)]))
     seed = settings.accepted_seed(asked.seed)
 
-    # The mask of the kernels may be no token of the tokenizer.
+    # 2. Corrupt; the mask of the kernels may be no token of the tokenizer that reads the result.
     noisy, alpha = kernels.corrupt(kernel, ids, time, seed)
     is_masked = [token == kernels.mask_id for token in noisy]
     mask = tokenizer.mask_token_id or 0
     readable = [mask if masked else token for token, masked in zip(noisy, is_masked, strict=True)]
 
+    # 3. Mark what is changed; a mask is shown by its name
     spans: Spans = []
     for place, piece in enumerate(pieces(tokenizer, readable)):
         if is_masked[place]:

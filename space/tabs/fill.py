@@ -32,11 +32,13 @@ def build_fill_tab(page: Page):
 
     with inputs:
         box = text_box(page, "fill.text", "fill-text", EXAMPLES, lines=4, value=EXAMPLES[0])
+        # Only what decides the text stands outside the drawer.
         fields = {"text": box, "label": settings.label_radio(page)}
         with page.more_settings("fill"):
             fields |= settings.run_settings(page, count=3)
         buttons = run_buttons(page, "fill")
     with results:
+        # The whole row is the text, even behind an end that the model wrote in a gap.
         screen = Screen(page, "fill", ends=False)
 
     screen.connect(buttons, lambda asked: fill_gaps(page, asked), FillRequest, fields)
@@ -56,6 +58,7 @@ def fill_gaps(page: Page, asked: FillRequest) -> Iterator[Run]:
 
 def with_masks(served: Served, value: Any) -> str:
     """The text with the tokenizer's masks for its gaps: `___` is one, `[3]` are three, a mask is itself."""
+    # Gaps become masks before the tokens are counted, since each mask is one token.
     tokenizer = served.pipe.tokenizer
     mask = tokenizer.mask_token
     written = text("fill.text", value, served.limits.characters)

@@ -58,6 +58,7 @@ class PlanRequest:
 
 def build_plan_tab(page: Page):
     """Lay out the tab and connect it."""
+    # A model of one level has no plan to show or to keep.
     config = page.served.pipe.autoencoder.config
     has_plan = page.served.pipe.coarse_denoiser is not None
 
@@ -106,6 +107,7 @@ def build_plan_tab(page: Page):
         for draft in planned(page, asked):
             yield [*show(draft, language), asked.kept, asked.tries + 1]
 
+    # Drafts and tries are outputs, too, since Gradio keeps no other state of a visitor.
     outputs = [plan, detail, text, status, last, tries]
     shown = {"show_progress": "minimal"} | MODEL
     page.on(button.click, run, PlanRequest, fields, outputs, **shown)
@@ -118,6 +120,7 @@ def plan_fields(page: Page) -> Fields:
     """Components for a `PlanRequest`; a model without a prompt encoder takes no prompt."""
     served = page.served
     takes_prompt = served.pipe.prompt_encoder is not None
+    # An empty state stands for the box, so that the request has the same fields.
     fields = {"prompt": prompt_box(page, "write") if takes_prompt else gr.State("")}
 
     with page.more_settings("write"):
@@ -143,6 +146,7 @@ def planned(page: Page, asked: PlanRequest) -> Iterator[Draft]:
     Raises:
         Refusal: if a value is beyond its limits, or time ran out.
     """
+    # 1. Check the values
     served = page.served
     prompt = accepted_prompt(page, asked.prompt)
     length = integer("length", asked.length, 1, served.longest)
@@ -151,6 +155,7 @@ def planned(page: Page, asked: PlanRequest) -> Iterator[Draft]:
     temperature = settings.accepted_temperature(asked.temperature)
     seed = settings.accepted_seed(asked.seed)
 
+    # 2. A new plan, or the detail of one that is kept
     arguments: dict[str, Any] = {}
     if prompt:
         arguments["prompt"] = prompt
@@ -163,6 +168,7 @@ def planned(page: Page, asked: PlanRequest) -> Iterator[Draft]:
         arguments["plan"] = torch.tensor([asked.kept.plan])
         seed = (seed + asked.tries + 1) % LARGEST_SEED
 
+    # 3. Write in a thread, and show the draft as it grows
     pipe = served.with_sampler(served.sampler)
     start = time.monotonic()
 
@@ -178,6 +184,7 @@ def planned(page: Page, asked: PlanRequest) -> Iterator[Draft]:
                 raise Refusal("error.time")
             return {}
 
+        # The plan settles first, in its own number of steps, then the detail.
         output = pipe(
             **arguments,
             num_inference_steps=(coarse_steps, fine_steps),
@@ -200,6 +207,7 @@ def draw_cells(codes: list[int], num_codes: int) -> str:
         color = "var(--cell-open)"
         title = "…"
         if 0 <= code < num_codes:
+            # Hues a golden angle apart, in three degrees of lightness
             color = f"hsl({code * GOLDEN % 360:.0f} 55% {60 + code % 3 * 9}%)"
             title = f"{code}"
         cells += f'<i style="background:{color}" title="{title}"></i>'

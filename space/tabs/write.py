@@ -26,6 +26,7 @@ def build_write_tab(page: Page):
     inputs, results = two_columns()
 
     with inputs:
+        # Only what decides the text stands outside the drawer.
         fields = {"prompt": prompt_box(page, "write", EXAMPLES)}
         fields["label"] = settings.label_radio(page)
         with page.more_settings("write"):
@@ -44,6 +45,7 @@ def write_texts(page: Page, asked: WriteRequest) -> Iterator[Run]:
     Raises:
         Refusal: if a value is beyond its limits.
     """
+    # The prompt decides how much room is left for the length.
     served = page.served
     prompt = accepted_prompt(page, asked.prompt)
     label = settings.label_arguments(served, asked.label)

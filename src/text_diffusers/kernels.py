@@ -72,12 +72,14 @@ def kernels_of(pipe: Any, **options: Any) -> KernelConfig:
     """
     tokenizer = pipe.tokenizer
     mask_token_id = tokenizer.mask_token_id
+    # Padding and mask come last in tokenizers that were made for diffusion.
     special = [id for id in (tokenizer.pad_token_id, mask_token_id) if id is not None]
-    last = bool(special) and min(special) >= len(tokenizer) - len(special)
-    num_tokens = min(special) if last else len(tokenizer)
+    specials_last = bool(special) and min(special) >= len(tokenizer) - len(special)
+    num_tokens = min(special) if specials_last else len(tokenizer)
     if mask_token_id is None or mask_token_id < num_tokens:
         mask_token_id = num_tokens
 
+    # No text is counted here: all tokens are equally frequent.
     return KernelConfig(
         mask_token_id=mask_token_id,
         num_tokens=num_tokens,
@@ -89,6 +91,7 @@ def kernels_of(pipe: Any, **options: Any) -> KernelConfig:
 
 def token_vectors(pipe: Any) -> Tensor:
     """(V, D) vectors of the tokens of a pipeline, in float32 on the CPU."""
+    # A pipeline of codes has the embeddings of its tokens in the autoencoder.
     model = getattr(pipe, "autoencoder", None) or pipe.denoiser
     table = model.get_input_embeddings() if is_masked_lm(model) else model.token_embedding
     return table.weight.detach().float().cpu()
@@ -225,6 +228,7 @@ def codes_by_embedding(config: KernelConfig, size: int) -> Tensor:
     return embedding_codes(torch.cat([vectors, unused]))
 
 
+# Tables of the names on the command line
 BIT_CODES = {"id": codes_by_id, "frequency": codes_by_frequency, "embedding": codes_by_embedding}
 SCHEDULED_BY_BETAS = ("gaussian", "band")
 KERNELS = {

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from text_diffusers.pipelines.pipeline_base import TextPipeline
-from text_diffusers.pipelines.scheduler_adapters import STEP_SETTINGS, as_token_scheduler, stock_class
+from text_diffusers.pipelines.scheduler_adapters import (
+    STEP_SETTINGS,
+    as_token_scheduler,
+    stock_class,
+)
 from text_diffusers.schedulers.scheduling_confidence import ConfidenceScheduler
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
 from text_diffusers.schedulers.scheduling_ddim_embedding import EmbeddingDDIMScheduler
@@ -24,6 +28,7 @@ from text_diffusers.schedulers.scheduling_predictor_corrector import (
 )
 from text_diffusers.schedulers.scheduling_remdm import ReMDMScheduler
 
+# Settings that shape the distribution from which a token is drawn
 SHAPING = ("temperature", "top_k", "top_p")
 
 
@@ -59,10 +64,17 @@ class Sampler:
         Raises:
             ValueError: if it has no such setting, or a value is out of its range.
         """
+        # Checked here, so that the message names what this sampler takes.
         for name, value in settings.items():
             if name not in self.settings:
-                limit = f"takes {', '.join(self.settings)} only" if self.settings else "takes no settings"
-                raise ValueError(f"`{name}` must be left out: {self.scheduler.__name__} {limit}, got {value!r}.")
+                limit = (
+                    f"takes {', '.join(self.settings)} only"
+                    if self.settings
+                    else "takes no settings"
+                )
+                raise ValueError(
+                    f"`{name}` must be left out: {self.scheduler.__name__} {limit}, got {value!r}."
+                )
 
         factory: Any = self.scheduler
         scheduler = factory.from_config(dict(self.config), **self.preset, **settings)
@@ -73,11 +85,19 @@ class Sampler:
 
 def by_order(order: str | None = None, **bound: float) -> dict[str, Any]:
     """Settings of a `ConfidenceScheduler` by an order alone, or by a bound on what is written at once."""
-    return {"order": order, "threshold": None, "entropy_bound": None, "order_temperature": 0.0} | bound
+    return {
+        "order": order,
+        "threshold": None,
+        "entropy_bound": None,
+        "order_temperature": 0.0,
+    } | bound
 
 
+# Samplers by name, a table for each noise that they undo
 ABSORBING = {
-    "ancestral": Sampler(D3PMAbsorbingScheduler, "Reveals tokens at random times, as the model was trained."),
+    "ancestral": Sampler(
+        D3PMAbsorbingScheduler, "Reveals tokens at random times, as the model was trained."
+    ),
     "first_hitting": Sampler(
         FirstHittingScheduler,
         "Reveals one token a step, at the very time at which it would be: no error from the number of steps.",
@@ -87,10 +107,14 @@ ABSORBING = {
         ConfidenceScheduler, "Writes the tokens that it is surest of first.", by_order("confidence")
     ),
     "entropy": Sampler(
-        ConfidenceScheduler, "Writes first where there is the least to choose from.", by_order("entropy")
+        ConfidenceScheduler,
+        "Writes first where there is the least to choose from.",
+        by_order("entropy"),
     ),
     "margin": Sampler(
-        ConfidenceScheduler, "Writes first where the best token leads the second best by most.", by_order("margin")
+        ConfidenceScheduler,
+        "Writes first where the best token leads the second best by most.",
+        by_order("margin"),
     ),
     "threshold": Sampler(
         ConfidenceScheduler,
@@ -106,22 +130,33 @@ ABSORBING = {
     ),
     "remdm": Sampler(ReMDMScheduler, "Takes some tokens back and writes them again."),
     "predictor_corrector": Sampler(
-        PredictorCorrectorAbsorbingScheduler, "After each step, masks and rewrites some tokens at the same noise."
+        PredictorCorrectorAbsorbingScheduler,
+        "After each step, masks and rewrites some tokens at the same noise.",
     ),
 }
 UNIFORM = {
-    "ancestral": Sampler(D3PMUniformScheduler, "Replaces random tokens step by step, as the model was trained."),
+    "ancestral": Sampler(
+        D3PMUniformScheduler, "Replaces random tokens step by step, as the model was trained."
+    ),
     "ddim": Sampler(
-        TokenDDIMScheduler, "Each token stays or takes its predicted value: no fresh noise.", {"eta": 0.0}
+        TokenDDIMScheduler,
+        "Each token stays or takes its predicted value: no fresh noise.",
+        {"eta": 0.0},
     ),
     "predictor_corrector": Sampler(
-        PredictorCorrectorUniformScheduler, "After each step, draws some tokens again given all the others."
+        PredictorCorrectorUniformScheduler,
+        "After each step, draws some tokens again given all the others.",
     ),
 }
 EMBEDDINGS = {
-    "ddim": Sampler(EmbeddingDDIMScheduler, "Deterministic steps from one noise to one text.", settings=()),
+    "ddim": Sampler(
+        EmbeddingDDIMScheduler, "Deterministic steps from one noise to one text.", settings=()
+    ),
     "ddpm": Sampler(
-        EmbeddingDDPMScheduler, "Fresh noise at each step.", {"variance_type": "fixed_small"}, settings=()
+        EmbeddingDDPMScheduler,
+        "Fresh noise at each step.",
+        {"variance_type": "fixed_small"},
+        settings=(),
     ),
     "dpm_solver": Sampler(
         EmbeddingDPMSolverScheduler,
@@ -136,6 +171,8 @@ EMBEDDINGS = {
         settings=(),
     ),
 }
+
+# By the `corruption` of a scheduler, or for models over word embeddings
 TABLES = {"absorbing": ABSORBING, "uniform": UNIFORM, "embeddings": EMBEDDINGS}
 OWN = "Draws from the reverse of the model's own noise."
 
@@ -155,6 +192,7 @@ def samplers_of(pipe: TextPipeline, component: str) -> dict[str, Sampler]:
     """As `samplers_for`, of one component that holds a scheduler."""
     scheduler = getattr(pipe, component)
     denoiser = getattr(pipe, component.replace("scheduler", "denoiser"))
+    # 1. The noise of the model, and what a stock scheduler of diffusers does not say of it
     if hasattr(scheduler, "alphas_cumprod"):
         kind = "embeddings"
         config = {"prediction_type": denoiser.config.prediction_type}
@@ -162,6 +200,7 @@ def samplers_of(pipe: TextPipeline, component: str) -> dict[str, Sampler]:
         kind = scheduler.corruption
         config = {}
     elif pipe.kind == "codes":
+        # The mask of a denoiser of codes comes after all codes.
         kind = "absorbing"
         config = {"mask_token_id": denoiser.config.vocab_size - 1}
     else:
@@ -169,15 +208,22 @@ def samplers_of(pipe: TextPipeline, component: str) -> dict[str, Sampler]:
         kind = adapter.corruption
         config = {"mask_token_id": adapter.mask_token_id, "vocab_size": adapter.vocab_size}
 
+    # 2. Its samplers; a kernel without a table has its own reverse process alone.
     table = TABLES.get(kind) or {"ancestral": Sampler(type(scheduler), OWN)}
-    return {name: replace(sampler, config={**scheduler.config, **config}) for name, sampler in table.items()}
+    return {
+        name: replace(sampler, config={**scheduler.config, **config})
+        for name, sampler in table.items()
+    }
 
 
 def current_sampler(pipe: TextPipeline) -> str | None:
     """The name under which `samplers_for` has the pipeline's own scheduler, if it has."""
     scheduler = getattr(pipe, pipe.scheduler_names[-1])
     for name, sampler in samplers_for(pipe).items():
-        has_preset = all(scheduler.config.get(key) == value for key, value in sampler.preset.items())
+        # Samplers of one class differ by their presets.
+        has_preset = all(
+            scheduler.config.get(key) == value for key, value in sampler.preset.items()
+        )
         if type(scheduler) is sampler.scheduler and has_preset:
             return name
     return None
@@ -193,16 +239,25 @@ def with_sampler(pipe: Any, name: str | None = None, **settings: Any) -> Any:
     Raises:
         ValueError: if there is no such sampler for this pipeline, or it has no such setting.
     """
-    known = samplers_for(pipe)
-    if name is not None and name not in known:
-        limit = f"one of {', '.join(known)}" if known else "left out, since this pipeline takes steps of its own"
+    samplers = samplers_for(pipe)
+    if name is not None and name not in samplers:
+        limit = (
+            f"one of {', '.join(samplers)}"
+            if samplers
+            else "left out, since this pipeline takes steps of its own"
+        )
         raise ValueError(f"`scheduler` must be {limit}, got {name!r}.")
 
+    # A shallow copy: the models, which are large, are shared.
     changed = copy.copy(pipe)
     if name is None and not settings:
         return changed
+
+    # A pipeline of two levels has a scheduler for each.
     for component in pipe.scheduler_names:
-        sampler = own_sampler(pipe, component) if name is None else samplers_of(pipe, component)[name]
+        sampler = (
+            own_sampler(pipe, component) if name is None else samplers_of(pipe, component)[name]
+        )
         setattr(changed, component, sampler.make(**settings))
     return changed
 
@@ -211,6 +266,7 @@ def own_sampler(pipe: TextPipeline, component: str) -> Sampler:
     """The scheduler of a component as it is."""
     scheduler: Any = getattr(pipe, component)
     stock = stock_class(scheduler)
+    # Schedulers of embeddings, and of pipelines with steps of their own, draw no tokens to shape.
     if hasattr(scheduler, "alphas_cumprod") or not pipe.draws_from_scheduler:
         settings = ()
     else:
@@ -221,6 +277,7 @@ def own_sampler(pipe: TextPipeline, component: str) -> Sampler:
 def most_steps(pipe: Any) -> int:
     """As many steps as there can be tokens, or codes, to write at once; no more than the scheduler has."""
     scheduler = getattr(pipe, pipe.scheduler_names[-1])
+    # Fine codes are the longest sequence that is written.
     if pipe.kind == "codes":
         longest = pipe.fine_denoiser.config.max_length
     else:

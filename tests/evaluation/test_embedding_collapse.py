@@ -1,7 +1,10 @@
 """Word embeddings that are trained with squared error alone fall together; each remedy keeps them apart."""
 
+import itertools
+
 import pytest
 import torch
+from conftest import mostly_slow, slow
 
 from text_diffusers.evaluation.embedding import embedding_health
 from text_diffusers.losses.embedding import (
@@ -22,10 +25,16 @@ def tables_before_and_after(remedy, normalize, steps=150):
     """(V, E) embeddings around a training on random words, with squared error and at most one remedy."""
     torch.manual_seed(0)
     sizes = {"embedding_dim": WIDTH, "hidden_size": 32, "num_layers": 1, "num_attention_heads": 2}
-    settings = {"self_conditioning": False, "normalize_embeddings": normalize, "train_embeddings": remedy != "frozen"}
+    settings = {
+        "self_conditioning": False,
+        "normalize_embeddings": normalize,
+        "train_embeddings": remedy != "frozen",
+    }
     model = EmbeddingTransformerModel(WORDS, num_train_timesteps=STEPS, **sizes | settings)
     torch.nn.init.normal_(model.token_embedding.weight)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=2e-2, weight_decay=0.0
+    )
     before = model.embedding_table().detach().clone()
     for _ in range(steps):
         ids, times = torch.randint(WORDS, (64, 4)), torch.randint(STEPS, (64,))
@@ -34,12 +43,18 @@ def tables_before_and_after(remedy, normalize, steps=150):
 
         def corrupt(clean, noise=noise, alpha=alpha):
             start = noisy_start(clean, ALPHAS[0], noise[0])
-            signal, sigma = (values.float().view(-1, 1, 1) for values in (alpha.sqrt(), (1 - alpha).sqrt()))
+            signal, sigma = (
+                values.float().view(-1, 1, 1) for values in (alpha.sqrt(), (1 - alpha).sqrt())
+            )
             return start, signal * start + sigma * noise[1]
 
         output = model(None, times, input_ids=ids, corrupt=corrupt)
-        target = prediction_target("sample", output.start, output.clean, noise[1], alpha, first=times == 0)
-        terms = diffusion_lm_loss(output.sample, target, output.start_logits, ids, output.start, ALPHAS[-1])
+        target = prediction_target(
+            "sample", output.start, output.clean, noise[1], alpha, first=times == 0
+        )
+        terms = diffusion_lm_loss(
+            output.sample, target, output.start_logits, ids, output.start, ALPHAS[-1]
+        )
         loss = terms.mse
         if remedy == "rounding":
             loss = loss + terms.rounding
@@ -51,7 +66,7 @@ def tables_before_and_after(remedy, normalize, steps=150):
     return before, model.embedding_table().detach()
 
 
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("normalize", [True, slow(False)])
 def test_squared_error_alone_makes_words_one(normalize):
     """Alone it is least where there is nothing to tell apart; with the remedies it may not get there."""
     before, after = (embedding_health(table) for table in tables_before_and_after(None, normalize))
@@ -59,8 +74,13 @@ def test_squared_error_alone_makes_words_one(normalize):
     assert after["nearest_distance"] < SIGMA_0 / 2
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("remedy", ["rounding", "anchor", "frozen"])
+@pytest.mark.parametrize(
+    "remedy, normalize",
+    mostly_slow(
+        itertools.product(["rounding", "anchor", "frozen"], [True, False]),
+        fast=[("rounding", True), ("anchor", False)],
+    ),
+)
 def test_each_remedy_keeps_words_apart(remedy, normalize):
     before, after = tables_before_and_after(remedy, normalize)
     assert torch.pdist(after).min() > 4 * SIGMA_0

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from datasets import Dataset
 from scipy.stats import norm
 from support.oracles import float64
@@ -39,7 +40,12 @@ class ExactDenoiser(EmbeddingTransformerModel):
     """Knows the words' probabilities: its prediction is the posterior mean, in any of the prediction types."""
 
     def __init__(self, source=SOURCE, alphas=ALPHAS, **changes):
-        sizes = {"hidden_size": 4, "num_layers": 1, "num_attention_heads": 1, "self_conditioning": False}
+        sizes = {
+            "hidden_size": 4,
+            "num_layers": 1,
+            "num_attention_heads": 1,
+            "self_conditioning": False,
+        }
         table = {"normalize_embeddings": False, "embedding_dim": source.table.shape[1]}
         settings = {"num_train_timesteps": len(alphas), "categorical_output": True} | changes
         super().__init__(len(source.probs), **sizes | table | settings)
@@ -54,7 +60,11 @@ class ExactDenoiser(EmbeddingTransformerModel):
         mean = (log_posterior.exp() @ self.source.table).to(noisy)
         signal, sigma = alpha.sqrt().to(noisy), (1 - alpha).sqrt().to(noisy)
         noise = (noisy - signal * mean) / sigma
-        prediction = {"sample": mean, "epsilon": noise, "v_prediction": signal * noise - sigma * mean}
+        prediction = {
+            "sample": mean,
+            "epsilon": noise,
+            "v_prediction": signal * noise - sigma * mean,
+        }
         logits = log_posterior if self.config.categorical_output else None
         outputs = {"clean": clean, "start": start, "noisy": noisy, "logits": logits}
         return SimpleNamespace(sample=prediction[self.config.prediction_type], **outputs)
@@ -63,8 +73,9 @@ class ExactDenoiser(EmbeddingTransformerModel):
 # The bound
 
 
-@pytest.mark.parametrize("alphas", [ALPHAS, float64(np.linspace(0.8, 0.5, STEPS))], ids=["to noise", "to half"])
-def test_the_estimated_bound_and_its_tenths_are_those_of_integration(alphas):
+@pytest.mark.parametrize("end", ["noise", slow("half")])
+def test_the_estimated_bound_and_its_tenths_are_those_of_integration(end):
+    alphas = ALPHAS if end == "noise" else float64(np.linspace(0.8, 0.5, STEPS))
     steps, prior = SOURCE.exact_steps(alphas)
     rows, model = SOURCE.rows(count=3000, length=4), ExactDenoiser(alphas=alphas)
     bound, error, by_noise = estimate_embedding_bound(model, ddpm(alphas), rows, num_times=4)
@@ -76,25 +87,31 @@ def test_the_estimated_bound_and_its_tenths_are_those_of_integration(alphas):
     np.testing.assert_allclose(by_noise, tenths, rtol=0.25, atol=0.02)
 
 
-@pytest.mark.parametrize("shortest", [8, 1])
+@pytest.mark.parametrize("shortest", [slow(8), 1])
 def test_the_standard_error_is_the_spread_over_other_rows_and_other_noise(shortest):
     model, scheduler = ExactDenoiser(), ddpm()
     estimates = [
-        estimate_embedding_bound(model, scheduler, SOURCE.rows(320, 8, seed, shortest), batch_size=32, seed=seed)
+        estimate_embedding_bound(
+            model, scheduler, SOURCE.rows(320, 8, seed, shortest), batch_size=32, seed=seed
+        )
         for seed in range(40)
     ]
     bounds, errors = np.array(estimates, dtype=object)[:, :2].astype(float).T
     # With 40 draws a ratio of 1 lies in (0.75, 1.3) with probability 0.98; the errors are estimates too.
     assert 0.7 < bounds.std(ddof=1) / np.sqrt(np.mean(errors**2)) < 1.4
     steps, prior = SOURCE.exact_steps(ALPHAS)
-    assert abs(bounds.mean() - float(steps.sum()) - prior) < 3.5 * bounds.std(ddof=1) / math.sqrt(40)
+    assert abs(bounds.mean() - float(steps.sum()) - prior) < 3.5 * bounds.std(ddof=1) / math.sqrt(
+        40
+    )
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_the_bound_does_not_depend_on_how_the_estimate_is_expressed(prediction_type):
     rows = SOURCE.rows(64, 3)
     got, want = (
-        estimate_embedding_bound(ExactDenoiser(prediction_type=kind, categorical_output=False), ddpm(), rows)
+        estimate_embedding_bound(
+            ExactDenoiser(prediction_type=kind, categorical_output=False), ddpm(), rows
+        )
         for kind in (prediction_type, "sample")
     )
     assert got.bound == pytest.approx(want.bound, rel=1e-4)
@@ -107,19 +124,33 @@ def test_without_categorical_output_words_are_read_off_the_estimate():
     denoised = denoise(model, batch, times, ALPHAS, [torch.Generator().manual_seed(0)])
     steps, _ = bound_terms(model, batch, times, ALPHAS, generators)
     logits = denoised.estimate @ SOURCE.table.float().T
-    torch.testing.assert_close(steps, reconstruction(logits, batch["input_ids"]).sum(dim=1).double())
+    torch.testing.assert_close(
+        steps, reconstruction(logits, batch["input_ids"]).sum(dim=1).double()
+    )
 
 
-@pytest.mark.parametrize("alphas", [ALPHAS, cosine_alphas(1), cosine_alphas(2), ddpm().alphas_cumprod])
+@pytest.mark.parametrize(
+    "alphas", [ALPHAS, cosine_alphas(1), cosine_alphas(2), ddpm().alphas_cumprod]
+)
 def test_every_timestep_can_be_drawn(alphas):
     probs = time_distribution(alphas)
-    assert probs.shape == alphas.shape and (probs > 0).all() and float(probs.sum()) == pytest.approx(1)
+    assert (
+        probs.shape == alphas.shape and (probs > 0).all() and float(probs.sum()) == pytest.approx(1)
+    )
 
 
 def make_model(**changes):
     torch.manual_seed(0)
-    sizes = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "max_length": 16}
-    model = EmbeddingTransformerModel(12, num_train_timesteps=STEPS, **sizes | {"pad_token_id": 11} | changes)
+    sizes = {
+        "embedding_dim": 8,
+        "hidden_size": 16,
+        "num_layers": 1,
+        "num_attention_heads": 2,
+        "max_length": 16,
+    }
+    model = EmbeddingTransformerModel(
+        12, num_train_timesteps=STEPS, **sizes | {"pad_token_id": 11} | changes
+    )
     for parameter in model.parameters():  # the zero-initialised layers would hide mistakes
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
@@ -135,18 +166,25 @@ def random_rows(count=8, length=6, padding=0, given=0):
     return Dataset.from_dict({name: values.tolist() for name, values in columns.items()})
 
 
-@pytest.mark.parametrize("changes", [{}, {"partial_noising": True}, {"prediction_type": "v_prediction"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"partial_noising": True}, {"prediction_type": "v_prediction"}]
+)
 def test_padding_neither_counts_nor_matters(changes):
     model, scheduler = make_model(**changes), ddpm()
     short, padded = (
-        estimate_embedding_bound(model, scheduler, random_rows(padding=padding, given=2), batch_size=4)
+        estimate_embedding_bound(
+            model, scheduler, random_rows(padding=padding, given=2), batch_size=4
+        )
         for padding in (0, 5)
     )
     assert short.bound == pytest.approx(padded.bound, rel=1e-4)
 
 
 def test_given_words_are_clean_and_free_for_a_model_that_can_be_given():
-    batch = {name: torch.tensor(values) for name, values in random_rows(4, given=2, padding=1).to_dict().items()}
+    batch = {
+        name: torch.tensor(values)
+        for name, values in random_rows(4, given=2, padding=1).to_dict().items()
+    }
     times = torch.tensor([0, 5, 12, 19])
 
     def generators():
@@ -169,17 +207,25 @@ def test_given_words_are_clean_and_free_for_a_model_that_can_be_given():
     assert (prior < 0.8 * whole[1]).all() and not torch.allclose(steps, whole[0])
 
     deaf = make_model(partial_noising=False)
-    for got, want in zip(*(bound_terms(deaf, b, times, ALPHAS, generators()) for b in (batch, bare)), strict=True):
+    for got, want in zip(
+        *(bound_terms(deaf, b, times, ALPHAS, generators()) for b in (batch, bare)), strict=True
+    ):
         torch.testing.assert_close(got, want)
 
 
 def test_bound_of_given_rows_is_per_token_that_counts():
     model = make_model(partial_noising=True, self_conditioning=False)
     torch.nn.init.zeros_(model.proj_out.weight)
-    torch.nn.init.zeros_(model.proj_out.bias)  # estimates 0 whatever it sees: each token costs the same, alone
-    bounds = [estimate_embedding_bound(model, ddpm(), random_rows(400, given=given)) for given in (0, 3)]
+    torch.nn.init.zeros_(
+        model.proj_out.bias
+    )  # estimates 0 whatever it sees: each token costs the same, alone
+    bounds = [
+        estimate_embedding_bound(model, ddpm(), random_rows(400, given=given)) for given in (0, 3)
+    ]
     for bound in bounds:
-        steps = 0.5 * (ALPHAS / (1 - ALPHAS)).diff().abs() * 8  # all embeddings have the squared length 8
+        steps = (
+            0.5 * (ALPHAS / (1 - ALPHAS)).diff().abs() * 8
+        )  # all embeddings have the squared length 8
         exact = float(steps.sum()) + math.log(12)
         assert bound.bound == pytest.approx(exact, abs=3.5 * bound.standard_error + 0.01)
 
@@ -188,7 +234,9 @@ def test_a_model_with_self_conditioning_sees_its_own_estimate_of_the_same_noise(
     model = make_model(self_conditioning=True)
     batch = {name: torch.tensor(values) for name, values in random_rows(4).to_dict().items()}
     times = torch.tensor([0, 5, 12, 19])
-    denoised = denoise(model, batch, times, ALPHAS, [torch.Generator().manual_seed(i) for i in range(4)])
+    denoised = denoise(
+        model, batch, times, ALPHAS, [torch.Generator().manual_seed(i) for i in range(4)]
+    )
     first = model(denoised.noisy, times).sample
     second = model(denoised.noisy, times, self_condition=first).sample
     torch.testing.assert_close(denoised.estimate, second)
@@ -233,7 +281,9 @@ def test_processes_share_the_batches_and_agree():
 
     def run(rank):
         accelerator = OneOfTwo(rank, parts, barrier)
-        results[rank] = estimate_embedding_bound(model, ddpm(), rows, batch_size=20, accelerator=accelerator)
+        results[rank] = estimate_embedding_bound(
+            model, ddpm(), rows, batch_size=20, accelerator=accelerator
+        )
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -241,13 +291,18 @@ def test_processes_share_the_batches_and_agree():
     for thread in threads:
         thread.join()
     for result in results:
-        assert result.bound == pytest.approx(alone.bound) and result.by_noise == pytest.approx(alone.by_noise)
+        assert result.bound == pytest.approx(alone.bound) and result.by_noise == pytest.approx(
+            alone.by_noise
+        )
         assert result.standard_error == pytest.approx(alone.standard_error)
 
 
 def test_a_scheduler_of_another_clock_is_refused():
     scheduler = ddpm(cosine_alphas(30))
-    with pytest.raises(ValueError, match="`scheduler` must be one with the model's `num_train_timesteps`=20, got 30"):
+    with pytest.raises(
+        ValueError,
+        match="`scheduler` must be one with the model's `num_train_timesteps`=20, got 30",
+    ):
         estimate_embedding_bound(make_model(), scheduler, random_rows())
     with pytest.raises(ValueError, match="`scheduler` must be one with"):
         rounding_accuracy(make_model(), scheduler, random_rows(), [3])
@@ -256,9 +311,13 @@ def test_a_scheduler_of_another_clock_is_refused():
 def test_rows_without_a_token_to_count_are_refused():
     model = make_model(partial_noising=True)
     rows = random_rows(given=6)
-    with pytest.raises(ValueError, match="`rows` must be rows with a token that is neither padding nor given"):
+    with pytest.raises(
+        ValueError, match="`rows` must be rows with a token that is neither padding nor given"
+    ):
         estimate_embedding_bound(model, ddpm(), rows)
-    with pytest.raises(ValueError, match="`rows` must be rows with a token that is neither padding nor given"):
+    with pytest.raises(
+        ValueError, match="`rows` must be rows with a token that is neither padding nor given"
+    ):
         rounding_accuracy(model, ddpm(), rows, [3])
 
 
@@ -277,9 +336,15 @@ def test_rounding_accuracies_are_those_of_the_normal_distribution():
         nearest = norm.cdf(halfway)
         shift = math.log(4) / (2 * halfway)  # the more frequent word wins until the odds are even
         best = share * norm.cdf(halfway + shift) + (1 - share) * norm.cdf(halfway - shift)
-        assert result.timestep == timestep and result.noise_level == pytest.approx(math.sqrt(1 - alpha))
-        assert result.input_accuracy == pytest.approx(nearest, abs=4 * math.sqrt(nearest * (1 - nearest) / 10_000))
-        assert result.model_accuracy == pytest.approx(best, abs=4 * math.sqrt(best * (1 - best) / 10_000))
+        assert result.timestep == timestep and result.noise_level == pytest.approx(
+            math.sqrt(1 - alpha)
+        )
+        assert result.input_accuracy == pytest.approx(
+            nearest, abs=4 * math.sqrt(nearest * (1 - nearest) / 10_000)
+        )
+        assert result.model_accuracy == pytest.approx(
+            best, abs=4 * math.sqrt(best * (1 - best) / 10_000)
+        )
     assert results[2].model_accuracy > results[2].input_accuracy + 0.05
 
 
@@ -289,7 +354,9 @@ def test_given_words_do_not_raise_the_rounding_accuracy():
         rounding_accuracy(make_model(partial_noising=partial), ddpm(), rows, [19])[0].input_accuracy
         for partial in (True, False)
     ]
-    assert results == pytest.approx([1 / 11, 1 / 11], abs=0.06)  # all noise: one of the words that are not padding
+    assert results == pytest.approx(
+        [1 / 11, 1 / 11], abs=0.06
+    )  # all noise: one of the words that are not padding
 
 
 @pytest.mark.parametrize("timestep", [-1, STEPS])
@@ -304,10 +371,17 @@ def test_the_picture_shows_both_accuracies(tmp_path):
     results = rounding_accuracy(ExactDenoiser(), ddpm(), SOURCE.rows(50, 4), [19, 0, 9])
     flat = [result._replace(model_accuracy=0.0) for result in results]
     pictures = [
-        plot_rounding(values, tmp_path / f"{i}.png") for i, values in enumerate((results, results[::-1], flat))
+        plot_rounding(values, tmp_path / f"{i}.png")
+        for i, values in enumerate((results, results[::-1], flat))
     ]
-    first, reordered, changed = (np.asarray(Image.open(picture).convert("RGB")) for picture in pictures)
-    assert first.shape[0] > 300 and np.array_equal(first, reordered) and not np.array_equal(first, changed)
+    first, reordered, changed = (
+        np.asarray(Image.open(picture).convert("RGB")) for picture in pictures
+    )
+    assert (
+        first.shape[0] > 300
+        and np.array_equal(first, reordered)
+        and not np.array_equal(first, changed)
+    )
     with pytest.raises(ValueError, match="`accuracies` must hold at least one timestep, got none"):
         plot_rounding([], tmp_path / "none.png")
 
@@ -319,7 +393,9 @@ def test_health_of_a_simplex_is_known():
     """V orthogonal rows of length r lie r sqrt(2) apart, and centred they fill V - 1 dimensions evenly."""
     rotation = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(0)))[0]
     health = embedding_health(3 * rotation[:5])
-    assert health == pytest.approx({"norm": 3, "nearest_distance": 3 * 2**0.5, "effective_rank": 4}, rel=1e-5)
+    assert health == pytest.approx(
+        {"norm": 3, "nearest_distance": 3 * 2**0.5, "effective_rank": 4}, rel=1e-5
+    )
 
 
 def test_nearest_distance_is_the_mean_over_words():
@@ -337,5 +413,7 @@ def test_health_tells_a_line_and_a_point_from_a_cloud():
 
 
 def test_health_needs_two_words():
-    with pytest.raises(ValueError, match=r"`table` must be \(V, E\) with at least two rows, got \(1, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"`table` must be \(V, E\) with at least two rows, got \(1, 4\)"
+    ):
         embedding_health(torch.ones(1, 4))

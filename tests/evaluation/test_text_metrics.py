@@ -37,7 +37,9 @@ class Bigrams(nn.Module):
         assert not self.training
         self.largest_batch = max(self.largest_batch, len(input_ids))
         logits = self.log_probs[input_ids] + 3.0  # logits need not be normalised
-        logits = torch.where(attention_mask[..., None].bool(), logits, torch.tensor([50.0, -50.0, -50.0]).double())
+        logits = torch.where(
+            attention_mask[..., None].bool(), logits, torch.tensor([50.0, -50.0, -50.0]).double()
+        )
         return SimpleNamespace(logits=logits)
 
 
@@ -46,7 +48,10 @@ def spell(texts):
 
 
 def exact_nats(text):
-    return -sum(math.log(P[LETTERS.index(a), LETTERS.index(b)]) for a, b in zip(text, text[1:], strict=False))
+    return -sum(
+        math.log(P[LETTERS.index(a), LETTERS.index(b)])
+        for a, b in zip(text, text[1:], strict=False)
+    )
 
 
 TEXTS = ["abcc", "ba", "cccccab", "aac", "bcbcbcbcba"]
@@ -74,7 +79,9 @@ def test_texts_without_a_second_token_are_skipped_and_counted():
     found = generative_perplexity(["", "a", "ab", "c"], Bigrams(), spell)
     np.testing.assert_allclose(found.perplexity, 1 / 0.6, rtol=1e-6)
     assert (found.num_tokens, found.num_skipped) == (1, 3)
-    with pytest.raises(ValueError, match="`texts` must hold a text of at least two tokens, got none among 2"):
+    with pytest.raises(
+        ValueError, match="`texts` must hold a text of at least two tokens, got none among 2"
+    ):
         generative_perplexity(["a", ""], Bigrams(), spell)
     with pytest.raises(ValueError, match="`texts`"):
         generative_perplexity([], Bigrams(), spell)
@@ -104,7 +111,9 @@ def test_entropy_is_that_of_each_texts_own_frequencies():
     assert token_entropy([[3, 3, 3], [4, 4]]) == 0.0  # pooled, it would not be
     rows = np.random.default_rng(0).integers(0, 5, size=(20, 30)).tolist()
     frequencies = [np.array(list(Counter(row).values())) / 30 for row in rows]
-    np.testing.assert_allclose(token_entropy(rows), np.mean([-(f * np.log(f)).sum() for f in frequencies]))
+    np.testing.assert_allclose(
+        token_entropy(rows), np.mean([-(f * np.log(f)).sum() for f in frequencies])
+    )
     with pytest.raises(ValueError, match="`token_lists`"):
         token_entropy([])
 
@@ -142,8 +151,13 @@ def test_minimum_bayes_risk_picks_the_candidate_of_the_highest_mean_bleu_with_th
     generator = np.random.default_rng(0)
     picked = []
     for _ in range(30):
-        texts = [" ".join(generator.choice(list("aab"), size=generator.integers(1, 9))) for _ in range(6)]
-        means = [sum(sentence_bleu(t, r) for j, r in enumerate(texts) if j != i) for i, t in enumerate(texts)]
+        texts = [
+            " ".join(generator.choice(list("aab"), size=generator.integers(1, 9))) for _ in range(6)
+        ]
+        means = [
+            sum(sentence_bleu(t, r) for j, r in enumerate(texts) if j != i)
+            for i, t in enumerate(texts)
+        ]
         picked.append(minimum_bayes_risk(texts))
         assert means[picked[-1]] == pytest.approx(max(means))
     assert len(set(picked)) > 3
@@ -167,7 +181,10 @@ def test_minimum_bayes_risk_says_what_to_install(monkeypatch):
 def test_self_bleu_is_the_mean_bleu_of_each_text_against_all_others():
     generator = np.random.default_rng(1)
     for vocabulary in ("aab", "abcdefgh"):
-        texts = [" ".join(generator.choice(list(vocabulary), size=generator.integers(1, 12))) for _ in range(12)]
+        texts = [
+            " ".join(generator.choice(list(vocabulary), size=generator.integers(1, 12)))
+            for _ in range(12)
+        ]
         each = [sentence_bleu(text, *texts[:i], *texts[i + 1 :]) for i, text in enumerate(texts)]
         assert self_bleu(texts) == pytest.approx(100 * sum(each) / 12)
         assert self_bleu(texts, max_texts=5) == pytest.approx(self_bleu(texts[:5]))

@@ -31,8 +31,14 @@ class BagOfPlaces(torch.nn.Module):
     def __init__(self, weight, bias):
         super().__init__()
         length, vocab_size, _ = weight.shape
-        self.weight, self.bias, self.length = torch.nn.Parameter(weight), torch.nn.Parameter(bias), length
-        self.embedding = torch.nn.Embedding.from_pretrained(torch.eye(vocab_size, dtype=weight.dtype))
+        self.weight, self.bias, self.length = (
+            torch.nn.Parameter(weight),
+            torch.nn.Parameter(bias),
+            length,
+        )
+        self.embedding = torch.nn.Embedding.from_pretrained(
+            torch.eye(vocab_size, dtype=weight.dtype)
+        )
         self.asked, self.times = [], []
 
     def get_input_embeddings(self):
@@ -44,7 +50,9 @@ class BagOfPlaces(torch.nn.Module):
             inputs_embeds = self.embedding(input_ids)
         self.times.append(timestep)
         real = attention_mask.unsqueeze(-1).to(inputs_embeds)
-        logits = self.bias + torch.einsum("blv,lvc->bc", inputs_embeds * real, self.weight[: inputs_embeds.shape[1]])
+        logits = self.bias + torch.einsum(
+            "blv,lvc->bc", inputs_embeds * real, self.weight[: inputs_embeds.shape[1]]
+        )
         return type("Output", (), {"logits": logits})
 
 
@@ -63,7 +71,12 @@ class UnnormalisedGuidance(ClassifierGuidance):
 
 def make_state(tokens, is_open, **changes):
     real = changes.pop("attention_mask", torch.ones_like(tokens))
-    fields = {"starts": [1] * len(tokens), "timestep": 0.5, "progress": 0.0, "last": False} | changes
+    fields = {
+        "starts": [1] * len(tokens),
+        "timestep": 0.5,
+        "progress": 0.0,
+        "last": False,
+    } | changes
     return TextState(tokens, is_open, ~is_open & real.bool(), real, **fields)
 
 
@@ -72,7 +85,9 @@ def noisy():
     """Three texts of five tokens out of five and a mask, with what is open in each, and log p(x_s | x_t)."""
     tokens = torch.tensor([[0, 5, 2, 5, 1], [0, 3, 5, 4, 4], [0, 5, 5, 5, 5]])
     state = make_state(tokens, tokens == 5, mask_token_id=5)
-    logits = torch.randn(7, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).log_softmax(dim=-1)
+    logits = torch.randn(
+        7, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    ).log_softmax(dim=-1)
     return state, logits
 
 
@@ -83,7 +98,9 @@ def noisy():
 @pytest.mark.parametrize("case", golden_cases("cfg", "dcbg"), ids=lambda case: case["name"])
 def test_tilted_steps_are_the_golden_ones(case, order):
     inputs = case["inputs"]
-    classifier = BagOfPlaces(float64(inputs["classifier_weight"]), float64(inputs["classifier_bias"]))
+    classifier = BagOfPlaces(
+        float64(inputs["classifier_weight"]), float64(inputs["classifier_bias"])
+    )
     control = ClassifierGuidance(classifier, inputs["label"], float(inputs["gamma"]), order)
     tokens, rows = torch.tensor(inputs["xt"]), []
     for row in range(len(tokens)):  # each row has a step of its own
@@ -93,7 +110,9 @@ def test_tilted_steps_are_the_golden_ones(case, order):
             scheduler = D3PMAbsorbingScheduler(inputs["mask_id"], **settings)
             is_open = tokens[row : row + 1] == inputs["mask_id"]
         else:
-            scheduler = D3PMUniformScheduler(inputs["vocab_size"], reverse_rule="plug_in", **settings)
+            scheduler = D3PMUniformScheduler(
+                inputs["vocab_size"], reverse_rule="plug_in", **settings
+            )
             is_open = torch.ones_like(tokens[row : row + 1], dtype=torch.bool)
         scheduler.set_timesteps(3)
         sample = tokens[row : row + 1]
@@ -101,7 +120,9 @@ def test_tilted_steps_are_the_golden_ones(case, order):
         state = make_state(sample, is_open, mask_token_id=inputs["mask_id"], starts=[0])
         guided = control(reverse[is_open].log(), state)
         rows.append(reverse.index_put((is_open,), guided.softmax(dim=-1)))
-    assert_golden(torch.cat(rows), case["outputs"]["p_exact" if order == "exact" else "p_first_order"], case)
+    assert_golden(
+        torch.cat(rows), case["outputs"]["p_exact" if order == "exact" else "p_first_order"], case
+    )
 
 
 @pytest.mark.parametrize("candidates", [None, 2])
@@ -139,7 +160,9 @@ def test_only_neighbours_at_one_open_place_are_asked_for_and_not_too_many_at_onc
     ClassifierGuidance(classifier, 1, order="exact")(logits.repeat(copies, 1), many)
     assert max(len(asked) for asked in classifier.asked) <= ROWS_AT_A_TIME < 7 * 5 * copies
     asked = torch.cat(classifier.asked)[len(many.tokens) :]
-    assert len(asked) == 7 * 5 * copies  # five values that differ from the present one at each open place
+    assert (
+        len(asked) == 7 * 5 * copies
+    )  # five values that differ from the present one at each open place
     texts = many.tokens[many.open.nonzero()[:, 0]].repeat_interleave(5, dim=0)
     changed = asked != texts
     assert (changed.sum(dim=1) == 1).all()
@@ -150,7 +173,11 @@ def test_candidates_are_asked_for_and_the_others_gain_the_first_order(noisy):
     state, logits = noisy
     exact, first, some = (
         ClassifierGuidance(bag(), 1, 1.0, **settings)(logits, state)
-        for settings in ({"order": "exact"}, {"order": "first"}, {"order": "exact", "candidates": 3})
+        for settings in (
+            {"order": "exact"},
+            {"order": "first"},
+            {"order": "exact", "candidates": 3},
+        )
     )
     likeliest = torch.zeros_like(logits, dtype=torch.bool).scatter(1, logits.topk(3).indices, True)
     torch.testing.assert_close(some, torch.where(likeliest, exact, first))
@@ -186,7 +213,9 @@ def test_scale_0_and_texts_without_label_are_not_guided(noisy, control):
 CONTROLS = {
     "first": lambda classifier, labels: ClassifierGuidance(classifier, labels, 2.0),
     "exact": lambda classifier, labels: ClassifierGuidance(classifier, labels, 2.0, "exact"),
-    "clean": lambda classifier, labels: CleanClassifierGuidance(classifier, labels, 2.0, temperature=0.7, steps=3),
+    "clean": lambda classifier, labels: CleanClassifierGuidance(
+        classifier, labels, 2.0, temperature=0.7, steps=3
+    ),
 }
 
 
@@ -217,11 +246,16 @@ def test_labels_may_be_names(noisy):
     state, logits = noisy
     own = text_classifier(6, labels=["bad", "good"])
     torch.testing.assert_close(
-        ClassifierGuidance(own, "good")(logits, state), ClassifierGuidance(own, 1)(logits, state), rtol=0, atol=0
+        ClassifierGuidance(own, "good")(logits, state),
+        ClassifierGuidance(own, 1)(logits, state),
+        rtol=0,
+        atol=0,
     )
     named = CleanClassifierGuidance(bert(6), ["LABEL_2", None, "LABEL_0"])
     assert named.labels == [2, None, 0]
-    with pytest.raises(ValueError, match="`labels` must be .* among the names .*'bad', 'good'.* got 'ugly'"):
+    with pytest.raises(
+        ValueError, match="`labels` must be .* among the names .*'bad', 'good'.* got 'ugly'"
+    ):
         ClassifierGuidance(own, "ugly")
 
 
@@ -272,7 +306,9 @@ def test_the_first_order_is_the_slope_of_a_transformer_at_the_present_token():
         towards = torch.zeros_like(one_hot)
         towards[0, place, value] += h
         towards[0, place, 6] -= h
-        slope = (control.log_prob(one_hot + towards, state) - control.log_prob(one_hot - towards, state)) / (2 * h)
+        slope = (
+            control.log_prob(one_hot + towards, state) - control.log_prob(one_hot - towards, state)
+        ) / (2 * h)
         assert float(gains[n, value]) == pytest.approx(slope.item(), abs=1e-6)
 
 
@@ -286,7 +322,9 @@ def test_a_classifier_over_embeddings_scores_latents_with_a_gradient():
     (gradient,) = torch.autograd.grad(got.sum(), latents)
     assert (gradient[0] != 0).all() and (gradient[1] == 0).all()
     state = make_state(torch.zeros(1, 5, dtype=torch.long), torch.ones(1, 5, dtype=torch.bool))
-    with pytest.raises(ValueError, match="`classifier` must read tokens, got one that reads latents"):
+    with pytest.raises(
+        ValueError, match="`classifier` must read tokens, got one that reads latents"
+    ):
         ClassifierGuidance(classifier, 1)(torch.zeros(5, 8), state)
 
 
@@ -295,14 +333,23 @@ def test_a_classifier_over_embeddings_scores_latents_with_a_gradient():
 
 def bert(vocab_size, model=BertForSequenceClassification):
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    module = model(BertConfig(vocab_size=vocab_size, max_position_embeddings=16, num_labels=3, **sizes)).double()
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    module = model(
+        BertConfig(vocab_size=vocab_size, max_position_embeddings=16, num_labels=3, **sizes)
+    ).double()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return module.eval()
 
 
-@pytest.mark.parametrize("make", [bert, lambda size: text_classifier(size, num_classes=3)], ids=["bert", "own"])
+@pytest.mark.parametrize(
+    "make", [bert, lambda size: text_classifier(size, num_classes=3)], ids=["bert", "own"]
+)
 def test_a_classifier_of_clean_text_says_of_one_hot_text_what_it_says_of_tokens(noisy, make):
     state, _ = noisy
     classifier = make(6)
@@ -310,11 +357,15 @@ def test_a_classifier_of_clean_text_says_of_one_hot_text_what_it_says_of_tokens(
     got = CleanClassifierGuidance(classifier, [0, 2, 1]).log_prob(
         torch.nn.functional.one_hot(tokens, 6).double(), state
     )
-    want = classifier(input_ids=tokens, attention_mask=state.attention_mask).logits.log_softmax(dim=-1)
+    want = classifier(input_ids=tokens, attention_mask=state.attention_mask).logits.log_softmax(
+        dim=-1
+    )
     torch.testing.assert_close(got, want[range(3), [0, 2, 1]])
 
 
-@pytest.mark.parametrize("make", [bert, lambda size: text_classifier(size, num_classes=3)], ids=["bert", "own"])
+@pytest.mark.parametrize(
+    "make", [bert, lambda size: text_classifier(size, num_classes=3)], ids=["bert", "own"]
+)
 def test_more_scale_makes_the_label_likelier(noisy, make):
     state, logits = noisy
     classifier = make(6)
@@ -379,7 +430,9 @@ def test_style_guidance_turns_each_text_to_its_own_style(noisy):
     guided = StyleGuidance(encoder, targets, scale=5.0)(logits, state)
     control = StyleGuidance(encoder, targets)
     before, after = (
-        control.log_prob(soft_text(x.index_fill(1, torch.tensor(5), -torch.inf).softmax(dim=-1), state), state)
+        control.log_prob(
+            soft_text(x.index_fill(1, torch.tensor(5), -torch.inf).softmax(dim=-1), state), state
+        )
         for x in (logits, guided)
     )
     assert (after > before).all()
@@ -422,13 +475,19 @@ def test_what_does_not_fit_the_texts_is_refused(noisy):
         ClassifierGuidance(bag(), 3)(logits, state)
     with pytest.raises(ValueError, match="`labels` must be one for each of the 3 texts, got 2"):
         CleanClassifierGuidance(bag(), [0, 1])(logits, state)
-    with pytest.raises(ValueError, match="`classifier` must have 6 tokens, those of the text, got 7"):
+    with pytest.raises(
+        ValueError, match="`classifier` must have 6 tokens, those of the text, got 7"
+    ):
         CleanClassifierGuidance(bag(vocab_size=7), 1)(logits, state)
-    with pytest.raises(ValueError, match="`classifier` must have at least 6 tokens, for those of the text, got 5"):
+    with pytest.raises(
+        ValueError, match="`classifier` must have at least 6 tokens, for those of the text, got 5"
+    ):
         ClassifierGuidance(bag(vocab_size=5), 1)(logits, state)
     with pytest.raises(ValueError, match="`classifier` must be of whole texts"):
         CleanClassifierGuidance(text_classifier(6, per_token=True), 1)(logits, state)
-    with pytest.raises(ValueError, match="`target` must be of the 16 features of the encoder, got 8"):
+    with pytest.raises(
+        ValueError, match="`target` must be of the 16 features of the encoder, got 8"
+    ):
         StyleGuidance(bert(6, BertModel), torch.ones(8))(logits, state)
     with pytest.raises(ValueError, match="`encoder` must have 6 tokens, those of the text, got 9"):
         StyleGuidance(bert(9, BertModel), torch.ones(16))(logits, state)

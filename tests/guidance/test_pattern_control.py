@@ -44,14 +44,18 @@ def two_texts():
     """One text after a start token with a known token, one after a source; the second is padded."""
     tokens = [[2, 0, 3, 0, 0], [1, 2, 0, 0, 2]]
     is_open = [[0, 1, 0, 1, 0], [0, 0, 1, 1, 0]]
-    return make_state(tokens, is_open, [1, 2], attention_mask=torch.tensor([[1] * 5, [1] * 4 + [0]]))
+    return make_state(
+        tokens, is_open, [1, 2], attention_mask=torch.tensor([[1] * 5, [1] * 4 + [0]])
+    )
 
 
 @pytest.fixture
 def tagger(tokenizer):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_layers": 2, "num_attention_heads": 2, "max_length": 32}
-    model = TextClassifierModel(len(tokenizer), 3, per_token=True, labels=["DET", "NOUN", "VERB"], **sizes)
+    model = TextClassifierModel(
+        len(tokenizer), 3, per_token=True, labels=["DET", "NOUN", "VERB"], **sizes
+    )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
@@ -80,7 +84,9 @@ def enumerated(probs, state, row, token_tags, pattern, scale):
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_a_pattern_tilts_to_the_exact_marginals_of_texts_with_its_tags(token_tags, scale, monkeypatch):
+def test_a_pattern_tilts_to_the_exact_marginals_of_texts_with_its_tags(
+    token_tags, scale, monkeypatch
+):
     monkeypatch.setattr(Control, "tilt", lambda *_: pytest.fail("it is not of first order"))
     state, pattern = make_state([[2, 0, 0, 0]], [[0, 1, 1, 1]]), [1, 0, 2]
     logits = random_logits(state, 4)
@@ -106,15 +112,23 @@ def test_the_log_probability_of_a_pattern_is_that_of_all_its_texts(token_tags, t
 def test_the_slope_of_the_log_probability_of_a_pattern_is_the_tilt(token_tags, two_texts):
     control, logits = PatternControl(token_tags, [1, 2]), random_logits(two_texts, 4)
     probs = logits.softmax(dim=-1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda p: control.log_prob(soft_text(p, two_texts), two_texts), probs)
-    (slope,) = torch.autograd.grad(control.log_prob(soft_text(probs, two_texts), two_texts).sum(), probs)
+    assert torch.autograd.gradcheck(
+        lambda p: control.log_prob(soft_text(p, two_texts), two_texts), probs
+    )
+    (slope,) = torch.autograd.grad(
+        control.log_prob(soft_text(probs, two_texts), two_texts).sum(), probs
+    )
     tagged = [0, 2, 3]  # the second open token of the first text comes after the pattern
-    torch.testing.assert_close((probs * slope)[tagged], control(logits, two_texts).softmax(dim=-1)[tagged])
+    torch.testing.assert_close(
+        (probs * slope)[tagged], control(logits, two_texts).softmax(dim=-1)[tagged]
+    )
     assert torch.equal(control(logits, two_texts)[1], logits[1]) and not slope[1].any()
 
 
 def test_a_text_without_any_chance_has_a_finite_log_probability_and_slope(token_tags):
-    state = make_state([[2, 1, 0]], [[0, 0, 1]])  # token 1 is given, and is no whole word at the start
+    state = make_state(
+        [[2, 1, 0]], [[0, 0, 1]]
+    )  # token 1 is given, and is no whole word at the start
     probs = torch.tensor([[0.0, 0.0, 1.0, 0.0]], requires_grad=True)
     found = PatternControl(token_tags, [0, 0]).log_prob(soft_text(probs, state), state)
     (slope,) = torch.autograd.grad(found.sum(), probs)
@@ -127,7 +141,10 @@ def test_patterns_of_their_own_do_not_leak_between_rows(token_tags, two_texts):
     alone = make_state([state.tokens[1, :4].tolist()], [state.open[1, :4].tolist()], [2])
     own = PatternControl(token_tags, [2, 0])
     torch.testing.assert_close(own(logits[2:], alone), control(logits, state)[2:])
-    soft = [soft_text(values.softmax(dim=-1), texts) for values, texts in ((logits, state), (logits[2:], alone))]
+    soft = [
+        soft_text(values.softmax(dim=-1), texts)
+        for values, texts in ((logits, state), (logits[2:], alone))
+    ]
     torch.testing.assert_close(own.log_prob(soft[1], alone)[0], control.log_prob(soft[0], state)[1])
     other = PatternControl(token_tags, [[0, 1, 2], [1, 1]])(logits, state)
     assert torch.equal(other[:2], control(logits, state)[:2])
@@ -142,7 +159,9 @@ def test_a_pattern_never_excludes_all_tokens_of_a_place(token_tags):
     logits[0, 1], logits[1, 2] = 0.5, -0.5  # the tokens that are no whole words there
     got = PatternControl(token_tags, [1, 1])(logits, state)
     assert torch.equal(got > -torch.inf, logits > -torch.inf)
-    impossible = TokenTags(torch.tensor([[0.0, -torch.inf]] * 4), [], WHOLE)  # a tag that no token has
+    impossible = TokenTags(
+        torch.tensor([[0.0, -torch.inf]] * 4), [], WHOLE
+    )  # a tag that no token has
     got = PatternControl(impossible, [1, 0])(torch.zeros(2, 4), state)
     assert torch.equal(got > -torch.inf, WHOLE) and not got.isnan().any()
 
@@ -174,17 +193,26 @@ def test_patterns_that_do_not_fit_are_refused(token_tags, two_texts):
             PatternControl(token_tags, pattern)
     with pytest.raises(ValueError, match="`scale` must be at least 0, got -1"):
         PatternControl(token_tags, [0], scale=-1)
-    for act in (lambda c: c(logits, two_texts), lambda c: c.log_prob(torch.ones(2, 5, 4), two_texts)):
-        with pytest.raises(ValueError, match="`pattern` must be at most as long as its text, 2 tokens, got 3"):
+    for act in (
+        lambda c: c(logits, two_texts),
+        lambda c: c.log_prob(torch.ones(2, 5, 4), two_texts),
+    ):
+        with pytest.raises(
+            ValueError, match="`pattern` must be at most as long as its text, 2 tokens, got 3"
+        ):
             act(PatternControl(token_tags, [0] * 3))
-        with pytest.raises(ValueError, match="`pattern` must be one for each of the 2 texts, got 1"):
+        with pytest.raises(
+            ValueError, match="`pattern` must be one for each of the 2 texts, got 1"
+        ):
             act(PatternControl(token_tags, [[0, 1]]))
     control = PatternControl(token_tags, [0, 1])
     for wide in (
         lambda: control(torch.zeros(4, 6), two_texts),
         lambda: control.log_prob(torch.ones(2, 5, 6), two_texts),
     ):
-        with pytest.raises(ValueError, match="`token_tags` must have 6 tokens, those of the text, got 4"):
+        with pytest.raises(
+            ValueError, match="`token_tags` must have 6 tokens, those of the text, got 4"
+        ):
             wide()
 
 
@@ -196,7 +224,9 @@ def test_tags_that_do_not_fit_their_tokens_are_refused():
         TokenTags(log_probs, ["A"], WHOLE)
     first_only = TokenTags(log_probs, ["A", "B"], WHOLE & torch.tensor([[True], [False]]))
     assert PatternControl(first_only, ["B"]).patterns == [[1]]
-    with pytest.raises(ValueError, match=r"`token_tags` must be of texts with whole words, got \[3, 0\]"):
+    with pytest.raises(
+        ValueError, match=r"`token_tags` must be of texts with whole words, got \[3, 0\]"
+    ):
         PatternControl(first_only, ["B", "A"])
 
 
@@ -248,7 +278,13 @@ def test_tags_of_tokens_are_means_over_their_occurrences(pieces_tokenizer, batch
     found = tag_tokens(tagger, pieces_tokenizer, TEXTS, smoothing=0.5, batch_size=batch_size)
     assert len(tagger.sizes) == math.ceil(4 / batch_size)
     overall = (4 * 0.5 + 3 * 0.9 + 7 * 0.2) / 14
-    sums = {"a": (0.9 + 0.2 + 0.9, 3), "cat": (2.0, 4), "##s": (0.2, 1), "aw": (0.9 + 0.2, 2), "##ful": (0.4, 2)}
+    sums = {
+        "a": (0.9 + 0.2 + 0.9, 3),
+        "cat": (2.0, 4),
+        "##s": (0.2, 1),
+        "aw": (0.9 + 0.2, 2),
+        "##ful": (0.4, 2),
+    }
     sums |= {".": (0.4, 2), "[MASK]": (0, 0)}
     for piece, (total, occurrences) in sums.items():
         first = (total + 0.5 * overall) / (occurrences + 0.5)
@@ -256,18 +292,28 @@ def test_tags_of_tokens_are_means_over_their_occurrences(pieces_tokenizer, batch
         torch.testing.assert_close(got, torch.tensor([first, 1 - first]))
     assert found.labels == ["A", "B"]
     unsmoothed = tag_tokens(tagger, pieces_tokenizer, TEXTS, smoothing=1e-9)
-    torch.testing.assert_close(unsmoothed.log_probs[PIECES.index("a"), 0].exp(), torch.tensor(2 / 3))
+    torch.testing.assert_close(
+        unsmoothed.log_probs[PIECES.index("a"), 0].exp(), torch.tensor(2 / 3)
+    )
 
 
 def test_whole_words_are_those_that_are_mostly_not_continued(pieces_tokenizer):
     def whole(texts):
-        return [names_of(row) for row in tag_tokens(PlaceTagger(), pieces_tokenizer, texts).whole_words]
+        return [
+            names_of(row) for row in tag_tokens(PlaceTagger(), pieces_tokenizer, texts).whole_words
+        ]
 
-    assert whole(TEXTS) == [{"a", "cat"}, {"a", "cat", "."}]  # "cat" is continued once in three times within a text
+    assert whole(TEXTS) == [
+        {"a", "cat"},
+        {"a", "cat", "."},
+    ]  # "cat" is continued once in three times within a text
     assert whole([*TEXTS, "a cats"]) == [{"a", "cat"}, {"a", "cat", "."}]
     assert whole([*TEXTS, "a cats", "a cats"]) == [{"a", "cat"}, {"a", "."}]
     assert whole(["awful", "cats a", "a awful"]) == [{"a"}, {"a"}]
-    assert whole(["a b [MASK] [BOS]"]) == [{"a"}, set()]  # special tokens are none, nor what spells their names
+    assert whole(["a b [MASK] [BOS]"]) == [
+        {"a"},
+        set(),
+    ]  # special tokens are none, nor what spells their names
 
 
 def test_what_is_cut_off_a_text_does_not_count_but_continues_words(pieces_tokenizer):
@@ -281,7 +327,9 @@ def test_what_is_cut_off_a_text_does_not_count_but_continues_words(pieces_tokeni
 
 
 def test_a_taggers_own_probabilities_are_averaged(tokenizer, tagger):
-    found = tag_tokens(tagger, tokenizer, [*SENTENCES, ""], smoothing=1e-6, batch_size=3, max_length=32)
+    found = tag_tokens(
+        tagger, tokenizer, [*SENTENCES, ""], smoothing=1e-6, batch_size=3, max_length=32
+    )
     totals, counts = torch.zeros(len(tokenizer), 3), torch.zeros(len(tokenizer))
     for ids in tokenizer(SENTENCES, add_special_tokens=False)["input_ids"]:
         shown = [tokenizer.bos_token_id, *ids][:32]
@@ -306,15 +354,25 @@ def test_a_blank_is_no_word(tokenizer, tagger):
 
 
 def test_texts_and_taggers_that_give_no_tags_are_refused(pieces_tokenizer, tokenizer, tagger):
-    settings = [{"texts": []}, {"texts": "a cat"}, {"texts": [" "]}, {"smoothing": 0.0}, {"smoothing": math.inf}]
+    settings = [
+        {"texts": []},
+        {"texts": "a cat"},
+        {"texts": [" "]},
+        {"smoothing": 0.0},
+        {"smoothing": math.inf},
+    ]
     for change in (*settings, {"max_length": 1}, {"max_length": 4.0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match=f"`{next(iter(change))}` must be"):
             tag_tokens(PlaceTagger(), pieces_tokenizer, **{"texts": TEXTS} | change)
-    with pytest.raises(ValueError, match="`tagger` must have at least 9 tokens, for those of the text, got 8"):
+    with pytest.raises(
+        ValueError, match="`tagger` must have at least 9 tokens, for those of the text, got 8"
+    ):
         tag_tokens(PlaceTagger(8), pieces_tokenizer, TEXTS)
     sizes = {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
     of_texts = TextClassifierModel(len(tokenizer), **sizes)
-    with pytest.raises(ValueError, match=r"`tagger` must be of tokens, with logits \(B, L, C\), got \(4, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"`tagger` must be of tokens, with logits \(B, L, C\), got \(4, 2\)"
+    ):
         tag_tokens(of_texts.eval(), tokenizer, SENTENCES)
     training = TextClassifierModel(len(tokenizer), per_token=True, dropout=0.1, **sizes)
     with pytest.raises(ValueError, match="`tagger` must be in evaluation mode"):
@@ -356,10 +414,16 @@ def test_a_random_model_writes_whole_words_only_one_a_tag(tokenizer, sentence_ta
     pattern, likelihoods = ["NOUN", "DET", "VERB", "NOUN", "VERB", "DET"], []
     for scale in (1.0, 30.0):
         control = PatternControl(sentence_tags, pattern, scale)
-        arguments = {"num_return_sequences": 8, "num_inference_steps": 6, "generator": generators(8)}
+        arguments = {
+            "num_return_sequences": 8,
+            "num_inference_steps": 6,
+            "generator": generators(8),
+        }
         tokens = pipe(controls=control, output_type="tokens", **arguments).tokens.tolist()
         check_texts(tokens, pattern, sentence_tags, tokenizer)
-        written = torch.tensor([[t for t in row if t not in tokenizer.all_special_ids] for row in tokens])
+        written = torch.tensor(
+            [[t for t in row if t not in tokenizer.all_special_ids] for row in tokens]
+        )
         wanted = torch.tensor(control.patterns[0]).expand_as(written)
         likelihoods.append(float(sentence_tags.log_probs[written, wanted].mean()))
     assert likelihoods[1] > likelihoods[0]
@@ -368,12 +432,25 @@ def test_a_random_model_writes_whole_words_only_one_a_tag(tokenizer, sentence_ta
 def test_a_pattern_guides_a_model_over_word_embeddings_to_whole_words(tokenizer, sentence_tags):
     torch.manual_seed(0)
     ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
-    sizes = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "max_length": 16}
-    model = EmbeddingTransformerModel(len(tokenizer), num_train_timesteps=100, **sizes, **ids).eval()
+    sizes = {
+        "embedding_dim": 8,
+        "hidden_size": 16,
+        "num_layers": 1,
+        "num_attention_heads": 2,
+        "max_length": 16,
+    }
+    model = EmbeddingTransformerModel(
+        len(tokenizer), num_train_timesteps=100, **sizes, **ids
+    ).eval()
     torch.nn.init.normal_(model.proj_out.weight, std=0.1)
     pipe = DiffusionLMPipeline(tokenizer, model, EmbeddingDDIMScheduler(100))
     pipe.set_progress_bar_config(disable=True)
-    arguments = {"num_return_sequences": 8, "num_inference_steps": 20, "inner_steps": 3, "output_type": "tokens"}
+    arguments = {
+        "num_return_sequences": 8,
+        "num_inference_steps": 20,
+        "inner_steps": 3,
+        "output_type": "tokens",
+    }
     whole = []
     for scale in (0.0, 5.0):
         control = PatternControl(sentence_tags, [1, 0, 2, 1], scale)
@@ -390,13 +467,18 @@ def test_controls_of_all_kinds_combine(tokenizer, sentence_tags):
         PatternControl(sentence_tags, [0, 1, 2, 1]),
         WordsControl(tokenizer, ["cat", "dog"]),
     ]
-    tokens, is_open = torch.full((1, 6), eos), torch.tensor([[False, True, True, True, True, False]])
+    tokens, is_open = (
+        torch.full((1, 6), eos),
+        torch.tensor([[False, True, True, True, True, False]]),
+    )
     while is_open.any():
         place = int(is_open[0].nonzero().flatten()[0])
         selected = torch.zeros_like(is_open)
         selected[0, place] = True
         last = int(is_open.sum()) == 1
-        state = TextState(tokens, is_open, ~is_open, torch.ones_like(tokens), [1], 0.5, 0.0, last, selected)
+        state = TextState(
+            tokens, is_open, ~is_open, torch.ones_like(tokens), [1], 0.5, 0.0, last, selected
+        )
         logits = random_logits(state, len(tokenizer))
         for control in controls:
             logits = control(logits, state)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import slow
 from diffusers import DDIMScheduler, DDPMScheduler
 from support.oracles import GOLDEN, assert_golden, float64
 from support.word_sources import WordSource, cosine_alphas
@@ -198,7 +199,10 @@ def test_transition_term_is_the_divergence_of_posteriors():
 
 @pytest.mark.parametrize(
     "source",
-    [WordSource([0.5, 0.3, 0.2], [[-1.2], [0.1], [1.4]]), WordSource([0.9, 0.1], [[0.3], [1.9]])],
+    [
+        slow(WordSource([0.5, 0.3, 0.2], [[-1.2], [0.1], [1.4]])),
+        WordSource([0.9, 0.1], [[0.3], [1.9]]),
+    ],
     ids=["three words", "two words"],
 )
 def test_the_bound_of_the_exact_denoiser_comes_down_to_the_entropy(source):

@@ -3,7 +3,6 @@
 Shapes: B batch, L sequence length, D width, V vocabulary size.
 """
 
-import pytest
 import torch
 from diffusers.loaders import PeftAdapterMixin
 from support.conformance_models import (
@@ -155,18 +154,14 @@ def test_every_model_is_held_to_them():
 
 
 class TestModels(ModelTesterMixin, TrainingTesterMixin, AttentionTesterMixin):
-    @pytest.fixture(params=CASES)
-    def case(self, request):
-        return CASES[request.param]
+    cases = CASES
+    few = ("text_conditioned", "autoencoder")
 
 
 class TestModelsWithLora(LoraTesterMixin):
-    @pytest.fixture(params=WITH_LORA)
-    def case(self, request):
-        return CASES[request.param]
+    cases = {name: CASES[name] for name in WITH_LORA}
+    few = ("text",)
 
 
 class TestCompiledModels(TorchCompileTesterMixin):
-    @pytest.fixture(params=["text_conditioned", "classifier", "prompt_encoder"])
-    def case(self, request):
-        return CASES[request.param]
+    cases = {name: CASES[name] for name in ("text_conditioned", "classifier", "prompt_encoder")}

@@ -1,6 +1,5 @@
 """Every pipeline is held to the laws of `PipelineTesterMixin`."""
 
-import pytest
 from conftest import SENTENCES, make_denoiser, make_embedding_model
 from support.conformance_pipelines import PipelineCase, PipelineTesterMixin, quiet
 from support.two_level_pipes import make_two_level
@@ -34,7 +33,11 @@ def over_tokens(pipeline_class, **sizes):
 
 
 def over_embeddings(pipeline_class, **changes):
-    return quiet(pipeline_class(TOKENIZER, make_embedding_model(TOKENIZER, **changes), EmbeddingDDIMScheduler()))
+    return quiet(
+        pipeline_class(
+            TOKENIZER, make_embedding_model(TOKENIZER, **changes), EmbeddingDDIMScheduler()
+        )
+    )
 
 
 def case(pipeline_class, make, inputs, changes="tokens", **settings):
@@ -45,14 +48,18 @@ def case(pipeline_class, make, inputs, changes="tokens", **settings):
 
 CASES = {
     "text": case(TextDiffusionPipeline, over_tokens, PROMPT),
-    "text_tied": case(TextDiffusionPipeline, lambda cls: over_tokens(cls, tie_embeddings=True), PROMPT),
+    "text_tied": case(
+        TextDiffusionPipeline, lambda cls: over_tokens(cls, tie_embeddings=True), PROMPT
+    ),
     "guided": case(
         TextDiffusionCFGPipeline,
         lambda cls: over_tokens(cls, num_classes=2),
         PROMPT | LABELLED,
         guidance={"guidance_scale": 4.0},
     ),
-    "blocks": case(TextBlockDiffusionPipeline, lambda cls: over_tokens(cls, block_length=16), PROMPT),
+    "blocks": case(
+        TextBlockDiffusionPipeline, lambda cls: over_tokens(cls, block_length=16), PROMPT
+    ),
     "embeddings": case(DiffusionLMPipeline, over_embeddings, PROMPT, "latents"),
     "guided_embeddings": case(
         GuidedDiffusionLMPipeline,
@@ -64,7 +71,9 @@ CASES = {
     "paraphrases_embeddings": case(
         ParaGuidePipeline, lambda cls: over_embeddings(cls, partial_noising=True), SOURCE, "latents"
     ),
-    "paraphrases": case(TokenParaGuidePipeline, over_tokens, SOURCE, guidance={"guidance_scale": 4.0}),
+    "paraphrases": case(
+        TokenParaGuidePipeline, over_tokens, SOURCE, guidance={"guidance_scale": 4.0}
+    ),
     "two_levels": case(
         TwoLevelVQDiffusionPipeline,
         lambda _: make_two_level(TOKENIZER),
@@ -80,11 +89,14 @@ CASES = {
 
 
 def test_every_pipeline_is_held_to_them():
-    public = {getattr(text_diffusers, name) for name in text_diffusers.__all__ if name.endswith("Pipeline")}
+    public = {
+        getattr(text_diffusers, name)
+        for name in text_diffusers.__all__
+        if name.endswith("Pipeline")
+    }
     assert {case.pipeline_class for case in CASES.values()} == public
 
 
 class TestPipelines(PipelineTesterMixin):
-    @pytest.fixture(params=CASES)
-    def case(self, request):
-        return CASES[request.param]
+    cases = CASES
+    few = ("text", "two_levels")

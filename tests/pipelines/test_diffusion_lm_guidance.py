@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import diffusers
 import pytest
 import torch
-from conftest import make_embedding_model
+from conftest import make_embedding_model, slow
 from support.exact_models import GaussianDenoiser, Rewritten
 from support.gaussian_chains import MEAN, STD, gaussian_denoiser
 from support.pipeline_calls import Calls
@@ -86,7 +86,8 @@ class ExactGaussian(Linear):
 
 
 @pytest.mark.parametrize(
-    "kind, eta", [("sample", 0.0), ("sample", 1.0), ("epsilon", 1.0), ("v_prediction", 0.0)]
+    "kind, eta",
+    [slow("sample", 0.0), ("sample", 1.0), slow("epsilon", 1.0), ("v_prediction", 0.0)],
 )
 def test_an_exact_classifier_at_scale_1_samples_the_exact_posterior(tokenizer, kind, eta):
     scheduler = EmbeddingDDIMScheduler(1000, "cosine", prediction_type=kind)
@@ -107,19 +108,23 @@ def test_an_exact_classifier_at_scale_1_samples_the_exact_posterior(tokenizer, k
     assert abs(float(latents.var()) / variance - 1) < 0.1  # of which 4 standard errors are 0.09
 
 
-@pytest.mark.parametrize("controls", [None, [Linear(scale=0.0), Wanted(7, scale=0.0)]])
 @pytest.mark.parametrize(
-    "make",
+    "make, has_controls",
     [
-        EmbeddingDDIMScheduler,
-        EmbeddingDDPMScheduler,
-        EmbeddingDPMSolverScheduler,
-        "EulerDiscreteScheduler",
+        (EmbeddingDDIMScheduler, True),
+        slow(EmbeddingDDIMScheduler, False),
+        slow(EmbeddingDDPMScheduler, True),
+        (EmbeddingDDPMScheduler, False),
+        (EmbeddingDPMSolverScheduler, True),
+        slow(EmbeddingDPMSolverScheduler, False),
+        slow("EulerDiscreteScheduler", True),
+        ("EulerDiscreteScheduler", False),
     ],
 )
 def test_scale_1_and_controls_of_scale_0_are_the_unguided_call_to_the_last_bit(
-    tokenizer, make, controls
+    tokenizer, make, has_controls
 ):
+    controls = [Linear(scale=0.0), Wanted(7, scale=0.0)] if has_controls else None
     base = EmbeddingDDIMScheduler()
     scheduler = (
         getattr(diffusers, make).from_config(base.config) if isinstance(make, str) else make()
@@ -271,7 +276,7 @@ def test_each_part_is_shown_its_own_clean_estimate(tokenizer):
         torch.testing.assert_close(call.self_condition[real], before.said[real])
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm"])
+@pytest.mark.parametrize("name", [slow("ddim"), "dpm"])
 def test_rows_of_mixed_scales_labels_and_lengths_are_the_same_alone(tokenizer, name):
     scheduler = {"ddim": EmbeddingDDIMScheduler, "dpm": EmbeddingDPMSolverScheduler}[name]()
     pipe = make_pipe(tokenizer, scheduler=scheduler)
@@ -354,7 +359,7 @@ def test_a_control_of_words_moves_the_estimate_by_its_gradient_through_the_denoi
 def test_a_larger_scale_reaches_further_and_several_controls_are_their_sum(tokenizer):
     scheduler = EmbeddingDDIMScheduler(1000, "cosine")
     pipe = make_pipe(tokenizer, GaussianDenoiser(len(tokenizer), "sample"), scheduler)
-    settings = {"length": 20, "num_inference_steps": 100, "output_type": "latents"}
+    settings = {"length": 20, "num_inference_steps": 50, "output_type": "latents"}
 
     def latents(*controls):
         return pipe(controls=list(controls), generator=seeded(0), **settings).latents[:, 1:-1]

@@ -7,7 +7,13 @@ import torch
 from support.oracles import assert_golden, float64, golden_cases
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler
-from text_diffusers.pipelines.guidance import as_controls, check_interval, guide, planned_lengths, scales_by_row
+from text_diffusers.pipelines.guidance import (
+    as_controls,
+    check_interval,
+    guide,
+    planned_lengths,
+    scales_by_row,
+)
 
 GOLDEN = golden_cases("cfg", "dcfg")
 
@@ -26,13 +32,18 @@ def test_guided_posteriors_equal_the_golden_numbers(case):
         scheduler._grid = torch.tensor([t, s], dtype=torch.float64)
         scheduler.timesteps = scheduler._grid[:1]
         sample = torch.tensor(inputs["xt"][row : row + 1])
-        cond, uncond = (float64(inputs[name][row : row + 1]) for name in ("logits_cond", "logits_uncond"))
+        cond, uncond = (
+            float64(inputs[name][row : row + 1]) for name in ("logits_cond", "logits_uncond")
+        )
         scale = torch.full((sample.numel(),), float(inputs["gamma"]), dtype=torch.float64)
         if inputs["kernel"] == "absorbing":
             guided = guide(cond.flatten(0, 1), uncond.flatten(0, 1), scale).view(cond.shape)
             got = scheduler.reverse_probs(guided, t, sample)
         else:
-            logs = [scheduler.reverse_probs(logits, t, sample).log().flatten(0, 1) for logits in (cond, uncond)]
+            logs = [
+                scheduler.reverse_probs(logits, t, sample).log().flatten(0, 1)
+                for logits in (cond, uncond)
+            ]
             got = guide(*logs, scale).softmax(dim=-1).view(cond.shape)
         assert_golden(got, case["outputs"]["p_reverse"][row : row + 1], case)
 
@@ -47,7 +58,11 @@ def test_guidance_is_its_definition_and_exact_at_both_ends():
 
 
 def test_constants_of_a_row_do_not_matter_so_that_logits_need_no_normalisation():
-    cond, uncond, scale = torch.randn(5, 9).double(), torch.randn(5, 9).double(), torch.full((5,), 2.5)
+    cond, uncond, scale = (
+        torch.randn(5, 9).double(),
+        torch.randn(5, 9).double(),
+        torch.full((5,), 2.5),
+    )
     want = guide(cond.log_softmax(dim=-1), uncond.log_softmax(dim=-1), scale).softmax(dim=-1)
     torch.testing.assert_close(guide(cond + 3, uncond - 5, scale).softmax(dim=-1), want)
 
@@ -80,7 +95,9 @@ def test_arguments_that_make_no_sense_are_named():
         check_interval((0.5, 0.2))
     with pytest.raises(ValueError, match="`controls` must be controls.*got 'positive'"):
         as_controls(["positive"])
-    control = type("Plan", (), {"plan_lengths": lambda self, generators: [3], "__call__": lambda self, x, s: x})()
+    control = type(
+        "Plan", (), {"plan_lengths": lambda self, generators: [3], "__call__": lambda self, x, s: x}
+    )()
     with pytest.raises(ValueError, match="fix the length of a text once, got 2"):
         planned_lengths([control, control], [torch.Generator()])
     assert scales_by_row([1, 2.5], 2, 2) == [1.0, 1.0, 2.5, 2.5]

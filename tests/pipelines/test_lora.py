@@ -30,7 +30,9 @@ def logits(pipe):
 
 def make_pipe(tokenizer, **changes):
     pipe = TextDiffusionPipeline(
-        tokenizer, make_denoiser(tokenizer, **changes), D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+        tokenizer,
+        make_denoiser(tokenizer, **changes),
+        D3PMAbsorbingScheduler(tokenizer.mask_token_id),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -66,7 +68,9 @@ def updates(folder):
     """{layer: alpha / rank * B A}, by hand from the file."""
     file = load_file(folder / FILE)
     layers = {key.removeprefix("denoiser.").split(".lora_")[0] for key in file}
-    factors = {layer: [file[f"denoiser.{layer}.lora_{side}.weight"] for side in "BA"] for layer in layers}
+    factors = {
+        layer: [file[f"denoiser.{layer}.lora_{side}.weight"] for side in "BA"] for layer in layers
+    }
     return {layer: ALPHA / RANK * b @ a for layer, (b, a) in factors.items()}
 
 
@@ -75,7 +79,9 @@ def test_a_file_holds_prefixed_factors_and_the_config(adapter):
     assert [path.name for path in folder.iterdir()] == [FILE]
     with safe_open(folder / FILE, framework="pt") as file:
         keys, metadata = set(file.keys()), json.loads(file.metadata()["lora_adapter_metadata"])
-    layers = [name for name, module in pipe.denoiser.named_modules() if hasattr(module, "base_layer")]
+    layers = [
+        name for name, module in pipe.denoiser.named_modules() if hasattr(module, "base_layer")
+    ]
     assert keys == {f"denoiser.{layer}.lora_{side}.weight" for layer in layers for side in "AB"}
     assert (metadata["denoiser.r"], metadata["denoiser.lora_alpha"]) == (RANK, ALPHA)
     assert set(metadata["denoiser.target_modules"]) == set(BLOCK_LAYERS)
@@ -98,7 +104,9 @@ def test_a_loaded_adapter_writes_what_the_trained_denoiser_wrote(pipe, adapter):
     assert not torch.equal(write(pipe), base)
 
 
-@pytest.mark.filterwarnings("ignore:Adapter 'default'")  # peft takes any LoRA bias for half a matrix
+@pytest.mark.filterwarnings(
+    "ignore:Adapter 'default'"
+)  # peft takes any LoRA bias for half a matrix
 @pytest.mark.parametrize(
     "changes",
     [
@@ -107,7 +115,15 @@ def test_a_loaded_adapter_writes_what_the_trained_denoiser_wrote(pipe, adapter):
         {"lora_bias": True, "target_modules": ["ff.0", "ff.2"]},
         {"use_dora": True},
         {"target_modules": r"blocks\.1\..*(to_[qkv]|ff\.2)"},
-        {"target_modules": ["modulation", "modulation_out", "head", "time_embedding.0", "time_embedding.2"]},
+        {
+            "target_modules": [
+                "modulation",
+                "modulation_out",
+                "head",
+                "time_embedding.0",
+                "time_embedding.2",
+            ]
+        },
     ],
     ids=lambda changes: "-".join(changes),
 )
@@ -116,13 +132,17 @@ def test_variants_of_lora_survive_the_round_trip(tokenizer, tmp_path, changes):
     source, pipe = trained(tokenizer, sizes=sizes, **changes), make_pipe(tokenizer, **sizes)
     base = logits(pipe)
     pipe.load_lora_weights(save(source, tmp_path))
-    assert torch.equal(logits(pipe), logits(source)) and not torch.allclose(logits(pipe), base, atol=1e-2)
+    assert torch.equal(logits(pipe), logits(source)) and not torch.allclose(
+        logits(pipe), base, atol=1e-2
+    )
 
 
 def test_stock_diffusers_reads_the_same_adapter_from_the_file(tokenizer, adapter):
     folder, source = adapter
     denoiser = make_denoiser(tokenizer)
-    denoiser.load_lora_adapter(str(folder), prefix="denoiser", use_safetensors=True, weight_name=FILE)
+    denoiser.load_lora_adapter(
+        str(folder), prefix="denoiser", use_safetensors=True, weight_name=FILE
+    )
     assert torch.equal(denoiser(IDS).logits, logits(source))
 
 
@@ -141,7 +161,10 @@ def test_a_dict_without_config_has_its_rank_for_alpha(pipe, adapter):
 def test_a_fused_weight_is_the_base_plus_alpha_over_rank_times_b_a(pipe, adapter):
     folder, _ = adapter
     base = {name: weight.clone() for name, weight in pipe.denoiser.state_dict().items()}
-    by_hand = {f"{layer}.weight": base[f"{layer}.weight"] + update for layer, update in updates(folder).items()}
+    by_hand = {
+        f"{layer}.weight": base[f"{layer}.weight"] + update
+        for layer, update in updates(folder).items()
+    }
     assert len(by_hand) == 2 * len(BLOCK_LAYERS)
     pipe.load_lora_weights(folder)
     pipe.fuse_lora()
@@ -158,7 +181,9 @@ def test_fusing_keeps_the_outputs_and_unfusing_restores_the_weights(pipe, adapte
     pipe.load_lora_weights(adapter[0])
     adapted = logits(pipe)
     pipe.fuse_lora()
-    assert not torch.equal(pipe.denoiser.blocks[0].attn.to_q.base_layer.weight, base["blocks.0.attn.to_q.weight"])
+    assert not torch.equal(
+        pipe.denoiser.blocks[0].attn.to_q.base_layer.weight, base["blocks.0.attn.to_q.weight"]
+    )
     torch.testing.assert_close(logits(pipe), adapted, atol=1e-5, rtol=0)
     pipe.unfuse_lora()
     torch.testing.assert_close(logits(pipe), adapted, atol=1e-5, rtol=0)
@@ -198,7 +223,9 @@ def test_disabling_is_the_base_model_and_enabling_the_adapter(pipe, adapter):
 
 
 def test_two_adapters_add_their_weighted_updates(pipe, tokenizer, tmp_path):
-    folders = {name: save(trained(tokenizer, seed), tmp_path / name) for seed, name in enumerate("ab")}
+    folders = {
+        name: save(trained(tokenizer, seed), tmp_path / name) for seed, name in enumerate("ab")
+    }
     by_hand = make_denoiser(tokenizer)
     with torch.no_grad():
         for folder in folders.values():
@@ -235,7 +262,9 @@ def test_a_pipeline_with_adapter_layers_is_not_saved(pipe, adapter, tmp_path, pr
     if prepare == "delete_adapters":
         pipe.delete_adapters("a")
     assert "blocks.0.attn.to_q.base_layer.weight" in pipe.denoiser.state_dict()
-    with pytest.raises(ValueError, match=r"call `fuse_lora\(\)`, if wanted, and `unload_lora_weights\(\)`"):
+    with pytest.raises(
+        ValueError, match=r"call `fuse_lora\(\)`, if wanted, and `unload_lora_weights\(\)`"
+    ):
         pipe.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
@@ -279,7 +308,12 @@ def refused(pipe, source, message, **arguments):
 
 def test_pickled_and_missing_files_are_refused(pipe, adapter, tmp_path):
     torch.save(load_file(adapter[0] / FILE), tmp_path / "pytorch_lora_weights.bin")
-    refused(pipe, tmp_path, "must be a .safetensors file, never a pickled one", weight_name="pytorch_lora_weights.bin")
+    refused(
+        pipe,
+        tmp_path,
+        "must be a .safetensors file, never a pickled one",
+        weight_name="pytorch_lora_weights.bin",
+    )
     refused(pipe, tmp_path, f"found no {FILE} in '{tmp_path}'")
     refused(pipe, tmp_path, f"found no {FILE}", use_safetensors=None)
     refused(pipe, adapter[0], "found no other.safetensors", weight_name="other.safetensors")
@@ -297,7 +331,11 @@ def test_weights_that_do_not_fit_the_denoiser_are_refused(pipe, adapter, tokeniz
         renamed = {changed if name == key else name: weight for name, weight in weights.items()}
         refused(pipe, renamed, f"must fit the denoiser's layers, got {changed}")
     refused(pipe, {"denoiser.head.weight": torch.zeros(2, 2)}, "lora")
-    refused(pipe, weights | {"denoiser.token_embedding.lora_embedding_A": torch.zeros(3, 9)}, "token_embedding")
+    refused(
+        pipe,
+        weights | {"denoiser.token_embedding.lora_embedding_A": torch.zeros(3, 9)},
+        "token_embedding",
+    )
     wider = save(trained(tokenizer, sizes={"hidden_size": 64}), tmp_path / "wider")
     refused(pipe, wider, rf"must fit the denoiser's layers, got denoiser\S+ \({RANK}, 64\)")
 
@@ -311,18 +349,35 @@ def test_a_name_that_is_taken_or_unknown_is_refused(pipe, adapter):
 
 
 def test_a_denoiser_without_diffusers_adapters_is_refused(tokenizer, adapter):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     denoiser = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).eval()
-    pipe = TextDiffusionPipeline(tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id))
-    for call in (lambda: pipe.load_lora_weights(adapter[0]), pipe.fuse_lora, lambda: pipe.set_adapters("a")):
+    pipe = TextDiffusionPipeline(
+        tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    )
+    for call in (
+        lambda: pipe.load_lora_weights(adapter[0]),
+        pipe.fuse_lora,
+        lambda: pipe.set_adapters("a"),
+    ):
         with pytest.raises(ValueError, match="no `PeftAdapterMixin` of diffusers: BertForMaskedLM"):
             call()
 
 
 def test_the_names_reach_every_linear_layer_of_the_blocks(tokenizer):
-    pipe = trained(tokenizer, sizes={"time_conditioning": True}, target_modules=[*BLOCK_LAYERS, "modulation"])
+    pipe = trained(
+        tokenizer, sizes={"time_conditioning": True}, target_modules=[*BLOCK_LAYERS, "modulation"]
+    )
     plain = make_denoiser(tokenizer, time_conditioning=True).blocks.named_modules()
     linear = {f"blocks.{name}" for name, module in plain if isinstance(module, torch.nn.Linear)}
-    assert {name for name, module in pipe.denoiser.named_modules() if hasattr(module, "base_layer")} == linear
-    trainable = {name for name, parameter in pipe.denoiser.named_parameters() if parameter.requires_grad}
+    assert {
+        name for name, module in pipe.denoiser.named_modules() if hasattr(module, "base_layer")
+    } == linear
+    trainable = {
+        name for name, parameter in pipe.denoiser.named_parameters() if parameter.requires_grad
+    }
     assert trainable and all(".lora_" in name for name in trainable)

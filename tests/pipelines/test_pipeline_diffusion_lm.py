@@ -1,5 +1,6 @@
 """Laws of DiffusionLMPipeline: exact samples, seeds, batches, known words, sources, schedulers, and clear errors."""
 
+import itertools
 from types import SimpleNamespace
 
 import diffusers
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_embedding_model as make_model
+from conftest import mostly_slow, slow
 from support.exact_models import ExactDenoiser
 from support.oracles import chi_square_passes
 from support.pipeline_calls import Calls
@@ -94,7 +96,11 @@ COPIES = torch.tensor(
 
 
 @pytest.mark.parametrize(
-    "name, eta", [("ddim", 0.0), ("ddim", 1.0), *((name, 0.0) for name in [*OURS, *STOCK][1:])]
+    "name, eta",
+    mostly_slow(
+        [("ddim", 1.0), *((name, 0.0) for name in [*OURS, *STOCK])],
+        fast=[("ddim", 0.0), ("ddpm", 0.0), ("dpm", 0.0), ("EulerDiscreteScheduler", 0.0)],
+    ),
 )
 def test_independent_words_follow_their_frequencies_when_the_denoiser_is_exact(
     tokenizer, name, eta
@@ -105,8 +111,15 @@ def test_independent_words_follow_their_frequencies_when_the_denoiser_is_exact(
     assert counts.sum() == 3000 and chi_square_passes(counts, UNIGRAMS.numpy())
 
 
-@pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("name", ["ddpm", "dpm", "EulerAncestralDiscreteScheduler"])
+@pytest.mark.parametrize(
+    "name, predicts",
+    mostly_slow(
+        itertools.product(
+            ["ddpm", "dpm", "EulerAncestralDiscreteScheduler"], ["epsilon", "v_prediction"]
+        ),
+        fast=[("dpm", "v_prediction"), ("EulerAncestralDiscreteScheduler", "epsilon")],
+    ),
+)
 def test_pairs_of_words_follow_their_table_whatever_the_denoiser_predicts(
     tokenizer, name, predicts
 ):
@@ -130,8 +143,13 @@ def test_a_gap_beside_given_words_follows_the_conditional_distribution(tokenizer
     )
 
 
-@pytest.mark.parametrize("known_words", ["renoise", "clean"])
-@pytest.mark.parametrize("name", ["ddpm", "dpm", "EulerDiscreteScheduler"])
+@pytest.mark.parametrize(
+    "name, known_words",
+    mostly_slow(
+        itertools.product(["ddpm", "dpm", "EulerDiscreteScheduler"], ["renoise", "clean"]),
+        fast=[("dpm", "renoise"), ("EulerDiscreteScheduler", "clean")],
+    ),
+)
 def test_known_words_shape_the_gap_beside_them(tokenizer, name, known_words):
     """A word is nearly always followed by its copy. Both ways are approximations; neither ignores the known word."""
     pipe = make_pipe(tokenizer, ExactDenoiser(COPIES, len(tokenizer)), name)
@@ -141,7 +159,11 @@ def test_known_words_shape_the_gap_beside_them(tokenizer, name, known_words):
     assert (second == 1).double().mean() > 0.5  # twice as often as without a known word
 
 
-@pytest.mark.parametrize("name", [*OURS, *STOCK])
+# Each of ours, and of the stock ones one that keeps earlier steps and one whose latents have a scale of their own.
+SOME = [*OURS, "UniPCMultistepScheduler", "EulerAncestralDiscreteScheduler"]
+
+
+@pytest.mark.parametrize("name", mostly_slow([*OURS, *STOCK], fast=SOME))
 def test_a_text_is_the_same_alone_and_in_a_batch(tokenizer, name):
     """Widths of 8 and rows of unequal length: where noise is drawn in blocks, it must still be the row's own."""
     pipe = make_pipe(tokenizer, scheduler=name)
@@ -167,7 +189,7 @@ def test_infilled_texts_and_texts_from_sources_are_the_same_alone_and_in_a_batch
     ] == together
 
 
-@pytest.mark.parametrize("name", [*OURS, *STOCK])
+@pytest.mark.parametrize("name", mostly_slow([*OURS, *STOCK], fast=SOME))
 def test_a_seed_fixes_the_texts_and_noisy_schedulers_draw_noise_at_each_step(tokenizer, name):
     pipe = make_pipe(tokenizer, scheduler=name)
     settings = {"max_new_tokens": 8, "num_inference_steps": 4, "output_type": "latents"}
@@ -213,7 +235,14 @@ def test_a_prompt_goes_on_and_known_words_come_back_in_every_step(pipe, tokenize
 
 
 @pytest.mark.parametrize(
-    "name", ["ddim", "dpm", "DDIMScheduler", "UniPCMultistepScheduler", "EulerDiscreteScheduler"]
+    "name",
+    [
+        "ddim",
+        slow("dpm"),
+        slow("DDIMScheduler"),
+        "UniPCMultistepScheduler",
+        "EulerDiscreteScheduler",
+    ],
 )
 def test_renoised_words_are_as_noisy_as_the_rest_with_fresh_noise_at_each_step(tokenizer, name):
     """What the denoiser sees at known words is N(sqrt(alpha_bar) clean, 1 - alpha_bar), in any scheduler's scale."""
@@ -314,8 +343,15 @@ def test_a_written_end_cuts_the_text(tokenizer):
     assert tokens.tolist() == [[tokenizer.bos_token_id, 5, 6, eos, pad, pad, pad]]
 
 
-@pytest.mark.parametrize("predicts", ["sample", "epsilon", "v_prediction"])
-@pytest.mark.parametrize("name", ["ddim", "EulerDiscreteScheduler"])
+@pytest.mark.parametrize(
+    "name, predicts",
+    mostly_slow(
+        itertools.product(
+            ["ddim", "EulerDiscreteScheduler"], ["sample", "epsilon", "v_prediction"]
+        ),
+        fast=[("ddim", "sample"), ("ddim", "epsilon"), ("EulerDiscreteScheduler", "v_prediction")],
+    ),
+)
 def test_the_denoiser_sees_its_previous_clean_estimate(tokenizer, name, predicts):
     pipe = make_pipe(tokenizer, scheduler=name, prediction_type=predicts)
     with Calls(pipe.denoiser) as calls:

@@ -18,7 +18,9 @@ def seeded(seed):
 
 def uniform_pipe(tokenizer, **changes):
     scheduler = D3PMUniformScheduler(tokenizer.pad_token_id, **changes)
-    pipe = TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer, time_conditioning=True), scheduler)
+    pipe = TextDiffusionPipeline(
+        tokenizer, make_denoiser(tokenizer, time_conditioning=True), scheduler
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -31,7 +33,9 @@ def both_kernels(pipe, tokenizer):
 def test_a_text_is_the_same_alone_and_in_a_batch_of_32(pipe, tokenizer, kernel):
     pipe = both_kernels(pipe, tokenizer)[kernel]
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(32)]
-    together = pipe(prompts, num_inference_steps=12, max_new_tokens=8, generator=[seeded(i) for i in range(32)])
+    together = pipe(
+        prompts, num_inference_steps=12, max_new_tokens=8, generator=[seeded(i) for i in range(32)]
+    )
     for i in (0, 1, 5, 31):
         alone = pipe(prompts[i], num_inference_steps=12, max_new_tokens=8, generator=seeded(i))
         assert alone.texts[0] == together.texts[i]
@@ -39,7 +43,9 @@ def test_a_text_is_the_same_alone_and_in_a_batch_of_32(pipe, tokenizer, kernel):
 
 def test_the_same_holds_for_blanks_up_to_the_models_length_and_for_infilling(pipe):
     together = pipe(PROMPTS, num_inference_steps=6, generator=[seeded(i) for i in range(4)]).texts
-    assert [pipe(p, num_inference_steps=6, generator=seeded(i)).texts[0] for i, p in enumerate(PROMPTS)] == together
+    assert [
+        pipe(p, num_inference_steps=6, generator=seeded(i)).texts[0] for i, p in enumerate(PROMPTS)
+    ] == together
     texts = ["the [MASK] sat", "[MASK] was late for the [MASK] and ran all the way"]
     filled = pipe(text=texts, num_inference_steps=6, generator=[seeded(0), seeded(1)]).texts
     assert filled[1] == pipe(text=texts[1], num_inference_steps=6, generator=seeded(1)).texts[0]
@@ -57,7 +63,9 @@ def test_a_seed_fixes_the_texts_and_the_first_does_not_depend_on_how_many(pipe):
 def test_forward_passes_are_at_most_the_steps_and_no_mask_is_left(pipe, tokenizer, steps):
     calls = []
     hook = pipe.denoiser.register_forward_hook(lambda *_: calls.append(1))
-    output = pipe(num_return_sequences=4, max_new_tokens=10, num_inference_steps=steps, generator=seeded(0))
+    output = pipe(
+        num_return_sequences=4, max_new_tokens=10, num_inference_steps=steps, generator=seeded(0)
+    )
     hook.remove()
     assert 1 <= len(calls) <= steps
     assert not (output.tokens == tokenizer.mask_token_id).any()
@@ -67,13 +75,21 @@ def test_rows_and_steps_without_a_selected_position_cost_nothing(tokenizer):
     """Forward rows at T = 200, L = 8, against the expectation T (1 - (1 - 1/T)^L) of independent reveal times."""
     table = torch.zeros((1,))
     source_free = TableDenoiser(table, len(tokenizer))
-    source_free.forward = lambda ids, *_, positions: counted(source_free, ids, positions, len(tokenizer))
+    source_free.forward = lambda ids, *_, positions: counted(
+        source_free, ids, positions, len(tokenizer)
+    )
     pipe = TextDiffusionPipeline.__new__(TextDiffusionPipeline)
-    TextDiffusionPipeline.__init__(pipe, tokenizer, source_free, D3PMAbsorbingScheduler(tokenizer.mask_token_id))
+    TextDiffusionPipeline.__init__(
+        pipe, tokenizer, source_free, D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    )
     pipe.set_progress_bar_config(disable=True)
     rows = 64
     pipe(
-        num_return_sequences=rows, max_new_tokens=8, num_inference_steps=200, generator=seeded(0), output_type="tokens"
+        num_return_sequences=rows,
+        max_new_tokens=8,
+        num_inference_steps=200,
+        generator=seeded(0),
+        output_type="tokens",
     )
     expected = 200 * (1 - (1 - 1 / 200) ** 8)
     assert abs(source_free.rows / rows - expected) < 0.3
@@ -96,7 +112,9 @@ def test_prompts_and_known_words_are_never_touched(pipe, tokenizer):
             text=text,
             num_inference_steps=9,
             generator=seeded(0),
-            callback_on_step_end=lambda _, i, t, kw, seen=seen: seen.append(kw["tokens"][0, 1:].clone()),
+            callback_on_step_end=lambda _, i, t, kw, seen=seen: seen.append(
+                kw["tokens"][0, 1:].clone()
+            ),
         )
         known = ids != tokenizer.mask_token_id
         assert len(seen) == 9 and all(torch.equal(tokens[known], ids[known]) for tokens in seen)
@@ -109,7 +127,11 @@ def test_a_mask_array_rewrites_the_marked_tokens(pipe, tokenizer):
     ids = tokenizer(text)["input_ids"]
     mask = np.zeros(len(ids), dtype=bool)
     mask[2] = True
-    written = pipe(text=text, mask=mask, num_inference_steps=4, generator=seeded(3)).tokens[0, 1:].tolist()
+    written = (
+        pipe(text=text, mask=mask, num_inference_steps=4, generator=seeded(3))
+        .tokens[0, 1:]
+        .tolist()
+    )
     assert written[:2] == ids[:2] and written[3:] == ids[3:]
     with pytest.raises(ValueError, match="one value a token of `text`"):
         pipe(text=text, mask=[True])
@@ -117,7 +139,9 @@ def test_a_mask_array_rewrites_the_marked_tokens(pipe, tokenizer):
 
 def test_the_end_of_a_text_settles_its_row(pipe, tokenizer):
     """Once every token up to the first [EOS] is settled the row costs nothing more and the rest is padding."""
-    output = pipe(num_return_sequences=64, num_inference_steps=64, generator=seeded(0), return_history=True)
+    output = pipe(
+        num_return_sequences=64, num_inference_steps=64, generator=seeded(0), return_history=True
+    )
     eos, pad, mask = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id
     ended = 0
     for row, text in zip(output.tokens.tolist(), output.texts, strict=True):
@@ -130,20 +154,30 @@ def test_the_end_of_a_text_settles_its_row(pipe, tokenizer):
     assert ended > 0
     last = output.history[-1][:, 1:]
     assert len(output.history) == 65 and (output.history[0][:, 1:] == mask).all()
-    assert (last == mask).any() and not (output.tokens == mask).any()  # frozen rows keep their masks after the end
+    assert (last == mask).any() and not (
+        output.tokens == mask
+    ).any()  # frozen rows keep their masks after the end
 
 
 def test_texts_have_the_lengths_of_a_stored_histogram(tokenizer):
     lengths = [0, 0, 300, 0, 0, 700]
     denoiser = make_denoiser(tokenizer)
-    pipe = TextDiffusionPipeline(tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id), lengths)
+    pipe = TextDiffusionPipeline(
+        tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id), lengths
+    )
     pipe.set_progress_bar_config(disable=True)
     rows = 2000
-    tokens = pipe(num_return_sequences=rows, num_inference_steps=1, generator=seeded(0), output_type="tokens").tokens
+    tokens = pipe(
+        num_return_sequences=rows, num_inference_steps=1, generator=seeded(0), output_type="tokens"
+    ).tokens
     short = tokens[:, 4:].eq(tokenizer.pad_token_id).all(dim=1)  # start, 2 tokens, end
     assert tokens.shape[1] == 7 and (tokens[short, 3] == tokenizer.eos_token_id).all()
-    assert chi_square_passes(np.array([short.sum(), rows - short.sum()]), np.array([0.3, 0.7]), level=1e-3)
-    longer = pipe("the cat sat", num_inference_steps=1, generator=seeded(1), output_type="tokens").tokens
+    assert chi_square_passes(
+        np.array([short.sum(), rows - short.sum()]), np.array([0.3, 0.7]), level=1e-3
+    )
+    longer = pipe(
+        "the cat sat", num_inference_steps=1, generator=seeded(1), output_type="tokens"
+    ).tokens
     assert longer.shape[1] >= 1 + len(tokenizer("the cat sat")["input_ids"]) + 1
     with pytest.raises(ValueError, match="longest training text, 5 tokens"):
         pipe("the cat sat on the mat and looked at the dog")
@@ -164,18 +198,28 @@ def test_samples_follow_the_source_when_the_denoiser_is_exact(tokenizer):
             logits[:, 1:, 1 : size + 1] = table[tuple(pattern.T)][..., :size]
             return type("Output", (), {"logits": logits[positions]})()
 
-    pipe = TextDiffusionPipeline(tokenizer, Exact(table, vocabulary), D3PMAbsorbingScheduler(tokenizer.mask_token_id))
+    pipe = TextDiffusionPipeline(
+        tokenizer, Exact(table, vocabulary), D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    )
     pipe.set_progress_bar_config(disable=True)
     output = pipe(
-        num_return_sequences=2000, max_new_tokens=3, num_inference_steps=50, generator=seeded(0), output_type="tokens"
+        num_return_sequences=2000,
+        max_new_tokens=3,
+        num_inference_steps=50,
+        generator=seeded(0),
+        output_type="tokens",
     )
     tokens = output.tokens[:, 1:] - 1
-    counts = [int((tokens == torch.tensor(sequence)).all(dim=1).sum()) for sequence in source.sequences]
+    counts = [
+        int((tokens == torch.tensor(sequence)).all(dim=1).sum()) for sequence in source.sequences
+    ]
     assert sum(counts) == 2000 and chi_square_passes(np.array(counts), source.probs)
 
 
 def test_stream_ends_with_the_text_of_the_call(pipe):
-    frames = list(pipe.stream("the cat", max_new_tokens=8, num_inference_steps=10, generator=seeded(2)))
+    frames = list(
+        pipe.stream("the cat", max_new_tokens=8, num_inference_steps=10, generator=seeded(2))
+    )
     final = pipe("the cat", max_new_tokens=8, num_inference_steps=10, generator=seeded(2)).texts
     assert len(frames) == 10 and frames[-1] == final
     assert "[MASK]" in frames[0][0] and all(frame[0].startswith("the cat") for frame in frames)
@@ -190,13 +234,17 @@ def test_a_callback_sees_each_step_and_may_change_the_tokens(pipe, tokenizer):
         assert 0 < timestep <= 1
         return {"tokens": torch.full_like(tensors["tokens"], letter)} if step == 2 else None
 
-    output = pipe(max_new_tokens=4, num_inference_steps=3, generator=seeded(0), callback_on_step_end=overwrite)
+    output = pipe(
+        max_new_tokens=4, num_inference_steps=3, generator=seeded(0), callback_on_step_end=overwrite
+    )
     assert output.texts == ["zzzzz"]
 
 
 def test_class_labels_reach_the_denoiser(tokenizer):
     pipe = TextDiffusionPipeline(
-        tokenizer, make_denoiser(tokenizer, num_classes=2), D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+        tokenizer,
+        make_denoiser(tokenizer, num_classes=2),
+        D3PMAbsorbingScheduler(tokenizer.mask_token_id),
     )
     pipe.set_progress_bar_config(disable=True)
     settings = {"max_new_tokens": 10, "num_inference_steps": 5}
@@ -210,8 +258,12 @@ def test_class_labels_reach_the_denoiser(tokenizer):
 
 
 def test_schedulers_swap_by_from_config(pipe):
-    pipe.scheduler = D3PMAbsorbingScheduler.from_config(pipe.scheduler.config, schedule="cosine", temperature=0.0)
-    texts = pipe(num_return_sequences=2, max_new_tokens=6, num_inference_steps=6, generator=seeded(0)).texts
+    pipe.scheduler = D3PMAbsorbingScheduler.from_config(
+        pipe.scheduler.config, schedule="cosine", temperature=0.0
+    )
+    texts = pipe(
+        num_return_sequences=2, max_new_tokens=6, num_inference_steps=6, generator=seeded(0)
+    ).texts
     assert len(texts) == 2
 
 
@@ -239,7 +291,10 @@ def test_output_types(pipe):
         ({"num_inference_steps": 0}, "`num_inference_steps`"),
         ({"output_type": "np"}, '`output_type` must be "text" or "tokens"'),
         ({"callback_on_step_end_tensor_inputs": ["latents"]}, r"must be among \['tokens'\]"),
-        ({"generator": [torch.Generator()], "num_return_sequences": 2}, "`generator` must be one or 2"),
+        (
+            {"generator": [torch.Generator()], "num_return_sequences": 2},
+            "`generator` must be one or 2",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_by_name(pipe, arguments, message):
@@ -265,7 +320,8 @@ def test_components_that_disagree_are_refused(tokenizer, denoiser):
 SCHEDULERS = sorted(
     name
     for name in text_diffusers.__all__
-    if name.endswith("Scheduler") and not name.startswith(("Block", "Embedding"))  # of other pipelines
+    if name.endswith("Scheduler")
+    and not name.startswith(("Block", "Embedding"))  # of other pipelines
 )
 
 
@@ -273,7 +329,11 @@ def make_scheduler(name, tokenizer):
     words = tokenizer.pad_token_id  # the first id that is no word
     near = torch.stack([torch.arange(words - 1), torch.arange(1, words)])
     arguments = {
-        "D3PMBitFlipScheduler": {"vocab_size": 256, "codes": torch.arange(256).flip(0), "num_train_timesteps": 8},
+        "D3PMBitFlipScheduler": {
+            "vocab_size": 256,
+            "codes": torch.arange(256).flip(0),
+            "num_train_timesteps": 8,
+        },
         "D3PMHybridScheduler": {
             "mask_token_id": tokenizer.mask_token_id,
             "vocab_size": words,
@@ -303,7 +363,12 @@ def test_a_pipeline_with_any_scheduler_is_loaded_as_it_was_saved(tokenizer, tmp_
     texts = []
     for each in (pipe, loaded):
         each.set_progress_bar_config(disable=True)
-        settings = {"num_inference_steps": 8, "max_new_tokens": 6, "num_return_sequences": 3, "output_type": "tokens"}
+        settings = {
+            "num_inference_steps": 8,
+            "max_new_tokens": 6,
+            "num_return_sequences": 3,
+            "output_type": "tokens",
+        }
         texts.append(each("the cat", generator=torch.Generator().manual_seed(0), **settings).tokens)
     assert torch.equal(*texts)
     assert not (texts[0] == tokenizer.mask_token_id).any()

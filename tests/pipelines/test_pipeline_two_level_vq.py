@@ -264,7 +264,9 @@ def test_both_predictions_come_from_one_call_and_differ_in_what_they_are_told(pi
 # Rows
 
 
-@pytest.mark.parametrize("kernel", ["absorbing", slow("first_hitting"), "confidence", slow("remdm")])
+@pytest.mark.parametrize(
+    "kernel", ["absorbing", slow("first_hitting"), "confidence", slow("remdm")]
+)
 def test_a_row_is_the_same_alone_and_in_a_batch(pipe, kernel):
     pipe.coarse_scheduler, pipe.fine_scheduler = KERNELS[kernel](5), KERNELS[kernel](7)
     plan = torch.tensor([[-1, -1, -1, -1], [0, -1, 3, 5], [-1, 2, -1, -1], [1, 2, 3, 4]])
@@ -589,7 +591,9 @@ def test_a_denoiser_of_tokens_can_write_codes(pipe, tokenizer):
 
 def test_a_saved_pipeline_keeps_its_setting_and_its_schedulers(tokenizer, tmp_path):
     pipe = make_two_level(tokenizer, prompt_begins_text=True)
-    pipe.fine_scheduler = ConfidenceScheduler.from_config(pipe.fine_scheduler.config, order="margin")
+    pipe.fine_scheduler = ConfidenceScheduler.from_config(
+        pipe.fine_scheduler.config, order="margin"
+    )
     pipe.save_pretrained(tmp_path)
     loaded = TwoLevelVQDiffusionPipeline.from_pretrained(tmp_path)
     assert loaded.config.prompt_begins_text

@@ -11,7 +11,13 @@ import torch
 from conftest import slow
 from diffusers import BlockRefinementScheduler, DiscreteDDIMScheduler, EntropyBoundScheduler
 from support.masked_lms import make_masked_lm
-from support.oracles import MarkovSource, TableDenoiser, bayes_posterior, chi_square_passes, transition_matrix
+from support.oracles import (
+    MarkovSource,
+    TableDenoiser,
+    bayes_posterior,
+    chi_square_passes,
+    transition_matrix,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -35,7 +41,9 @@ def letter_pipe(table, scheduler, num_tokens=3):
     vocabulary |= {"[PAD]": num_tokens, "[MASK]": num_tokens + 1}
     letters = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
     letters.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters, pad_token="[PAD]", mask_token="[MASK]")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=letters, pad_token="[PAD]", mask_token="[MASK]"
+    )
     pipe = TextDiffusionPipeline(tokenizer, TableDenoiser(table, num_tokens + 2), scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -53,7 +61,9 @@ def written(pipe, sequences, **settings):
 
 @pytest.fixture
 def source():
-    return MarkovSource([0.6, 0.3, 0.1], [[0.1, 0.8, 0.1], [0.7, 0.1, 0.2], [0.3, 0.3, 0.4]], length=2)
+    return MarkovSource(
+        [0.6, 0.3, 0.1], [[0.1, 0.8, 0.1], [0.7, 0.1, 0.2], [0.3, 0.3, 0.4]], length=2
+    )
 
 
 def reverse_chain(source, num_steps):
@@ -62,18 +72,23 @@ def reverse_chain(source, num_steps):
     state = np.full(len(source.sequences), 1 / len(source.sequences))
     for step in range(num_steps):
         alpha_t, alpha_s = step / num_steps, (step + 1) / num_steps
-        between, until = (transition_matrix("uniform", a, size) for a in (alpha_t / alpha_s, alpha_s))
+        between, until = (
+            transition_matrix("uniform", a, size) for a in (alpha_t / alpha_s, alpha_s)
+        )
         clean = source.uniform_denoiser(alpha_t).exp().numpy()
         following = np.zeros_like(state)
         for x_t, mass in zip(source.sequences, state, strict=True):
             rows = [
                 sum(
-                    clean[tuple(x_t)][i, k] * bayes_posterior(between, until, x_t[i], np.eye(size)[k])
+                    clean[tuple(x_t)][i, k]
+                    * bayes_posterior(between, until, x_t[i], np.eye(size)[k])
                     for k in range(size)
                 )
                 for i in range(source.length)
             ]
-            following += mass * np.prod([row[source.sequences[:, i]] for i, row in enumerate(rows)], axis=0)
+            following += mass * np.prod(
+                [row[source.sequences[:, i]] for i, row in enumerate(rows)], axis=0
+            )
         state = following
     return state
 
@@ -85,7 +100,9 @@ def test_discrete_ddim_writes_what_our_uniform_scheduler_writes(source, num_step
     assert 0.5 * np.abs(exact - source.probs).sum() > 0.01  # few steps are not yet the source
     for scheduler in (DiscreteDDIMScheduler(), D3PMUniformScheduler(source.num_tokens)):
         pipe = letter_pipe(lambda t: source.uniform_denoiser(1 - t), scheduler)
-        assert chi_square_passes(written(pipe, source.sequences, num_inference_steps=num_steps), exact)
+        assert chi_square_passes(
+            written(pipe, source.sequences, num_inference_steps=num_steps), exact
+        )
 
 
 @pytest.mark.parametrize("num_steps", [slow(1), 2])
@@ -110,7 +127,9 @@ def test_the_entropy_bound_accepts_what_enumeration_says_and_leaves_no_noise(sou
     assert chi_square_passes(counts, np.array([state[tuple(s)] for s in source.sequences]))
 
 
-@pytest.mark.parametrize("settings", [{}, {"threshold": 0.05}, {"threshold": 0.3, "editing_threshold": 0.02}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"threshold": 0.05}, {"threshold": 0.3, "editing_threshold": 0.02}]
+)
 @torch.no_grad()
 def test_greedy_block_refinement_equals_the_loop_of_diffusers_by_hand(pipe, tokenizer, settings):
     texts = ["the [MASK] [MASK] on the [MASK] and [MASK]", "the" + " [MASK]" * 8 + " train"]
@@ -139,14 +158,18 @@ def test_greedy_block_refinement_equals_the_loop_of_diffusers_by_hand(pipe, toke
 
 def test_block_refinement_samples_from_the_prediction_unless_told_otherwise(source):
     """A single token at temperature 1 by default, 0.5 if the config says so, and the most probable at 0."""
-    table = torch.log(torch.tensor([[[0.5, 0.3, 0.2, 0.0, 0.0]]]))  # (1, L = 1, V), whatever the input
+    table = torch.log(
+        torch.tensor([[[0.5, 0.3, 0.2, 0.0, 0.0]]])
+    )  # (1, L = 1, V), whatever the input
     sequences = np.arange(3)[:, None]
     for temperature, power in ((None, 1), (0.5, 2)):
         pipe = letter_pipe(table.expand(5, 1, 5), BlockRefinementScheduler())
         if temperature is not None:
             pipe.scheduler.register_to_config(temperature=temperature)
         exact = np.array([0.5, 0.3, 0.2]) ** power
-        assert chi_square_passes(written(pipe, sequences, num_inference_steps=1), exact / exact.sum())
+        assert chi_square_passes(
+            written(pipe, sequences, num_inference_steps=1), exact / exact.sum()
+        )
     pipe.scheduler.register_to_config(temperature=0.0)
     assert written(pipe, sequences, num_inference_steps=1).tolist() == [LETTERS, 0, 0]
 
@@ -170,7 +193,10 @@ def test_the_model_is_told_the_time_of_the_linear_schedule(pipe, name):
     pipe.denoiser.register_forward_pre_hook(lambda module, args: told.append(args[1].clone()))
     pipe.scheduler = STOCK[name]()
     steps = []
-    settings = {"num_inference_steps": 5, "callback_on_step_end": lambda *call: steps.append(call[2])}
+    settings = {
+        "num_inference_steps": 5,
+        "callback_on_step_end": lambda *call: steps.append(call[2]),
+    }
     pipe(text="the [MASK] [MASK] [MASK] [MASK] [MASK]", generator=seeded(0), **settings)
     want = [1.0, 0.8, 0.6, 0.4, 0.2]
     assert steps == pytest.approx(want) and [float(t[0]) for t in told] == pytest.approx(want)
@@ -179,8 +205,13 @@ def test_the_model_is_told_the_time_of_the_linear_schedule(pipe, name):
 @pytest.mark.parametrize("name", ["ddim", "entropy"])
 def test_uniform_noise_is_of_the_tokens_of_text(pipe, tokenizer, name):
     pipe.scheduler = STOCK[name]()
-    history = pipe(num_return_sequences=50, num_inference_steps=3, generator=seeded(0), return_history=True).history
-    assert all(int(tokens.max()) < min(tokenizer.mask_token_id, tokenizer.pad_token_id) for tokens in history)
+    history = pipe(
+        num_return_sequences=50, num_inference_steps=3, generator=seeded(0), return_history=True
+    ).history
+    assert all(
+        int(tokens.max()) < min(tokenizer.mask_token_id, tokenizer.pad_token_id)
+        for tokens in history
+    )
     first = np.bincount(history[0][:, 1:].flatten(), minlength=tokenizer.pad_token_id)
     assert chi_square_passes(first, np.full(len(first), 1 / len(first)))
 
@@ -205,11 +236,17 @@ def test_a_masked_lm_under_block_refinement():
     model, tokenizer = make_masked_lm("bert")
     pipe = TextDiffusionPipeline(tokenizer, model, BlockRefinementScheduler())
     pipe.set_progress_bar_config(disable=True)
-    output = pipe(max_new_tokens=9, num_return_sequences=5, num_inference_steps=4, generator=seeded(0))
+    output = pipe(
+        max_new_tokens=9, num_return_sequences=5, num_inference_steps=4, generator=seeded(0)
+    )
     assert not torch.isin(output.tokens[:, 1:-1], torch.tensor(tokenizer.all_special_ids)).any()
-    with pytest.raises(ValueError, match="`scheduler` must be of an absorbing kernel for a masked LM"):
+    with pytest.raises(
+        ValueError, match="`scheduler` must be of an absorbing kernel for a masked LM"
+    ):
         TextDiffusionPipeline(tokenizer, model, D3PMUniformScheduler(100))
-    with pytest.raises(ValueError, match="mask and padding above those of text for uniform noise.*got 0 such ids"):
+    with pytest.raises(
+        ValueError, match="mask and padding above those of text for uniform noise.*got 0 such ids"
+    ):
         TextDiffusionPipeline(tokenizer, model, DiscreteDDIMScheduler())
 
 

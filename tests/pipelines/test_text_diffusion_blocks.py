@@ -31,7 +31,9 @@ def seeded(seed):
 
 def block_pipe(tokenizer, denoiser=None, **changes):
     denoiser = denoiser or make_denoiser(tokenizer, **{"block_length": BLOCK} | changes)
-    pipe = TextDiffusionPipeline(tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id))
+    pipe = TextDiffusionPipeline(
+        tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -70,13 +72,18 @@ def with_and_without(pipe, *args, seeds=4, **settings):
     return outputs[0]
 
 
-KINDS_OF_DENOISERS = {"plain": {}, "times": {"time_conditioning": True}, "labels": {"num_classes": 4}}
+KINDS_OF_DENOISERS = {
+    "plain": {},
+    "times": {"time_conditioning": True},
+    "labels": {"num_classes": 4},
+}
 
 
 @pytest.mark.parametrize(
     "steps, kind",
     mostly_slow(
-        itertools.product([1, 3, 9], KINDS_OF_DENOISERS), fast=[(1, "labels"), (3, "plain"), (3, "times")]
+        itertools.product([1, 3, 9], KINDS_OF_DENOISERS),
+        fast=[(1, "labels"), (3, "plain"), (3, "times")],
     ),
 )
 def test_tokens_with_the_cache_equal_those_without(tokenizer, steps, kind):
@@ -86,7 +93,9 @@ def test_tokens_with_the_cache_equal_those_without(tokenizer, steps, kind):
     output = with_and_without(pipe, PROMPTS, num_inference_steps=steps, max_new_tokens=11, **labels)
     assert all(text.startswith(prompt) for text, prompt in zip(output.texts, PROMPTS, strict=True))
     assert not (output.tokens == tokenizer.mask_token_id).any()
-    with_and_without(pipe, num_return_sequences=4, num_inference_steps=steps, **labels and {"class_labels": 2})
+    with_and_without(
+        pipe, num_return_sequences=4, num_inference_steps=steps, **labels and {"class_labels": 2}
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +130,9 @@ def test_gaps_are_filled_in_and_blocks_without_a_gap_take_no_step(pipe, tokenize
         ids = torch.tensor(tokenizer(text)["input_ids"])
         known = ids != tokenizer.mask_token_id
         assert torch.equal(row[1 : 1 + len(ids)][known], ids[known])
-        assert pipe(text=text, num_inference_steps=3, generator=seeded(i)).texts[0] == output.texts[i]
+        assert (
+            pipe(text=text, num_inference_steps=3, generator=seeded(i)).texts[0] == output.texts[i]
+        )
     gaps = {int(i) // BLOCK for text in texts for i in torch.tensor([0, *tokenizer(text)["input_ids"]]).eq(
         tokenizer.mask_token_id).nonzero()}  # fmt: skip
     blocks = -(-output.tokens.shape[1] // BLOCK)
@@ -129,7 +140,9 @@ def test_gaps_are_filled_in_and_blocks_without_a_gap_take_no_step(pipe, tokenize
 
 
 @pytest.mark.parametrize("prompt, first", [(None, 0), ("a bird sang in the tree", 3)])
-def test_a_finished_block_is_read_once_and_each_call_is_of_one_block(pipe, tokenizer, prompt, first):
+def test_a_finished_block_is_read_once_and_each_call_is_of_one_block(
+    pipe, tokenizer, prompt, first
+):
     if prompt is not None:
         assert 1 + len(tokenizer(prompt)["input_ids"]) == first * BLOCK + 1
     steps, calls = 3, Calls(pipe, lambda logits, _: logits[:, tokenizer.eos_token_id].fill_(-1e9))
@@ -149,7 +162,9 @@ def test_rows_without_a_selected_position_are_not_computed_but_their_cache_is(pi
     """At 40 steps a block, most steps select in one of two rows at most."""
     calls = Calls(pipe)
     pipe.use_cache = True
-    with_and_without(pipe, num_return_sequences=4, seeds=4, num_inference_steps=40, max_new_tokens=15)
+    with_and_without(
+        pipe, num_return_sequences=4, seeds=4, num_inference_steps=40, max_new_tokens=15
+    )
     cached = calls.rows[: len(calls.rows) // 2]
     assert len(cached) * 2 == len(calls.rows) and sum(cached) < 2 * len(cached)
 
@@ -162,17 +177,23 @@ def test_writing_stops_when_all_rows_have_ended(tokenizer):
 
     pipe = block_pipe(tokenizer, num_classes=2)
     calls = Calls(pipe, change)
-    output = pipe(class_labels=[1, 1], num_inference_steps=3, generator=seeded(0), return_history=True)
+    output = pipe(
+        class_labels=[1, 1], num_inference_steps=3, generator=seeded(0), return_history=True
+    )
     assert output.texts == ["", ""] and len(output.history) == 1 + 3 and set(calls.known) == {0}
     calls.rows.clear(), calls.known.clear()
     labels = [1, 0, 1]
-    mixed = pipe(class_labels=labels, num_inference_steps=3, generator=[seeded(i) for i in range(3)])
+    mixed = pipe(
+        class_labels=labels, num_inference_steps=3, generator=[seeded(i) for i in range(3)]
+    )
     later = [rows for rows, known in zip(calls.rows, calls.known, strict=True) if known > 0]
     assert set(later) == {1} and len(later) > 7
     alone = pipe(class_labels=0, num_inference_steps=3, generator=seeded(1))
     assert mixed.texts == ["", alone.texts[0], ""] and torch.equal(mixed.tokens[1], alone.tokens[0])
     pipe.use_cache = False
-    again = pipe(class_labels=labels, num_inference_steps=3, generator=[seeded(i) for i in range(3)])
+    again = pipe(
+        class_labels=labels, num_inference_steps=3, generator=[seeded(i) for i in range(3)]
+    )
     assert torch.equal(again.tokens, mixed.tokens)
 
 
@@ -196,7 +217,9 @@ def test_a_callback_that_changes_a_finished_block_changes_what_is_read(pipe, tok
         seen.append(timestep)
         tokens = tensors["tokens"].clone()
         tokens[:, 5] = letter
-        return {"tokens": tokens} if step == 7 else None  # in the third block, of a token of the second
+        return (
+            {"tokens": tokens} if step == 7 else None
+        )  # in the third block, of a token of the second
 
     calls = Calls(pipe)
     settings = {"num_inference_steps": 3, "max_new_tokens": 15, "callback_on_step_end": overwrite}
@@ -267,14 +290,18 @@ def block_wise_law(table, block_length, steps):
     probs = torch.as_tensor(table).softmax(dim=-1).numpy()
     states = {(size,) * length: 1.0}
     for start in range(0, length + 1, block_length):
-        block = [p for p in range(start - 1, start - 1 + block_length) if 0 <= p < length]  # the start token is first
+        block = [
+            p for p in range(start - 1, start - 1 + block_length) if 0 <= p < length
+        ]  # the start token is first
         for step in range(steps):
             reveal, reached = 1 / (steps - step), {}
             for state, weight in states.items():
                 masked = [p for p in block if state[p] == size]
                 for choice in itertools.product([False, True], repeat=len(masked)):
                     shown = [p for p, chosen in zip(masked, choice, strict=True) if chosen]
-                    chance = weight * reveal ** len(shown) * (1 - reveal) ** (len(masked) - len(shown))
+                    chance = (
+                        weight * reveal ** len(shown) * (1 - reveal) ** (len(masked) - len(shown))
+                    )
                     for values in itertools.product(range(size), repeat=len(shown)):
                         after, likely = list(state), chance
                         for position, value in zip(shown, values, strict=True):
@@ -291,11 +318,17 @@ def block_wise_law(table, block_length, steps):
 @pytest.mark.parametrize(
     "block_length, steps, use_cache",
     mostly_slow(
-        [(*sizes, cached) for sizes in [(1, 1), (2, 1), (2, 3), (4, 2)] for cached in (True, False)],
+        [
+            (*sizes, cached)
+            for sizes in [(1, 1), (2, 1), (2, 3), (4, 2)]
+            for cached in (True, False)
+        ],
         fast=[(1, 1, True), (2, 3, True), (2, 3, False)],
     ),
 )
-def test_samples_follow_the_enumerated_law_of_block_wise_sampling(tokenizer, block_length, steps, use_cache):
+def test_samples_follow_the_enumerated_law_of_block_wise_sampling(
+    tokenizer, block_length, steps, use_cache
+):
     table = torch.randn((4, 4, 4, 3, 3), generator=seeded(0), dtype=torch.float64) * 1.5
     pipe = block_pipe(tokenizer, BlockTable(table, tokenizer, block_length))
     pipe.use_cache = use_cache
@@ -307,7 +340,9 @@ def test_samples_follow_the_enumerated_law_of_block_wise_sampling(tokenizer, blo
     np.add.at(counts, tuple(tokens.T.numpy()), 1)
     assert chi_square_passes(counts, law)
     others = {(1, 1): (4, 2), (2, 1): (2, 3), (2, 3): (2, 1), (4, 2): (1, 1)}[block_length, steps]
-    assert not chi_square_passes(counts, block_wise_law(table, *others))  # the law tells these apart
+    assert not chi_square_passes(
+        counts, block_wise_law(table, *others)
+    )  # the law tells these apart
 
 
 def test_a_saved_pipeline_writes_the_same(pipe, tokenizer, tmp_path):
@@ -331,7 +366,9 @@ def test_what_needs_a_denoiser_without_blocks_is_refused(pipe):
         pipe(max_new_tokens=32)
     with pytest.raises(ValueError, match="`controls` must be left out for a denoiser with blocks"):
         pipe(controls=lambda logits, state: logits)
-    with pytest.raises(ValueError, match="`guide_by` must be \"label\" for a denoiser with blocks.*got 'prompt'"):
+    with pytest.raises(
+        ValueError, match="`guide_by` must be \"label\" for a denoiser with blocks.*got 'prompt'"
+    ):
         pipe("the cat", guidance_scale=2.0)
 
 
@@ -369,6 +406,8 @@ def test_guidance_by_labels_is_that_of_a_denoiser_that_guides_itself(tokenizer, 
     itself.use_cache = False
     settings = {"class_labels": [0, 1], "num_inference_steps": 3, "max_new_tokens": 10}
     want = itself(["the cat", "she"], generator=seeded(0), **settings).tokens
-    got = pipe(["the cat", "she"], generator=seeded(0), guide_by="label", guidance_scale=scale, **settings).tokens
+    got = pipe(
+        ["the cat", "she"], generator=seeded(0), guide_by="label", guidance_scale=scale, **settings
+    ).tokens
     assert torch.equal(got, want)
     assert not torch.equal(want, itself(["the cat", "she"], generator=seeded(1), **settings).tokens)

@@ -21,9 +21,14 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from support.conformance_cases import CasesMixin, every_case
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FILE = "diffusion_pytorch_model.safetensors"
-GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 @dataclass
@@ -67,12 +72,16 @@ def first(output: Any) -> Tensor:
 
 
 def as_dtype(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+    return {
+        k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v
+        for k, v in inputs.items()
+    }
 
 
-class ModelTesterMixin:
-    """For a class with a fixture `case`, a `ModelCase`."""
+class ModelTesterMixin(CasesMixin):
+    """For a class whose `cases` are `ModelCase`s."""
 
+    @every_case
     def test_from_save_pretrained(self, case, tmp_path):
         """Weights, buffers and configuration survive disk to the last bit, and so does the output."""
         model = case.make()
@@ -96,7 +105,9 @@ class ModelTesterMixin:
         model = case.make()
         model.save_pretrained(tmp_path, variant="fp16")
         assert (tmp_path / FILE.replace(".safetensors", ".fp16.safetensors")).exists()
-        assert torch.equal(case.call(model), case.call(case.model_class.from_pretrained(tmp_path, variant="fp16")))
+        assert torch.equal(
+            case.call(model), case.call(case.model_class.from_pretrained(tmp_path, variant="fp16"))
+        )
         with pytest.raises(OSError, match="no file named"):
             case.model_class.from_pretrained(tmp_path)
 
@@ -113,7 +124,8 @@ class ModelTesterMixin:
         """`dtype` is `torch_dtype`."""
         case.make().save_pretrained(tmp_path)
         one, other = (
-            case.model_class.from_pretrained(tmp_path, **{key: DTYPES[name]}) for key in ("dtype", "torch_dtype")
+            case.model_class.from_pretrained(tmp_path, **{key: DTYPES[name]})
+            for key in ("dtype", "torch_dtype")
         )
         assert one.dtype == other.dtype == DTYPES[name]
         for mine, its in zip(one.parameters(), other.parameters(), strict=True):
@@ -141,6 +153,7 @@ class ModelTesterMixin:
         for name, value in case.inputs().items():
             assert not isinstance(value, Tensor) or torch.equal(value, inputs[name])
 
+    @every_case
     def test_output(self, case):
         """The output has its shape, is finite, and depends on the weights."""
         output = case.call(case.make())
@@ -156,14 +169,20 @@ class ModelTesterMixin:
         assert isinstance(plain, tuple)
         assert torch.equal(first(named), plain[0])
 
+    @every_case
     def test_batch_is_singles(self, case):
         """A row of a batch is what it is alone."""
         model, inputs = case.make(), case.inputs()
         together = case.call(model)
         with torch.no_grad():
             for row in range(case.shape[0]):
-                one = {k: v[row : row + 1] if isinstance(v, Tensor) and v.ndim else v for k, v in inputs.items()}
-                torch.testing.assert_close(first(model(**one))[0], together[row], atol=2e-5, rtol=1e-4)
+                one = {
+                    k: v[row : row + 1] if isinstance(v, Tensor) and v.ndim else v
+                    for k, v in inputs.items()
+                }
+                torch.testing.assert_close(
+                    first(model(**one))[0], together[row], atol=2e-5, rtol=1e-4
+                )
 
     def test_getattr_is_correct(self, case):
         """Attributes are silent, entries of the configuration warn, and what is neither is said to be missing."""
@@ -191,14 +210,18 @@ class ModelTesterMixin:
         assert set(index["weight_map"].values()) == parts
         stored = {name: part for part in parts for name in load_file(tmp_path / part)}
         assert stored == index["weight_map"]
-        assert torch.equal(case.call(model), case.call(case.model_class.from_pretrained(tmp_path, variant=variant)))
+        assert torch.equal(
+            case.call(model), case.call(case.model_class.from_pretrained(tmp_path, variant=variant))
+        )
 
     def test_cpu_offload(self, case):
         """Weights that are only there while their layer, or the model, runs give the same output."""
         model = case.make()
         exact = case.call(model)
         whole = [case.model_class.__name__] if case.reads_weights else None
-        offloaded = cpu_offload(copy.deepcopy(model), execution_device="cpu", preload_module_classes=whole)
+        offloaded = cpu_offload(
+            copy.deepcopy(model), execution_device="cpu", preload_module_classes=whole
+        )
         assert {parameter.device.type for parameter in offloaded.parameters()} == {"meta"}
         assert torch.equal(case.call(offloaded), exact)
 
@@ -211,7 +234,9 @@ class ModelTesterMixin:
         exact = case.call(model)
         arguments = {"num_blocks_per_group": 1} if offload_type == "block_level" else {}
         place = {"onload_device": torch.device("cpu"), "offload_device": torch.device("cpu")}
-        model.enable_group_offload(**place, offload_type=offload_type, **arguments, offload_to_disk_path=str(tmp_path))
+        model.enable_group_offload(
+            **place, offload_type=offload_type, **arguments, offload_to_disk_path=str(tmp_path)
+        )
         assert list(tmp_path.glob("*.safetensors"))
         assert torch.equal(case.call(model), exact)
 
@@ -219,7 +244,9 @@ class ModelTesterMixin:
         """Weights stored in eight bits compute in full precision, and roughly the same."""
         model = case.make()
         exact = case.call(model)
-        model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+        model.enable_layerwise_casting(
+            storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
+        )
         stored = {parameter.dtype for parameter in model.parameters()}
         assert torch.float8_e4m3fn in stored
         output = case.call(model)
@@ -239,8 +266,8 @@ class ModelTesterMixin:
         torch.testing.assert_close(output.cpu(), exact, atol=1e-3, rtol=1e-3)
 
 
-class TrainingTesterMixin:
-    """For a class with a fixture `case`, a `ModelCase`."""
+class TrainingTesterMixin(CasesMixin):
+    """For a class whose `cases` are `ModelCase`s."""
 
     def step(self, case, model, **changes):
         torch.manual_seed(3)
@@ -252,6 +279,7 @@ class TrainingTesterMixin:
     def gradients(self, model):
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
+    @every_case
     def test_training(self, case):
         """Every parameter has a gradient that is finite and not zero, and a small step along it lowers the loss."""
         model = case.make()
@@ -272,7 +300,9 @@ class TrainingTesterMixin:
     def test_training_with_ema(self, case):
         """diffusers' moving average holds what its formula says, and is a model again."""
         model = case.make()
-        ema = EMAModel(model.parameters(), decay=0.5, model_cls=case.model_class, model_config=model.config)
+        ema = EMAModel(
+            model.parameters(), decay=0.5, model_cls=case.model_class, model_config=model.config
+        )
         before = [parameter.detach().clone() for parameter in model.parameters()]
         with torch.no_grad():
             for parameter in model.parameters():
@@ -283,6 +313,7 @@ class TrainingTesterMixin:
         for parameter, old in zip(model.parameters(), before, strict=True):
             torch.testing.assert_close(parameter.detach(), old + share)
 
+    @every_case
     def test_gradient_checkpointing_equivalence(self, case):
         """Recomputing what was forgotten gives the same loss and gradients."""
         if not case.model_class._supports_gradient_checkpointing:
@@ -303,7 +334,11 @@ class TrainingTesterMixin:
             pytest.skip("It forgets nothing.")
         for enabled in (False, True):
             model, calls = case.make(), []
-            (model.enable_gradient_checkpointing if enabled else model.disable_gradient_checkpointing)()
+            (
+                model.enable_gradient_checkpointing
+                if enabled
+                else model.disable_gradient_checkpointing
+            )()
             assert model.is_gradient_checkpointing == enabled
             for block in model.blocks:
                 block.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
@@ -319,23 +354,32 @@ class TrainingTesterMixin:
         assert torch.isfinite(loss)
         wanted, found = self.gradients(exact), self.gradients(mixed)
         assert {gradient.dtype for gradient in found.values()} == {torch.float32}
-        flat = [torch.cat([gradients[name].flatten() for name in wanted]) for gradients in (wanted, found)]
+        flat = [
+            torch.cat([gradients[name].flatten() for name in wanted])
+            for gradients in (wanted, found)
+        ]
         assert torch.cosine_similarity(*flat, dim=0) > 0.9
 
 
-class LoraTesterMixin:
-    """For a class with a fixture `case`, a `ModelCase` whose model has `PeftAdapterMixin`."""
+class LoraTesterMixin(CasesMixin):
+    """For a class whose `cases` are `ModelCase`s whose model has `PeftAdapterMixin`."""
 
     targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def adapted(self, case, **changes):
         model = case.make()
         torch.manual_seed(2)
-        settings = {"r": 2, "lora_alpha": 4, "target_modules": list(self.targets), "init_lora_weights": False}
+        settings = {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": list(self.targets),
+            "init_lora_weights": False,
+        }
         model.add_adapter(LoraConfig(**settings | changes))
         return model.eval()
 
     @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+    @every_case
     def test_save_load_lora_adapter(self, case, tmp_path, use_dora):
         """An adapter changes the output, is switched off and on, and survives disk."""
         model = self.adapted(case, use_dora=use_dora)
@@ -391,7 +435,9 @@ class LoraTesterMixin:
     def test_lora_B_bias(self, case):  # noqa: N802
         """A bias of the second factor counts."""
         model = self.adapted(case, lora_bias=True)
-        biases = [p for name, p in model.named_parameters() if "lora_B" in name and name.endswith("bias")]
+        biases = [
+            p for name, p in model.named_parameters() if "lora_B" in name and name.endswith("bias")
+        ]
         assert biases
         before = case.call(model)
         for bias in biases:
@@ -412,13 +458,15 @@ class LoraTesterMixin:
         """Gradients go to the factors and leave the model alone."""
         model = self.adapted(case).train()
         case.loss(model(**case.inputs())).backward()
-        trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+        trained = {
+            name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()
+        }
         assert trained
         assert all(".lora_" in name for name in trained)
 
 
-class AttentionTesterMixin:
-    """For a class with a fixture `case`, a `ModelCase` whose model attends to itself."""
+class AttentionTesterMixin(CasesMixin):
+    """For a class whose `cases` are `ModelCase`s whose model attends to itself."""
 
     def own(self, model):
         return [module for module in model.modules() if isinstance(module, AttentionModuleMixin)]
@@ -459,7 +507,9 @@ class AttentionTesterMixin:
     def test_attention_processor_dict(self, case):
         """Processors are named by their layers, and set by these names."""
         model = case.make()
-        processors = {name: copy.copy(processor) for name, processor in model.attn_processors.items()}
+        processors = {
+            name: copy.copy(processor) for name, processor in model.attn_processors.items()
+        }
         assert len(processors) >= len(self.own(model))
         model.set_attn_processor(dict(processors))
         assert model.attn_processors == processors
@@ -467,7 +517,9 @@ class AttentionTesterMixin:
     def test_attention_processor_count_mismatch_raises_error(self, case):
         model = case.make()
         with pytest.raises(ValueError, match="number of processors"):
-            model.set_attn_processor(model.attn_processors | {"one.more.processor": AttnProcessor()})
+            model.set_attn_processor(
+                model.attn_processors | {"one.more.processor": AttnProcessor()}
+            )
 
     @pytest.fixture
     def same_backend_afterwards(self):
@@ -481,7 +533,9 @@ class AttentionTesterMixin:
         model = case.make()
         exact = case.call(model)
         model.set_attention_backend("_native_math")
-        assert {module.processor._attention_backend.value for module in self.own(model)} == {"_native_math"}
+        assert {module.processor._attention_backend.value for module in self.own(model)} == {
+            "_native_math"
+        }
         torch.testing.assert_close(case.call(model), exact, atol=1e-4, rtol=1e-4)
         model.reset_attention_backend()
         with attention_backend(same_backend_afterwards):
@@ -491,8 +545,8 @@ class AttentionTesterMixin:
 
 
 @pytest.mark.slow
-class TorchCompileTesterMixin:
-    """For a class with a fixture `case`, a `ModelCase`."""
+class TorchCompileTesterMixin(CasesMixin):
+    """For a class whose `cases` are `ModelCase`s."""
 
     @pytest.fixture(autouse=True)
     def fresh_compiler(self):
@@ -522,4 +576,6 @@ class TorchCompileTesterMixin:
         model = case.make()
         with torch.no_grad():
             exported = torch.export.export(model, args=(), kwargs=case.inputs(), strict=False)
-        torch.testing.assert_close(case.call(exported.module()), case.call(model), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            case.call(exported.module()), case.call(model), atol=1e-4, rtol=1e-4
+        )

@@ -11,6 +11,7 @@ import torch
 from accelerate import cpu_offload
 from torch import Tensor, nn
 
+from support.conformance_cases import CasesMixin, every_case
 from text_diffusers import TextDiffusionPipeline
 
 CALL = {"num_return_sequences", "generator", "output_type", "return_dict", "callback_on_step_end"}
@@ -44,7 +45,10 @@ class PipelineCase:
 
     def write(self, pipe: Any, seed: int | list[int] = 0, **more: Any) -> Tensor:
         """(B, L) tokens."""
-        seeds = [torch.Generator().manual_seed(each) for each in (seed if isinstance(seed, list) else [seed])]
+        seeds = [
+            torch.Generator().manual_seed(each)
+            for each in (seed if isinstance(seed, list) else [seed])
+        ]
         generator = seeds if isinstance(seed, list) else seeds[0]
         return pipe(**self.inputs | {"generator": generator, "output_type": "tokens"} | more).tokens
 
@@ -52,7 +56,11 @@ class PipelineCase:
 def state(pipe: Any) -> dict[str, Tensor]:
     """All weights of a pipeline by component and name."""
     models = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    return {f"{name}.{key}": value for name, part in models.items() for key, value in part.state_dict().items()}
+    return {
+        f"{name}.{key}": value
+        for name, part in models.items()
+        for key, value in part.state_dict().items()
+    }
 
 
 def quiet(pipe: Any) -> Any:
@@ -60,12 +68,13 @@ def quiet(pipe: Any) -> Any:
     return pipe
 
 
-class PipelineTesterMixin:
-    """For a class with a fixture `case`, a `PipelineCase`."""
+class PipelineTesterMixin(CasesMixin):
+    """For a class whose `cases` are `PipelineCase`s."""
 
     def load(self, case, folder, **arguments):
         return quiet(case.pipeline_class.from_pretrained(folder, **arguments))
 
+    @every_case
     def test_save_load_local(self, case, tmp_path):
         """A saved pipeline writes what the loaded one writes; its files are safetensors, whatever was asked for."""
         pipe = case.make()
@@ -77,6 +86,7 @@ class PipelineTesterMixin:
         general = quiet(TextDiffusionPipeline.from_pretrained(tmp_path))
         assert type(general) is case.pipeline_class
 
+    @every_case
     def test_pipeline_call_signature(self, case):
         """What every pipeline takes is optional, and the defaults are those of diffusers."""
         parameters = inspect.signature(case.pipeline_class.__call__).parameters
@@ -93,13 +103,16 @@ class PipelineTesterMixin:
         count = len(next(iter(case.batches.values())))
         assert len(case.write(pipe, list(range(count)), **case.batches)) == count
 
+    @every_case
     def test_inference_batch_single_identical(self, case):
         """A text of a batch is what it is alone, with its own generator."""
         pipe = case.make()
         count = len(next(iter(case.batches.values())))
         together = case.write(pipe, list(range(count)), **case.batches)
         for row in range(count):
-            alone = case.write(pipe, [row], **{name: values[row] for name, values in case.batches.items()})[0]
+            alone = case.write(
+                pipe, [row], **{name: values[row] for name, values in case.batches.items()}
+            )[0]
             shorter = min(len(alone), together.shape[1])
             assert torch.equal(alone[:shorter], together[row, :shorter])
             assert set(together[row, shorter:].tolist()) <= {pipe.tokenizer.pad_token_id}
@@ -120,7 +133,11 @@ class PipelineTesterMixin:
     def test_components_function(self, case):
         """`components` makes the pipeline anew, sharing all of it."""
         pipe = case.make()
-        expected = set(inspect.signature(case.pipeline_class.__init__).parameters) - {"self"} - set(pipe.config)
+        expected = (
+            set(inspect.signature(case.pipeline_class.__init__).parameters)
+            - {"self"}
+            - set(pipe.config)
+        )
         registered, _ = case.pipeline_class._get_signature_keys(case.pipeline_class)
         assert set(pipe.components) == set(registered)
         assert expected <= set(registered) | {"self"}
@@ -177,7 +194,9 @@ class PipelineTesterMixin:
     def test_to_dtype(self, case):
         """Every model changes its dtype, as a whole."""
         pipe = case.make()
-        assert {value.dtype for value in state(pipe).values() if value.is_floating_point()} == {torch.float32}
+        assert {value.dtype for value in state(pipe).values() if value.is_floating_point()} == {
+            torch.float32
+        }
         pipe.to(dtype=torch.float16)
         models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
         assert {p.dtype for model in models for p in model.parameters()} == {torch.float16}
@@ -187,7 +206,9 @@ class PipelineTesterMixin:
         pipe = case.make()
         pipe.save_pretrained(tmp_path)
         names = [name for name, part in pipe.components.items() if isinstance(part, nn.Module)]
-        loaded = self.load(case, tmp_path, torch_dtype={names[-1]: torch.bfloat16, "default": torch.float16})
+        loaded = self.load(
+            case, tmp_path, torch_dtype={names[-1]: torch.bfloat16, "default": torch.float16}
+        )
         dtypes = {name: getattr(loaded, name).dtype for name in names}
         assert dtypes == dict.fromkeys(names, torch.float16) | {names[-1]: torch.bfloat16}
 
@@ -196,6 +217,7 @@ class PipelineTesterMixin:
         case.make().save_pretrained(tmp_path)
         assert self.load(case, tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
 
+    @every_case
     def test_num_return_sequences(self, case):
         """n texts for each prompt, next to each other; the first is that of n = 1."""
         pipe = case.make()
@@ -207,6 +229,7 @@ class PipelineTesterMixin:
             with pytest.raises(ValueError, match="num_return_sequences"):
                 case.write(pipe, num_return_sequences=refused)
 
+    @every_case
     def test_generators(self, case):
         """The same seed writes the same, another writes something else; there is one generator or one a text."""
         pipe = case.make()
@@ -224,12 +247,18 @@ class PipelineTesterMixin:
         pipe = case.make()
         plain = {name: 1.0 for name in case.guidance}
         without = {k: v for k, v in case.inputs.items() if k not in case.guidance}
-        tokens = [case.write(pipe, **settings, num_return_sequences=4) for settings in (plain, case.guidance)]
+        tokens = [
+            case.write(pipe, **settings, num_return_sequences=4)
+            for settings in (plain, case.guidance)
+        ]
         generator = torch.Generator().manual_seed(0)
-        unset = pipe(**without, generator=generator, output_type="tokens", num_return_sequences=4).tokens
+        unset = pipe(
+            **without, generator=generator, output_type="tokens", num_return_sequences=4
+        ).tokens
         assert torch.equal(tokens[0], unset)
         assert tokens[0].shape != tokens[1].shape or not torch.equal(*tokens)
 
+    @every_case
     def test_callback_inputs(self, case):
         """A callback is called after every step, gets exactly what it asks for, and all that is offered is there."""
         pipe, seen = case.make(), []
@@ -243,13 +272,23 @@ class PipelineTesterMixin:
         offered = pipe._callback_tensor_inputs
         for names in ([], offered[:1], offered):
             seen.clear()
-            arguments = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names}
-            assert torch.equal(case.write(pipe, **arguments), plain)  # what it gives back as it was changes nothing
+            arguments = {
+                "callback_on_step_end": callback,
+                "callback_on_step_end_tensor_inputs": names,
+            }
+            assert torch.equal(
+                case.write(pipe, **arguments), plain
+            )  # what it gives back as it was changes nothing
             assert len(seen) == case.num_timesteps
             assert all(got == set(names) for _, got in seen)
         with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs"):
-            case.write(pipe, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=["no_such_tensor"])
+            case.write(
+                pipe,
+                callback_on_step_end=callback,
+                callback_on_step_end_tensor_inputs=["no_such_tensor"],
+            )
 
+    @every_case
     def test_callback_changes_tensor(self, case):
         """What a callback puts in the place of a tensor is what the text is made of."""
         pipe = case.make()
@@ -257,7 +296,10 @@ class PipelineTesterMixin:
         def callback(pipe, step, timestep, tensors):
             return {case.changes: torch.zeros_like(tensors[case.changes])}
 
-        arguments = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": [case.changes]}
+        arguments = {
+            "callback_on_step_end": callback,
+            "callback_on_step_end_tensor_inputs": [case.changes],
+        }
         changed = [case.write(pipe, seed, **arguments) for seed in (0, 1)]
         assert not torch.equal(changed[0], case.write(pipe))
         assert torch.equal(*changed)
@@ -322,7 +364,9 @@ class PipelineTesterMixin:
         pipe = case.make()
         for part in pipe.components.values():
             if hasattr(part, "enable_layerwise_casting"):
-                part.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+                part.enable_layerwise_casting(
+                    storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
+                )
         assert torch.float8_e4m3fn in {value.dtype for value in state(pipe).values()}
         assert not (case.write(pipe) == pipe.tokenizer.mask_token_id).any()
 
@@ -330,7 +374,12 @@ class PipelineTesterMixin:
         """With weights that are loaded layer by layer it writes the same, twice."""
         plain = case.write(case.make())
         pipe = case.make()
-        for name, part in pipe.components.items():  # as `enable_sequential_cpu_offload`, which wants an accelerator
+        for (
+            name,
+            part,
+        ) in (
+            pipe.components.items()
+        ):  # as `enable_sequential_cpu_offload`, which wants an accelerator
             if isinstance(part, nn.Module) and name not in pipe._exclude_from_cpu_offload:
                 cpu_offload(part, torch.device("cpu"))
         for _ in range(2):

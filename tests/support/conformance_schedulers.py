@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 STEPS = 8
-GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 @dataclass
@@ -51,7 +54,14 @@ class SchedulerCase:
         scheduler.set_timesteps(STEPS)
         return scheduler
 
-    def step(self, scheduler: Any, index: int = 0, rows: slice = slice(None), generator: Any = 0, **more: Any) -> Any:
+    def step(
+        self,
+        scheduler: Any,
+        index: int = 0,
+        rows: slice = slice(None),
+        generator: Any = 0,
+        **more: Any,
+    ) -> Any:
         """The step number `index` of some rows; an integer is the seed of one generator for all."""
         if isinstance(generator, int):
             generator = torch.Generator().manual_seed(generator)
@@ -72,13 +82,20 @@ class SchedulerCase:
 
 def public(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without what diffusers notes for itself, tensors as lists."""
-    return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in config.items() if not k.startswith("_")}
+    return {
+        k: v.tolist() if isinstance(v, Tensor) else v
+        for k, v in config.items()
+        if not k.startswith("_")
+    }
 
 
 def asks_for_more(compatible: type, config: dict[str, Any]) -> bool:
     """Whether a scheduler has an argument without default that the configuration does not give."""
     parameters = list(inspect.signature(compatible.__init__).parameters.values())[1:]
-    return any(p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD and p.name not in config for p in parameters)
+    return any(
+        p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD and p.name not in config
+        for p in parameters
+    )
 
 
 class SchedulerCommonTest:
@@ -98,7 +115,10 @@ class SchedulerCommonTest:
         scheduler.save_pretrained(tmp_path)
         loaded = case.scheduler_class.from_pretrained(tmp_path)
         assert public(loaded.config) == public(scheduler.config)
-        assert case.scheduler_class.load_config(tmp_path)["_class_name"] == case.scheduler_class.__name__
+        assert (
+            case.scheduler_class.load_config(tmp_path)["_class_name"]
+            == case.scheduler_class.__name__
+        )
 
     @pytest.mark.parametrize("setting", ["as it is", "other"])
     def test_over_configs(self, case, setting):
@@ -142,7 +162,9 @@ class SchedulerCommonTest:
             other = compatible.from_config(scheduler.config)
             back = public(case.scheduler_class.from_config(other.config).config)
             asked = inspect.signature(case.scheduler_class.__init__).parameters
-            ours = {name: value for name, value in public(scheduler.config).items() if name in asked}
+            ours = {
+                name: value for name, value in public(scheduler.config).items() if name in asked
+            }
             assert {name: back[name] for name in ours} == ours, compatible
 
     def test_step_shape(self, case):
@@ -193,19 +215,33 @@ class SchedulerCommonTest:
             pytest.skip("It adds no noise.")
         clean = case.sample.to(device)
         if case.over_tokens:
-            words = min(case.model_output.shape[-1], scheduler.config.get("vocab_size") or case.model_output.shape[-1])
+            words = min(
+                case.model_output.shape[-1],
+                scheduler.config.get("vocab_size") or case.model_output.shape[-1],
+            )
             clean = torch.arange(clean.numel(), device=device).view(clean.shape) % (words - 1)
-            near, far = (scheduler.add_noise(clean, t, torch.Generator().manual_seed(0)) for t in (0.0, 1.0))
+            near, far = (
+                scheduler.add_noise(clean, t, torch.Generator().manual_seed(0)) for t in (0.0, 1.0)
+            )
             assert torch.equal(near, clean)
             assert not torch.equal(far, clean)
         else:
             noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5)).to(clean)
-            first, last = (torch.full((len(clean),), t, device=device) for t in (0, len(scheduler.betas) - 1))
-            near, far = scheduler.add_noise(clean, noise, first), scheduler.add_noise(clean, noise, last)
+            first, last = (
+                torch.full((len(clean),), t, device=device) for t in (0, len(scheduler.betas) - 1)
+            )
+            near, far = (
+                scheduler.add_noise(clean, noise, first),
+                scheduler.add_noise(clean, noise, last),
+            )
             assert (near - clean).abs().max() < (far - clean).abs().max()
             torch.testing.assert_close(far, noise, atol=0.5, rtol=0)
         for noisy in (near, far):
-            assert (noisy.shape, noisy.dtype, noisy.device.type) == (clean.shape, clean.dtype, device)
+            assert (noisy.shape, noisy.dtype, noisy.device.type) == (
+                clean.shape,
+                clean.dtype,
+                device,
+            )
 
     def test_deprecated_kwargs(self, case):
         """An `__init__` takes names that are not in its signature only if they are deprecated."""
@@ -224,7 +260,9 @@ class SchedulerCommonTest:
         scheduler.save_pretrained(tmp_path)
         loaded = case.scheduler_class.from_pretrained(tmp_path)
         given = torch.as_tensor(arguments[name], dtype=torch.float64)
-        torch.testing.assert_close(torch.tensor(loaded.config[name], dtype=torch.float64), given, rtol=0, atol=0)
+        torch.testing.assert_close(
+            torch.tensor(loaded.config[name], dtype=torch.float64), given, rtol=0, atol=0
+        )
         if name == "schedule":
             times = torch.linspace(0, 1, len(given), dtype=torch.float64)
             torch.testing.assert_close(loaded.alpha(times), given)
@@ -246,7 +284,9 @@ class SchedulerCommonTest:
             assert scheduler.save_pretrained == getattr(scheduler, "save_pretrained")  # noqa: B009
         with pytest.warns(FutureWarning, match="entry_of_config"):
             assert scheduler.entry_of_config == 7
-        with pytest.raises(AttributeError, match=f"'{type(scheduler).__name__}' object has no attribute 'missing'"):
+        with pytest.raises(
+            AttributeError, match=f"'{type(scheduler).__name__}' object has no attribute 'missing'"
+        ):
             scheduler.missing  # noqa: B018
 
     def test_determinism(self, case):
@@ -269,7 +309,9 @@ class SchedulerCommonTest:
 
         together = case.step(case.make(), generator=seeded()).prev_sample
         for row, generator in enumerate(seeded()):
-            alone = case.step(case.make(), rows=slice(row, row + 1), generator=[generator]).prev_sample
+            alone = case.step(
+                case.make(), rows=slice(row, row + 1), generator=[generator]
+            ).prev_sample
             assert torch.equal(alone[0], together[row])
         if case.draws:
             with pytest.raises(ValueError, match="generator"):

@@ -12,7 +12,9 @@ def make_state(tokens, is_open, starts=None, **changes):
     tokens, is_open = torch.tensor(tokens), torch.tensor(is_open, dtype=torch.bool)
     real = changes.pop("attention_mask", torch.ones_like(tokens))
     fields = {"timestep": 0.5, "progress": 0.0, "last": False} | changes
-    return TextState(tokens, is_open, ~is_open & real.bool(), real, starts or [1] * len(tokens), **fields)
+    return TextState(
+        tokens, is_open, ~is_open & real.bool(), real, starts or [1] * len(tokens), **fields
+    )
 
 
 def random_logits(state, vocab_size, seed=0, dtype=torch.float64):

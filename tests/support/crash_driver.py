@@ -50,7 +50,9 @@ class Killer:
         return self.armed and self.count == self.at
 
     def audit(self, event, arguments):
-        reading = event == "open" and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        reading = event == "open" and not (arguments[2] or 0) & (
+            os.O_WRONLY | os.O_RDWR | os.O_CREAT
+        )
         if self.armed and event in CHANGES and not reading and self.event():
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -95,13 +97,21 @@ def train(folder: Path, processes: int, options: dict, kill_at: int = 0, dropout
 
     validated = []
     loop = training.TrainingLoop(
-        config, accelerator, model, loss_function, order, evaluate, on_validation=lambda *args: validated.append(args)
+        config,
+        accelerator,
+        model,
+        loss_function,
+        order,
+        evaluate,
+        on_validation=lambda *args: validated.append(args),
     )
     if kill_at and accelerator.is_main_process:
         killer, write = Killer(kill_at), training.write_checkpoint
 
         def armed(target, step, *others):
-            killer.armed = step > SAVED_EVERY  # not at the first save: there must be something to lose
+            killer.armed = (
+                step > SAVED_EVERY
+            )  # not at the first save: there must be something to lose
             write(target, step, *others)
             killer.armed = False
             Path(folder, "saved").write_text(str(step))
@@ -112,7 +122,12 @@ def train(folder: Path, processes: int, options: dict, kill_at: int = 0, dropout
     for group in loop.state.tensors().values():
         for name, tensor in sorted(group.items()):
             digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
-    result = {"first": STEPS - len(losses), "losses": losses, "digest": digest.hexdigest(), "validated": validated}
+    result = {
+        "first": STEPS - len(losses),
+        "losses": losses,
+        "digest": digest.hexdigest(),
+        "validated": validated,
+    }
     result |= {"weights": {name: tensor.tolist() for name, tensor in loop.state.weights().items()}}
     result |= {"type": str(accelerator.distributed_type), "shards": loop.state.sharded}
     Path(folder, f"result-{accelerator.process_index}.json").write_text(json.dumps(result))
@@ -130,10 +145,17 @@ def run(folder: Path, processes: int, options: dict, kill_at: int = 0) -> list[i
         if pid == 0:
             code = 1
             try:
-                os.dup2(os.open(folder.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+                os.dup2(
+                    os.open(folder.parent / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1
+                )
                 os.dup2(1, 2)
                 if processes > 1:
-                    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+                    place = {
+                        "RANK": rank,
+                        "LOCAL_RANK": rank,
+                        "WORLD_SIZE": processes,
+                        "LOCAL_WORLD_SIZE": processes,
+                    }
                     os.environ.update({name: str(value) for name, value in place.items()})
                     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
                 train(folder, processes, options, kill_at)
@@ -160,7 +182,10 @@ def results(folder: Path, processes: int) -> list[dict]:
 def compare(folder: Path, processes: int, straight: list[dict], saved: int) -> str:
     """What became of a run that was resumed in `folder`, and had saved the step `saved` before it was killed."""
     for found, expected in zip(results(folder, processes), straight, strict=True):
-        if found["losses"] != expected["losses"][found["first"] :] or found["digest"] != expected["digest"]:
+        if (
+            found["losses"] != expected["losses"][found["first"] :]
+            or found["digest"] != expected["digest"]
+        ):
             return "inexact"
         if found["first"] < saved:
             return "lost"
@@ -178,7 +203,9 @@ def kill(folder: Path, processes: int, limit: int, every: int) -> dict:
             break  # there is no such point any more
         saved = int((broken / "saved").read_text())
         codes = run(broken, processes, options | {"resume_from_checkpoint": "latest"})
-        outcome = compare(broken, processes, straight, saved) if codes == [0] * processes else "lost"
+        outcome = (
+            compare(broken, processes, straight, saved) if codes == [0] * processes else "lost"
+        )
         counts["points"] += 1
         counts[outcome] += 1
         shutil.rmtree(broken)
@@ -195,8 +222,13 @@ def resume(folder: Path, processes: int) -> dict:
         again = options | {"resume_from_checkpoint": str(saved)}
         assert run(folder / f"from-{step}", processes, again) == [0] * processes
         found = results(folder / f"from-{step}", processes)
-        exact = all(f["first"] == step and f["digest"] == s["digest"] for f, s in zip(found, straight, strict=True))
-        if exact and all(f["losses"] == s["losses"][step:] for f, s in zip(found, straight, strict=True)):
+        exact = all(
+            f["first"] == step and f["digest"] == s["digest"]
+            for f, s in zip(found, straight, strict=True)
+        )
+        if exact and all(
+            f["losses"] == s["losses"][step:] for f, s in zip(found, straight, strict=True)
+        ):
             equal.append(step)
     return {"steps": STEPS - 1, "equal": equal}
 

@@ -33,7 +33,10 @@ def digest(tensors: dict) -> str:
     found = hashlib.sha256()
     for group, named in sorted(tensors.items()):
         for name, tensor in sorted(named.items()):
-            found.update(f"{group}/{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + tensor.numpy().tobytes())
+            found.update(
+                f"{group}/{name}{tuple(tensor.shape)}{tensor.dtype}".encode()
+                + tensor.numpy().tobytes()
+            )
     return found.hexdigest()
 
 
@@ -46,7 +49,9 @@ def train(folder: Path, options: dict):
     settings = {"max_train_steps": 20, "lr_warmup_steps": 2, "ema_decay": 0.9, "num_cpu_threads": 1}
     settings |= {"validation_steps": 0, "checkpointing_steps": 0, "report_to": ["none"]}
     rows_each = GLOBAL_ROWS // processes // options.get("gradient_accumulation_steps", 1)
-    config = TrainingConfig(output_dir=str(folder), train_batch_size=rows_each, **settings | options)
+    config = TrainingConfig(
+        output_dir=str(folder), train_batch_size=rows_each, **settings | options
+    )
     accelerator = make_accelerator(config)
     assert accelerator.num_processes == processes
     scheduler, validated = D3PMAbsorbingScheduler(tokenizer.mask_token_id), {}
@@ -58,12 +63,16 @@ def train(folder: Path, options: dict):
 
     def evaluate(model) -> dict[str, float]:  # alone on each process, as a recipe may
         assert not model.training and next(model.parameters()).dtype == torch.float32
-        return {"bound": estimate_bound(model, scheduler, rows.select(range(20)), batch_size=8).bound}
+        return {
+            "bound": estimate_bound(model, scheduler, rows.select(range(20)), batch_size=8).bound
+        }
 
     loop = TrainingLoop(
         config=config,
         accelerator=accelerator,
-        model=make_denoiser(tokenizer, hidden_size=18, num_attention_heads=3, max_length=8, dropout=dropout),
+        model=make_denoiser(
+            tokenizer, hidden_size=18, num_attention_heads=3, max_length=8, dropout=dropout
+        ),
         loss_function=loss_function,
         rows=ShuffledRows(rows, GLOBAL_ROWS, seed=0),
         evaluate=evaluate,
@@ -76,8 +85,14 @@ def train(folder: Path, options: dict):
         error = str(stopped)
     tensors, rank = loop.state.tensors(), accelerator.process_index
     with loop.state.averaged() as model:
-        np.savez(folder / f"averaged-{rank}.npz", **{name: p.detach().numpy() for name, p in model.named_parameters()})
-    np.savez(folder / f"weights-{rank}.npz", **{name: tensor.numpy() for name, tensor in tensors["model"].items()})
+        np.savez(
+            folder / f"averaged-{rank}.npz",
+            **{name: p.detach().numpy() for name, p in model.named_parameters()},
+        )
+    np.savez(
+        folder / f"weights-{rank}.npz",
+        **{name: tensor.numpy() for name, tensor in tensors["model"].items()},
+    )
     result = {"losses": losses, "digest": digest(tensors), "error": error, "validated": validated}
     result |= {"type": accelerator.distributed_type.value, "processes": processes}
     (folder / f"result-{rank}.json").write_text(json.dumps(result))

@@ -14,7 +14,11 @@ MEAN, STD = 0.7, 0.5
 
 def embedding_cases(file: str, kind: str) -> list[dict]:
     content = json.loads((GOLDEN / f"{file}.json").read_text())
-    return [case | {"tolerance": content["tolerance"]} for case in content["cases"] if case["kind"] == kind]
+    return [
+        case | {"tolerance": content["tolerance"]}
+        for case in content["cases"]
+        if case["kind"] == kind
+    ]
 
 
 def gaussian_denoiser(noisy: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -26,7 +30,10 @@ def gaussian_denoiser(noisy: Tensor, alpha_bar: Tensor) -> Tensor:
 def gaussian_flow(noisy: Tensor, alpha_bar: Tensor, next_alpha_bar: Tensor) -> Tensor:
     """Where the probability flow carries x_t of `gaussian_denoiser`'s data: its quantile stays the same."""
     quantile = (noisy - alpha_bar.sqrt() * MEAN) / (alpha_bar * STD**2 + 1 - alpha_bar).sqrt()
-    return next_alpha_bar.sqrt() * MEAN + (next_alpha_bar * STD**2 + 1 - next_alpha_bar).sqrt() * quantile
+    return (
+        next_alpha_bar.sqrt() * MEAN
+        + (next_alpha_bar * STD**2 + 1 - next_alpha_bar).sqrt() * quantile
+    )
 
 
 def mixture_denoiser(embedding: list, weights: list, std: float):
@@ -36,7 +43,9 @@ def mixture_denoiser(embedding: list, weights: list, std: float):
     def denoise(noisy: Tensor, alpha_bar: Tensor) -> Tensor:
         variance = alpha_bar * std**2 + 1 - alpha_bar
         off = noisy.unsqueeze(-2) - alpha_bar.sqrt() * means  # (B, L, K, E)
-        share = (log_weights - off.square().sum(dim=-1) / (2 * variance)).softmax(dim=-1).unsqueeze(-1)
+        share = (
+            (log_weights - off.square().sum(dim=-1) / (2 * variance)).softmax(dim=-1).unsqueeze(-1)
+        )
         return (share * (means + alpha_bar.sqrt() * std**2 / variance * off)).sum(dim=-2)
 
     return denoise

@@ -1,7 +1,15 @@
 """Small masked LMs of transformers with random weights, and tokenizers of their kinds trained on a few sentences."""
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AddedToken, AutoConfig, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 SENTENCES = [
@@ -20,10 +28,14 @@ def wordpiece_tokenizer(vocab_size=120):
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=special, show_progress=False
+    )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     ends = [("[CLS]", special.index("[CLS]")), ("[SEP]", special.index("[SEP]"))]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=ends
+    )
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **names)
 
@@ -36,7 +48,10 @@ def byte_level_tokenizer(vocab_size=300):
     special = ["<s>", "<pad>", "</s>", "<unk>", AddedToken("<mask>", lstrip=True, special=True)]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -51,12 +66,25 @@ def make_masked_lm(model_type, tokenizer=None, extra_ids=3, **changes):
     """`(model, tokenizer)`; the vocabulary has a few more ids than the tokenizer, as published ones often do."""
     if tokenizer is None:
         tokenizer = wordpiece_tokenizer() if model_type in BERT_KIND else byte_level_tokenizer()
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
     if model_type == "distilbert":
         sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48}
-    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    ids |= {name: getattr(tokenizer, name) for name in ("cls_token_id", "sep_token_id") if model_type == "modernbert"}
-    settings = {"vocab_size": len(tokenizer) + extra_ids, "max_position_embeddings": 64} | sizes | ids
+    ids = {
+        name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")
+    }
+    ids |= {
+        name: getattr(tokenizer, name)
+        for name in ("cls_token_id", "sep_token_id")
+        if model_type == "modernbert"
+    }
+    settings = (
+        {"vocab_size": len(tokenizer) + extra_ids, "max_position_embeddings": 64} | sizes | ids
+    )
     torch.manual_seed(0)
     model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(model_type, **settings | changes))
     for parameter in model.parameters():  # predictions that differ from token to token

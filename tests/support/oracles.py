@@ -29,7 +29,9 @@ def golden_cases(file: str, kind: str) -> list[dict]:
 
 def assert_golden(got: torch.Tensor, want: list, case: dict):
     limits = case["tolerance"][str(got.dtype).removeprefix("torch.")]
-    torch.testing.assert_close(got.double(), float64(want), atol=limits["atol"], rtol=limits["rtol"])
+    torch.testing.assert_close(
+        got.double(), float64(want), atol=limits["atol"], rtol=limits["rtol"]
+    )
 
 
 def float64(values) -> torch.Tensor:
@@ -56,7 +58,9 @@ def alpha_by_definition(schedule: str, t: float) -> float:
     return (raw(t) - raw(1)) / (raw(0) - raw(1))
 
 
-def transition_matrix(kernel: str, alpha: float, vocab_size: int, mask_token_id: int | None = None) -> np.ndarray:
+def transition_matrix(
+    kernel: str, alpha: float, vocab_size: int, mask_token_id: int | None = None
+) -> np.ndarray:
     """(V, V) probability of going from a row's token to a column's while a token survives with probability alpha."""
     noise = np.full((vocab_size, vocab_size), 1 / vocab_size)
     if kernel == "absorbing":
@@ -65,7 +69,9 @@ def transition_matrix(kernel: str, alpha: float, vocab_size: int, mask_token_id:
     return alpha * np.eye(vocab_size) + (1 - alpha) * noise
 
 
-def bayes_posterior(between: np.ndarray, until: np.ndarray, current: int, clean: np.ndarray) -> np.ndarray:
+def bayes_posterior(
+    between: np.ndarray, until: np.ndarray, current: int, clean: np.ndarray
+) -> np.ndarray:
     """q(x_s | x_t = current, x_0 ~ clean): `until` leads from x_0 to x_s, `between` from x_s to x_t."""
     joint = (clean @ until) * between[:, current]
     return joint / joint.sum()
@@ -97,7 +103,9 @@ class MarkovSource:
         self.sequences = np.array(list(itertools.product(range(self.num_tokens), repeat=length)))
         self.probs = self.initial[self.sequences[:, 0]]
         for before, after in itertools.pairwise(range(length)):
-            self.probs = self.probs * self.transition[self.sequences[:, before], self.sequences[:, after]]
+            self.probs = (
+                self.probs * self.transition[self.sequences[:, before], self.sequences[:, after]]
+            )
 
     @classmethod
     def golden(cls) -> "MarkovSource":
@@ -114,10 +122,15 @@ class MarkovSource:
         size = self.num_tokens + 1
         table = np.zeros((size,) * self.length + (self.length, size))
         for pattern in itertools.product(range(size), repeat=self.length):
-            fits = np.all((np.array(pattern) == self.num_tokens) | (self.sequences == pattern), axis=1) * self.probs
+            fits = (
+                np.all((np.array(pattern) == self.num_tokens) | (self.sequences == pattern), axis=1)
+                * self.probs
+            )
             for position in range(self.length):
                 for token in range(self.num_tokens):
-                    table[pattern][position, token] = fits[self.sequences[:, position] == token].sum() / fits.sum()
+                    table[pattern][position, token] = (
+                        fits[self.sequences[:, position] == token].sum() / fits.sum()
+                    )
         with np.errstate(divide="ignore"):
             return torch.tensor(np.log(table))
 
@@ -128,7 +141,9 @@ class MarkovSource:
         for noisy in itertools.product(range(self.num_tokens), repeat=self.length):
             weight = self.probs * np.prod(matrix[self.sequences, np.array(noisy)], axis=1)
             for position in range(self.length):
-                np.add.at(table[noisy][position], self.sequences[:, position], weight / weight.sum())
+                np.add.at(
+                    table[noisy][position], self.sequences[:, position], weight / weight.sum()
+                )
         return torch.tensor(np.log(table))
 
 
@@ -146,9 +161,15 @@ class TableDenoiser(torch.nn.Module):
     def device(self):
         return self.anchor.device
 
-    def forward(self, input_ids, timestep=None, attention_mask=None, class_labels=None, positions=None):
+    def forward(
+        self, input_ids, timestep=None, attention_mask=None, class_labels=None, positions=None
+    ):
         self.calls, self.rows = self.calls + 1, self.rows + len(input_ids)
-        table = self.table(float(torch.as_tensor(timestep).flatten()[0])) if callable(self.table) else self.table
+        table = (
+            self.table(float(torch.as_tensor(timestep).flatten()[0]))
+            if callable(self.table)
+            else self.table
+        )
         logits = table[tuple(input_ids.unbind(dim=1))]  # (B, L, V)
         output = type("Output", (), {})()
         output.logits = logits if positions is None else logits[positions]
@@ -158,10 +179,20 @@ class TableDenoiser(torch.nn.Module):
 class TimedDenoiser(TableDenoiser):
     """A denoiser with one table for each step of a grid: `tables[i]` at time i / len(tables)."""
 
-    def forward(self, input_ids, timestep=None, attention_mask=None, class_labels=None, positions=None):
+    def forward(
+        self, input_ids, timestep=None, attention_mask=None, class_labels=None, positions=None
+    ):
         self.calls, self.rows = self.calls + 1, self.rows + len(input_ids)
-        steps = (torch.as_tensor(timestep) * len(self.table)).round().long().expand(len(input_ids)).tolist()
-        logits = torch.stack([self.table[i][tuple(row)] for i, row in zip(steps, input_ids, strict=True)])
+        steps = (
+            (torch.as_tensor(timestep) * len(self.table))
+            .round()
+            .long()
+            .expand(len(input_ids))
+            .tolist()
+        )
+        logits = torch.stack(
+            [self.table[i][tuple(row)] for i, row in zip(steps, input_ids, strict=True)]
+        )
         output = type("Output", (), {})()
         output.logits = logits if positions is None else logits[positions]
         return output

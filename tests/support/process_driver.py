@@ -16,7 +16,10 @@ if os.environ.get("ACCELERATE_USE_FSDP") == "true":
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
-    PartialState._prepare_backend = lambda *arguments, **options: ("gloo", DistributedType.MULTI_GPU)
+    PartialState._prepare_backend = lambda *arguments, **options: (
+        "gloo",
+        DistributedType.MULTI_GPU,
+    )
 
 import torch
 
@@ -31,7 +34,13 @@ def vectors_of_step(step: int) -> torch.Tensor:
 def follow(rank: int, world: int, settings: dict, started: bool) -> list[dict]:
     """The codebook after each of four steps, as it is in this process."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 4, "num_codes": 8, "codebook_dim": 4, "decay": 0.8, "commitment_weight": 0.25}
+    sizes = {
+        "hidden_size": 4,
+        "num_codes": 8,
+        "codebook_dim": 4,
+        "decay": 0.8,
+        "commitment_weight": 0.25,
+    }
     quantizer = TextQuantizer(**sizes, rotation_trick=False, **settings).train()
     codebook = quantizer.layer._codebook
     if started:
@@ -41,7 +50,9 @@ def follow(rank: int, world: int, settings: dict, started: bool) -> list[dict]:
     steps = []
     for step in range(4):
         quantizer(vectors_of_step(step)[rank::world].requires_grad_())
-        steps.append({"embed": codebook.embed[0].tolist(), "count": codebook.cluster_size[0].tolist()})
+        steps.append(
+            {"embed": codebook.embed[0].tolist(), "count": codebook.cluster_size[0].tolist()}
+        )
     return steps
 
 

@@ -53,7 +53,9 @@ def predictions_at(scheduler, source):
         logits = source.uniform_denoiser(alpha)  # (V, ..., V, L, V)
         if scheduler.config.reverse_rule == "marginal":
             return logits
-        seen = torch.tensor(transition_matrix("uniform", alpha, size)).log()  # of q(x_t | x_0), symmetric
+        seen = torch.tensor(
+            transition_matrix("uniform", alpha, size)
+        ).log()  # of q(x_t | x_0), symmetric
         states = all_states(size, source.length)
         return logits - seen[states].view(logits.shape)
 
@@ -108,11 +110,15 @@ def sample_with(scheduler, denoiser, steps: int, shape: tuple[int, int], generat
         positions = scheduler.select(timestep, tokens, generator)
         times = scheduler.model_timesteps(timestep, tokens)
         logits = denoiser(tokens, times, positions=positions).logits
-        tokens = scheduler.step(logits, timestep, tokens, positions=positions, generator=generator).prev_sample
+        tokens = scheduler.step(
+            logits, timestep, tokens, positions=positions, generator=generator
+        ).prev_sample
     return tokens
 
 
-def assert_steps_follow_reverse_probs(scheduler, logits, timestep, sample, rows: int = 8_000, dense: bool = False):
+def assert_steps_follow_reverse_probs(
+    scheduler, logits, timestep, sample, rows: int = 8_000, dense: bool = False
+):
     """Pearson's test of one step from a row `sample` (1, L) against `reverse_probs`; the step counts as taken."""
     generator = torch.Generator().manual_seed(11)
     want = scheduler.reverse_probs(logits, timestep, sample)[0]
@@ -123,7 +129,9 @@ def assert_steps_follow_reverse_probs(scheduler, logits, timestep, sample, rows:
     else:
         positions = scheduler.select(timestep, many, generator)
         chosen = predictions[positions]
-        drawn = scheduler.step(chosen, timestep, many, positions=positions, generator=generator).prev_sample
+        drawn = scheduler.step(
+            chosen, timestep, many, positions=positions, generator=generator
+        ).prev_sample
     for position in range(sample.shape[1]):
         counts = np.bincount(drawn[:, position], minlength=want.shape[-1])
         assert chi_square_passes(counts, want[position].numpy()), (timestep, position)
@@ -132,11 +140,15 @@ def assert_steps_follow_reverse_probs(scheduler, logits, timestep, sample, rows:
 def assert_inputs_are_kept_and_rows_are_their_own(make, vocab_size: int):
     """`make()` gives the scheduler; a row written alone is that row written among others, under list generators."""
     size, length = vocab_size, 4
-    table = torch.randn((size,) * length + (length, size), generator=torch.Generator().manual_seed(1))
+    table = torch.randn(
+        (size,) * length + (length, size), generator=torch.Generator().manual_seed(1)
+    )
     written = []
     for seeds in ([5, 6, 7], [6]):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        written.append(sample_with(make(), TableDenoiser(table, size), 9, (len(seeds), length), generators))
+        written.append(
+            sample_with(make(), TableDenoiser(table, size), 9, (len(seeds), length), generators)
+        )
     assert torch.equal(written[0][1:2], written[1])
 
     scheduler = make()
@@ -148,7 +160,11 @@ def assert_inputs_are_kept_and_rows_are_their_own(make, vocab_size: int):
         output = scheduler.step(
             logits, timestep, sample, generator=torch.Generator().manual_seed(4), return_dict=False
         )
-        assert isinstance(output, tuple) and torch.equal(sample, before[0]) and torch.equal(logits, before[1])
+        assert (
+            isinstance(output, tuple)
+            and torch.equal(sample, before[0])
+            and torch.equal(logits, before[1])
+        )
 
 
 def assert_config_travels(scheduler, base, tmp_path, **own):
@@ -184,7 +200,9 @@ def assert_pipeline_keeps_what_is_given(pipe, tokenizer):
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     prompts = ["the cat", "a bird sang in the tree and", "she"]
-    together = pipe(prompts, num_inference_steps=12, max_new_tokens=8, generator=generators(0, 1, 2))
+    together = pipe(
+        prompts, num_inference_steps=12, max_new_tokens=8, generator=generators(0, 1, 2)
+    )
     assert not (together.tokens == mask).any()
     for seed, (prompt, whole) in enumerate(zip(prompts, together.texts, strict=True)):
         assert whole.startswith(prompt)

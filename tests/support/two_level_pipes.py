@@ -61,8 +61,14 @@ def make_two_level(
         **SIZES,
     )
     context = {"num_context_codes": num_coarse, "context_ratio": 2} if two else {}
-    fine = CodeTransformerModel(num_fine + 1, max_length=max_row // patch_length, **sizes, **context)
-    coarse = CodeTransformerModel(num_coarse + 1, max_length=max_row // patch_length // 2, **sizes) if two else None
+    fine = CodeTransformerModel(
+        num_fine + 1, max_length=max_row // patch_length, **sizes, **context
+    )
+    coarse = (
+        CodeTransformerModel(num_coarse + 1, max_length=max_row // patch_length // 2, **sizes)
+        if two
+        else None
+    )
     encoder = None
     if prompts == "own":
         encoder = PromptEncoderModel(len(tokenizer), max_length=8, **SIZES)
@@ -73,7 +79,9 @@ def make_two_level(
     for name, parameter in autoencoder.named_parameters():
         if name.endswith("bias"):  # biases, and not the codes, would say what is written
             torch.nn.init.zeros_(parameter)
-    models = [None if model is None else randomised(model, std=0.3) for model in (fine, coarse, encoder)]
+    models = [
+        None if model is None else randomised(model, std=0.3) for model in (fine, coarse, encoder)
+    ]
     for model in (fine, coarse):
         for name, parameter in model.named_parameters() if model is not None else ():
             if ".prompt." in name:  # what a prompt says must show
@@ -97,7 +105,9 @@ class Calls:
 
     def __init__(self, model):
         self.inputs = []
-        model.register_forward_pre_hook(lambda _, args, kwargs: self.inputs.append((args, kwargs)), with_kwargs=True)
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs: self.inputs.append((args, kwargs)), with_kwargs=True
+        )
 
     @property
     def rows(self):
@@ -115,7 +125,10 @@ def guided_tables(denoiser, length: int, scale: float, condition: dict) -> dict:
     num_codes = denoiser.config.vocab_size - 1
     rows = torch.tensor(patterns(num_codes, length))
     told = {name: value.expand(len(rows), *value.shape[1:]) for name, value in condition.items()}
-    cond, uncond = denoiser(rows, **told).logits.double().numpy(), denoiser(rows).logits.double().numpy()
+    cond, uncond = (
+        denoiser(rows, **told).logits.double().numpy(),
+        denoiser(rows).logits.double().numpy(),
+    )
     logits = (uncond + scale * (cond - uncond))[..., :num_codes]
     probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     return dict(zip(map(tuple, rows.tolist()), probs, strict=True))
@@ -137,7 +150,9 @@ def ancestral_law(tables: dict, length: int, num_steps: int, start: tuple | None
                 written = [(k, reveal * tables[row][place, k]) for k in range(num_codes)]
                 choices.append(written + [(num_codes, 1 - reveal)] * (reveal < 1))
             for picked in itertools.product(*choices):
-                after[tuple(code for code, _ in picked)] += mass * np.prod([share for _, share in picked])
+                after[tuple(code for code, _ in picked)] += mass * np.prod(
+                    [share for _, share in picked]
+                )
         law = after
     return law
 
@@ -151,7 +166,9 @@ def one_at_a_time_law(tables: dict, length: int) -> dict:
         for row, mass in law.items():
             for place in (i for i, code in enumerate(row) if code == num_codes):
                 for code in range(num_codes):
-                    after[(*row[:place], code, *row[place + 1 :])] += mass / left * tables[row][place, code]
+                    after[(*row[:place], code, *row[place + 1 :])] += (
+                        mass / left * tables[row][place, code]
+                    )
         law = after
     return law
 
@@ -170,10 +187,14 @@ def law_of_codes(pipe, lengths, steps, scales, prompt=None, law_of=ancestral_law
     """Probability of each (plan, fine codes), for `lengths`, `steps` and `scales` of both levels."""
     told = prompt_condition(pipe, prompt)
     more = [[count] if law_of is ancestral_law else [] for count in steps]
-    plans = law_of(guided_tables(pipe.coarse_denoiser, lengths[0], scales[0], told), lengths[0], *more[0])
+    plans = law_of(
+        guided_tables(pipe.coarse_denoiser, lengths[0], scales[0], told), lengths[0], *more[0]
+    )
     joint = {}
     for plan, mass in plans.items():
-        tables = guided_tables(pipe.fine_denoiser, lengths[1], scales[1], told | {"context_ids": torch.tensor([plan])})
+        tables = guided_tables(
+            pipe.fine_denoiser, lengths[1], scales[1], told | {"context_ids": torch.tensor([plan])}
+        )
         for fine, share in law_of(tables, lengths[1], *more[1]).items():
             joint[plan, fine] = mass * share
     return joint

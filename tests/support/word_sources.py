@@ -15,7 +15,9 @@ from text_diffusers.losses.embedding import prior_kl, reconstruction, transition
 
 def cosine_alphas(num_timesteps: int, first: float = 0.8) -> Tensor:
     """(T,) alphas from near `first`, at which the words are still in doubt, to near 0."""
-    angles = torch.arange(1, num_timesteps + 1, dtype=torch.float64) / (num_timesteps + 1) * math.pi / 2
+    angles = (
+        torch.arange(1, num_timesteps + 1, dtype=torch.float64) / (num_timesteps + 1) * math.pi / 2
+    )
     return first * angles.cos() ** 2
 
 
@@ -51,7 +53,9 @@ class WordSource:
             else:
                 nats = transition_kl(clean, log_posterior.exp() @ self.table, alpha, alphas[t - 1])
             steps.append((weights * nats).sum())
-        return torch.stack(steps), float(self.probs @ prior_kl(self.table.unsqueeze(1), alphas[-1]).squeeze(1))
+        return torch.stack(steps), float(
+            self.probs @ prior_kl(self.table.unsqueeze(1), alphas[-1]).squeeze(1)
+        )
 
     def rows(self, count: int, length: int, seed: int = 0, shortest: int | None = None) -> Dataset:
         """Rows of `length` words, or padded to it from at least `shortest`."""

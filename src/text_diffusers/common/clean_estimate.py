@@ -36,9 +36,11 @@ def clean_estimate(
         True
     """
     require_key("prediction_type", prediction_type, PREDICTION_TYPES)
+    # Needs no alpha_bar, by whose root the others divide, and which is 0 at pure noise.
     if prediction_type == "sample":
         return prediction
 
+    # One level of noise a row, or one for all
     if isinstance(alpha_bar, Tensor):
         signal = alpha_bar.sqrt().to(noisy).reshape(-1, 1, 1)
         sigma = (1 - alpha_bar).sqrt().to(noisy).reshape(-1, 1, 1)

@@ -51,6 +51,7 @@ def rand(shape: tuple[int, ...], generator: Generators, device: torch.device) ->
     L: the same prompt draws the same noise alone or padded in a batch.
     """
     if generator is None or isinstance(generator, torch.Generator):
+        # A shared generator draws on its own device, whatever that of the result.
         source = device if generator is None else generator.device
         return torch.rand(shape, generator=generator, device=source, dtype=torch.float64).to(device)
     check_one_a_row(generator, shape[0])
@@ -69,7 +70,7 @@ def rand_like(tokens: Tensor, generator: Generators) -> Tensor:
 
 
 def randn(
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     generator: Generators,
     device: torch.device | str,
     dtype: torch.dtype,
@@ -85,6 +86,7 @@ def randn(
     batch_size, length, width = shape
     check_one_a_row(generator, batch_size)
 
+    # Whole blocks a row, see `NORMAL_BLOCK`.
     padded_width = width + -width % NORMAL_BLOCK
     rows = []
     for row_generator in generator:

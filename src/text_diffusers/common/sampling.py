@@ -50,6 +50,7 @@ def token_weights(
         >>> token_weights(torch.tensor([[0.0, 2.0, 1.0]]), top_k=2).gt(0)
         tensor([[False,  True,  True]])
     """
+    # In float32 at least, where the difference to the largest logit is exact enough.
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
     if mask_token_id is not None:
         scores[:, mask_token_id] = -math.inf
@@ -59,6 +60,7 @@ def token_weights(
             "`model_output` has NaN or infinite logits: check the weights and the dtype of the denoiser."
         )
 
+    # All mass on the first of the largest
     if temperature == 0:
         return torch.zeros_like(scores).scatter_(1, scores.argmax(dim=-1, keepdim=True), 1.0)
 
@@ -69,6 +71,7 @@ def token_weights(
         scores.masked_fill_(scores < smallest_kept, -math.inf)
     weights = scores.exp_()
 
+    # A token is dropped if those before it have the mass already.
     if top_p is not None and top_p < 1:
         ordered, order = weights.sort(dim=-1, descending=True)
         mass_before = ordered.cumsum(dim=-1, dtype=torch.float64) - ordered
@@ -90,6 +93,7 @@ def sample_tokens(weights: Tensor, uniform: Tensor) -> Tensor:
         tensor([0, 1, 2])
     """
     num_rows, vocab_size = weights.shape
+    # (N, V / block, block), filled up with tokens without mass
     blocks = torch.nn.functional.pad(weights, (0, -vocab_size % MASS_BLOCK)).unflatten(
         -1, (-1, MASS_BLOCK)
     )
@@ -138,6 +142,7 @@ def draw_at(
         rows: logits (N, V), and whatever else belongs to the positions, (N,).
         in_blocks: whether to take as many rows at once as are best shaped together, or all.
     """
+    # One number for every token, so that a draw does not depend on which others are drawn.
     uniform = rand_like(sample, generator)[positions]
     blocks = in_row_blocks(*rows, uniform) if in_blocks else [(*rows, uniform)]
     drawn = [sample_tokens(weights_of(*block), numbers) for *block, numbers in blocks]
@@ -195,4 +200,5 @@ def gumbel_softmax(
         return relaxed.to(logits.dtype)
 
     one_hot = torch.zeros_like(relaxed).scatter_(-1, relaxed.argmax(dim=-1, keepdim=True), 1.0)
+    # The second term is zero, and carries the gradient.
     return (one_hot + (relaxed - relaxed.detach())).to(logits.dtype)

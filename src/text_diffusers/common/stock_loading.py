@@ -24,4 +24,5 @@ class StockLoading:
         module = sys.modules[cls.__module__]
         for base in (ModelMixin, SchedulerMixin):
             if issubclass(cls, base):
+                # A module that has imported the name keeps what it has.
                 vars(module).setdefault(base.__name__, base)

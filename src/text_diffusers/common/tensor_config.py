@@ -26,6 +26,7 @@ class TensorConfigMixin(ConfigMixin):
 
     def to_json_string(self) -> str:
         """The configuration as JSON, without its tensors."""
+        # diffusers writes what is in `_internal_dict`, so the tensors are taken out for a moment.
         full = self._internal_dict
         plain = {name: value for name, value in full.items() if name not in self._tensor_arguments}
         self._internal_dict = FrozenDict(plain)
@@ -41,6 +42,7 @@ class TensorConfigMixin(ConfigMixin):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
 
+        # Safetensors holds contiguous tensors only.
         tensors = {}
         for name in self._tensor_arguments:
             if self._internal_dict[name] is not None:
@@ -63,11 +65,13 @@ class TensorConfigMixin(ConfigMixin):
         hub_options = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
         tensors = load_tensors(name, subfolder, hub_options)
 
+        # A tensor that the class does not take would fail far from its file.
         unknown = sorted(set(tensors) - set(cls._tensor_arguments))
         if unknown:
             raise ValueError(
                 f"`{TENSOR_FILE}` must hold {cls._tensor_arguments} of a {cls.__name__}, got {unknown}."
             )
+        # Arguments of the call count more than the file.
         loader: Any = super()
         return loader.from_pretrained(name, subfolder=subfolder, **tensors | kwargs)
 

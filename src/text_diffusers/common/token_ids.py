@@ -24,5 +24,6 @@ def end_ids(tokenizer: Any) -> list[int]:
 
 def never_written(tokenizer: Any) -> list[int]:
     """The mask, and the padding unless it also ends a text."""
+    # Where one token is padding and end, as often in models of the GPT kind, it must be writable.
     special = {tokenizer.mask_token_id, tokenizer.pad_token_id} - {None, *end_ids(tokenizer)}
     return sorted(special)

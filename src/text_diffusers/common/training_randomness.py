@@ -23,6 +23,7 @@ def row_noise(seed: int, step: int, num_rows: int) -> tuple[Tensor, list[torch.G
     source = torch.Generator().manual_seed(
         int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
     )
+    # Row i gets a number in [i / G, (i + 1) / G).
     strata = torch.arange(num_rows, dtype=torch.float64)
     uniform = (strata + torch.rand(num_rows, generator=source, dtype=torch.float64)) / num_rows
 
@@ -46,6 +47,7 @@ def token_uniform(
         return uniform.unsqueeze(1).expand(-1, length)
 
     order = torch.stack([torch.randperm(blocks, generator=generator) for generator in generators])
+    # (B, n), then one for each token; the last block may be shorter than the others.
     numbers = (order.to(uniform.device) + uniform.unsqueeze(1)) / blocks
     return numbers.repeat_interleave(block_length, dim=1)[:, :length]
 
@@ -62,6 +64,7 @@ def log_uniform_times(uniform: Tensor, first: float) -> tuple[Tensor, Tensor]:
     them. With these times all masked tokens weigh the same, which leaves the expectation as it is and takes out most
     of the variance of the gradient. The interval (0, first] is one point, as in `training_timesteps`.
     """
+    # The density is 1 / (mass t) above `first`; the numbers below 1 / mass all become `first`.
     mass = 1 - math.log(first)
     times = first * torch.exp((uniform * mass - 1).clamp(min=0))
     return times, mass * times

@@ -26,6 +26,7 @@ def require(condition: bool, name: str, limit: str, value: Any):
     if condition:
         return
 
+    # What came may be a whole data set, of which the beginning is enough.
     shown = repr(value)
     if len(shown) > LONGEST_SHOWN:
         shown = f"{shown[:LONGEST_SHOWN]}..."
@@ -74,6 +75,7 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
     """Whether `value` is a finite number in [low, high]; a bool is none."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
+    # NaN fails every comparison.
     return low <= value <= high and abs(value) < math.inf
 
 
@@ -94,6 +96,7 @@ def is_table(value: Any, axes: int) -> bool:
 
 def are_numbers(values: Any) -> bool:
     """Whether `values` is a list, tensor or array of at least one finite number."""
+    # Tensors of torch and arrays of numpy alike.
     if hasattr(values, "tolist"):
         values = values.tolist()
     return is_list(values) and len(values) > 0 and all(is_number(value) for value in values)

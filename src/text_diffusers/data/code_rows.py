@@ -32,8 +32,8 @@ def text_rows(
         packed: whether several texts share a row.
     """
     # A stream may not know its columns before it is read.
-    known = rows.column_names or next(iter(rows))
-    columns = [name for name in ("input_ids", "attention_mask", "given") if name in known]
+    row_columns = rows.column_names or next(iter(rows))
+    columns = [name for name in ("input_ids", "attention_mask", "given") if name in row_columns]
     to_text = partial(
         text_columns, tokenizer=tokenizer, length=length, prompt_length=prompt_length, packed=packed
     )
@@ -76,6 +76,7 @@ def text_columns(
 
 def add_filled(rows: Columns, ids: str, mask: str, tokens: list[int], length: int, filling: int):
     """Add a row of `length` tokens, cut or filled up, to the column `ids`, and where they are its own to `mask`."""
+    # Cut first: nothing is missing from a row that is too long.
     tokens = tokens[:length]
     missing = length - len(tokens)
     rows[ids].append(tokens + [filling] * missing)
@@ -97,14 +98,15 @@ def code_rows(autoencoder: Any, rows: Any, level: str) -> Any:
     Raises:
         ValueError: if the level is unknown, or coarse and the autoencoder has one level.
     """
-    known = LEVELS if autoencoder.config.coarse_ratio is not None else LEVELS[1:]
-    require(level in known, "level", f"one of {known} for this autoencoder", level)
+    levels = LEVELS if autoencoder.config.coarse_ratio is not None else LEVELS[1:]
+    require(level in levels, "level", f"one of {levels} for this autoencoder", level)
     # `datasets` knows a cached result by the weights of the autoencoder, which are part of the function.
     encode = partial(code_columns, autoencoder=autoencoder, level=level)
     return rows.map(encode, batched=True, batch_size=ENCODED_AT_ONCE)
 
 
 def code_columns(columns: Columns, autoencoder: Any, level: str) -> Columns:
+    # The whole row is encoded, its ends included: the codes must hold where a text ends.
     device = next(autoencoder.parameters()).device
     codes = autoencoder.encode(torch.tensor(columns["input_ids"], device=device))
     rows = {

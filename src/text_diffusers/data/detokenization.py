@@ -1,8 +1,10 @@
 """Words that a corpus cut apart, as plain text."""
 
+# Marks in ASCII, as the Penn treebank writes them, and as they are typeset
 OPENING = {"(", "[", "{", "``", "$", "£", "‘", "“"}
 CLOSING = {".", ",", ";", ":", "?", "!", "%", ")", "]", "}", "''", "’", "”", "..."}
 ENDINGS = {"n't", "'s", "'re", "'ve", "'ll", "'d", "'m"}  # of words that some corpora cut
+# The treebank's quotes, which say which side they are on
 QUOTES = {"``": '"', "''": '"'}
 
 

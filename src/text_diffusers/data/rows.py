@@ -16,9 +16,11 @@ from transformers import PreTrainedTokenizerFast
 
 from text_diffusers.common.token_ids import end_ids, start_ids
 
+# Rows of a stream among which the order is drawn, and rows in one call of `map` and of `iter`
 SHUFFLE_BUFFER = 10_000
 ROWS_PER_MAP = 1_000
 ROWS_PER_BATCH = 10_000
+# Columns that belong to a whole row, and say nothing of one half of it
 UNCUT_COLUMNS = ("label", "given", "prompt_ids", "prompt_mask")
 
 Rows = Dataset | IterableDataset
@@ -65,6 +67,7 @@ def pack_rows(columns: Columns, tokenizer: PreTrainedTokenizerFast, length: int)
 def one_row_each(columns: Columns, tokenizer: PreTrainedTokenizerFast, length: int) -> Columns:
     """Rows "[EOS] text [EOS]", cut to `length` tokens."""
     start, end = text_ends(tokenizer)
+    # A text that is cut has no end, since it does not end there.
     rows = [[start, *ids, end][:length] for ids in encode_texts(tokenizer, columns["text"])]
     return pad_to_length(rows, tokenizer, length) | labels_of(columns)
 

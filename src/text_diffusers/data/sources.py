@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
 
+# The kinds of files, by their endings, and the builders of `datasets` that read them
 BUILDERS = {".txt": "text", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 # Loaders of data sets by a name, for `load_documents`; see `register_corpora`.
@@ -109,10 +110,10 @@ def load_columns(
         documents = load_dataset(source, split=split, streaming=streaming)
 
     # A stream may not know its columns before it is read; then the names are trusted.
-    known = documents.column_names or list(roles)
+    source_columns = documents.column_names or list(roles)
     for column in roles:
-        if column not in known:
-            raise ValueError(f"`{source}` has no column {column!r}; it has {known}.")
+        if column not in source_columns:
+            raise ValueError(f"`{source}` has no column {column!r}; it has {source_columns}.")
     renamed = {column: role for column, role in roles.items() if column != role}
     return documents.select_columns(list(roles)).rename_columns(renamed)
 
@@ -220,6 +221,7 @@ def split_documents(
         raise ValueError(
             f"`validation_fraction` must be between 0 and 1, exclusive, got {validation_fraction!r}."
         )
+    # At least one text, however small the share
     held_out = max(1, round(len(documents) * validation_fraction))
     if held_out >= len(documents):
         raise ValueError(

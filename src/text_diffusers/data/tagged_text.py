@@ -9,7 +9,9 @@ from text_diffusers.data.detokenization import detokenise
 from text_diffusers.data.rows import Columns, pad_to_length, text_ends
 from text_diffusers.data.sources import load_columns
 
+# The value that `cross_entropy` ignores
 NO_TAG = -100  # of tokens that belong to no word
+# Kinds of files whose columns can hold lists
 LIST_BUILDERS = ("json", "parquet")
 
 
@@ -74,6 +76,7 @@ def load_tagged(source: str, words_column: str, tags_column: str, split: str = "
         FileNotFoundError: if a path does not exist.
         ValueError: if the source has no such columns, or a document has not one tag a word.
     """
+    # Every document is checked, so that the message can name the one that is wrong.
     roles = {words_column: "words", tags_column: "tags"}
     documents = load_columns(source, roles, split=split, builders=LIST_BUILDERS)
     for number, (words, tags) in enumerate(zip(documents["words"], documents["tags"], strict=True)):

@@ -9,6 +9,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 EOS_TOKEN = "[EOS]"
 PAD_TOKEN = "[PAD]"
 MASK_TOKEN = "[MASK]"
+# At least the 256 bytes and some merges; at most what 16 bits can number
 VOCABULARY_LIMITS = (300, 65_536)
 
 
@@ -64,6 +65,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 def add_missing_tokens(tokenizer: Any) -> Any:
     """Add tokens for padding and mask behind a tokenizer's own, if it lacks them, as GPT-2's does; returns it."""
+    # Others stay as they are: the ids of a pretrained model must keep their meaning.
     needed = {"pad_token": PAD_TOKEN, "mask_token": MASK_TOKEN}
     missing = {name: token for name, token in needed.items() if getattr(tokenizer, name) is None}
     if missing:

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from text_diffusers.common.precision import at_least_float32
 from text_diffusers.common.training_randomness import row_noise
 from text_diffusers.data.rows import Batch, to_device, to_tensors, trimmed
 from text_diffusers.data.tagged_text import NO_TAG
 from text_diffusers.evaluation.likelihood import NOISE_LEVELS
 from text_diffusers.evaluation.modules import device_of
-from text_diffusers.common.precision import at_least_float32
 
 # (batch, levels (B,), one generator a row) -> arguments of the classifier
 Corruption = Callable[[Batch, Tensor, list[torch.Generator]], dict[str, Any]]
@@ -37,6 +37,7 @@ def targets_of(batch: Batch) -> Tensor:
 
 def label_losses(logits: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy in nats: (B,) of labels from logits (B, C), or (B, L) of tags from (B, L, C), 0 without a tag."""
+    # One row a target, whether the logits are of texts or of tokens
     targets = targets_of(batch)
     logits = at_least_float32(logits).flatten(0, -2)
     losses = F.cross_entropy(logits, targets.flatten(), ignore_index=NO_TAG, reduction="none")
@@ -133,6 +134,7 @@ def evaluate_classifier(
             logits = model(**corrupt(batch, levels, generators)).logits
             sums.index_add_(0, places, row_scores(logits, batch).cpu())
 
+    # Empty tenths are 0 / 0, which is `nan`.
     (accuracy, cross_entropy), *by_noise = (sums[:, :2] / sums[:, 2:]).tolist()
 
     # 3. Figures, and what a guess would have

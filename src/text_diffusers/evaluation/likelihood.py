@@ -441,6 +441,7 @@ def unigram_entropy(rows: Iterable[dict[str, list[int]]]) -> float:
         >>> round(unigram_entropy([{"input_ids": [5, 5, 6, 6], "attention_mask": [1, 1, 1, 1]}]), 4)  # log(2)
         0.6931
     """
+    # Only what the bound counts, so that both compare.
     counts: Counter[int] = Counter()
     for row in rows:
         given = row.get("given") or [False] * len(row["input_ids"])

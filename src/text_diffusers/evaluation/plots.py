@@ -12,6 +12,7 @@ from torch import Tensor
 
 from text_diffusers.evaluation.embedding import RoundingAccuracy
 
+# As many lines as a picture has room for
 TOKENS_SHOWN = 40
 HIDDEN = "#e6e6ec"
 
@@ -197,6 +198,7 @@ def plot_rounding(accuracies: Sequence[RoundingAccuracy], path: str | Path) -> P
     if not accuracies:
         raise ValueError("`accuracies` must hold at least one timestep, got none.")
 
+    # A line joins its points in their order.
     ordered = sorted(accuracies, key=lambda accuracy: accuracy.noise_level)
     levels = [accuracy.noise_level for accuracy in ordered]
     figure, axes = pyplot().subplots(figsize=(6.4, 4))

@@ -44,6 +44,7 @@ class Reconstruction:
 
     def metrics(self) -> dict[str, float]:
         """All of it, with the usage (share of codes that occur) and the perplexity, exp of the entropy, of codes."""
+        # Figures of coarse codes are there only with two levels.
         metrics = {"cross_entropy": self.cross_entropy, "accuracy": self.accuracy}
         if self.coarse_cross_entropy is not None and self.coarse_accuracy is not None:
             metrics["coarse_cross_entropy"] = self.coarse_cross_entropy
@@ -90,10 +91,17 @@ def evaluate_reconstruction(model: Any, rows: Any, end_token_id: int) -> Reconst
             sums[place, 0] += float(token_nats(logits, tokens)[counted].double().sum())
             sums[place, 1] += int(hits[counted].sum())
 
-    shares = (sums / total).tolist()
+    # Of all counted tokens, so that rows weigh by their length
+    shares: Any = (sums / total).tolist()
+    cross_entropy, accuracy = shares[0]
     coarse_nats, coarse_hits = shares[1] if "coarse" in counts else (None, None)
     return Reconstruction(
-        *shares[0], coarse_nats, coarse_hits, counts["fine"], counts.get("coarse")
+        cross_entropy=cross_entropy,
+        accuracy=accuracy,
+        coarse_cross_entropy=coarse_nats,
+        coarse_accuracy=coarse_hits,
+        fine_counts=counts["fine"],
+        coarse_counts=counts.get("coarse"),
     )
 
 
@@ -116,6 +124,7 @@ def reconstructions(
     model: Any, tokenizer: Any, rows: Any, count: int, end_token_id: int
 ) -> list[str]:
     """Texts of the first `count` rows, each as it is and as it comes back from its codes."""
+    # One line for each way: the text, its reconstruction, and that from the plan alone
     device = device_of(model)
     tokens = full_rows(next(tensor_batches(rows, count)), end_token_id).to(device)
     codes = model.encode(tokens)

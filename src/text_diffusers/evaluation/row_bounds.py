@@ -90,7 +90,8 @@ def full_bound(
     """
     require(is_int(num_noise, 1), "num_noise", "an integer of at least 1", num_noise)
     rows = list(rows)
-    num_steps: Any = scheduler.config.num_train_timesteps
+    configured: Any = scheduler.config
+    num_steps: int = configured.num_train_timesteps
     if num_steps is None and scheduler.corruption != "absorbing":
         raise ValueError(
             "`scheduler` must have `num_train_timesteps` for the full bound, got None: in continuous time the bound "

@@ -150,6 +150,8 @@ def self_bleu(texts: Sequence[str], max_texts: int = 100) -> float:
     texts = list(texts[:max_texts])
     if len(texts) < 2:
         raise ValueError(f"`texts` must hold at least two texts, got {len(texts)}.")
+
+    # All others together are the references, so a text that repeats any of them scores high.
     bleu = sentence_bleu("self_bleu")
     scores = [
         bleu.sentence_score(text, others(texts, index)).score for index, text in enumerate(texts)
@@ -263,6 +265,7 @@ def load_judge(name: str = "smollm2", cache_dir: str | Path | None = None) -> tu
         ModuleNotFoundError: if a package is missing, with what to install.
     """
     require(name in JUDGES, "name", f"one of {sorted(JUDGES)}", name)
+    # Converted once, since reading the 4-bit file takes about a minute.
     folder = Path(cache_dir or JUDGE_CACHE).expanduser() / f"judge-{name}"
     if not folder.exists():
         convert_judge(name, folder)

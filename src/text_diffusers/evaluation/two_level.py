@@ -94,6 +94,7 @@ def estimate_two_level_bound(
         rows: from `text_rows`.
         num_times, batch_size, seed: as in `estimate_bound`.
     """
+    # Prompts count only if the rows have them; a pipeline may write without.
     autoencoder = pipe.autoencoder
     prompt_encoder = pipe.prompt_encoder if "prompt_ids" in rows.column_names else None
 

@@ -133,7 +133,7 @@ class LengthControl(Control):
     ):
         super().__init__(1.0, start, stop)
         self._shared = not isinstance(length, Sequence)
-        self.lengths = [length] if self._shared else length
+        self.lengths: Any = [length] if self._shared else length
         are_lengths = len(self.lengths) > 0 and all(is_int(number, 1) for number in self.lengths)
         is_token = eos_token_id is None or is_int(eos_token_id, 0)
         require(are_lengths, "length", "integers of at least 1", length)

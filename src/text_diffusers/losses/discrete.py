@@ -167,6 +167,7 @@ def uniform_bound_discrete(
         (N,) nats.
     """
     probs = at_least_float32(logits).softmax(dim=-1)
+    # The true posterior is that of a prediction without doubt.
     certain = F.one_hot(targets, probs.shape[-1]).to(probs)
     true = uniform_posterior(certain, noisy, alpha_t, alpha_s, reverse_rule="plug_in")
     model = uniform_posterior(probs, noisy, alpha_t, alpha_s, reverse_rule=reverse_rule)
@@ -188,9 +189,11 @@ def uniform_posterior(
         return alpha.to(probs) * tokens + ((1 - alpha) / vocab_size).to(probs) * total
 
     likelihood = corrupt(current, alpha_t / alpha_s)  # q(x_t | x_s)
+    # x_0 summed out, each by p(x_0 | x_t) / q(x_t | x_0)
     if reverse_rule == "marginal":
         return likelihood * corrupt(probs / corrupt(current, alpha_t), alpha_s)
 
+    # The prediction in the place of x_0
     joint = likelihood * corrupt(probs, alpha_s)
     return joint / joint.sum(dim=-1, keepdim=True)
 

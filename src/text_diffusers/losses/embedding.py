@@ -58,12 +58,13 @@ def prediction_target(
     Raises:
         ValueError: for another `prediction_type`.
     """
-    known = prediction_type in PREDICTION_TYPES
-    require(known, "prediction_type", f"one of {', '.join(PREDICTION_TYPES)}", prediction_type)
+    is_known = prediction_type in PREDICTION_TYPES
+    require(is_known, "prediction_type", f"one of {', '.join(PREDICTION_TYPES)}", prediction_type)
     if prediction_type == "sample":
         return torch.where(first.reshape(-1, 1, 1), clean, start)
     if prediction_type == "epsilon":
         return noise
+    # The velocity, see https://arxiv.org/abs/2202.00512.
     return (
         per_row(alpha_bar_t.sqrt(), noise) * noise
         - per_row((1 - alpha_bar_t).sqrt(), start) * start
@@ -100,7 +101,9 @@ def diffusion_lm_loss(
         (tensor([[1., 1., 1.]]), torch.Size([1, 3]))
     """
     mse = mean_square(prediction - target)
+    # Words are read off x_start, so that rounding trains embeddings and not the network.
     rounding = reconstruction(start_logits, input_ids)
+    # The mean of z at the last time, which noise should hide: it keeps embeddings small.
     prior = mean_square(per_row(alpha_bar_T.sqrt(), start) * start)
     return DiffusionLMLoss(mse, rounding, prior)
 
@@ -128,6 +131,7 @@ def anchor_loss(
 
 def reconstruction(logits: Tensor, input_ids: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """-log p(w | z): logits (B, L, V), words (B, L) -> (B, L) nats."""
+    # Half precision is too coarse for a sum over the vocabulary.
     flat_logits = at_least_float32(logits.flatten(0, 1))
     loss = F.cross_entropy(
         flat_logits, input_ids.flatten(), reduction="none", label_smoothing=label_smoothing
@@ -137,6 +141,7 @@ def reconstruction(logits: Tensor, input_ids: Tensor, label_smoothing: float = 0
 
 def prior_kl(clean: Tensor, alpha_bar_T: Tensor) -> Tensor:
     """KL(q(z_{T-1} | w) || N(0, I)), sum over E: `clean` (B, L, E) -> (B, L) nats."""
+    # The two terms of the spread almost cancel, which needs float64.
     alpha = alpha_bar_T.double()
     mean = per_row(alpha.sqrt(), clean) * clean
     # The divergence of the variances in each dimension, times -2: not above 0.
@@ -166,6 +171,7 @@ def transition_kl(
         tensor([[4., 4.]])
     """
     distance = at_least_float32(clean - estimate).square().sum(dim=-1)
+    # Next to the data both ratios are large, and their difference is taken in float64.
     gain = signal_to_noise(alpha_bar_s) - signal_to_noise(alpha_bar_t)
     return 0.5 * per_row(gain, clean).squeeze(-1).to(distance) * distance
 

@@ -54,6 +54,7 @@ class TextQuantizer(nn.Module):
         super().__init__()
         self.num_codes = num_codes if isinstance(num_codes, int) else math.prod(num_codes)
         self.dead_code_threshold = dead_code_threshold
+        # Vectors keep one size, so that distances to the codes mean the same all through training.
         self.norm = nn.LayerNorm(hidden_size)
         self.layer: Any
         if quantizer == "fsq":
@@ -72,7 +73,9 @@ class TextQuantizer(nn.Module):
             threshold_ema_dead_code=dead_code_threshold,  # pyright: ignore[reportArgumentType]
             commitment_weight=commitment_weight,
             stochastic_sample_codes=sampled,
+            # Codes that are drawn take straight-through gradients.
             rotation_trick=rotation_trick and not sampled,
+            # The averages are those of the batches of all processes.
             sync_codebook=num_processes() > 1,
         )
         nn.init.normal_(self.layer._codebook.embed)  # until training sets it by k-means
@@ -92,6 +95,7 @@ class TextQuantizer(nn.Module):
             if isinstance(self.layer, FSQ):
                 quantised, codes = self.layer(x)
                 return quantised, codes.long(), x.new_zeros(())
+            # Outside of training nothing is drawn, and the codebook stays as it is.
             if not self.training:
                 codes = self._nearest(x)
                 return self.vectors(codes), codes, x.new_zeros(())
@@ -121,6 +125,7 @@ class TextQuantizer(nn.Module):
 
     def codes(self, x: Tensor) -> Tensor:
         """(B, n) codes of x (B, n, D), in training too without chance and without a change of the codebook."""
+        # In eval mode for this call only, even if it fails.
         training = self.training
         self.eval()
         try:
@@ -131,6 +136,7 @@ class TextQuantizer(nn.Module):
     def vectors(self, codes: Tensor) -> Tensor:
         """(B, n, D) of codes (B, n)."""
         if isinstance(self.layer, FSQ):
+            # The codes of FSQ are the points of a grid, which is not learned.
             codebook: Any = self.layer.implicit_codebook
             return self.layer.project_out(codebook[codes].to(self.norm.weight.dtype))
         return self.layer.get_output_from_indices(codes)

@@ -193,6 +193,7 @@ class AutoencoderVQTextModel(TransformerModel):
         coarse = None
         if self.config.coarse_ratio is not None:
             codes = self.quantize_coarse.codes(self._coarse_features(detail))
+            # Fine codes are of what the plan leaves open.
             detail = detail - self._plan(self.quantize_coarse.vectors(codes))
             coarse = codes.reshape(len(input_ids), -1)
         fine = self.quantize_fine.codes(detail).reshape(len(input_ids), -1)
@@ -253,6 +254,7 @@ class AutoencoderVQTextModel(TransformerModel):
             ValueError: if L is not a `full_length`, or tokens are to be hidden and there is no mask.
         """
         batch_size = len(input_ids)
+        # The decoder is asked for all tokens, also for those that the encoder does not see.
         seen = input_ids
         if hidden is not None:
             if self.config.mask_token_id is None:
@@ -278,6 +280,7 @@ class AutoencoderVQTextModel(TransformerModel):
         quantised, fine, fine_loss = self.quantize_fine(detail)
         quantised = self._replaced(quantised, wrong_fine, self.quantize_fine)
         if without_fine is not None:
+            # From rows to their windows
             windows = without_fine.repeat_interleave(len(features) // batch_size)  # (W,)
             quantised = quantised.masked_fill(windows[:, None, None], 0.0)
 
@@ -292,7 +295,7 @@ class AutoencoderVQTextModel(TransformerModel):
         require(input_ids.ndim == 2, "input_ids", "(batch, length)", tuple(input_ids.shape))
         windows = input_ids.reshape(-1, self._window(input_ids.shape[1]))  # (W, S)
         x = self.token_embedding(windows)  # (W, S, D)
-        patches = x.unflatten(1, (-1, self.config.patch_length)).flatten(2)
+        patches = x.unflatten(1, (-1, self.config.patch_length)).flatten(2)  # (W, F / windows, ...)
         return self.encoder(self.patch_in(patches))
 
     def _coarse_features(self, features: Tensor) -> Tensor:
@@ -320,6 +323,7 @@ class AutoencoderVQTextModel(TransformerModel):
 
     def _topic_loss(self, quantised: Tensor, input_ids: Tensor) -> Tensor:
         """() mean over coarse vectors (W, C / windows, D) of -log p of the tokens of its window, in nats per token."""
+        # Every coarse code of a window predicts all tokens of it, wherever they stand.
         log_probs = self._head(self.topic_out(quantised)).log_softmax(dim=-1).mean(dim=1)  # (W, V)
         return -log_probs.gather(1, input_ids.reshape(len(quantised), -1)).mean()
 

@@ -18,6 +18,7 @@ from text_diffusers.common.validation import is_int, is_list, is_number, require
 # Tensors with two sides of this size still have a number of entries that torch can count.
 LARGEST_SIZE = 2**24
 MOST_LAYERS = 1_000
+# The types in the signatures of models, as errors name them.
 TYPE_NAMES = {
     int: "an integer",
     float: "a finite number",
@@ -41,6 +42,7 @@ def check_config_types(model: Any):
             continue
         value = model.config[name]
         annotation = parameter.annotation
+        # `int | None` and the like are unions of types.
         types = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
         limit = " or ".join(TYPE_NAMES[one] for one in types)
         require(any(is_of(value, one) for one in types), name, limit, value)
@@ -82,12 +84,13 @@ def check_vocabulary(config: Any, names: Iterable[str]):
     """Refuse token ids that are not in the vocabulary; a model may have none of them."""
     for name in names:
         token_id = getattr(config, name)
-        known = token_id is None or 0 <= token_id < config.vocab_size
-        require(known, name, f"in the vocabulary of {config.vocab_size}", token_id)
+        is_known = token_id is None or 0 <= token_id < config.vocab_size
+        require(is_known, name, f"in the vocabulary of {config.vocab_size}", token_id)
 
 
 def check_transformer_sizes(config: Any, sizes: list[str]):
     """Refuse sizes that no transformer can have; `sizes` names those that the model has beside width and heads."""
+    # Each layer is a module to be built, so there may be fewer of them than entries of a width.
     layers = [name for name in sizes if name.endswith("_layers")]
     check_sizes(config, ["hidden_size", "num_attention_heads", *sizes])
     check_sizes(config, layers, most=MOST_LAYERS)
@@ -101,6 +104,7 @@ def check_transformer_sizes(config: Any, sizes: list[str]):
             f"got {width} for {heads} heads."
         )
 
+    # The inner width of the feed-forward layers is a size like any other.
     ratio = config.feed_forward_ratio
     limit = f"positive and make `hidden_size`={width} at least 1 and at most {LARGEST_SIZE}"
     require(1 <= width * ratio <= LARGEST_SIZE, "feed_forward_ratio", limit, ratio)
@@ -120,6 +124,7 @@ def check_shape(name: str, value: Tensor, max_length: int, width: int | None = N
     last_axes = () if width is None else (width,)
     shape = tuple(value.shape)
     fits = len(shape) == 2 + len(last_axes) and shape[2:] == last_axes
+    # An empty sequence has nothing to predict.
     fits = fits and 0 < shape[1] <= max_length
     axes = ", ".join(["batch", "length", *map(str, last_axes)])
     require(fits, name, f"({axes}) with a length of 1 to `max_length`={max_length}", shape)

@@ -245,8 +245,10 @@ class TextClassifierModel(TransformerModel):
         if inputs_embeds is None or input_ids is not None:
             raise ValueError("Either `input_ids` or `inputs_embeds` must be given, and not both.")
         check_shape("inputs_embeds", inputs_embeds, limit, width or self.config.hidden_size)
+        # Soft tokens have the width of the network already.
         if self.proj_in is None:
             return inputs_embeds
+        # Noisy embeddings, and what they say of their words
         x = self.proj_in(inputs_embeds)
         if self.words_in is not None:
             x = x + self.word_probs(inputs_embeds, timestep) @ self.words_in.weight
@@ -271,6 +273,7 @@ class TextClassifierModel(TransformerModel):
         """(B, 1, D) of the embedded time."""
         if self.time_embedding is None:
             return None
+        # Times of embeddings run up to T, those of tokens up to 1.
         share = self._times(x, timestep) / (self.config.num_train_timesteps or 1)
         return F.silu(self.embed_times(share, x.dtype)).unsqueeze(1)
 
@@ -305,6 +308,7 @@ class TextClassifierModel(TransformerModel):
         limit = "an integer with both `embedding_dim` and `vocab_size`"
         require(optional or steps is not None, "num_train_timesteps", limit, steps)
 
+        # Names are for readers and loaders; the network only counts them.
         labels = config.labels
         check_sizes(config, ["num_classes"], least=2)
         limit = f"None or {config.num_classes} names, one a class"

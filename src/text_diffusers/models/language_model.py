@@ -44,6 +44,7 @@ def is_masked_lm(model: Any) -> bool:
 
 def masked_lm_length(model: Any) -> int:
     """The longest input in tokens; RoBERTa and its kin count positions from the one after their padding id."""
+    # Positions that can be embedded, less those that are never given to a token
     limit = model.config.max_position_embeddings
     for name, module in model.named_modules():
         if (
@@ -62,6 +63,7 @@ def ids_never_predicted(model: Any, tokenizer: Any, but: tuple[int | None, ...] 
         tokenizer: its tokenizer, which may have fewer tokens than the model has logits.
         but: ids that are predicted all the same.
     """
+    # Vocabularies are often padded to a round number.
     unused_ids = range(len(tokenizer), model.config.vocab_size)
     return sorted({*tokenizer.all_special_ids, *unused_ids} - {*but})
 
@@ -74,6 +76,7 @@ def selected_logits(
     The head runs at these positions only, if it is one of `HEADS`.
     """
     head = HEADS.get(model.config.model_type)
+    # A head that is not known runs everywhere, and its logits are chosen from.
     if positions is None or head is None:
         logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits if positions is None else logits[positions]
@@ -155,6 +158,7 @@ class MaskedLMDenoiser(nn.Module):
         if class_labels is not None:
             raise ValueError("`class_labels` were given, but a masked LM takes no labels.")
         logits = selected_logits(self.masked_lm, input_ids, attention_mask, positions)
+        # An id with a logit of -inf is never drawn.
         excluded = torch.tensor(self.excluded_ids, dtype=torch.long, device=logits.device)
         return MaskedLMDenoiserOutput(logits=logits.index_fill(-1, excluded, -torch.inf))
 
@@ -164,11 +168,13 @@ class MaskedLMDenoiser(nn.Module):
         Raises:
             ValueError: if a parameter is missing.
         """
+        # `named_parameters` lists a tied parameter once.
         missing = [name for name, _ in self.named_parameters() if name not in state_dict]
         if strict and missing:
             raise ValueError(
                 f"`state_dict` must hold every parameter of the masked LM, but has no {missing[0]!r}."
             )
+        # Not strict: buffers and the further names of tied parameters may be missing.
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def num_parameters(self) -> int:

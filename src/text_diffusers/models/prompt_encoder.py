@@ -63,6 +63,7 @@ class PromptEncoderModel(TransformerModel):
         check_transformer_sizes(self.config, ["vocab_size", "num_layers", "max_length"])
 
         self.token_embedding = nn.Embedding(vocab_size, hidden_size)
+        # Not told the time: a prompt has no noise, and is read once for all steps.
         self.encoder = TransformerStack(self.config, num_layers)
         self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS)
         self.apply(init_weights)
@@ -90,6 +91,6 @@ class PromptEncoderModel(TransformerModel):
         if attention_mask is not None:
             # A token of a row of padding sees itself: attention to nothing would be NaN.
             itself = torch.eye(input_ids.shape[1], dtype=torch.bool, device=x.device)
-            mask = attention_mask.bool()[:, None, None, :] | itself
+            mask = attention_mask.bool()[:, None, None, :] | itself  # (B, 1, P, P)
         x = self.norm_out(self.encoder(x, mask))
         return PromptEncoderOutput(last_hidden_state=x) if return_dict else (x,)

@@ -36,6 +36,7 @@ class PromptedDenoiser(nn.Module):
         self.denoiser = denoiser
         self.prompt_encoder: Any = prompt_encoder
         self.frozen = prompt_encoder is not None and not train_prompt_encoder
+        # Frozen weights take no gradients, and the states of a prompt no dropout.
         if self.frozen:
             self.prompt_encoder.requires_grad_(False).eval()
 
@@ -45,6 +46,7 @@ class PromptedDenoiser(nn.Module):
 
     def train(self, mode: bool = True) -> "PromptedDenoiser":
         super().train(mode)
+        # Training the whole must not switch the dropout of a frozen encoder on.
         if self.frozen:
             self.prompt_encoder.eval()
         return self
@@ -75,8 +77,9 @@ class PromptedDenoiser(nn.Module):
             # Some encoders cannot read an empty prompt; they are shown it, and the denoiser is not.
             empty = prompt_mask.sum(dim=1, keepdim=True) == 0
             encoded = self.prompt_encoder(input_ids=prompt_ids, attention_mask=prompt_mask | empty)
-            prompt_states = encoded.last_hidden_state
+            prompt_states = encoded.last_hidden_state  # (B, P, E)
 
+        # The mask as it was given, so that an empty prompt is none to the denoiser.
         return self.denoiser(
             input_ids,
             timestep,

@@ -51,6 +51,7 @@ class TextTransformerBlock(nn.Module):
             nn.Linear(feed_forward_width, width),
             nn.Dropout(dropout),
         )
+        # Shift, scale and gate of attention and of feed-forward, as in DiT.
         self.modulation = nn.Linear(width, 6 * width) if conditioned else None
 
     def forward(
@@ -64,6 +65,7 @@ class TextTransformerBlock(nn.Module):
     ) -> Tensor:
         """(B, L, D), or (B, n, D) with `wanted`; `condition` is (B, 1, D) or (B, L, D), the rest as in attention."""
         if self.modulation is None:
+            # All tokens are looked at; only the wanted ones go on.
             x = take(x, wanted) + self.attn(self.norm1(x), rotary, mask, store, wanted)
             return x + self.ff(self.norm2(x))
 

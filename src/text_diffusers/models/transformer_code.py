@@ -41,6 +41,7 @@ class PromptAttention(nn.Module):
         # A prompt of padding leaves the learned state alone to be seen: attention to nothing would be NaN.
         null = self.null_state.to(states.dtype).expand(len(states), 1, -1)
         seen = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+        # The attention of diffusers adds its mask to the scores.
         bias = torch.zeros(seen.shape, dtype=x.dtype, device=x.device).masked_fill(
             ~seen, float("-inf")
         )
@@ -61,6 +62,7 @@ class CodeTransformerBlock(nn.Module):
         self, x: Tensor, rotary: Rotary, states: Tensor | None, mask: Tensor | None
     ) -> Tensor:
         """(B, L, D); states (B, P, E) and mask (B, P) are those of the prompt."""
+        # Look at the prompt first, then at the other codes.
         if self.prompt is not None:
             x = x + self.prompt(x, states, mask)
         return self.block(x, rotary, None, None)
@@ -115,6 +117,7 @@ class CodeTransformerModel(TransformerModel):
     ):
         super().__init__()
         check_config_types(self)
+        # Sizes that may be None are checked where they are given.
         optional = [
             name for name in ("num_context_codes", "prompt_size") if self.config[name] is not None
         ]
@@ -188,12 +191,13 @@ class CodeTransformerModel(TransformerModel):
         require(fits, "input_ids", f"(batch, length) with a length of 1 to {limit}", shape)
 
         x = self.code_embedding(input_ids)  # (B, L, D)
-        context = self._context(input_ids, context_ids)
+        context = self._context(input_ids, context_ids)  # (B, L, D) or None
         if context is not None:
             x = x + context
         begin = self.begin_embedding(torch.zeros_like(input_ids[:, :1]))  # (B, 1, D)
         x = torch.cat([begin, x], dim=1)  # (B, 1 + L, D)
 
+        # Positions count from the vector before the row.
         rotary = rotary_of(x, self.config)
         states, mask = self._prompt(x, prompt_states, prompt_mask)
         for block in self.blocks:
@@ -221,6 +225,7 @@ class CodeTransformerModel(TransformerModel):
                 f"`context_ids` must be {shape} for `input_ids` {tuple(input_ids.shape)}, "
                 f"got {tuple(context_ids.shape)}."
             )
+        # A coarser code has one vector for each of the codes that it stands for.
         return self.context_embedding(context_ids).unflatten(-1, (ratio, -1)).flatten(1, 2)
 
     def _prompt(
@@ -236,6 +241,7 @@ class CodeTransformerModel(TransformerModel):
         if size is None:
             check_not_given("prompt_states", states)
             return None, None
+        # Nothing but the learned state of `PromptAttention` is seen.
         if states is None:
             return x.new_zeros(len(x), 1, size), torch.zeros(
                 len(x), 1, dtype=torch.bool, device=x.device

@@ -36,6 +36,7 @@ from text_diffusers.models.transformer_blocks import (
 
 ROUNDINGS = ("head", "nearest", "codebook")
 
+# Clean embeddings (B, L, E) to x_0 and x_t, (B, L, E) each.
 Corruption = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -142,6 +143,7 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
 
         # 1. What the transformer reads: noisy embeddings, and all that is known of them
         self.token_embedding = nn.Embedding(vocab_size, embedding_dim)
+        # Noisy embeddings are projected; what else is known is added at the same width.
         self.proj_in = nn.Linear(embedding_dim, hidden_size)
         self.words_in = nn.Embedding(vocab_size, hidden_size) if categorical_output else None
         self.self_condition_in = None
@@ -261,6 +263,7 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         if self.word_head is not None:
             times = self._clock(timestep, sample).unsqueeze(1)
             logits = self.word_head(x) + self._word_logits(prediction, sample, times)
+            # The mean of the embeddings of all words, by their probability
             prediction = self._without_special(logits).softmax(dim=-1) @ self.embedding_table()
         # In training, any clean estimate is held to its words.
         elif clean is not None and self.config.prediction_type == "sample":
@@ -274,6 +277,7 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         weight = self.token_embedding.weight
         if not self.config.normalize_embeddings:
             return weight
+        # Unit length times sqrt(E) is a root mean square of 1.
         return F.normalize(weight, dim=-1) * (
             self.config.embedding_scale * self.config.embedding_dim**0.5
         )
@@ -301,6 +305,7 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         return self.embed(self._nearest_ids(clean))
 
     def _nearest_ids(self, clean: Tensor) -> Tensor:
+        # As the largest of the negative distances, so that special tokens can be excluded by -inf.
         return self._without_special(-distances(clean, self.embedding_table())).argmax(dim=-1)
 
     def set_noise(self, alphas_cumprod: Tensor):
@@ -340,8 +345,8 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
                 f"`vectors` and `token_ids` must be {shape} and {shape[:1]}, got {tuple(vectors.shape)}, "
                 f"{tuple(token_ids.shape)}."
             )
-        known = bool(((token_ids >= 0) & (token_ids < self.config.vocab_size)).all())
-        require(known, "token_ids", f"in the vocabulary of {self.config.vocab_size}", token_ids)
+        is_known = bool(((token_ids >= 0) & (token_ids < self.config.vocab_size)).all())
+        require(is_known, "token_ids", f"in the vocabulary of {self.config.vocab_size}", token_ids)
         self.codebook.copy_(vectors)
         self.codebook_tokens.copy_(token_ids)
 
@@ -351,6 +356,7 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         times = self._clock(timestep, sample).unsqueeze(1)
         if given is not None:
             times = times.masked_fill(given, 0)  # (B, L)
+        # With a prediction of zeros, the noisy embedding alone decides.
         return self._without_special(
             self._word_logits(torch.zeros_like(sample), sample, times)
         ).softmax(dim=-1)
@@ -376,6 +382,7 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         self, timestep: float | Tensor, class_labels: Tensor | None, x: Tensor
     ) -> Tensor:
         """(B, 1, D) of the embedded time and label."""
+        # The network sees times as shares of the clock.
         times = torch.as_tensor(timestep, device=x.device).float() / self.config.num_train_timesteps
         condition = self.embed_times(times.expand(len(x)), x.dtype)
         label = self.embed_labels(class_labels, x)

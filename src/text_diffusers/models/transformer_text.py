@@ -109,6 +109,7 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
         check_transformer_config(self.config)
         check_sizes(self.config, ["block_length"], optional=True)
 
+        # Without time and labels there is nothing to modulate by, and norms keep their own weights.
         conditioned = time_conditioning or num_classes is not None
         self.token_embedding = nn.Embedding(vocab_size, hidden_size)
         self.class_embedding = None
@@ -123,6 +124,7 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
         self.modulation_out = nn.Linear(hidden_size, 2 * hidden_size) if conditioned else None
         self.head = None if tie_embeddings else nn.Linear(hidden_size, vocab_size, bias=False)
 
+        # A head of its own starts at zero, where all tokens are equally likely.
         self.apply(init_weights)
         zero_weights(self.head, self.modulation_out)
 
@@ -163,6 +165,7 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
         self._check_inputs(input_ids, timestep)
         self._check_blocks(input_ids, clean_ids, cache)
 
+        # With a cache, the input stands behind the tokens that the cache holds.
         length = input_ids.shape[1]
         start = 0 if cache is None else cache.length
         mask = self._visible(input_ids, attention_mask, start, two=clean_ids is not None)
@@ -174,6 +177,7 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
         x = self.token_embedding(tokens)  # (B, L, D)
         rotary = rotary_of(x[:, :length], self.config, start)
         if clean_ids is not None:
+            # A clean token has the position of its noisy one.
             cosines, sines = rotary
             rotary = (cosines.repeat(2, 1), sines.repeat(2, 1))
 
@@ -186,10 +190,12 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
 
         # 3. Normalise, and choose the positions
         x = self.norm_out(x[:, :length])
+        # The time that the tokens themselves have, of the wanted ones if times differ
         if self.modulation_out is not None and condition is not None:
             condition = take(condition[:, :length], wanted if condition.shape[1] > 1 else None)
             shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
             x = x * (1 + scale) + shift
+        # Rows with fewer positions were filled up with other tokens, which are left out here.
         if positions is not None and wanted is not None:
             x = x[positions.gather(1, wanted)]  # (N, D)
 

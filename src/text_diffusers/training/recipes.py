@@ -16,7 +16,7 @@ from text_diffusers.training.text_options import TextData, TextTrainingConfig
 ValidationCallback = Callable[[int, dict[str, float]], None]
 
 
-def run(main: Callable[[Any], Any], config_class: type[TrainingConfig]):
+def run(main: Callable[[Any], Any], config_class: Any):
     """Call `main` with the options on the command line; a mistake in them ends the script with one line."""
     try:
         (config,) = OptionParser(config_class).parse_args_into_dataclasses()
