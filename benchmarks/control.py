@@ -66,7 +66,9 @@ TAGGED_HELD_OUT = 4_000
 
 
 def judge_of_labels(
-    options: ControlConfig, texts: Sequence[str], labels: Sequence[int]
+    options: ControlConfig,
+    texts: Sequence[str],
+    labels: Sequence[int],
 ) -> tuple[WordJudge, str]:
     """The judge, and a note on its accuracy on held-out texts with labels."""
     # It learns from texts that neither the writer nor any classifier that guides has seen.
@@ -93,7 +95,8 @@ def judge_of_tags(
     tags = list(data["tags"])
 
     # It learns from the first sentences, and is measured on the others.
-    cut = len(words) - max(1, min(TAGGED_HELD_OUT, len(words) // 5))
+    num_held_out = max(1, min(TAGGED_HELD_OUT, len(words) // 5))
+    cut = len(words) - num_held_out
     judge = TagJudge(words[:cut], tags[:cut], options.seed)
     accuracy = judge.accuracy(words[cut:], tags[cut:])
 
@@ -136,7 +139,9 @@ class Cell:
         name = f"{self.name}-{self.scale:g}"
         if not self.scale:
             name = f"{UNGUIDED}-{CASES[self.name].needs[0]}"
-        return self.options.folder / "texts" / (name.replace(",", "").replace(" ", "-") + ".json")
+
+        file_name = name.replace(",", "").replace(" ", "-")
+        return self.options.folder / "texts" / f"{file_name}.json"
 
     @property
     def request(self) -> Record:
@@ -203,7 +208,8 @@ class Cell:
 def real_texts(options: ControlConfig) -> tuple[list[str], list[int]]:
     """The last labelled texts, held out by the recipes, in a random order, and their labels."""
     data = load_documents(options.dataset, label_column="label")
-    count = min(len(data), max(options.num_texts, min(HELD_OUT, len(data) // 20)))
+    num_held_out = min(HELD_OUT, len(data) // 20)
+    count = min(len(data), max(options.num_texts, num_held_out))
 
     # Neighbours in the file may be of one film or one label.
     order = random.Random(f"{options.seed} real").sample(range(count), count)

@@ -82,7 +82,11 @@ COLUMNS = {
 
 
 def write_texts(
-    options: SamplersConfig, pipe: Any, sampler: str, steps: int, **arguments: Any
+    options: SamplersConfig,
+    pipe: Any,
+    sampler: str,
+    steps: int,
+    **arguments: Any,
 ) -> Record:
     """The texts of one sampler and number of steps, and the seconds they took."""
     # The same seed is the same initial noise for all of them.
@@ -103,7 +107,12 @@ def write_texts(
     }
 
 
-def run_all(options: SamplersConfig, pipe: Any, folder: Path, **arguments: Any) -> list[Record]:
+def run_all(
+    options: SamplersConfig,
+    pipe: Any,
+    folder: Path,
+    **arguments: Any,
+) -> list[Record]:
     """A record for each sampler and number of steps, with its token error."""
     records = []
     # The configuration of any of these schedulers has the noise schedule that the others need.
@@ -181,7 +190,8 @@ def with_total_variation(records: list[Record], prior: Tensor, seed: int) -> lis
     count = sum(map(len, records[0]["tokens"]))
     generator = torch.Generator().manual_seed(seed)
     exact_words = torch.multinomial(prior, count, replacement=True, generator=generator)
-    records = [{"sampler": EXACT, "steps": 0, "tokens": [exact_words.tolist()]}, *records]
+    yardstick = {"sampler": EXACT, "steps": 0, "tokens": [exact_words.tolist()]}
+    records = [yardstick, *records]
 
     # 2. Half the sum of absolute differences between the shares of words and `prior`
     for record in records:

@@ -64,7 +64,8 @@ class PreparedStep(NamedTuple):
 
 def plain_cross_entropy(clean: Tensor, model: Any) -> Tensor:
     """The loss of predicting clean tokens (B, L) from themselves: the cost of a step without diffusion."""
-    return F.cross_entropy(model(clean).logits.flatten(0, 1), clean.flatten())
+    logits = model(clean).logits  # (B, L, V)
+    return F.cross_entropy(logits.flatten(0, 1), clean.flatten())
 
 
 @dataclass(frozen=True)
@@ -184,8 +185,8 @@ def gradient_errors(size: Size) -> list[float | None]:
         # The reference has the same noise, and the logits of all positions at once.
         relative = []
         for gradient, reference in zip(gradients(step), dense, strict=True):
-            difference = (gradient - reference).abs().max() / reference.abs().max()
-            relative.append(float(difference))
+            difference = (gradient - reference).abs().max()
+            relative.append(float(difference / reference.abs().max()))
         errors.append(max(relative))
     return errors
 

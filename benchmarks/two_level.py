@@ -107,7 +107,8 @@ def real_records(options: TwoLevelConfig, tokenizer: Any, rows: Tensor) -> list[
     """Held-out texts of each length."""
     records = []
     for length in options.lengths:
-        tokens = [first_text(tokenizer, row) for row in rows[:REAL_TEXTS, :length].tolist()]
+        cut_rows = rows[:REAL_TEXTS, :length].tolist()
+        tokens = [first_text(tokenizer, row) for row in cut_rows]
         texts = decoded(tokens, tokenizer)
         records.append({"system": REAL, "length": length, "tokens": tokens, "texts": texts})
     return records

@@ -15,6 +15,7 @@ def longest_row(denoiser: Any) -> int:
     """The longest row that a denoiser can read, in tokens."""
     if is_masked_lm(denoiser):
         return masked_lm_length(denoiser)
+
     # Denoisers from elsewhere may name it as transformers does.
     return getattr(denoiser.config, "max_length", None) or denoiser.config.max_position_embeddings
 
@@ -32,10 +33,12 @@ def check_text_components(
     if tokenizer.mask_token_id is None:
         raise ValueError("`tokenizer` must have a mask token.")
     check_words(tokenizer, "denoiser", denoiser.config.vocab_size)
+
     # Denoisers keep the ids that they were trained with in their configuration.
     if not is_masked_lm(denoiser):
         check_special_ids(tokenizer, denoiser.config)
     check_label_names(label_names, getattr(denoiser.config, "num_classes", None))
+
     # Texts are counted without their start and end, which a row has room for.
     num_ends = len(start_ids(tokenizer)) + len(end_ids(tokenizer))
     check_lengths(lengths, max_length - num_ends)
@@ -52,6 +55,7 @@ def check_token_components(
         raise ValueError(
             f"`scheduler` has `mask_token_id`={scheduled_mask}, but the tokenizer's is {tokenizer.mask_token_id}."
         )
+
     # Every id that noise can draw needs an embedding.
     vocab_size = denoiser.config.vocab_size
     noise_size = scheduler.config.get("vocab_size") or 0
@@ -94,7 +98,9 @@ def check_words(tokenizer: Any, name: str, vocab_size: int):
         id_range = f"{num_words} tokens"
         if last_id >= num_words:
             id_range += f" with ids up to {last_id}"
-        raise ValueError(f"`{name}` has `vocab_size`={vocab_size}, but the tokenizer has {id_range}.")
+        raise ValueError(
+            f"`{name}` has `vocab_size`={vocab_size}, but the tokenizer has {id_range}."
+        )
 
 
 def check_special_ids(tokenizer: Any, config: Any):
@@ -150,6 +156,7 @@ def check_label_names(names: Any, num_classes: int | None):
         return
     are_strings = is_list(names) and all(isinstance(name, str) for name in names)
     require(are_strings, "label_names", "None or a list of strings", names)
+
     # A name asks for one label, so none may occur twice.
     if len(names) != num_classes or len(set(names)) != len(names):
         raise ValueError(

@@ -165,6 +165,7 @@ def scales_by_row(
         raise ValueError(f"`{name}` must be one or {num_texts}, one a text, got {len(scales)}.")
     if not all(is_number(scale) for scale in scales):
         raise ValueError(f"`{name}` must be finite numbers, got {guidance_scale!r}.")
+
     # Copies of a text stand next to each other.
     return [float(scale) for scale in scales for _ in range(repeats)]
 
@@ -248,7 +249,7 @@ def negative_texts(negative_prompt: str | Sequence[str] | None, num_texts: int) 
 
 
 def as_controls(controls: Any) -> list:
-    """A control, control_list or none as a list.
+    """A control, several or none as a list.
 
     Raises:
         ValueError: if one of them cannot be called on logits.

@@ -52,6 +52,7 @@ def installed_class(name: Any) -> type | None:
     """The public class of that name in the package this file belongs to; none where the file stands alone."""
     if not isinstance(name, str):
         return None
+
     # The package may also have a module or function of that name.
     member = getattr(installed_package(), RENAMED_PIPELINES.get(name, name), None)
     return member if isinstance(member, type) else None
@@ -129,7 +130,11 @@ def shipped_folder(name: str) -> Path | None:
     folder = Path(package_file).parent / SHIPPED / name
     # A name with slashes must not lead out of the folder.
     is_inside = folder.parent.name == SHIPPED
-    return folder if is_inside and (folder / INDEX).is_file() else None
+    if not is_inside or not (folder / INDEX).is_file():
+        return None
+
+    # An editable installation in strict mode holds links to the files of the repository.
+    return (folder / INDEX).resolve().parent
 
 
 def files_of(index: Path, kinds: tuple[str, ...]) -> list[str]:
@@ -138,6 +143,7 @@ def files_of(index: Path, kinds: tuple[str, ...]) -> list[str]:
         raise OSError(f"it holds no {INDEX}, so it is no pipeline.")
 
     patterns = [INDEX]
+
     # Each component has a folder by its name, and a pair in the index.
     for name, entry in read_object(index).items():
         if isinstance(entry, list) and name != "_class_name":
@@ -191,6 +197,7 @@ def check_saved_pipeline(
 def check_links(folder: Path, part: Path):
     """Refuse links out of the folder, but those of the Hub's cache: who made it could show files of the reader."""
     homes = [folder.resolve()]
+
     # Snapshots of the Hub's cache are links to `blobs` beside them.
     if folder.parent.name == "snapshots":
         homes.append(folder.parent.parent.resolve() / "blobs")
@@ -206,6 +213,7 @@ def check_component(part: Path, module: str, class_name: str, variant: str | Non
     """Refuse the folder of a component whose configuration is not one of its class."""
     if not part.is_dir():
         raise OSError(f"`{part}` must be the folder of a component, but there is none.")
+
     # A tokenizer's configuration, for one, has no signature to be compared with.
     component = getattr(sys.modules.get(module), class_name, None)
     if (

@@ -18,6 +18,7 @@ def check_adaptable(pipeline: Any):
         raise ValueError(
             f"`denoiser` must be a component of the pipeline; {type(pipeline).__name__} has none."
         )
+
     # Fused weights already hold the adapter, and another would be added on top.
     if any(getattr(module, "merged", False) for module in denoiser.modules()):
         raise ValueError(
@@ -39,6 +40,7 @@ def check_lora_weights(state_dict: dict[str, Tensor], denoiser: Any):
     }
     for key, weight in state_dict.items():
         layer, _, part = key.partition(".lora_")
+
         # An unknown kind of weight gets an axis that it does not have, and so fits nowhere.
         axis = LORA_AXES.get(part, weight.ndim)
         fits = layer in shapes and axis < weight.ndim and weight.shape[axis] == shapes[layer][axis]

@@ -109,6 +109,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
     _interrupt = False
     _num_timesteps = 0
     transformer_name = "denoiser"
+
     # Of the `DiffusionPipeline` that this mixin is combined with.
     tokenizer: Any
     denoiser: Any
@@ -149,6 +150,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         if isinstance(label_names, dict):
             label_names = list(label_names.values())
         stock.register_to_config(lengths=lengths, label_names=label_names)
+
         # diffusers may load a pipeline with parts left out, which then cannot be checked.
         return None not in components.values()
 
@@ -177,6 +179,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
             )
         hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         folder = pipeline_folder(pretrained_model_name_or_path, trusted, **hub_arguments)
+
         # Reading a pickle may run code, so weights are safetensors unless the caller objects.
         kwargs.setdefault("use_safetensors", True)
 
@@ -189,6 +192,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
             if not trusted:
                 check_saved_pipeline(folder, index, loader.__self__, kwargs, kwargs.get("variant"))
             pipe = loader(folder, **kwargs)
+
             # Components that the caller passed were not read from this folder.
             check_finite(
                 folder, {name: part for name, part in pipe.components.items() if name not in kwargs}

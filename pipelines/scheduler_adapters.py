@@ -42,6 +42,7 @@ STEP_SETTINGS = {
     DiscreteDDIMScheduler: ("temperature",),
     EntropyBoundScheduler: (),
 }
+
 # Settings that a scheduler of ours may have in its configuration.
 SHAPING = ("temperature", "top_k", "top_p")
 
@@ -81,6 +82,7 @@ class StockTokenScheduler:
         self.corruption = (
             "absorbing" if isinstance(scheduler, BlockRefinementScheduler) else "uniform"
         )
+
         # With editing, revealed tokens may change again, as all tokens may under uniform noise.
         edits = (scheduler.config.get("editing_threshold") or 0) > 0
         self.revises_tokens = edits or self.corruption == "uniform"
@@ -119,6 +121,7 @@ class StockTokenScheduler:
         """(B, L) pure noise: all masked, or uniformly random tokens."""
         if self.corruption == "absorbing":
             return torch.full(shape, self.mask_token_id, device=device)
+
         # One generator a row: each row draws in a batch what it would draw alone.
         num_rows, length = shape
         rows = [
@@ -160,6 +163,7 @@ class StockTokenScheduler:
             positions = self.select(timestep, sample)
             model_output = model_output.flatten(0, 1)
         logits = self._text_logits(model_output)  # (N, V)
+
         # diffusers counts steps upwards from 0.
         index = round((1 - float(timestep)) * self.scheduler.num_inference_steps)
 
@@ -187,6 +191,7 @@ class StockTokenScheduler:
         settings |= {
             name: scheduler.config[name] for name in setting_names if name in scheduler.config
         }
+
         # How many tokens a step reveals depends on the length of the block, here that of the row.
         if self.corruption == "absorbing":
             scheduler.set_timesteps(
@@ -296,6 +301,7 @@ class EmbeddingScheduler:
             raise ValueError(
                 f"`scheduler` must be one for embeddings, such as EmbeddingDDIMScheduler, got {name}."
             )
+
         # Both must agree on the clock, on what is predicted, and on its range.
         if config.num_train_timesteps != self.num_train_timesteps:
             raise ValueError(
@@ -308,6 +314,7 @@ class EmbeddingScheduler:
                 f"{self.prediction_type!r}: make it by "
                 f"`{name}.from_config(config, prediction_type={self.stepped_type!r})`."
             )
+
         # `from_config` also keeps settings that a class does not take, so its signature is asked.
         for setting in ("clip_sample", "thresholding"):
             if (

@@ -111,6 +111,7 @@ def lay_out(
             [token is None for token in row], dtype=torch.bool
         )
         attention_mask[index, : len(row)] = 1
+
     # Rows are filled in on the CPU, and moved once.
     return TextBatch(tokens.to(device), editable.to(device), attention_mask.to(device))
 

@@ -202,6 +202,7 @@ def prepare_batch(
     labels = label_tensor(inputs.class_labels, limits, num_texts, inputs.repeats)
     rows = repeat_rows(rows, inputs.repeats)
     negatives = repeat_rows(negatives, inputs.repeats)
+
     # Each row draws by its own generator, so that a text does not depend on its batch.
     generators = text_generators(generator, len(rows), inputs.num_candidates)
 
@@ -213,15 +214,18 @@ def prepare_batch(
     planned = planned_lengths(guidance.controls, generators)
     if planned is None and lengths is not None:
         planned = repeat_rows(lengths, inputs.repeats)
+
     # Where the length is fixed the end token is put in place, and not left to the model.
     end = end_ids(tokenizer) if limits.predicts_end else []
     if planned is not None:
         rows = append_exactly(rows, starts, planned, end)
     elif inputs.text is None:
         rows = append_blanks(rows, starts, inputs.max_new_tokens, limits, end, generators)
+
     # A masked LM never writes its end token, so every row has it from the beginning.
     if not limits.predicts_end:
         rows = [row + end_ids(tokenizer) for row in rows]
+
     # The longest row decides: the others are padded to it.
     limits.check_length(max(len(row) for row in rows))
 
@@ -354,6 +358,7 @@ def append_blanks(
         raise ValueError(
             "`max_new_tokens` must be given: a masked LM does not predict where a text ends."
         )
+
     # As many as allowed or as fit; the text ends where the model writes its end token.
     if histogram is None or max_new_tokens is not None:
         return [
@@ -371,6 +376,7 @@ def append_blanks(
                 f"`prompt` must leave room below the longest training text, {len(histogram) - 1} tokens, "
                 f"got {num_known}; pass `max_new_tokens`."
             )
+
         # Entry i weighs a text of i tokens more than are known.
         num_new = int(torch.multinomial(weights, 1, generator=generator))
         extended.append(row + [None] * num_new + end)
@@ -432,5 +438,6 @@ def text_generators(
     generators = row_generators(generator, num_texts)
     if num_candidates == 1:
         return generators
+
     # Candidates of a text draw by seeds from the generator of that text.
     return [candidate for text in generators for candidate in row_generators(text, num_candidates)]

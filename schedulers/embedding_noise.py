@@ -144,6 +144,7 @@ def named_betas(
         require(name != "sigmoid", "beta_start", limit, start)
         if name in STOCK_SCHEDULES:
             return STOCK_SCHEDULES[name](num_train_timesteps, start, end)
+
     # diffusers has the same cosine by another name.
     return embedding_betas("cosine" if name == "squaredcos_cap_v2" else name, num_train_timesteps)
 
@@ -273,6 +274,7 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
             )
 
         counter = torch.arange(num_inference_steps, dtype=torch.float64)
+
         # "trailing" starts at the noisiest time, "leading" ends at timestep 0, "linspace" both.
         if spacing == "trailing":
             grid = (usable - counter * (usable / num_inference_steps)).round() - 1
@@ -355,6 +357,7 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
         predicted = at_least_float32(model_output)
         alpha_bar = self._alphas_on_grid[index]
         clean = clean_estimate(self.config.prediction_type, predicted, noisy, alpha_bar)
+
         # Diffusion-LM's clamping trick: near the end the estimate becomes words.
         if round_function is not None and self._clamps(index):
             clean = round_function(clean)

@@ -81,6 +81,7 @@ class EmbeddingDDIMScheduler(EmbeddingSchedulerMixin, DDIMScheduler):
             noisy - math.sqrt(alpha_t) * clean
         )
         prev_sample = math.sqrt(alpha_s) * clean + direction  # (B, L, E)
+
         # Without fresh noise nothing is drawn.
         if variance > 0:
             prev_sample = prev_sample + math.sqrt(variance) * step_noise(

@@ -140,6 +140,7 @@ class EmbeddingDPMSolverScheduler(EmbeddingSchedulerMixin, DPMSolverMultistepSch
         self.model_outputs = [*self.model_outputs[1:], clean]
 
         noise = None
+
         # Only the SDE has fresh noise; the ODE draws nothing.
         if self.config.algorithm_type == "sde-dpmsolver++":
             noise = step_noise(noisy, generator, variance_noise)

@@ -123,6 +123,7 @@ class PredictorCorrectorScheduler(D3PMScheduler):
             return 0.0
         # The predictor's interval ends where the corrector stands.
         alpha_before, alpha = self.alpha(self._grid[index - 1 : index + 1]).tolist()
+
         # Forward noise keeps the share alpha_t / alpha_s of what is there at s.
         return min(1.0, self.config.corrector_length * (1 - alpha_before / alpha))
 

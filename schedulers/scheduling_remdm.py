@@ -166,6 +166,7 @@ class ReMDMScheduler(RemaskingScheduler):
         drawn = weights.gather(1, tokens).squeeze(-1)
         confidence = self._confidences(sample).clone()
         confidence[positions] = (drawn / weights.sum(dim=-1)).double()
+
         # A mask has no confidence, whatever stood there before.
         masked = prev_sample == self.config.mask_token_id
         self._confidence = confidence.masked_fill(masked, math.inf)

@@ -13,7 +13,6 @@ import corpora  # noqa: F401 - names for `--dataset`
 import torch
 from train_d3pm import D3PMConfig, report
 
-import text_diffusers
 from text_diffusers import TextDiffusionPipeline
 from text_diffusers.common.json_files import read_object
 from text_diffusers.hub.export import SHIPPED_MODEL, copy_records, forget_origin
@@ -67,4 +66,6 @@ def main(run: Path, folder: Path):
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python training_scripts/ship.py FOLDER_OF_A_TRAINED_PIPELINE")
-    main(Path(sys.argv[1]), Path(text_diffusers.__file__).parent / "shipped" / SHIPPED_MODEL)
+    # The repository, and not an installed package, which may consist of links to it
+    shipped = Path(__file__).parent.parent / "src" / "text_diffusers" / "shipped"
+    main(Path(sys.argv[1]), shipped / SHIPPED_MODEL)

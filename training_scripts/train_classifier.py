@@ -31,7 +31,6 @@ from text_diffusers.evaluation.classifier import (
     label_losses,
 )
 from text_diffusers.models.language_model import as_denoiser, is_masked_lm
-from text_diffusers.pipelines.diffusion_lm.pipeline_diffusion_lm import DiffusionLMPipeline
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
 from text_diffusers.training.classifier import (
     EmbeddingCorruption,
@@ -177,7 +176,7 @@ def prepare_noise(config: ClassifierConfig, tokenizer: Any, device: torch.device
         end = None
 
     # Over word embeddings the classifier reads vectors, and needs the time at which they are.
-    if isinstance(pipe, DiffusionLMPipeline):
+    if pipe.kind == "embeddings":
         scheduler = EmbeddingDDIMScheduler.from_config(scheduler.config)
         if not denoiser.config.partial_noising:  # known words are as noisy as the rest
             start = end = None

@@ -76,7 +76,12 @@ def check_settings(options: Any):
             )
 
 
-def write_report(folder: Path, name: str, text: str, figures: Any):
+def write_report(
+    folder: Path,
+    name: str,
+    text: str,
+    figures: Any,
+):
     """Print the report of a benchmark, and write it as Markdown, and its figures as JSON."""
     (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     write_json(folder / f"{name}.json", figures)

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 
-def selected_logits(model: Any, tokens: Tensor, times: Tensor, positions: Tensor) -> Tensor:
+def selected_logits(
+    model: Any,
+    tokens: Tensor,
+    times: Tensor,
+    positions: Tensor,
+) -> Tensor:
     """(N, V) logits at the true `positions` (B, L); rows without any are not shown to the model."""
     rows = positions.any(dim=1)  # (B,)
     if not rows.any():
@@ -20,7 +25,11 @@ def selected_logits(model: Any, tokens: Tensor, times: Tensor, positions: Tensor
 
 
 def select_first_step(
-    model: Any, scheduler: Any, tokens: Tensor, timestep: float, generator: Any
+    model: Any,
+    scheduler: Any,
+    tokens: Tensor,
+    timestep: float,
+    generator: Any,
 ) -> Tensor:
     """(B, L) next tokens; the positions are selected first, and the model predicts only these."""
     # The noise does not depend on the prediction, so what will change is known before the model is called.

@@ -56,7 +56,9 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def mean_and_spread(
-    values: Sequence[Any], style: str, spread: Callable[[Any], float] = statistics.stdev
+    values: Sequence[Any],
+    style: str,
+    spread: Callable[[Any], float],
 ) -> str:
     """The mean and, of values that differ, their spread."""
     if not values:

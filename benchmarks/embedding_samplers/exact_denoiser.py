@@ -29,7 +29,13 @@ class ExactDenoiser(EmbeddingTransformerModel):
         max_length: tokens of the longest text.
     """
 
-    def __init__(self, table: Tensor, frequencies: Tensor, alphas_cumprod: Tensor, max_length: int):
+    def __init__(
+        self,
+        table: Tensor,
+        frequencies: Tensor,
+        alphas_cumprod: Tensor,
+        max_length: int,
+    ):
         vocab_size, width = table.shape
 
         # The smallest transformer: it is never called.

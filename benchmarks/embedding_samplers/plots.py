@@ -44,7 +44,12 @@ def plot_samplers(records: list[Record], exact: list[Record], path: str | Path) 
     return save(figure, path, dpi=120)
 
 
-def draw_panel(panel: Any, records: list[Record], figure_name: str, colors: dict[str, Any]):
+def draw_panel(
+    panel: Any,
+    records: list[Record],
+    figure_name: str,
+    colors: dict[str, Any],
+):
     """One figure of all samplers that have it, a line each; a yardstick is a level line."""
     points = {}
     for record in records:

@@ -52,12 +52,14 @@ def classifier_of_embeddings(batch: Batch) -> ClassifierGuidance:
 
 def words_control(batch: Batch) -> WordsControl:
     # All texts of a batch have the same words: see `batches`.
-    return WordsControl(batch.models["model"].tokenizer, batch.wishes[0].words, batch.scale)
+    words = batch.wishes[0].words
+    return WordsControl(batch.models["model"].tokenizer, words, batch.scale)
 
 
 def length_control(batch: Batch) -> LengthControl:
     lengths = [wish.length or 0 for wish in batch.wishes]
-    return LengthControl(lengths, eos_token_id=batch.models["model"].tokenizer.eos_token_id)
+    tokenizer = batch.models["model"].tokenizer
+    return LengthControl(lengths, eos_token_id=tokenizer.eos_token_id)
 
 
 def pattern_control(batch: Batch) -> PatternControl:
@@ -179,7 +181,10 @@ def batches(wishes: Sequence[Wish], size: int) -> Iterator[list[int]]:
 
 
 def usable_sentences(
-    sentences: Sentences, tags: Sentences, tokenizer: Any, options: ControlConfig
+    sentences: Sentences,
+    tags: Sentences,
+    tokenizer: Any,
+    options: ControlConfig,
 ) -> list[tuple[str, tuple[str, ...]]]:
     """`(text, tags)` of sentences of a wanted length that a model can write with one token a word, in a random order.
 

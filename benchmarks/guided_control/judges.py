@@ -62,7 +62,8 @@ class TagJudge:
 
         # The words of all sentences in a row
         features = chain.from_iterable(map(word_features, sentences))
-        self.classifier.fit(self.hasher.transform(features), list(chain.from_iterable(tags)))
+        tags_of_words = list(chain.from_iterable(tags))
+        self.classifier.fit(self.hasher.transform(features), tags_of_words)
 
     def tags(self, sentences: Sentences) -> list[list[str]]:
         """One tag a word."""
@@ -71,14 +72,16 @@ class TagJudge:
             return [[] for _ in sentences]
 
         # Tags of all words in a row, dealt out to their sentences again
-        tags = iter(self.classifier.predict(self.hasher.transform(features)).tolist())
+        predicted = self.classifier.predict(self.hasher.transform(features))
+        tags = iter(predicted.tolist())
         return [list(islice(tags, len(words))) for words in sentences]
 
     def accuracy(self, sentences: Sentences, tags: Sentences) -> float:
         """Share of words that are given their own tag."""
         judged = list(chain.from_iterable(self.tags(sentences)))
         pairs = zip(judged, chain.from_iterable(tags), strict=True)
-        return sum(tag == true_tag for tag, true_tag in pairs) / len(judged)
+        num_right = sum(tag == true_tag for tag, true_tag in pairs)
+        return num_right / len(judged)
 
 
 @dataclass
@@ -146,7 +149,10 @@ def holds_word(text: str, word: str) -> bool:
 
 
 def met(
-    wishes: Sequence[Wish], texts: Sequence[str], lengths: Sequence[int], judges: Judges
+    wishes: Sequence[Wish],
+    texts: Sequence[str],
+    lengths: Sequence[int],
+    judges: Judges,
 ) -> list[list[bool]]:
     """Whether each text meets the parts of its wish: its label, each word, the length, and each tag of the pattern.
 
@@ -166,7 +172,9 @@ def met(
 
     # 2. The label of each text, and the tags of its words
     labels = judges.label.labels(texts) if judges.label else []
-    tags = judges.tag.tags(list(map(split_words, texts))) if judges.tag else []
+    tags = []
+    if judges.tag:
+        tags = judges.tag.tags([split_words(text) for text in texts])
 
     # 3. One value for each part of a wish
     parts_of_texts = []
@@ -179,9 +187,11 @@ def met(
         if wish.length is not None:
             parts.append(abs(lengths[place] - wish.length) <= LENGTH_TOLERANCE)
         if wish.pattern:
-            parts += [tag == wanted for tag, wanted in zip(tags[place], wish.pattern, strict=False)]
+            for tag, wanted in zip(tags[place], wish.pattern, strict=False):
+                parts.append(tag == wanted)
             # Words that are missing, or too many
-            parts += [False] * abs(len(tags[place]) - len(wish.pattern))
+            num_missed = abs(len(tags[place]) - len(wish.pattern))
+            parts += [False] * num_missed
         parts_of_texts.append(parts)
     return parts_of_texts
 
@@ -208,7 +218,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     share = successes / trials
     square = NORMAL_QUANTILE**2
     center = (share + square / (2 * trials)) / (1 + square / trials)
-    spread = math.sqrt(share * (1 - share) / trials + square / (4 * trials**2))
+    variance = share * (1 - share) / trials + square / (4 * trials**2)
+    spread = math.sqrt(variance)
     half = NORMAL_QUANTILE / (1 + square / trials) * spread
 
     # Rounding may lead beyond 0 and 1.

@@ -64,7 +64,8 @@ def load_models(options: ControlConfig) -> tuple[dict[str, Any], dict[str, str]]
     # 3. Controls of patterns need the tags of single tokens, in the places in which they are common.
     if "model" in models and "tagger" in models:
         data = load_documents(options.dataset)
-        texts = list(data.select(range(min(options.num_tagged_texts, len(data))))["text"])
+        count = min(options.num_tagged_texts, len(data))
+        texts = list(data.select(range(count))["text"])
         longest = getattr(models["tagger"].config, "max_length", None)
         tokenizer = models["model"].tokenizer
         models["token_tags"] = tag_tokens(models["tagger"], tokenizer, texts, max_length=longest)

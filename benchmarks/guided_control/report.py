@@ -78,7 +78,12 @@ def findings(records: Sequence[Record]) -> list[str]:
     return lines
 
 
-def verdict(figure: str, value: float, target: float, at_most: bool = False) -> str:
+def verdict(
+    figure: str,
+    value: float,
+    target: float,
+    at_most: bool = False,
+) -> str:
     """A line of the findings: a figure beside its target."""
     limit = "at most" if at_most else "at least"
     result = met_or_missed(value, target, at_most)

@@ -44,7 +44,12 @@ def likelihood(model: Any, num_times: int, held_out: HeldOut) -> Record:
 
 
 @torch.no_grad()
-def write_rows(model: Any, options: QualityConfig, num_rows: int, seed: int) -> list[list[int]]:
+def write_rows(
+    model: Any,
+    options: QualityConfig,
+    num_rows: int,
+    seed: int,
+) -> list[list[int]]:
     """Rows of L tokens, all of them written; ends of texts are tokens like others."""
     if isinstance(model, AutoregressiveModel):
         return model.write(num_rows, seed).tolist()
@@ -71,7 +76,8 @@ def diversity(rows: list[list[int]], tokenizer: Any) -> Record:
         pieces = split_at(tokenizer.eos_token_id, row)
         pieces = tokenizer.batch_decode(pieces, skip_special_tokens=True)
         texts.append("\n".join(pieces).strip())
-    return {"entropy": token_entropy(rows), **distinct_ngrams(rows, (1, 2, 3)), "texts": texts}
+    figures = distinct_ngrams(rows, orders=(1, 2, 3))
+    return {"entropy": token_entropy(rows), **figures, "texts": texts}
 
 
 def split_at(end_token: int, row: Iterable[int]) -> list[list[int]]:
@@ -98,7 +104,12 @@ def evaluate_data(options: QualityConfig, held_out: HeldOut) -> Record:
     }
 
 
-def train_and_evaluate(trainer: Trainer, spec: ModelSpec, seed: int, held_out: HeldOut) -> Record:
+def train_and_evaluate(
+    trainer: Trainer,
+    spec: ModelSpec,
+    seed: int,
+    held_out: HeldOut,
+) -> Record:
     """The record of one model and seed."""
     options = trainer.options
 

@@ -65,10 +65,12 @@ def read_records(folder: Path) -> list[Record]:
 
     # The data has no nats, and comes first.
     nats = mean_nats(records)
-    return sorted(
-        records,
-        key=lambda record: (nats.get(record["model"], 0.0), record["model"], record["seed"]),
-    )
+
+    def place(record: Record) -> tuple[float, str, int]:
+        model = record["model"]
+        return nats.get(model, 0.0), model, record["seed"]
+
+    return sorted(records, key=place)
 
 
 def quality_table(records: list[Record]) -> str:
@@ -80,7 +82,8 @@ def quality_table(records: list[Record]) -> str:
         if baseline is not None and values_of(seeds, "nats_per_token"):
             seeds = [seed | {"ratio": seed["nats_per_token"] / baseline} for seed in seeds]
 
-        rows.append(TableRow([model, "" if model == DATA else str(len(seeds))], seeds))
+        num_seeds = "" if model == DATA else str(len(seeds))
+        rows.append(TableRow([model, num_seeds], seeds))
     return markdown_table(["model", "seeds"], rows, COLUMNS)
 
 
@@ -90,7 +93,10 @@ def findings(records: list[Record], characters: bool) -> list[str]:
     lines = []
 
     # The target, against whichever learning rate is best for GPT-2
-    rivals = [mean for model, mean in nats.items() if model.partition(":")[0] == GPT2]
+    rivals = []
+    for model, mean in nats.items():
+        if model.partition(":")[0] == GPT2:
+            rivals.append(mean)
     if rivals and "absorbing" in nats:
         ratio = nats["absorbing"] / min(rivals)
         verdict = "reached" if ratio <= TARGET else "missed"
@@ -160,7 +166,12 @@ def plot_quality(records: list[Record], path: str | Path) -> Path:
     return save(figure, path)
 
 
-def draw_nats(panel: Any, nats: dict[str, float], models: dict[str, list[Record]], colors: dict):
+def draw_nats(
+    panel: Any,
+    nats: dict[str, float],
+    models: dict[str, list[Record]],
+    colors: dict,
+):
     """A bar a model for the mean over its seeds, best first, and a dot a seed."""
     most = 0.0
     for height, (name, mean) in enumerate(nats.items()):

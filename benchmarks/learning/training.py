@@ -84,7 +84,10 @@ def gpt2_parameters(options: QualityConfig, tokenizer: Any, width: int) -> int:
 
 
 def denoiser_parameters(
-    options: QualityConfig, tokenizer: Any, width: int, conditioned: bool = False
+    options: QualityConfig,
+    tokenizer: Any,
+    width: int,
+    conditioned: bool = False,
 ) -> int:
     """Parameters of a denoiser with feed-forward layers of that width; `conditioned` on the time or not."""
     with torch.device("meta"):
@@ -186,7 +189,10 @@ class Trainer:
         return model, seconds
 
     def train_gpt2(
-        self, config: Any, width: int, loop_class: Callable[..., TrainingLoop]
+        self,
+        config: Any,
+        width: int,
+        loop_class: Callable[..., TrainingLoop],
     ) -> AutoregressiveModel:
         """As the recipe trains a denoiser, with the averaged weights at the end."""
         # 1. Data and model
@@ -205,7 +211,12 @@ class Trainer:
         model.initialize(vectors, like_denoiser=self.options.gpt2_init == "project")
 
         # 3. The same loop
-        def loss_function(model, batch, uniform, generators):
+        def loss_function(
+            model,
+            batch,
+            uniform,
+            generators,
+        ):
             return model(batch["input_ids"], batch["attention_mask"]).double().sum()
 
         order = ShuffledRows(data.train_rows, config.train_batch_size, config.seed)

@@ -88,7 +88,11 @@ def split_forwards(system: str, forwards: int, options: TwoLevelConfig) -> Steps
 
 
 def fitting_steps(
-    cost: Cost, flops: int, fine_codes: int, coarse_codes: int, coarse_share: float
+    cost: Cost,
+    flops: int,
+    fine_codes: int,
+    coarse_codes: int,
+    coarse_share: float,
 ) -> Steps | None:
     """As many steps as fit into so many FLOPs, but no more of a level than it has codes; None if nothing fits.
 

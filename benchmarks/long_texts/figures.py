@@ -64,7 +64,10 @@ class Judging:
 
     def figures(self, record: Record) -> Record:
         """A record without its texts, but with all their figures except the generative perplexity."""
-        figures = {name: value for name, value in record.items() if name not in ("texts", "tokens")}
+        figures = {}
+        for name, value in record.items():
+            if name not in ("texts", "tokens"):
+                figures[name] = value
 
         # 1. By the judge of kinds; who writes one kind only is consistent by chance
         probabilities = self.kinds.probabilities(record["texts"])  # of each text (W, K)
@@ -80,7 +83,8 @@ class Judging:
 
         # 3. Memory is a figure of a system and a length; real texts have none.
         if record["system"] in self.memory:
-            figures["peak_memory"] = self.memory[record["system"]][str(record["length"])]
+            peaks = self.memory[record["system"]]
+            figures["peak_memory"] = peaks[str(record["length"])]
         return figures
 
     def shuffled(self, record: Record) -> Record:
@@ -98,7 +102,7 @@ class Judging:
         options = self.options
         judged_by = [options.judge, options.judge_texts, options.judge_tokens]
         if record.get("judged_by") != judged_by:
-            # Nothing of a text of one word is predicted.
+            # A text of one word may be a single token, of which the judge predicts nothing.
             texts = [text for text in record["texts"] if len(text.split()) > 1]
             texts = texts[: options.judge_texts]
 
@@ -121,7 +125,9 @@ class Judging:
             figures = self.figures(record) | {"generative_perplexity": perplexity}
             length = record["length"]
             rows.append(Row(REAL, length, 0, REAL, records=[figures]))
-            rows.append(Row(REAL, length, 0, SHUFFLED_REAL, records=[self.shuffled(record)]))
+
+            mixed = self.shuffled(record)
+            rows.append(Row(REAL, length, 0, SHUFFLED_REAL, records=[mixed]))
         return rows
 
     def judge_comparison(self, comparison: Comparison, judged: dict[str, Record]):

@@ -1,7 +1,6 @@
 """Judges of long texts: whether a text keeps to one kind, and whether its neighbouring words belong together.
 
-The judge of kinds learns from texts that no model has seen. A window is a part of a text, of about as many words as the
-others.
+The judge of kinds learns from texts that no model has seen. A window is a part of a text of a given number of words.
 
 Shapes: W windows of a text, K classes.
 """
@@ -16,6 +15,8 @@ from common.recipes import CORPORA
 
 from text_diffusers.data.sources import load_documents
 
+Document = tuple[str, str]  # a text and its class
+
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|\d+(?:[.,]\d+)*")
 CHECKED_SHARE = 5  # one document in so many shows the accuracy of the judge of the others
 
@@ -23,7 +24,7 @@ CHECKED_SHARE = 5  # one document in so many shows the accuracy of the judge of 
 # --- documents and their kinds
 
 
-def classed_documents(dataset: str, judge_dataset: str | None) -> list[tuple[str, str]]:
+def classed_documents(dataset: str, judge_dataset: str | None) -> list[Document]:
     """`(text, class)` of the judge's own documents: a novelist, or speeches of an era; or the labels of a file.
 
     Raises:
@@ -41,7 +42,10 @@ def classed_documents(dataset: str, judge_dataset: str | None) -> list[tuple[str
             raise ValueError(
                 f"`judge_dataset` must name a file of labelled texts for `dataset`={dataset!r}."
             )
-        documents = [(row["text"], kind_of(row["author"], row["year"])) for row in rows]
+        documents = []
+        for row in rows:
+            kind = kind_of(row["author"], row["year"])
+            documents.append((row["text"], kind))
 
     # 2. A judge of one kind would find every text consistent.
     kinds = {kind for _, kind in documents}
@@ -58,7 +62,7 @@ def kind_of(author: str, year: int) -> str:
     if author == "Jane Austen":
         return author
 
-    # Language changes slowly: eras of 70 years and more can be told apart in a window.
+    # Language changes slowly, so the eras are long.
     if year < 1861:
         return "speeches before 1861"
     return "speeches 1861 to 1931" if year < 1932 else "speeches from 1932"
@@ -76,7 +80,11 @@ def windows(text: str, window_words: int) -> list[str]:
 
     # Equal parts, as the kind of a short rest is guessed badly.
     edges = [round(part * len(words) / count) for part in range(count + 1)]
-    return [" ".join(words[start:end]) for start, end in pairwise(edges)]
+
+    parts = []
+    for start, end in pairwise(edges):
+        parts.append(" ".join(words[start:end]))
+    return parts
 
 
 class KindJudge:
@@ -91,7 +99,7 @@ class KindJudge:
         classes: K names, in the order of probabilities.
     """
 
-    def __init__(self, documents: Sequence[tuple[str, str]], window_words: int):
+    def __init__(self, documents: Sequence[Document], window_words: int):
         self.window_words = window_words
 
         # The accuracy is that of a judge that has not seen the checked documents.
@@ -104,13 +112,13 @@ class KindJudge:
         self.judge = self._judge_of(documents)
         self.classes = self.judge.classes
 
-    def _judge_of(self, documents: Iterable[tuple[str, str]]) -> WordJudge:
+    def _judge_of(self, documents: Iterable[Document]) -> WordJudge:
         """A judge that learns from windows, as it will be asked about windows."""
         texts, kinds = self._windows_of(documents)
         # A word of fewer windows is a name rather than a sign of its kind.
         return WordJudge(texts, kinds, inverse_penalty=10.0, min_df=min(3, len(texts)))
 
-    def _windows_of(self, documents: Iterable[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    def _windows_of(self, documents: Iterable[Document]) -> tuple[list[str], list[str]]:
         """The windows of all documents, and the kind of each, which is its document's."""
         texts = []
         kinds = []

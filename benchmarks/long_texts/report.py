@@ -236,7 +236,8 @@ def draw_panel(axes: Any, rows: Sequence[Row], figure: str):
         points = set()
         for row in rows:
             if row.name == system and row.mode in (FLOPS, FORWARDS):
-                points.add((row.mean("flops"), row.mean(figure), row.error(figure)))
+                point = (row.mean("flops"), row.mean(figure), row.error(figure))
+                points.add(point)
 
         if points:
             flops, means, errors = zip(*sorted(points), strict=True)

@@ -21,23 +21,28 @@ from long_texts.cells import ORACLE, SHUFFLED, UNTOLD, Cell, Cost, Costs, Steps
 from long_texts.config import SYSTEMS, TOKENS, TWO_LEVEL, TwoLevelConfig
 from long_texts.systems import System, parameters_of
 
-SEED_STRIDE = 1_000_003
-COUNTED_TEXTS = 2
-MEMORY_TEXTS = 8
+SEED_STRIDE = 1_000_003  # between the first texts of two seeds: more than a cell has texts
+COUNTED_TEXTS = 2  # texts of a cell whose FLOPs are counted
+MEMORY_TEXTS = 8  # texts that are written at once for the peak of memory
 
 
 # --- plans
 
 
 def shuffled_plans(plans: Tensor, seed: int) -> Tensor:
-    """(B, C) plans in which each place has the codes of all texts, but in another order."""
+    """(B, C) plans in which each place has the codes of all texts, but in another order.
+
+    Each place keeps its frequencies of codes; what is lost is which codes belong to one text.
+    """
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(plans), generator=generator) for _ in range(plans.shape[1])]
-    return plans.gather(0, torch.stack(orders, dim=1))
+    orders = []
+    for _ in range(plans.shape[1]):
+        orders.append(torch.randperm(len(plans), generator=generator))
+    return plans.gather(0, torch.stack(orders, dim=1))  # (B, C)
 
 
 def plans_of(pipe: Any, cell: Cell, rows: Tensor) -> Tensor | None:
-    """(B, C) plans that a cell is given, the codes of as many real texts (B, L); None if it writes its own."""
+    """(B, C) coarse codes of as many real texts (B, L), as plans of a cell; None if it writes its own."""
     if cell.plan not in (ORACLE, SHUFFLED):
         return None
     plans = pipe.autoencoder.encode(rows).coarse  # (B, C)
@@ -48,40 +53,60 @@ def plans_of(pipe: Any, cell: Cell, rows: Tensor) -> Tensor | None:
 
 
 def write(
-    pipe: Any, cell: Cell, first: int, count: int, plans: Tensor | None = None
+    pipe: Any,
+    cell: Cell,
+    first: int,
+    count: int,
+    plans: Tensor | None = None,
 ) -> list[list[int]]:
-    """Tokens of texts `first` to `first + count` of a cell, without special ones; each has a seed of its own.
+    """Tokens of texts `first` to `first + count` of a cell, without special ones."""
+    # 1. A text has a seed of its own, so that it is the same in any batch.
+    first_seed = SEED_STRIDE * cell.seed + first
+    seeds = range(first_seed, first_seed + count)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    arguments = {"generator": generators}
 
-    Untold is a text whose fine denoiser does not know the plan that its decoder is given.
-    """
-    seeds = range(SEED_STRIDE * cell.seed + first, SEED_STRIDE * cell.seed + first + count)
-    arguments = {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
-    if plans is None:  # as many texts as plans otherwise
-        arguments["num_return_sequences"] = count
-    else:
+    # 2. A text for each plan, or as many as asked for
+    if plans is not None:
         arguments["plan"] = plans[first : first + count]
-
-    if cell.system == TOKENS:
-        # A text begins after a start token, which its row of L tokens holds too.
-        arguments |= {"max_new_tokens": cell.length - 1, "num_inference_steps": cell.steps.fine}
     else:
-        arguments["max_new_tokens"] = cell.length
-        arguments["num_inference_steps"] = (max(1, cell.steps.coarse), cell.steps.fine)
+        arguments["num_return_sequences"] = count
+
+    # The fine denoiser of an untold text does not see the plan that its decoder is given.
     if cell.plan == UNTOLD:
         arguments["guidance_scale"] = (1.0, 0.0)  # coarse and fine
+
+    # 3. Length and steps
+    if cell.system == TOKENS:
+        # A text begins after a start token, which its row of L tokens holds too.
+        arguments["max_new_tokens"] = cell.length - 1
+        arguments["num_inference_steps"] = cell.steps.fine
+    else:
+        arguments["max_new_tokens"] = cell.length
+        # One level ignores its coarse steps, which must be at least one.
+        arguments["num_inference_steps"] = (max(1, cell.steps.coarse), cell.steps.fine)
+
+    # 4. Write
     output = pipe(output_type="tokens", **arguments)
     return without_special_tokens(output.tokens.tolist(), pipe.tokenizer)
 
 
-def write_cell(pipe: Any, cell: Cell, options: TwoLevelConfig, rows: Tensor) -> Record:
+def write_cell(
+    pipe: Any,
+    cell: Cell,
+    options: TwoLevelConfig,
+    rows: Tensor,
+) -> Record:
     """The record of a cell: its texts, CPU seconds, and FLOPs of a text; `rows` (B, L) are real texts for plans."""
     count = options.texts_of(cell.length)
     plans = plans_of(pipe, cell, rows[:count, : cell.length])
-    at_once = max(1, options.batch_tokens // cell.length)
+
+    # Batches hold as many tokens at every length. CPU time leaves out other work on the machine.
+    batch_size = max(1, options.batch_tokens // cell.length)
     tokens = []
     started = time.process_time()
-    for first in range(0, count, at_once):
-        tokens += write(pipe, cell, first, min(at_once, count - first), plans)
+    for first in range(0, count, batch_size):
+        tokens += write(pipe, cell, first, min(batch_size, count - first), plans)
     seconds = time.process_time() - started
 
     return {
@@ -104,24 +129,27 @@ def write_cell(pipe: Any, cell: Cell, options: TwoLevelConfig, rows: Tensor) -> 
 def count_flops(run: Callable[[], Any]) -> int:
     """FLOPs of a call, two for each multiplication of a matrix product."""
     # The counter does not know the fused attention of the CPU, so attention is computed in its plain form.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
         run()
+
     return counter.get_total_flops()
 
 
 def flops_of_text(pipe: Any, cell: Cell, plans: Tensor | None = None) -> float:
-    """Mean over the first texts of a cell, each written alone."""
-    flops = [
-        count_flops(partial(write, pipe, cell, text, 1, plans)) for text in range(COUNTED_TEXTS)
-    ]
-    return sum(flops) / COUNTED_TEXTS
+    """Mean FLOPs of the first texts of a cell, each written alone."""
+    total = 0
+    for number in range(COUNTED_TEXTS):
+        total += count_flops(partial(write, pipe, cell, number, 1, plans))
+    return total / COUNTED_TEXTS
 
 
 def measured_cost(pipe: Any, system: str, length: int) -> Cost:
-    """What a text costs, from calls of one step a level and of one more: with so few no step is without work."""
+    """The cost of a text, from calls of one step a level and of one more: in so few steps there is always work."""
 
     def flops(fine: int, coarse: int = 0) -> int:
-        return round(flops_of_text(pipe, Cell(system, 0, length, Steps(fine, coarse))))
+        cell = Cell(system, seed=0, length=length, steps=Steps(fine, coarse))
+        return round(flops_of_text(pipe, cell))
 
     if system != TWO_LEVEL:
         one_step = flops(1)
@@ -136,7 +164,7 @@ def measured_cost(pipe: Any, system: str, length: int) -> Cost:
 
 
 def all_costs(options: TwoLevelConfig) -> Costs:
-    """What a text of each system and length costs; measured once, with any trained seed.
+    """The cost of a text of each system and length; measured once, with any trained seed.
 
     Raises:
         FileNotFoundError: if a system is not trained at all.
@@ -147,14 +175,15 @@ def all_costs(options: TwoLevelConfig) -> Costs:
 
         def measure(system: System = system) -> Record:
             pipe = system.load(system.trained_seed)
-            measured = {
-                str(n): asdict(measured_cost(pipe, system.name, n)) for n in options.lengths
-            }
-            return measured | {"parameters": parameters_of(pipe)}
+            record = {"parameters": parameters_of(pipe)}
+            for length in options.lengths:
+                # Keys of JSON are text.
+                record[str(length)] = asdict(measured_cost(pipe, system.name, length))
+            return record
 
-        known = read_or_make(options.folder / "costs" / f"{name}.json", measure)
+        record = read_or_make(options.folder / "costs" / f"{name}.json", measure)
         for length in options.lengths:
-            costs[name, length] = Cost(**known[str(length)])
+            costs[name, length] = Cost(**record[str(length)])
     return costs
 
 
@@ -167,5 +196,6 @@ def peak_memory(options: TwoLevelConfig, name: str, length: int) -> float:
     def write_few(length: int, count: int):
         write(pipe, Cell(name, system.trained_seed, length, steps), 0, count)
 
-    write_few(min(options.lengths), 1)  # libraries allocate on first use
+    # Libraries allocate on first use.
+    write_few(min(options.lengths), 1)
     return peak_of(lambda: write_few(length, MEMORY_TEXTS))

@@ -56,7 +56,9 @@ def expected_steps(num_steps: int, num_tokens: int) -> float:
 
 
 def row_counts(
-    steps: Iterable[int] = STEPS, batches: Iterable[int] = BATCHES, length: int = LENGTH
+    steps: Iterable[int] = STEPS,
+    batches: Iterable[int] = BATCHES,
+    length: int = LENGTH,
 ) -> Iterator[Record]:
     """Yield a line for each number of steps and batch.
 
@@ -83,4 +85,5 @@ def row_counts(
                 "batch-wide cache (formula)": round(expected_steps(num_steps, length * batch), 1),
                 "first hitting": first_hitting,
             }
-            yield line | verdict(counted, TARGETS.get((num_steps, batch)))
+            target = TARGETS.get((num_steps, batch))
+            yield line | verdict(counted, target)

@@ -51,7 +51,8 @@ def random_model(size: Size, **changes: Any) -> TextTransformerModel:
 def plain_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose first id is padding and whose last is the mask, without tokens to start or end a text."""
     words = [f"w{number}" for number in range(1, vocab_size - 1)]
-    vocabulary = {name: number for number, name in enumerate(["[PAD]", *words, "[MASK]"])}
+    names = ["[PAD]", *words, "[MASK]"]
+    vocabulary = {name: number for number, name in enumerate(names)}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(vocabulary)),
         pad_token="[PAD]",
@@ -68,7 +69,12 @@ def check_written(tokens: Tensor, size: Size, mask_token_id: int | None = None) 
     return tokens
 
 
-def pipeline_writer(model: Any, scheduler: Any, num_steps: int, size: Size) -> Callable[[], Tensor]:
+def pipeline_writer(
+    model: Any,
+    scheduler: Any,
+    num_steps: int,
+    size: Size,
+) -> Callable[[], Tensor]:
     """A function that writes (B, L) tokens by `TextDiffusionPipeline`."""
     pipe = TextDiffusionPipeline(plain_tokenizer(size.vocab_size), model, scheduler)
     pipe.set_progress_bar_config(disable=True)

@@ -54,7 +54,11 @@ TARGETS = {
 
 
 def naive_absorbing_step(
-    model, tokens: Tensor, timestep: float, next_timestep: float, generator
+    model,
+    tokens: Tensor,
+    timestep: float,
+    next_timestep: float,
+    generator,
 ) -> Tensor:
     """(B, L): float64 Gumbel-max at every position, the masks being V - 1, then a choice of what to reveal."""
     logits = model(tokens, timestep).logits.double()  # (B, L, V)
@@ -66,12 +70,17 @@ def naive_absorbing_step(
     clean = (logits - torch.log(-torch.log(uniform))).argmax(dim=-1)  # (B, L)
 
     # A mask is revealed with the share of the remaining time that the step takes.
-    reveal = torch.rand(tokens.shape, generator=generator) < (timestep - next_timestep) / timestep
+    reveal_prob = (timestep - next_timestep) / timestep
+    reveal = torch.rand(tokens.shape, generator=generator) < reveal_prob
     return torch.where((tokens == mask) & reveal, clean, tokens)
 
 
 def naive_confidence_step(
-    model, tokens: Tensor, timestep: float, next_timestep: float, generator
+    model,
+    tokens: Tensor,
+    timestep: float,
+    next_timestep: float,
+    generator,
 ) -> Tensor:
     """(B, L): float64 softmax and `multinomial` at every position, then the surest of the masks of each row."""
     logits = model(tokens, timestep).logits.double()
@@ -79,13 +88,16 @@ def naive_confidence_step(
     logits[..., mask] = -torch.inf
 
     probs = logits.softmax(dim=-1)  # (B, L, V)
-    clean = torch.multinomial(probs.flatten(0, 1), 1, generator=generator).view(tokens.shape)
+    clean = torch.multinomial(probs.flatten(0, 1), 1, generator=generator)
+    clean = clean.view(tokens.shape)  # (B, L)
 
     # Confidence is the probability of the token that was drawn.
-    confidence = probs.gather(-1, clean.unsqueeze(-1)).squeeze(-1).masked_fill(tokens != mask, -1.0)
+    confidence = probs.gather(-1, clean.unsqueeze(-1)).squeeze(-1)  # (B, L)
+    confidence = confidence.masked_fill(tokens != mask, -1.0)
 
     next_tokens = tokens.clone()
-    for row, num_masks in enumerate((tokens == mask).sum(dim=1).tolist()):
+    num_masks_of_rows = (tokens == mask).sum(dim=1).tolist()
+    for row, num_masks in enumerate(num_masks_of_rows):
         # Masks stay in proportion to the time.
         num_left = round(num_masks * next_timestep / timestep)
         surest = confidence[row].topk(num_masks - num_left).indices
@@ -94,7 +106,10 @@ def naive_confidence_step(
 
 
 def naive_uniform_posterior(
-    logits: Tensor, tokens: Tensor, alpha_t: float, alpha_s: float
+    logits: Tensor,
+    tokens: Tensor,
+    alpha_t: float,
+    alpha_s: float,
 ) -> Tensor:
     """p(x_s | x_t), (B, L, V), float64: Bayes' rule with the prediction in the place of x_0."""
     vocab_size = logits.shape[-1]
@@ -110,12 +125,17 @@ def naive_uniform_posterior(
 
 
 def naive_uniform_step(
-    model, tokens: Tensor, timestep: float, next_timestep: float, generator
+    model,
+    tokens: Tensor,
+    timestep: float,
+    next_timestep: float,
+    generator,
 ) -> Tensor:
     """(B, L) of the linear noise schedule, from the whole posterior by `multinomial`."""
     logits = model(tokens, timestep).logits
     posterior = naive_uniform_posterior(logits, tokens, 1 - timestep, 1 - next_timestep)
-    return torch.multinomial(posterior.flatten(0, 1), 1, generator=generator).view(tokens.shape)
+    next_tokens = torch.multinomial(posterior.flatten(0, 1), 1, generator=generator)
+    return next_tokens.view(tokens.shape)
 
 
 # --- steps of the pipelines
@@ -184,8 +204,11 @@ def ring_scheduler(vocab_size: int) -> D3PMNeighborScheduler:
     """The neighbour kernel on a graph in which each token has two neighbours."""
     ids = torch.arange(vocab_size)
     after = (ids + 1) % vocab_size
-    edges = torch.stack([torch.cat([ids, after]), torch.cat([after, ids])])
-    return D3PMNeighborScheduler(vocab_size, edges=edges, rates=torch.ones(len(ids) * 2))
+    sources = torch.cat([ids, after])
+    targets = torch.cat([after, ids])
+    edges = torch.stack([sources, targets])  # (2, 2V), each edge both ways
+    rates = torch.ones(edges.shape[1])
+    return D3PMNeighborScheduler(vocab_size, edges=edges, rates=rates)
 
 
 def in_steps(scheduler: Any, num_steps: int) -> Any:
@@ -214,7 +237,12 @@ class Case:
     prepare: Callable[[], Any] = lambda: None
 
 
-def corrector_case(model, scheduler, noisy: Tensor, generator) -> Case:
+def corrector_case(
+    model,
+    scheduler,
+    noisy: Tensor,
+    generator,
+) -> Case:
     """The corrector at t = 0.5 and the predictor step from there, both of which call the model."""
 
     def go_to_corrector():
@@ -254,7 +282,12 @@ def all_cases(model, size: Size) -> dict[str, Case]:
     cases = {}
 
     # All samplers draw from the same generator, and see the same noisy rows.
-    def add(name: str, step: Callable, *arguments: Any, forwards: int = 1):
+    def add(
+        name: str,
+        step: Callable,
+        *arguments: Any,
+        forwards: int = 1,
+    ):
         cases[name] = Case(lambda: step(model, *arguments, generator), forwards=forwards)
 
     # 1. Absorbing noise
@@ -330,4 +363,5 @@ def step_costs(vocab_sizes: list[int], repetitions: int, size: Size) -> Iterator
                 "CPU ms": round(1000 * seconds[name] / case.calls),
                 "forwards": round(ratio, 3),
             }
-            yield line | verdict(ratio, TARGETS.get(name, {}).get(vocab_size))
+            target = TARGETS.get(name, {}).get(vocab_size)
+            yield line | verdict(ratio, target)

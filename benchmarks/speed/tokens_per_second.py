@@ -85,7 +85,10 @@ def autoregressive_writer(size: Size) -> Writer:
 
 
 def diffusion_writer(
-    size: Size, num_steps: int, num_parameters: int, block_length: int | None = None
+    size: Size,
+    num_steps: int,
+    num_parameters: int,
+    block_length: int | None = None,
 ) -> Writer:
     """A pipeline over a model with as many parameters; with `block_length`, steps are those of a block."""
     # The feed-forward layers, two matrices each, make up for positions and biases of the other side.
@@ -114,7 +117,10 @@ def break_even_steps(seconds_by_steps: dict[int, float], seconds: float) -> floa
 
 
 def compare(
-    size: Size, repetitions: int, step_counts: tuple[int, ...], block_length: int | None = None
+    size: Size,
+    repetitions: int,
+    step_counts: tuple[int, ...],
+    block_length: int | None = None,
 ) -> Iterator[Record]:
     """Yield a line for autoregression, each number of steps, block-wise writing if asked for, and the break-even."""
     # 1. All writers, with as many parameters as GPT-2 has
@@ -141,7 +147,8 @@ def compare(
             "tokens/s": round(size.batch * size.length / seconds[case], 1),
             "x AR": round(ratio, 2),
         }
-        yield line | verdict(ratio, TARGETS.get((size.length, size.batch, case)), at_least=True)
+        target = TARGETS.get((size.length, size.batch, case))
+        yield line | verdict(ratio, target, at_least=True)
 
     # 4. A last line: with how many steps diffusion is as fast
     seconds_by_steps = {steps: seconds[f"diffusion, {steps} steps"] for steps in step_counts}

@@ -178,6 +178,7 @@ def predict_controlled(
         return predict_guided(predictor, batch, noisy, timestep)
 
     gradient, guided = gradient_of_controls(predictor, batch, noisy, timestep, controls)
+
     # No control went through the denoiser, so it is still to be asked.
     if guided is None:
         guided = predict_guided(predictor, batch, noisy, timestep)
@@ -215,6 +216,7 @@ def gradient_of_controls(
     total = torch.zeros((), device=noisy.device)
     with torch.enable_grad():
         noisy = noisy.detach().requires_grad_()
+
         # One prediction serves all controls that read words.
         if not all(reads_latents(control) for control in controls):
             guided = predict_guided(predictor, batch, noisy, timestep)
@@ -447,6 +449,7 @@ def drawn_noise(scheduler: Any, eta: float) -> float:
     """Share of the standard deviation of DDPM's fresh noise that a scheduler's step draws."""
     if "eta" in inspect.signature(scheduler.step).parameters:
         return eta
+
     # Schedulers without an `eta` draw all of it or nothing.
     is_ancestral = isinstance(scheduler, (DDPMScheduler, EulerAncestralDiscreteScheduler))
     return 1.0 if is_ancestral or "sde" in str(scheduler.config.get("algorithm_type")) else 0.0

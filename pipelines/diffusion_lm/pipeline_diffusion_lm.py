@@ -72,9 +72,10 @@ class DiffusionLMPipelineOutput(BaseOutput):
 class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
     """Text by diffusion over word embeddings: `pipe()`, `pipe("A prompt")`, `pipe(source="A text to rewrite")`.
 
-    Classifier-free guidance (https://arxiv.org/abs/2207.12598), `pipe(class_labels=1, guidance_scale=3.0)`, strengthens
-    a condition, the class label, the source or both, by comparing the prediction with that of the same text without
-    it. Both come from one call of the denoiser. Scale 1 is the conditional model itself, without rows for the other.
+    Classifier-free guidance (https://arxiv.org/abs/2207.12598), `pipe(class_labels=1, guidance_scale=3.0)`,
+    strengthens a condition, the class label, the source or both, by comparing the prediction with that of the same
+    text without it. Both come from one call of the denoiser. Scale 1 is the conditional model itself, without rows
+    for the other.
 
     Controls, `pipe(controls=[...])`, such as those of `text_diffusers.guidance.controls`, give the log-probability of
     what is wanted: of noisy embeddings, by `latent_log_prob`, or of the words that the clean estimate stands for, by
@@ -269,6 +270,7 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         )
         # A denoiser with partial noising was trained with known words that are clean.
         batch.shows_clean = known_words == "clean" or self.denoiser.config.partial_noising
+
         # Noise is drawn after the lengths, by the same generators.
         predictor.begin(batch)
 
@@ -282,6 +284,7 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         self._num_timesteps = len(timesteps)
         # A callback may set it, to end the call after its step.
         self._interrupt = False
+
         # Steps make new tensors, so what the history holds does not change.
         history = [batch.tokens] if return_history else None
         with self.progress_bar(total=len(timesteps)) as progress_bar:
@@ -314,6 +317,7 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         texts: Any = None
         if output_type == "text":
             texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
         # History and latents lose the source in front, as the tokens did.
         if history is not None:
             pad_token_id = self.tokenizer.pad_token_id or 0
@@ -343,7 +347,9 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         # Known words are shown clean, or as noisy as the rest.
         latents = batch.latents
         if batch.shows_clean:
-            noisy = torch.where(is_known, batch.clean, scheduler.scale_model_input(latents, timestep))
+            noisy = torch.where(
+                is_known, batch.clean, scheduler.scale_model_input(latents, timestep)
+            )
         else:
             # Drawn at each step anew, before the noise of the step itself.
             renoised = scheduler.add_noise(
@@ -413,6 +419,7 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
     def _check_known_words(self, known_words: str, source: Any):
         if known_words not in KNOWN_WORDS:
             raise ValueError(f"`known_words` must be one of {KNOWN_WORDS}, got {known_words!r}.")
+
         # Only with partial noising has a denoiser been trained on a clean source.
         if source is not None and not self.denoiser.config.partial_noising:
             raise ValueError("`source` needs a denoiser with `partial_noising=True`.")

@@ -208,6 +208,7 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
         self._num_timesteps = len(timesteps)
         # A callback may set it, to end the call after its step.
         self._interrupt = False
+
         # Steps make new tensors, so what the history holds does not change.
         history = [batch.tokens] if return_history else None
         with self.progress_bar(total=len(timesteps)) as progress_bar:

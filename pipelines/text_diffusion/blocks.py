@@ -129,6 +129,7 @@ class Block:
         unread = past[:, num_cached:]
         if context.cache is not None and unread.shape[1]:
             rows = torch.ones_like(rows)  # what a row has not read now, it would lack later
+
         # The first block has no past.
         cache = context.cache if past.shape[1] else None
         if cache is not None and not rows.all():
@@ -144,6 +145,7 @@ class Block:
             times = torch.cat(
                 [clean_times, times.unsqueeze(1).expand(-1, part.tokens.shape[1])], dim=1
             )
+
         # The mask is that of all tokens that can be seen, whether read now or before.
         attention_mask = torch.cat([self.past_mask, part.attention_mask], dim=1)[rows]
         labels = None if part.class_labels is None else part.class_labels[rows]

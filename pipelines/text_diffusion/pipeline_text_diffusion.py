@@ -229,6 +229,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             generator,
             device=self._execution_device,
         )
+
         # Noise is drawn after the lengths, for whole rows; known tokens keep their place.
         noise = scheduler.prior(
             tuple(batch.tokens.shape), generator=batch.generators, device=batch.tokens.device
@@ -240,6 +241,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         self._num_timesteps = len(timesteps)
         # A callback may set it, to end the call after its step.
         self._interrupt = False
+
         # Steps make new tensors, so what the history holds does not change.
         history = [batch.tokens] if return_history else None
         step = 0
@@ -283,6 +285,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         texts: Any = None
         if output_type == "text":
             texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
         # Models that were offloaded go back to the CPU.
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -422,6 +425,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
     def _guided_on_posterior(self, scheduler: Any, batch: TextBatch) -> Tensor:
         """(B,) bool: the rows whose p(x_s | x_t) is guided in the step that is due, and not the predictions alone."""
         scales = batch.step_scales
+
         # A control of the posterior needs it in every row.
         if any_due(batch.controls, batch.progress, "posterior"):
             return torch.ones_like(scales, dtype=torch.bool)

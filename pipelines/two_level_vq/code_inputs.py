@@ -60,6 +60,7 @@ class CodeInputs:
     def __post_init__(self):
         if self.prompt is not None:
             check_strings("prompt", self.prompt)
+
         # How much is written, and how often
         for name in ("max_attempts", "num_return_sequences"):
             require_int(name, getattr(self, name), 1)
@@ -136,6 +137,7 @@ def plan_rows(plan: Any, mask_id: int, device: torch.device) -> Tensor:
         codes = torch.as_tensor(plan)
     except (TypeError, ValueError, RuntimeError):
         codes = torch.zeros(0)  # such as rows of different lengths
+
     # Booleans would pass for the codes 0 and 1.
     is_table = codes.ndim == 2 and codes.numel() > 0
     is_integer = not codes.is_floating_point() and codes.dtype != torch.bool
@@ -224,6 +226,7 @@ def read_prompts(
     longest = max(len(ids) for ids in prompts)
     if not longest:
         return {}
+
     # Encoders of ours have `max_length`, those of transformers a number of positions.
     limit = getattr(encoder.config, "max_length", None)
     if limit is None and hasattr(encoder.config, "max_position_embeddings"):

@@ -140,8 +140,10 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             prompt_encoder=prompt_encoder,
         )
         self.register_to_config(prompt_begins_text=prompt_begins_text)
+
         # The level that is being written, for callbacks.
         self._level: str | None = None
+
         # diffusers may load a pipeline with parts left out, which then cannot be checked.
         if not any(
             part is None for part in (tokenizer, autoencoder, fine_denoiser, fine_scheduler)
@@ -232,6 +234,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
         call_back = partial(
             self.call_back, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
+
         # The one call for all codes is no step of a scheduler.
         if fine_codes == "one_shot":
             codes["fine"].num_steps = 0
@@ -291,6 +294,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             # 6. Ask the filter
             for row in rows:
                 accepted[row] = text_filter is None or bool(text_filter(texts[row]))
+
         # Once more, since the last step of a level comes before its codes are decoded.
         yield batch
 
@@ -525,6 +529,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
         levels = self.levels.values()
         for level in levels:
             level.check()
+
         # Denoisers look at the states of the encoder, so both have one width.
         sizes = [level.prompt_size for level in levels if level.prompt_size is not None]
         if encoder is not None and set(sizes) != {encoder.config.hidden_size}:
@@ -532,6 +537,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
                 f"`prompt_encoder` has `hidden_size`={encoder.config.hidden_size}, which must be the `prompt_size` of "
                 f"the denoisers that take prompts, got {sizes or 'none that does'}."
             )
+
         # Not even a text of one token would fit.
         if not self.max_length:
             limit = min(level.longest_row for level in levels)

@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from text_diffusers.common.token_ids import end_ids
+
 HIDDEN = "· · ·"
 # From the first steps to the last: viridis, which is also read in grey.
 COLORS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
@@ -101,13 +103,12 @@ def color_map(num_steps: int) -> dict[str, str]:
 
 def visible_length(tokenizer: Any, row: Sequence[int]) -> int:
     """The number of tokens of a row up to its end, if no mask precedes that."""
-    # Tokenizers of masked language models end texts by `[SEP]`.
-    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    ends = end_ids(tokenizer)
     for place, token in enumerate(row):
         if token == tokenizer.mask_token_id:
             break
         # The first token is a start, which may be the same one.
-        if place and token == end:
+        if place and token in ends:
             return place
     return len(row)
 

@@ -1,4 +1,4 @@
-"""Laws of TextDiffusionPipeline with a denoiser of blocks: the cache changes nothing, blocks are written in order and read once.
+"""Laws of a denoiser of blocks in a pipeline: the cache changes nothing, blocks are written in order and read once.
 
 Shapes: B rows, L sequence length, K data tokens.
 """

@@ -36,6 +36,7 @@ def clean_estimate(
         True
     """
     require_key("prediction_type", prediction_type, PREDICTION_TYPES)
+
     # Needs no alpha_bar, by whose root the others divide, and which is 0 at pure noise.
     if prediction_type == "sample":
         return prediction

@@ -71,6 +71,7 @@ class TensorConfigMixin(ConfigMixin):
             raise ValueError(
                 f"`{TENSOR_FILE}` must hold {cls._tensor_arguments} of a {cls.__name__}, got {unknown}."
             )
+
         # Arguments of the call count more than the file.
         loader: Any = super()
         return loader.from_pretrained(name, subfolder=subfolder, **tensors | kwargs)

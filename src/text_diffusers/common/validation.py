@@ -75,6 +75,7 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
     """Whether `value` is a finite number in [low, high]; a bool is none."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
+
     # NaN fails every comparison.
     return low <= value <= high and abs(value) < math.inf
 

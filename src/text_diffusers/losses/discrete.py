@@ -189,6 +189,7 @@ def uniform_posterior(
         return alpha.to(probs) * tokens + ((1 - alpha) / vocab_size).to(probs) * total
 
     likelihood = corrupt(current, alpha_t / alpha_s)  # q(x_t | x_s)
+
     # x_0 summed out, each by p(x_0 | x_t) / q(x_t | x_0)
     if reverse_rule == "marginal":
         return likelihood * corrupt(probs / corrupt(current, alpha_t), alpha_s)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from text_diffusers.common.clean_estimate import PREDICTION_TYPES
-from text_diffusers.common.validation import require
 from text_diffusers.common.precision import at_least_float32
+from text_diffusers.common.validation import require
 
 
 class DiffusionLMLoss(NamedTuple):
@@ -64,6 +64,7 @@ def prediction_target(
         return torch.where(first.reshape(-1, 1, 1), clean, start)
     if prediction_type == "epsilon":
         return noise
+
     # The velocity, see https://arxiv.org/abs/2202.00512.
     return (
         per_row(alpha_bar_t.sqrt(), noise) * noise

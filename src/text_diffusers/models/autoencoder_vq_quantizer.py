@@ -54,6 +54,7 @@ class TextQuantizer(nn.Module):
         super().__init__()
         self.num_codes = num_codes if isinstance(num_codes, int) else math.prod(num_codes)
         self.dead_code_threshold = dead_code_threshold
+
         # Vectors keep one size, so that distances to the codes mean the same all through training.
         self.norm = nn.LayerNorm(hidden_size)
         self.layer: Any
@@ -95,6 +96,7 @@ class TextQuantizer(nn.Module):
             if isinstance(self.layer, FSQ):
                 quantised, codes = self.layer(x)
                 return quantised, codes.long(), x.new_zeros(())
+
             # Outside of training nothing is drawn, and the codebook stays as it is.
             if not self.training:
                 codes = self._nearest(x)

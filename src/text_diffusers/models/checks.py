@@ -18,6 +18,7 @@ from text_diffusers.common.validation import is_int, is_list, is_number, require
 # Tensors with two sides of this size still have a number of entries that torch can count.
 LARGEST_SIZE = 2**24
 MOST_LAYERS = 1_000
+
 # The types in the signatures of models, as errors name them.
 TYPE_NAMES = {
     int: "an integer",

@@ -245,9 +245,11 @@ class TextClassifierModel(TransformerModel):
         if inputs_embeds is None or input_ids is not None:
             raise ValueError("Either `input_ids` or `inputs_embeds` must be given, and not both.")
         check_shape("inputs_embeds", inputs_embeds, limit, width or self.config.hidden_size)
+
         # Soft tokens have the width of the network already.
         if self.proj_in is None:
             return inputs_embeds
+
         # Noisy embeddings, and what they say of their words
         x = self.proj_in(inputs_embeds)
         if self.words_in is not None:
@@ -273,6 +275,7 @@ class TextClassifierModel(TransformerModel):
         """(B, 1, D) of the embedded time."""
         if self.time_embedding is None:
             return None
+
         # Times of embeddings run up to T, those of tokens up to 1.
         share = self._times(x, timestep) / (self.config.num_train_timesteps or 1)
         return F.silu(self.embed_times(share, x.dtype)).unsqueeze(1)

@@ -174,6 +174,7 @@ class MaskedLMDenoiser(nn.Module):
             raise ValueError(
                 f"`state_dict` must hold every parameter of the masked LM, but has no {missing[0]!r}."
             )
+
         # Not strict: buffers and the further names of tied parameters may be missing.
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 

@@ -46,6 +46,7 @@ class PromptedDenoiser(nn.Module):
 
     def train(self, mode: bool = True) -> "PromptedDenoiser":
         super().train(mode)
+
         # Training the whole must not switch the dropout of a frozen encoder on.
         if self.frozen:
             self.prompt_encoder.eval()

@@ -117,6 +117,7 @@ class CodeTransformerModel(TransformerModel):
     ):
         super().__init__()
         check_config_types(self)
+
         # Sizes that may be None are checked where they are given.
         optional = [
             name for name in ("num_context_codes", "prompt_size") if self.config[name] is not None
@@ -225,6 +226,7 @@ class CodeTransformerModel(TransformerModel):
                 f"`context_ids` must be {shape} for `input_ids` {tuple(input_ids.shape)}, "
                 f"got {tuple(context_ids.shape)}."
             )
+
         # A coarser code has one vector for each of the codes that it stands for.
         return self.context_embedding(context_ids).unflatten(-1, (ratio, -1)).flatten(1, 2)
 
@@ -241,6 +243,7 @@ class CodeTransformerModel(TransformerModel):
         if size is None:
             check_not_given("prompt_states", states)
             return None, None
+
         # Nothing but the learned state of `PromptAttention` is seen.
         if states is None:
             return x.new_zeros(len(x), 1, size), torch.zeros(

@@ -277,6 +277,7 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         weight = self.token_embedding.weight
         if not self.config.normalize_embeddings:
             return weight
+
         # Unit length times sqrt(E) is a root mean square of 1.
         return F.normalize(weight, dim=-1) * (
             self.config.embedding_scale * self.config.embedding_dim**0.5
@@ -356,6 +357,7 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         times = self._clock(timestep, sample).unsqueeze(1)
         if given is not None:
             times = times.masked_fill(given, 0)  # (B, L)
+
         # With a prediction of zeros, the noisy embedding alone decides.
         return self._without_special(
             self._word_logits(torch.zeros_like(sample), sample, times)

@@ -190,11 +190,13 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
 
         # 3. Normalise, and choose the positions
         x = self.norm_out(x[:, :length])
+
         # The time that the tokens themselves have, of the wanted ones if times differ
         if self.modulation_out is not None and condition is not None:
             condition = take(condition[:, :length], wanted if condition.shape[1] > 1 else None)
             shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
             x = x * (1 + scale) + shift
+
         # Rows with fewer positions were filled up with other tokens, which are left out here.
         if positions is not None and wanted is not None:
             x = x[positions.gather(1, wanted)]  # (N, D)
