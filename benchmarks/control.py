@@ -27,19 +27,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.judges import WordJudge
-from common.options import run
-from common.recipes import CORPORA
-from common.results import Record, as_json, check_settings, read_json, read_or_make, write_json
-from common.texts import (
+from parts.common.judges import WordJudge
+from parts.common.options import run
+from parts.common.recipes import CORPORA
+from parts.common.results import (
+    Record,
+    as_json,
+    check_settings,
+    read_json,
+    read_or_make,
+    write_json,
+)
+from parts.common.texts import (
     PerplexityJudge,
     distinct_ngrams,
     tokens_of_real_texts,
     without_special_tokens,
 )
-from guided_control.cases import CASES, Batch, batches, usable_sentences, wishes_of
-from guided_control.config import ControlConfig
-from guided_control.judges import (
+from parts.control.cases import CASES, Batch, batches, usable_sentences, wishes_of
+from parts.control.config import ControlConfig
+from parts.control.judges import (
     Judges,
     TagJudge,
     Wish,
@@ -48,8 +55,8 @@ from guided_control.judges import (
     split_words,
     wilson_interval,
 )
-from guided_control.models import load_models
-from guided_control.report import REAL, UNGUIDED, report
+from parts.control.models import load_models
+from parts.control.report import REAL, UNGUIDED, report
 
 from text_diffusers.data.sources import load_documents
 from text_diffusers.data.tagged_text import load_tagged

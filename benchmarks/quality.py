@@ -25,15 +25,15 @@ and is not trained again; processes that train different ones may share the fold
 from typing import Any
 
 import torch
-from common.options import run
-from common.results import check_settings, read_json, read_or_make, write_json
-from common.texts import PerplexityJudge
 from datasets import disable_progress_bars
-from learning.config import ModelSpec, QualityConfig
-from learning.evaluation import DATA, evaluate_data, train_and_evaluate
-from learning.report import findings, plot_quality, quality_table, read_records
-from learning.text import prepare_text
-from learning.training import Trainer
+from parts.common.options import run
+from parts.common.results import check_settings, read_json, read_or_make, write_json
+from parts.common.texts import PerplexityJudge
+from parts.quality.config import ModelSpec, QualityConfig
+from parts.quality.evaluation import DATA, evaluate_data, train_and_evaluate
+from parts.quality.report import findings, plot_quality, quality_table, read_records
+from parts.quality.text import prepare_text
+from parts.quality.training import Trainer
 
 from text_diffusers.training.config import OptionParser
 

@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.options import run
-from common.recipes import CORPORA  # noqa: F401 - names for `--dataset`
-from common.results import Record, read_or_make
-from common.tables import Column, TableRow, markdown_table
-from common.texts import distinct_ngrams, tokens_of_real_texts, without_special_tokens
 from diffusers import UniPCMultistepScheduler
-from embedding_samplers.config import SamplersConfig
-from embedding_samplers.exact_denoiser import exact_pipeline
-from embedding_samplers.plots import plot_samplers
+from parts.common.options import run
+from parts.common.recipes import CORPORA  # noqa: F401 - names for `--dataset`
+from parts.common.results import Record, read_or_make
+from parts.common.tables import Column, TableRow, markdown_table
+from parts.common.texts import distinct_ngrams, tokens_of_real_texts, without_special_tokens
+from parts.samplers_embedding.config import SamplersConfig
+from parts.samplers_embedding.exact_denoiser import exact_pipeline
+from parts.samplers_embedding.plots import plot_samplers
 from torch import Tensor
 
 from text_diffusers import (

@@ -2,9 +2,9 @@
 
     python benchmarks/sampling.py [--parts steps rows tokens] [--quick] [--json FILE]
 
-- steps: a whole step of every sampler in units of a bare forward pass (speed/sampling_steps.py).
-- rows: forward passes of one row, per returned row, through TextDiffusionPipeline (speed/forward_passes.py).
-- tokens: tokens per second beside transformers' GPT-2 of the same size (speed/tokens_per_second.py).
+- steps: a whole step of every sampler in units of a bare forward pass (parts/sampling/sampling_steps.py).
+- rows: forward passes of one row, per returned row, through TextDiffusionPipeline (parts/sampling/forward_passes.py).
+- tokens: tokens per second beside transformers' GPT-2 of the same size (parts/sampling/tokens_per_second.py).
 
 Times are CPU time on one thread and wall-clock time on more, and every comparison is of one run in which the cases
 take turns. Weights are random. Shapes: B batch, L length, V vocabulary size, T steps.
@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from common.options import run
-from common.tables import print_aligned
-from speed.forward_passes import row_counts
-from speed.measuring import Size
-from speed.sampling_steps import step_costs
-from speed.tokens_per_second import tokens_per_second
+from parts.common.options import run
+from parts.common.tables import print_aligned
+from parts.sampling.forward_passes import row_counts
+from parts.sampling.measuring import Size
+from parts.sampling.sampling_steps import step_costs
+from parts.sampling.tokens_per_second import tokens_per_second
 
 from text_diffusers.common.validation import require
 from text_diffusers.training.config import OptionParser, check_options, option

@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common.options import run
-from common.processes import in_own_process
-from common.tables import print_aligned
-from speed.measuring import Size, interleaved, random_model
+from parts.common.options import run
+from parts.common.processes import in_own_process
+from parts.common.tables import print_aligned
+from parts.sampling.measuring import Size, interleaved, random_model
 from torch import Tensor
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler

@@ -32,17 +32,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from common.options import run
-from common.processes import in_own_process
-from common.results import Record, check_settings, read_or_make, write_json
 from datasets import disable_progress_bars
-from long_texts.cells import comparisons
-from long_texts.config import SYSTEMS, TwoLevelConfig
-from long_texts.figures import judged_rows
-from long_texts.judges import classed_documents
-from long_texts.report import REAL, Row, report
-from long_texts.systems import System, shared_tokenizer
-from long_texts.writing import all_costs, peak_memory, write_cell
+from parts.common.options import run
+from parts.common.processes import in_own_process
+from parts.common.results import Record, check_settings, read_or_make, write_json
+from parts.two_level.cells import comparisons
+from parts.two_level.config import SYSTEMS, TwoLevelConfig
+from parts.two_level.figures import judged_rows
+from parts.two_level.judges import classed_documents
+from parts.two_level.report import REAL, Row, report
+from parts.two_level.systems import System, shared_tokenizer
+from parts.two_level.writing import all_costs, peak_memory, write_cell
 from torch import Tensor
 
 from text_diffusers.data.rows import tokenize

@@ -8,10 +8,10 @@ import control
 import pytest
 import torch
 from conftest import SENTENCES, make_denoiser
-from guided_control import cases as control_cases
-from guided_control import judges as control_judges
-from guided_control import models as control_models
-from guided_control import report as control_report
+from parts.control import cases as control_cases
+from parts.control import judges as control_judges
+from parts.control import models as control_models
+from parts.control import report as control_report
 from scipy.stats import binomtest
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -124,7 +124,7 @@ def language_judge(words_tokenizer, monkeypatch):
     model = GPT2LMHeadModel(
         GPT2Config(vocab_size=len(words_tokenizer), n_embd=16, n_layer=1, n_head=2)
     )
-    monkeypatch.setattr("common.texts.load_judge", lambda name, cache: (model, words_tokenizer))
+    monkeypatch.setattr("parts.common.texts.load_judge", lambda name, cache: (model, words_tokenizer))
 
 
 def test_every_control_is_written_once_judged_and_reported(
@@ -169,7 +169,7 @@ def test_every_control_is_written_once_judged_and_reported(
     for function in (
         "control.Cell.write",
         "control.self_bleu",
-        "common.texts.generative_perplexity",
+        "parts.common.texts.generative_perplexity",
     ):
         monkeypatch.setattr(function, lambda *_: pytest.fail("it was done again"))
     again = control.main(options(judge="smollm2"))

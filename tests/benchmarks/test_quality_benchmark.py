@@ -9,9 +9,9 @@ import pytest
 import quality
 import torch
 from datasets import Dataset
-from learning import evaluation, report, training
-from learning import text as learning_text
-from learning.autoregressive import AutoregressiveModel
+from parts.quality import evaluation, report, training
+from parts.quality import text as learning_text
+from parts.quality.autoregressive import AutoregressiveModel
 from transformers import GPT2Config
 
 from text_diffusers.common.token_ids import never_written

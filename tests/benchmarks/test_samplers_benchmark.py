@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import samplers_embedding
 import torch
-from embedding_samplers import exact_denoiser
+from parts.samplers_embedding import exact_denoiser
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from text_diffusers import DiffusionLMPipeline, EmbeddingDDIMScheduler, EmbeddingTransformerModel

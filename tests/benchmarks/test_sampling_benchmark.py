@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import sampling
 import torch
+from parts.sampling import forward_passes, measuring, sampling_steps, tokens_per_second
 from scipy.stats import chi2_contingency
-from speed import forward_passes, measuring, sampling_steps, tokens_per_second
 from support.oracles import chi_square_passes
 
 from text_diffusers import ConfidenceScheduler, D3PMAbsorbingScheduler, D3PMUniformScheduler

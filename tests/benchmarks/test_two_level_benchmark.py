@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import two_level
-from common.processes import peak_of
 from conftest import SENTENCES, make_denoiser
 from datasets import Dataset
-from long_texts import cells, config, judges, systems, writing
-from long_texts import report as reports
+from parts.common.processes import peak_of
+from parts.two_level import cells, config, judges, systems, writing
+from parts.two_level import report as reports
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from text_diffusers import (
@@ -124,7 +124,7 @@ def test_every_system_is_trained_once_writes_and_is_reported(options, monkeypatc
 
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2))
-    monkeypatch.setattr("common.texts.load_judge", lambda name, cache: (model, tokenizer))
+    monkeypatch.setattr("parts.common.texts.load_judge", lambda name, cache: (model, tokenizer))
     judged = two_level.main(
         options(stage="report", judge="smollm2", picture=str(folder / "other.png"))
     )

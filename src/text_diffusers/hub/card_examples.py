@@ -12,7 +12,9 @@ PROMPT = "The"
 GAPS = "The {mask} was {mask}."
 SOURCE = "It was late."
 NUM_TEXTS = 4
+# One text each, for as many labels as this at most
 MOST_LABELS = 8
+# Passed where the pipeline cannot end a text by itself
 NEW_TOKENS = 16
 GUIDANCE_SCALE = 2.0
 SEED = 0
@@ -40,11 +42,13 @@ class Example:
     def source(self) -> str:
         """The call as Python."""
         arguments = [f"{name}={literal(value)}" for name, value in self.arguments.items()]
+        # Every call has a generator of its own, so a reader can run one without those before it.
         arguments.append(f"generator=torch.Generator().manual_seed({SEED})")
         return f"pipe({', '.join(arguments)})"
 
     def texts(self, pipe: Any) -> list[str]:
         """The texts that the pipeline writes."""
+        # A shallow copy shares the models, and the caller's pipeline keeps its progress bar.
         quiet_pipe = copy.copy(pipe)
         quiet_pipe.set_progress_bar_config(disable=True)
         return quiet_pipe(**self.arguments, generator=torch.Generator().manual_seed(SEED)).texts
@@ -57,10 +61,13 @@ def examples_of(pipe: Any, options: dict[str, Any]) -> list[Example]:
         pipe: a pipeline of this package.
         options: of its training, as far as they are known.
     """
+    # A two-level pipeline takes other inputs than the others: no labels, gaps or lengths.
     if pipe.kind == "codes":
         return examples_over_codes(pipe)
 
     common = few_steps(pipe)
+
+    # Classifier-free guidance needs a model that has also learned to do without its condition.
     is_guided = pipe.draws_from_scheduler and "guidance_scale" in pipe.accepted_inputs
     if is_guided and options.get("condition_dropout"):
         common["guidance_scale"] = GUIDANCE_SCALE
@@ -76,6 +83,7 @@ def examples_of(pipe: Any, options: dict[str, Any]) -> list[Example]:
     if not labels:
         common.pop("guidance_scale", None)
 
+    # A text with gaps has its length already; the other calls may have to name one.
     needs_length = not pipe.predicts_end and pipe.config.get("lengths") is None
     length = {"max_new_tokens": NEW_TOKENS} if needs_length else {}
     text = GAPS.format(mask=pipe.tokenizer.mask_token)
@@ -89,6 +97,7 @@ def examples_of(pipe: Any, options: dict[str, Any]) -> list[Example]:
 def few_steps(pipe: Any) -> dict[str, Any]:
     """The number of steps, where the scheduler has fewer than the pipeline takes by default."""
     default = inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default
+    # A scheduler in continuous time takes any number of steps.
     most = pipe.scheduler.config.get("num_train_timesteps") or default
     return {"num_inference_steps": most} if most < default else {}
 
@@ -98,7 +107,9 @@ def writing_example(labels: list[int | str], arguments: dict[str, Any]) -> Examp
     if not labels:
         return Example("Write", {"num_return_sequences": NUM_TEXTS, **arguments}, [""] * NUM_TEXTS)
 
+    # About NUM_TEXTS in all, and every label at least once
     texts_of_label = max(1, NUM_TEXTS // len(labels))
+    # The pipeline returns the texts of one label next to each other.
     captions = []
     for label in labels:
         captions += [f"Label {label}"] * texts_of_label
@@ -110,6 +121,7 @@ def writing_example(labels: list[int | str], arguments: dict[str, Any]) -> Examp
 
 def examples_over_codes(pipe: Any) -> list[Example]:
     has_prompts = pipe.prompt_encoder is not None
+    # Without `prompt_begins_text` the prompt is a source: nothing is written without one.
     if has_prompts and not pipe.config.prompt_begins_text:
         return [Example("Write from a text", {"prompt": SOURCE}, [f"From {SOURCE!r}"])]
 
@@ -134,6 +146,8 @@ def literal(value: Any) -> str:
     """
     if isinstance(value, list):
         return f"[{', '.join(map(literal, value))}]"
+
+    # `repr` prefers single quotes, and formatted Python has double ones.
     written = repr(value)
     is_plain = written[0] == "'" and '"' not in written
     return f'"{written[1:-1]}"' if is_plain else written

@@ -14,11 +14,13 @@ from collections.abc import Iterable, Sequence
 
 LINE_LENGTH = 100
 BAR = r"\|"  # within a cell of a table
+# Whatever may begin markup, HTML, an entity, a link, a formula, or a heading under its line
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@^=.])")
 
 
 def one_line(text: str) -> str:
     """The text without line breaks and invisible characters."""
+    # Control characters could reorder or hide what follows them.
     printable = "".join(char if char.isprintable() else " " for char in str(text))
     return " ".join(printable.split())
 
@@ -31,6 +33,7 @@ def escaped(text: str) -> str:
 def code(text: str) -> str:
     """A span of code."""
     text = one_line(text)
+    # A span ends at the first run of as many backticks as it began with.
     ticks = "`" * (longest_run(text) + 1)
 
     # A backtick at an end would be read as one of those around the span.
@@ -40,17 +43,20 @@ def code(text: str) -> str:
 
 def fenced(text: str, language: str = "") -> str:
     """A block of code that keeps the lines; invisible characters become the replacement character."""
+    # Indentation and line breaks are part of what a model wrote, so they stay.
     lines = []
     for row in rows(text):
         shown = [char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in row]
         lines.append("".join(shown))
 
+    # A fence longer than any run in the text cannot be closed by the text.
     ticks = "`" * max(3, longest_run(text) + 1)
     return "\n".join([f"{ticks}{language}", *lines, ticks])
 
 
 def wrapped(text: str) -> str:
     """The text with line breaks added where a line is long: without them it is the text again."""
+    # By default a wrapper tidies white space up and breaks words, and the text would not come back.
     wrapper = textwrap.TextWrapper(
         width=LINE_LENGTH,
         drop_whitespace=False,
@@ -61,6 +67,7 @@ def wrapped(text: str) -> str:
     )
     lines = []
     for row in rows(text):
+        # The wrapper makes no line of an empty one.
         lines += wrapper.wrap(row) or [""]
     return "\n".join(lines)
 
@@ -77,6 +84,7 @@ def longest_run(text: str) -> int:
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table of Markdown; bars in its cells are escaped."""
     written = []
+    # A bar ends a cell even within a span of code.
     for cells in (header, ["---"] * len(header), *lines):
         written.append(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
     return "\n".join(written)

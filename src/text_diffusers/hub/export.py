@@ -20,7 +20,9 @@ from text_diffusers.training.config import NOTE_FILE
 from text_diffusers.training.curves import CURVES_PICTURE, METRICS_FILE
 from text_diffusers.training.tracking import CURVES_FILE
 
+# Comes with the package, so that its Space carries the weights along
 SHIPPED_MODEL = "chat-and-novels"
+# Classes of these load without code beside the weights.
 STOCK_LIBRARIES = ("diffusers", "transformers")
 
 # What training leaves for the card, and where the code lies in a folder for the Hub
@@ -106,6 +108,7 @@ def library_of(owner: type) -> str:
 
 def copy_records(source: Path, folder: Path):
     """Copy what training left in `source`, as far as it is there."""
+    # A folder that is published where it was trained has its records already.
     if source.resolve() == folder.resolve():
         return
     for record in RECORDS:
@@ -128,6 +131,7 @@ def write_object(file: Path, content: dict[str, Any]):
 def write_source(owner: type, folder: Path) -> str:
     """Write the one file that a class needs, and remove those of other versions; returns its name without ".py"."""
     source = standalone_source(owner.__module__)
+    # The digest changes with the code: diffusers would take a cached file of the same name.
     version = text_diffusers.__version__
     digest = hashlib.sha256(source.encode()).hexdigest()[:8]
     module = owner.__module__.rpartition(".")[2]
@@ -146,6 +150,7 @@ def write_source(owner: type, folder: Path) -> str:
 
 def write_space(folder: Path, model: str, title: str):
     """Write the files of the Space that opens `model`: the page, and the source of this package beside it."""
+    # Of all models only the shipped one lies in the package; others come from the Hub.
     is_shipped = model == SHIPPED_MODEL
     ignore = shutil.ignore_patterns("__pycache__", *([] if is_shipped else ["shipped"]))
     for package in (PACKAGE, *(f"{PACKAGE}.{room}" for room in ROOMS)):
@@ -153,6 +158,7 @@ def write_space(folder: Path, model: str, title: str):
         target = folder / package.replace(".", "/")
         shutil.copytree(source_folder(package), target, ignore=ignore, dirs_exist_ok=True)
 
+    # A Space starts `app.py` at its top, which reads the name of its model from beside it.
     for file in SPACE_FILES:
         shutil.copyfile(folder / PACKAGE / "space" / file, folder / file)
     (folder / "model.txt").write_text(f"{model}\n", encoding="utf-8")
@@ -165,6 +171,7 @@ def write_space(folder: Path, model: str, title: str):
 
 def source_folder(package: str) -> Path:
     """Where the source of a package lies, without importing it."""
+    # The search must not import the package: `space` imports gradio, which may be missing.
     spec: Any = find_spec(package)
     return Path(spec.submodule_search_locations[0])
 
@@ -209,6 +216,7 @@ def push_to_hub(
     validate_repo_id(repo_id)
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_with_code(pipe, scratch, card, records)
+        # The card reads the records from the folder, and draws the curves there to be uploaded too.
         if card is None:
             card = model_card(pipe, folder, name=repo_id, repo_id=repo_id)
             (folder / "README.md").write_text(card, encoding="utf-8")
@@ -255,12 +263,14 @@ def push_space(
         >>> push_space("me/my-demo", "me/my-model")  # doctest: +SKIP
         'https://huggingface.co/spaces/me/my-demo'
     """
+    # Both names are checked first: a Space without its model would be of no use.
     validate_repo_id(repo_id)
     validate_repo_id(model)
     with tempfile.TemporaryDirectory() as folder:
         write_space(Path(folder), model, title or f"Text diffusion: {model.rpartition('/')[2]}")
 
         api = hub_api(token)
+        # Without `repo_type` the Hub would make a model's repository.
         space: Any = {"repo_id": repo_id, "repo_type": "space"}
         url = api.create_repo(**space, space_sdk="gradio", private=private, exist_ok=True)
         api.upload_folder(**space, folder_path=folder, commit_message="The demo")
@@ -268,4 +278,5 @@ def push_space(
 
 
 def hub_api(token: str | None) -> HfApi:
+    # Name and version go into the user agent, by which the Hub counts its libraries.
     return HfApi(token=token, library_name=PACKAGE, library_version=text_diffusers.__version__)

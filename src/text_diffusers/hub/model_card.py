@@ -40,6 +40,7 @@ from text_diffusers.training.curves import (
 
 logger = logging.getLogger(__name__)
 
+# Form of the Hub's licence identifiers
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 # Of a pipeline's `kind`
@@ -60,6 +61,7 @@ FIGURES = {
     "mean_length_of_data": ("length of held-out texts", "tokens"),
     "length_distance": ("Wasserstein distance of their lengths", "tokens"),
 }
+# Said of every model, since no measurement in a card covers it
 RISKS = (
     "What it writes may repeat or contradict itself, make no sense, and state what is false as if it were true.",
     "It may repeat the biases, the tone, names and even sentences of the texts that it was trained on.",
@@ -113,6 +115,7 @@ def model_card(
         >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")  # doctest: +SKIP
         >>> card = model_card(pipe, name="My model", license="apache-2.0")  # doctest: +SKIP
     """
+    # Refused here, before the texts of the card are written, which takes a while.
     if not one_line(name):
         raise ValueError(f"`name` must hold something that can be read, got {name!r}.")
     if license is not None and not LICENSE.fullmatch(license):
@@ -125,6 +128,7 @@ def model_card(
     folder = None if folder is None else Path(folder)
     figures = read_record(folder, METRICS_FILE)
     note = read_record(folder, NOTE_FILE)
+    # A data set given by the caller is better known than the name in the training's options.
     options = note.get("options", {})
     recorded = [str(options["dataset"])] if options.get("dataset") else []
     record = TrainingRecord(
@@ -135,6 +139,7 @@ def model_card(
     )
     name = one_line(name)
 
+    # A section without anything to say is empty, and left out below.
     sections = [
         front_matter(pipe, record, name, license, datasets),
         f"# {escaped(name)}\n\n{description(pipe)}",
@@ -179,11 +184,13 @@ def evaluation_results(record: TrainingRecord) -> list[EvalResult]:
     """The bound, and the perplexity that it means, for the Hub's table of results."""
     if "bound" not in record.metrics or not record.datasets:
         return []
+    # A bound on the negative log-likelihood per token is the logarithm of one on the perplexity.
     bound = record.metrics["bound"]
     figures = {
         "nats-per-token": ("Upper bound, nats per token", bound),
         "perplexity": ("Perplexity per token, upper bound", math.exp(bound)),
     }
+    # The Hub files a result under an id of its data set, in which few characters are allowed.
     data_set = one_line(record.datasets[0])
     return [
         EvalResult(
@@ -201,6 +208,7 @@ def evaluation_results(record: TrainingRecord) -> list[EvalResult]:
 
 
 def is_repo_id(name: str) -> bool:
+    # The Hub's own rule, instead of a second one here
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -209,6 +217,7 @@ def is_repo_id(name: str) -> bool:
 
 
 def description(pipe: Any) -> str:
+    # Schedulers, and all parts that have no weights, count nothing.
     num_parameters = sum(count_parameters(part) for part in pipe.components.values())
     does = "writes" if pipe.draws_from_scheduler else "paraphrases"
     in_blocks = ", block by block" if pipe.block_length else ""
@@ -230,6 +239,7 @@ def count_parameters(part: Any) -> int:
 
 def parts_section(pipe: Any) -> str:
     """Models and schedulers with their sizes and settings."""
+    # Tokenizers are neither; their size has a row of its own.
     lines = []
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
@@ -253,6 +263,7 @@ def described_scheduler(scheduler: Any) -> str:
     for key, value in scheduler.config.items():
         if key == "num_train_timesteps" and value is None:
             value = "continuous"
+        # Other values, such as lists of betas or of counts, are too long for a table.
         if isinstance(value, (int, float, str)) and not key.startswith("_"):
             settings.append(f"{code(key)} {code(str(value))}")
     return f"{code(type(scheduler).__name__)}: {', '.join(settings)}"
@@ -274,6 +285,7 @@ from text_diffusers import TextDiffusionPipeline
 
 pipe = TextDiffusionPipeline.from_pretrained({literal(place)})
 """
+    # Stock diffusers is shown by the first call: the others differ by their arguments alone.
     stock = f"""import torch
 from diffusers import DiffusionPipeline
 
@@ -309,11 +321,15 @@ def training_section(record: TrainingRecord) -> str:
         paragraphs.append(fenced(broken_command(str(note["command"])), "bash"))
 
     # How long each stage took, and on what
+    # A pipeline of two levels has a curve for each, and others have one without a name.
     for stage, curve in curves_of(record.folder).items():
+        # The last line of a curve holds the time since the training began.
         last = curve[-1]
         if is_number(last.get("seconds")):
             work = f"{last['step']:,} optimizer steps in {last['seconds'] / 60:.1f} minutes."
             paragraphs.append(f"The {stage} level: {work}" if stage else work)
+
+    # On how many devices, and in which precision
     num_processes = note.get("num_processes")
     if is_number(num_processes) and "device" in note:
         processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
@@ -329,6 +345,7 @@ def training_section(record: TrainingRecord) -> str:
         paragraphs.append(f"![Curves of the training by step]({CURVES_PICTURE})")
     if "options" in note:
         options = [(code(key), code(json.dumps(value))) for key, value in note["options"].items()]
+        # Folded up, since there are many and most have their defaults
         paragraphs.append("<details><summary>All options</summary>")
         paragraphs.append(table(("option", "value"), options))
         paragraphs.append("</details>")
@@ -337,6 +354,7 @@ def training_section(record: TrainingRecord) -> str:
 
 def broken_command(command: str) -> str:
     """The command on several lines, an option and its values never apart."""
+    # The words before the first option are a group too: the program and its script.
     groups: list[list[str]] = []
     for word in shlex.split(command):
         if not groups or word.startswith("--"):
@@ -358,6 +376,7 @@ def has_curves_picture(folder: Path) -> bool:
     """Whether there is a picture of the curves, which is drawn anew if that can be done."""
     try:
         draw_curves(folder)
+    # A picture that was drawn by the training is still good.
     except (OSError, ImportError) as error:
         logger.warning(f"{folder / CURVES_PICTURE} is not drawn anew: {error}")
     return (folder / CURVES_PICTURE).is_file()
@@ -366,6 +385,7 @@ def has_curves_picture(folder: Path) -> bool:
 def evaluation_section(metrics: dict[str, float]) -> str:
     """The figures of held-out text, and how they are to be read; empty without figures."""
     lines = []
+    # In the order of the table above, whatever that of the file
     for name, (meaning, unit) in FIGURES.items():
         if name in metrics:
             figure = f"{metrics[name]:.3f}"
@@ -390,6 +410,7 @@ def meaning_of_bound(metrics: dict[str, float]) -> str:
     ]
     if "standard_error" in metrics:
         sentences.append("What follows ± is the standard error of the estimate.")
+    # The trivial baseline for the bound: each token drawn by its frequency, without context
     if "unigram_entropy" in metrics:
         sentences.append(
             "The entropy of token frequencies is what a model comes to that knows these and nothing else."

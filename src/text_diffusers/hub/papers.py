@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 ARXIV = re.compile(r"arxiv\.org/abs/(\d{4}\.\d{5})")
+# Titles are not in the docstrings, which cite by number; sorted by it, that is by date
 TITLES = {
     "1906.00446": "Generating Diverse High-Fidelity Images with VQ-VAE-2",
     "2006.11239": "Denoising Diffusion Probabilistic Models",
@@ -53,9 +54,11 @@ def papers_of(*parts: Any) -> list[tuple[str, str]]:
     # A dict keeps the order, and each paper once.
     numbers: dict[str, None] = {}
     for part in parts:
+        # A scheduler that extends another rests on its paper, too.
         for owner in type(part).__mro__:
             module = owner.__module__
             if module.startswith("text_diffusers."):
+                # The paper stands either at the head of the file or at the class.
                 cited = f"{sys.modules[module].__doc__} {owner.__doc__}"
                 numbers |= dict.fromkeys(ARXIV.findall(cited))
     return [(number, TITLES.get(number, f"arXiv:{number}")) for number in numbers]

@@ -30,7 +30,9 @@ def standalone_source(module: str) -> str:
         ValueError: if a module imports a room that it may not, renames what it imports, or defines a name that
             another one has.
     """
+    # Dictionaries serve as ordered sets: each import once, in the order of first use.
     imports: dict[str, None] = {}
+    # Which module has defined a name: in one file they all share a namespace.
     owners: dict[str, str] = {}
     bodies = []
 
@@ -39,9 +41,11 @@ def standalone_source(module: str) -> str:
         tree = ast.parse(source)
         for node in tree.body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
+                # Other libraries are imported at the top; modules of this package stand above as code.
                 if imported_module(node, name) is None:
                     imports[ast.unparse(node)] = None
                 continue
+            # A later definition would silently replace an earlier one that other code relies on.
             for defined in defined_names(node):
                 owner = owners.setdefault(defined, name)
                 if owner != name:
@@ -50,6 +54,7 @@ def standalone_source(module: str) -> str:
                     )
         bodies.append(without_header(source, tree))
 
+    # The file is about the class that was asked for, so its docstring heads it.
     docstring = ast.get_docstring(ast.parse(module_source(module)), clean=False)
     return f'"""{docstring}"""\n\n' + "\n".join(imports) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
 
@@ -57,6 +62,7 @@ def standalone_source(module: str) -> str:
 def in_order_of_use(module: str) -> list[str]:
     """The modules of this package that a module needs, each after those it imports itself, and the module last."""
     needed: dict[str, None] = {}
+    # Depth first; modules cannot import each other in a circle, so this comes to an end.
     for node in ast.parse(module_source(module)).body:
         imported = imported_module(node, module)
         if imported is not None:
@@ -76,6 +82,7 @@ def imported_module(node: ast.AST, importer: str) -> str | None:
     if source.partition(".")[0] != PACKAGE:
         return None
 
+    # An alias would name nothing once the code stands in the same file.
     own_room = room_of(importer)
     allowed = (own_room, *LOWER_ROOMS.get(own_room, ()))
     if room_of(source) not in allowed or any(alias.asname for alias in node.names):
@@ -88,6 +95,7 @@ def imported_module(node: ast.AST, importer: str) -> str | None:
 
 def room_of(module: str) -> str:
     """The sub-package that a module belongs to: "schedulers" of "text_diffusers.schedulers.scheduling_d3pm"."""
+    # Modules at the top of the package belong to no room.
     return module.split(".")[1] if module.count(".") > 1 else ""
 
 
@@ -99,6 +107,7 @@ def defined_names(node: ast.stmt) -> list[str]:
         targets = node.targets
     elif isinstance(node, ast.AnnAssign):
         targets = [node.target]
+    # Other statements, such as a check at the top of a module, define nothing.
     else:
         targets = []
     return [target.id for target in targets if isinstance(target, ast.Name)]
@@ -108,6 +117,7 @@ def without_header(source: str, tree: ast.Module) -> str:
     """The source from its first statement that is neither docstring nor import."""
     statements = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
     first = next(node for node in statements if not isinstance(node, (ast.Import, ast.ImportFrom)))
+    # Syntax trees count a decorated class from its `class` line.
     decorators = getattr(first, "decorator_list", [])
     line = min([first.lineno, *(decorator.lineno for decorator in decorators)])
 
@@ -119,6 +129,7 @@ def without_header(source: str, tree: ast.Module) -> str:
 
 
 def module_source(module: str) -> str:
+    # Read from the file and not imported: the text is needed with its comments.
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ValueError(f"`module` must be importable, got {module!r}.")
