@@ -28,7 +28,7 @@ FOLDERS = {room: ROOT / room for room in ("schedulers", "pipelines", "space")} |
 
 # What each room may import of the package, beside itself. "" stands for the modules at the top: kernels and samplers by
 # their names.
-LEAVES = {*LOWER_ROOMS}
+LEAVES = tuple(LOWER_ROOMS)
 ARROWS = {room: {*rooms} for room, rooms in LOWER_ROOMS.items()} | {
     "losses": {"common"},
     "guidance": {"common"},

@@ -72,7 +72,8 @@ def kernels_of(pipe: Any, **options: Any) -> KernelConfig:
     """
     tokenizer = pipe.tokenizer
     mask_token_id = tokenizer.mask_token_id
-    # Padding and mask come last in tokenizers that were made for diffusion.
+
+    # Padding and mask come last in tokenizers made for diffusion: noise is drawn without them.
     special = [id for id in (tokenizer.pad_token_id, mask_token_id) if id is not None]
     specials_last = bool(special) and min(special) >= len(tokenizer) - len(special)
     num_tokens = min(special) if specials_last else len(tokenizer)
@@ -128,6 +129,8 @@ def make_scheduler(kernel: str, config: KernelConfig) -> Any:
     plain = KERNELS[kernel](replace(config, schedule="linear"))
     frequencies = config.frequencies()[: config.num_tokens]
     schedule = mutual_information_schedule(plain, frequencies)
+
+    # The same kernel with the schedule that was measured on it
     return type(plain).from_config(plain.config, schedule=schedule)
 
 
@@ -135,6 +138,7 @@ def make_scheduler(kernel: str, config: KernelConfig) -> Any:
 
 
 def absorbing(config: KernelConfig):
+    # For masks both reverse rules are the same, so there is none to choose.
     return D3PMAbsorbingScheduler(
         config.mask_token_id,
         schedule=config.schedule,
@@ -164,6 +168,7 @@ def hybrid(config: KernelConfig):
 
 
 def neighbors(config: KernelConfig):
+    # The text itself decides which tokens are neighbours, by the distance of their vectors.
     return D3PMNeighborScheduler.from_embeddings(
         config.vectors()[: config.num_tokens],
         config.num_neighbors,
@@ -186,6 +191,7 @@ def bit_flip(config: KernelConfig):
 
 
 def gaussian(config: KernelConfig):
+    # Matrix kernels order the tokens by id, and have betas in place of a `schedule`.
     return D3PMMatrixScheduler(config.num_tokens, kernel="gaussian", **in_steps(config))
 
 
@@ -211,17 +217,20 @@ def in_steps(config: KernelConfig) -> dict[str, Any]:
 
 
 def codes_by_id(config: KernelConfig, size: int) -> None:
+    # The id is the code, as the scheduler has it by default.
     return None
 
 
 def codes_by_frequency(config: KernelConfig, size: int) -> Tensor:
     counts = config.frequencies()[: config.num_tokens].double()
+
     # Codes of no token are rarer than all tokens.
     return frequency_codes(F.pad(counts, (0, size - len(counts)), value=-1))
 
 
 def codes_by_embedding(config: KernelConfig, size: int) -> Tensor:
     """Unused codes are put far from all words: they stand at one end of the direction that is halved first."""
+    # One more dimension, in which only unused codes differ from zero
     vectors = F.pad(config.vectors()[: config.num_tokens].double(), (0, 1))
     unused = torch.zeros(size - len(vectors), vectors.shape[1], dtype=vectors.dtype)
     unused[:, -1] = 100 * vectors.abs().max()

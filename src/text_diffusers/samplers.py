@@ -78,13 +78,16 @@ class Sampler:
 
         factory: Any = self.scheduler
         scheduler = factory.from_config(dict(self.config), **self.preset, **settings)
-        if stock_class(scheduler) is not None:  # it takes them at each step, from its configuration
+
+        # A stock scheduler takes them at each step, and the pipeline reads them here for it.
+        if stock_class(scheduler) is not None:
             scheduler.register_to_config(**settings)
         return scheduler
 
 
 def by_order(order: str | None = None, **bound: float) -> dict[str, Any]:
     """Settings of a `ConfidenceScheduler` by an order alone, or by a bound on what is written at once."""
+    # All of them are named, so that none is left over from the scheduler it takes the place of.
     return {
         "order": order,
         "threshold": None,
@@ -134,6 +137,8 @@ ABSORBING = {
         "After each step, masks and rewrites some tokens at the same noise.",
     ),
 }
+
+# Uniform noise: no token tells whether it was replaced, so any of them may change at each step
 UNIFORM = {
     "ancestral": Sampler(
         D3PMUniformScheduler, "Replaces random tokens step by step, as the model was trained."
@@ -148,6 +153,8 @@ UNIFORM = {
         "After each step, draws some tokens again given all the others.",
     ),
 }
+
+# Gaussian noise: these draw no tokens, so nothing shapes their choice
 EMBEDDINGS = {
     "ddim": Sampler(
         EmbeddingDDIMScheduler, "Deterministic steps from one noise to one text.", settings=()
@@ -172,8 +179,10 @@ EMBEDDINGS = {
     ),
 }
 
-# By the `corruption` of a scheduler, or for models over word embeddings
+# By the `corruption` of a scheduler, or "embeddings" for models over word embeddings
 TABLES = {"absorbing": ABSORBING, "uniform": UNIFORM, "embeddings": EMBEDDINGS}
+
+# The summary of a scheduler that is in none of the tables
 OWN = "Draws from the reverse of the model's own noise."
 
 
@@ -190,8 +199,10 @@ def samplers_for(pipe: TextPipeline) -> dict[str, Sampler]:
 
 def samplers_of(pipe: TextPipeline, component: str) -> dict[str, Sampler]:
     """As `samplers_for`, of one component that holds a scheduler."""
+    # A pipeline may be of two levels, each with a denoiser named like its scheduler.
     scheduler = getattr(pipe, component)
     denoiser = getattr(pipe, component.replace("scheduler", "denoiser"))
+
     # 1. The noise of the model, and what a stock scheduler of diffusers does not say of it
     if hasattr(scheduler, "alphas_cumprod"):
         kind = "embeddings"
@@ -239,6 +250,7 @@ def with_sampler(pipe: Any, name: str | None = None, **settings: Any) -> Any:
     Raises:
         ValueError: if there is no such sampler for this pipeline, or it has no such setting.
     """
+    # Refused by name here, before any scheduler is made.
     samplers = samplers_for(pipe)
     if name is not None and name not in samplers:
         limit = (
@@ -266,6 +278,7 @@ def own_sampler(pipe: TextPipeline, component: str) -> Sampler:
     """The scheduler of a component as it is."""
     scheduler: Any = getattr(pipe, component)
     stock = stock_class(scheduler)
+
     # Schedulers of embeddings, and of pipelines with steps of their own, draw no tokens to shape.
     if hasattr(scheduler, "alphas_cumprod") or not pipe.draws_from_scheduler:
         settings = ()
@@ -277,6 +290,7 @@ def own_sampler(pipe: TextPipeline, component: str) -> Sampler:
 def most_steps(pipe: Any) -> int:
     """As many steps as there can be tokens, or codes, to write at once; no more than the scheduler has."""
     scheduler = getattr(pipe, pipe.scheduler_names[-1])
+
     # Fine codes are the longest sequence that is written.
     if pipe.kind == "codes":
         longest = pipe.fine_denoiser.config.max_length

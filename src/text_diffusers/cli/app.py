@@ -31,6 +31,7 @@ MODEL is a folder, a repository of the Hub, or the name of a model that comes wi
 class Commands(TyperGroup):
     """Says in one line what is wrong with an input; other errors are ours, and keep their traceback."""
 
+    # Errors of parsing the options come up here, those of the command itself in `invoke`.
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with one_line_errors():
             return super().make_context(*args, **kwargs)
@@ -44,12 +45,15 @@ class Commands(TyperGroup):
 def one_line_errors() -> Iterator[None]:
     try:
         yield
-    except BrokenPipeError:  # whoever reads the output has enough
+    except BrokenPipeError:
+        # Whoever reads the output has enough.
         raise
     except (ValueError, OSError, ImportError, TyperException) as error:
         # Of several processes only the first speaks.
         if os.environ.get("RANK", "0") == "0":
             typer.echo(f"text-diffusers: {one_line(error)}", err=True)
+
+        # 2 is the exit code of wrong usage, as of other programs.
         raise typer.Exit(2) from error
 
 
@@ -61,9 +65,12 @@ def one_line(error: Exception) -> str:
             return f"this needs {package}: pip install 'text-diffusers[{EXTRAS[package]}]'"
 
     message = error.format_message() if isinstance(error, TyperException) else str(error)
+
+    # An error without a message is told by its name.
     return " ".join(message.split()) or type(error).__name__
 
 
+# Errors of ours keep Python's own traceback, which a report can quote.
 app = typer.Typer(
     cls=Commands,
     name="text-diffusers",
@@ -78,4 +85,5 @@ for command in (generate, infill, corrupt, evaluate, publish, demo, env):
 
 def main():
     """The console script."""
+    # The name is given, since `python -m` would show that of a file.
     app(args=sys.argv[1:] or ["--help"], prog_name="text-diffusers")

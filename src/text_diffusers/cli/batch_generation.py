@@ -34,8 +34,12 @@ class BatchFile:
     def __init__(self, path: str | Path, settings: dict[str, Any]):
         self.path = Path(path)
         self.record = self.path.with_name(f"{self.path.name}.settings.json")
-        self.settings = json.loads(json.dumps(settings))  # as it is read
-        self.size = 0  # bytes of whole lines
+
+        # As JSON gives it back, so that a record that was read compares equal
+        self.settings = json.loads(json.dumps(settings))
+
+        # In bytes, of whole lines
+        self.size = 0
 
     def begin(self, overwrite: bool = False) -> int:
         """The number of lines that are there already.
@@ -48,12 +52,18 @@ class BatchFile:
         """
         if overwrite or not self.path.exists():
             return 0
+
+        # A line without its end was torn.
         content = self.path.read_bytes()
-        whole_lines = content[: content.rfind(b"\n") + 1]  # a line without its end was torn
+        whole_lines = content[: content.rfind(b"\n") + 1]
+
+        # A file whose only line was torn is as good as none.
         if not whole_lines:
             return 0
 
         self._check_settings()
+
+        # A line of another program has no number, or another one.
         lines = whole_lines.split(b"\n")[:-1]
         for number, line in enumerate(lines, start=1):
             if number_of(line) != number:
@@ -74,8 +84,10 @@ class BatchFile:
             os.replace(temporary, self.record)
 
         with open(self.path, "r+b" if self.path.exists() else "wb") as file:
+            # A torn line goes.
             file.seek(self.size)
-            file.truncate()  # a torn line
+            file.truncate()
+
             for line in lines:
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             file.flush()
@@ -83,6 +95,7 @@ class BatchFile:
             self.size = file.tell()
 
     def _check_settings(self):
+        # Without a record nothing says that the file is one of ours.
         if not self.record.exists():
             raise ValueError(
                 f"`output` {self.path} holds something else; name another, or pass `--overwrite`."
@@ -94,10 +107,10 @@ class BatchFile:
                 f"{self.record}: not JSON; pass `--overwrite` to begin anew."
             ) from error
 
-        others = sorted(differing(begun, self.settings))
-        if others:
+        names = sorted(differing(begun, self.settings))
+        if names:
             raise ValueError(
-                f"`output` {self.path} was begun with another {', '.join(others)}: pass the same, name another file, "
+                f"`output` {self.path} was begun with another {', '.join(names)}: pass the same, name another file, "
                 "or pass `--overwrite`."
             )
 
@@ -112,6 +125,7 @@ def number_of(line: bytes) -> Any:
 
 def differing(first: Any, second: Any, name: str = "") -> Iterator[str]:
     """The names of the settings in which two records differ."""
+    # These groups are looked into; of the others, such as `weights`, the name is enough.
     is_group = name in ("", "settings", "versions")
     if is_group and isinstance(first, dict) and isinstance(second, dict):
         for key in first.keys() | second.keys():
@@ -145,8 +159,10 @@ def generate_file(
     Raises:
         ValueError: if the file was begun with other settings, or the pipeline refuses all requests.
     """
-    # 1. Open the file, and count the lines that it has: they must be of the same requests and settings
+    # 1. Open the file, and count its lines: they must be of the same requests and settings
     state = process_state()
+
+    # Requests may be many, so the record holds their digest alone.
     inputs = [[request.place, dict(request.inputs), request.label] for request in requests]
     digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
     file = BatchFile(output, writer.record() | {"input": digest, "lines": len(requests)})
@@ -156,6 +172,8 @@ def generate_file(
     batches = []
     for first in range(0, len(requests), batch_size):
         batches.append(requests[first : first + batch_size])
+
+    # A batch that was begun is written again whole: the model's rounding depends on its rows.
     first_batch = num_done // batch_size if num_done < len(requests) else len(batches)
 
     # A bar in a terminal, of the first process: `None` lets tqdm find out whether there is one.
@@ -166,6 +184,8 @@ def generate_file(
     with tqdm(total=len(requests), initial=num_done, disable=hide_bar, unit="text") as bar:
         for first in range(first_batch, len(batches), state.num_processes):
             written = write_round(writer, batches[first : first + state.num_processes], state)
+
+            # Lines that are on the disk already stay as they are.
             new_lines = [line for line in written if line["line"] > num_done]
             kept_back += new_lines
             if num_done or any("texts" in line for line in kept_back):
@@ -174,6 +194,8 @@ def generate_file(
                 num_done += len(kept_back)
                 kept_back = []
             bar.update(len(new_lines))
+
+    # All requests were refused, so this is an error of the whole command.
     if kept_back:
         raise ValueError(kept_back[0]["error"])
 
@@ -185,6 +207,7 @@ def generate_file(
 
 def begin_together(file: BatchFile, state: Any, overwrite: bool) -> int:
     """`file.begin` of the first process, in all of them."""
+    # An error is passed on as a text: raised in one process, it would leave the others waiting.
     result: Any = None
     if state.is_main_process:
         try:

@@ -7,6 +7,7 @@ import typer
 
 from text_diffusers.cli import options
 
+# How typer styles the tokens of each state of `noisy_text`
 COLORS = {
     "kept": {},
     "changed": {"fg": "red", "bold": True},
@@ -47,7 +48,7 @@ def corrupt(
     from text_diffusers.cli.noisy_text import corrupted_texts
     from text_diffusers.cli.writer import load_pipeline
 
-    # In a terminal each state has a color; typer leaves colors out elsewhere.
+    # In a terminal each state has a color; typer leaves colors out elsewhere, NO_COLOR everywhere.
     noisy_texts = corrupted_texts(load_pipeline(model), text, numbers, kernel, seed)
     for time, pieces in zip(numbers, noisy_texts, strict=True):
         colored = "".join(typer.style(words, **COLORS[state]) for words, state in pieces)

@@ -22,6 +22,7 @@ def demo(model: options.Model = options.DEFAULT_MODEL, host: Host = None, port: 
 
     `text-diffusers demo runs/quickstart --port 8000`
     """
+    # gradio is an extra, which only this command needs.
     from text_diffusers.space.app import launch
 
     # A log shows the address at once, too.

@@ -10,10 +10,13 @@ import typer
 
 from text_diffusers.cli import options
 
+# What the package runs on; the last four are optional.
 PACKAGES = """
 text-diffusers torch diffusers transformers accelerate peft safetensors tokenizers huggingface-hub
 vector-quantize-pytorch numpy typer datasets gradio matplotlib deepspeed
 """.split()
+
+# They change threads, devices, or where models come from.
 VARIABLES = (
     "OMP_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
@@ -42,6 +45,7 @@ def environment() -> dict[str, Any]:
     """Versions, devices, threads, and the variables that change how the package runs."""
     import torch
 
+    # A variable that is not set is left out; a package that is not installed is named as such.
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -66,6 +70,8 @@ def accelerators() -> list[str]:
 
     if not torch.accelerator.is_available():
         return []
+
+    # Only CUDA tells names and memory; of other kinds there is the number.
     if not torch.cuda.is_available():
         kind = torch.accelerator.current_accelerator()
         return [f"{kind.type if kind else None} x {torch.accelerator.device_count()}"]

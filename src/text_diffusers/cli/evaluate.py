@@ -9,6 +9,7 @@ import typer
 
 from text_diffusers.cli import options
 
+# The texts
 DataSet = Annotated[
     str,
     typer.Option(
@@ -19,6 +20,8 @@ TextColumn = Annotated[str, typer.Option(help="column of the texts")]
 LabelColumn = Annotated[str | None, typer.Option(help="column of class labels, integers from 0")]
 Split = Annotated[str, typer.Option(help="split of a Hub data set")]
 MaxTexts = Annotated[int, typer.Option(min=1, help="at most so many, spread over the data set")]
+
+# How closely the bound is estimated
 NumTimes = Annotated[
     int, typer.Option(min=1, help="random times a text; more make the error smaller")
 ]
@@ -44,6 +47,7 @@ def evaluate(
     Beside the bound stands the entropy of the token frequencies of the same texts, which is the best that a model
     without context could do: a model that is worth something is below it.
     """
+    # Not a required option: the message here says what a data set can be.
     if not dataset:
         raise ValueError(
             "`--dataset` must be given: a file, a folder, a Hub data set or the name of a corpus."
@@ -51,6 +55,7 @@ def evaluate(
     from text_diffusers.cli.text_bounds import evaluate_texts, load_texts, report
     from text_diffusers.cli.writer import load_pipeline
 
+    # The texts first: a mistake in them shows before a model is loaded.
     texts, labels = load_texts(dataset, text_column, label_column, split, max_texts)
     evaluation = evaluate_texts(
         load_pipeline(model),

@@ -6,6 +6,7 @@ from text_diffusers.cli import options
 from text_diffusers.cli.text_requests import Settings, check_files, requests_of
 from text_diffusers.cli.write_texts import write_texts
 
+# Options of this command alone; those that it shares with `infill` are in `options`.
 Prompts = Annotated[
     list[str] | None,
     options.writing_option(help="beginning of a text; may be given several times"),
@@ -24,6 +25,7 @@ Length = Annotated[int | None, options.writing_option(min=1, help="longest text,
 
 def generate(
     model: options.Model = options.DEFAULT_MODEL,
+    # What is written
     prompt: Prompts = None,
     source: Sources = None,
     label: options.Label = None,
@@ -31,12 +33,14 @@ def generate(
     negative_prompt: NegativePrompt = None,
     max_new_tokens: Length = None,
     num: options.Count = 1,
+    # How it is sampled
     scheduler: options.Scheduler = None,
     steps: options.Steps = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     seed: options.Seed = 0,
+    # Where the texts go
     stream: options.Stream = False,
     input: options.Input = None,
     output: options.Output = None,
@@ -57,6 +61,7 @@ def generate(
     A line of a .jsonl input is `{"prompt": "...", "label": 1}`, or has `"source"` instead. Without `--input`,
     `--output` takes the texts of this command.
     """
+    # One call of the pipeline takes the texts of one argument.
     if prompt and source:
         raise ValueError("`--prompt` and `--source` exclude each other.")
     check_files(input, output)

@@ -16,15 +16,18 @@ ModelAndText = Annotated[
 
 def infill(
     model_and_text: ModelAndText = None,
+    # What is written
     label: options.Label = None,
     guidance_scale: options.GuidanceScale = None,
     num: options.Count = 1,
+    # How it is sampled
     scheduler: options.Scheduler = None,
     steps: options.Steps = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
     seed: options.Seed = 0,
+    # Where the texts go
     stream: options.Stream = False,
     input: options.Input = None,
     output: options.Output = None,
@@ -38,6 +41,8 @@ def infill(
     With `--input` the texts are the lines of a .txt file, or objects `{"text": "..."}` of a .jsonl file.
     """
     check_files(input, output)
+
+    # With a file there is at most one word, the model.
     num_texts = 0 if input else 1
     model, texts = options.model_and_rest(model_and_text or [], num_texts)
     requests = requests_of("text", texts, label, input)

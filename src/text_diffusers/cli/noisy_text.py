@@ -10,6 +10,7 @@ from torch import Tensor
 
 from text_diffusers.kernels import kernels_of, make_scheduler
 
+# States of a token, in comparison with the clean text
 KEPT = "kept"
 CHANGED = "changed"
 MASKED = "masked"
@@ -50,6 +51,8 @@ def corrupted_texts(
         raise ValueError(
             f"`times` must be between 0, clean text, and 1, pure noise, got {outside[0]}."
         )
+
+    # Codes are no words that could be shown, and embeddings have one kind of noise only.
     if pipe.kind == "codes":
         raise ValueError(
             "`model` must write words: the noise of a two-level pipeline is over codes."
@@ -66,6 +69,7 @@ def corrupted_texts(
     scheduler = pipe.scheduler
     mask_token_id = pipe.tokenizer.mask_token_id
     if kernel is not None:
+        # A kernel may put its mask behind all tokens, where the tokenizer has none.
         config = kernels_of(pipe)
         scheduler = make_scheduler(kernel, config)
         mask_token_id = config.mask_token_id
@@ -78,6 +82,7 @@ def corrupted_texts(
     tokens = torch.tensor([token_ids], device=pipe.device)  # (1, L)
     noisy_texts = []
     for time in times:
+        # Drawn on the CPU, so that a seed shows the same noise on every device.
         generator = torch.Generator().manual_seed(seed)
         if pipe.kind == "embeddings":
             noisy = noisy_words(pipe, tokens, time, generator)
@@ -90,6 +95,8 @@ def corrupted_texts(
 def noisy_words(pipe: Any, tokens: Tensor, time: float, generator: torch.Generator) -> Tensor:
     """(1, L) words that noisy embeddings are rounded to at a share of the clock."""
     scheduler = pipe.scheduler
+
+    # Timesteps count from 0, the first with noise; the clean text is before it.
     timestep = round(time * scheduler.config.num_train_timesteps) - 1
     if timestep < 0:
         return tokens
@@ -112,11 +119,14 @@ def pieces(tokenizer: Any, clean: list[int], noisy: list[int], mask_token_id: in
             return SPARE
         return KEPT if noisy_id == clean_id else CHANGED
 
+    # A run of masks, or of spare states, is shown sign by sign; other runs are decoded at once.
     signs = {MASKED: f" {tokenizer.mask_token}", SPARE: SPARE_SIGN}
     parts: NoisyText = []
     for state, run in groupby(zip(clean, noisy, strict=True), key=state_of):
         ids = [noisy_id for _, noisy_id in run]
         words = signs[state] * len(ids) if state in signs else with_space(tokenizer, ids)
+
+        # Nothing stands before the first piece, so no space does.
         parts.append((words if parts else words.lstrip(), state))
     return parts
 
@@ -124,6 +134,8 @@ def pieces(tokenizer: Any, clean: list[int], noisy: list[int], mask_token_id: in
 def with_space(tokenizer: Any, ids: list[int]) -> str:
     """The text of tokens with the space that goes before it."""
     text = tokenizer.decode(ids)
+
+    # WordPiece has no spaces in its tokens; "##" marks one that continues a word.
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(getattr(backend, "decoder", None), WordPiece):
         return text  # the space is in the token

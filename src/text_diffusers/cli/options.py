@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+# Opened when no model is named; it comes with the package.
 DEFAULT_MODEL = "chat-and-novels"
 
 # Panels of the help of `generate` and `infill`
@@ -13,6 +14,7 @@ writing_option = partial(typer.Option, rich_help_panel="What is written")
 sampling_option = partial(typer.Option, rich_help_panel="How it is sampled")
 file_option = partial(typer.Option, rich_help_panel="Many texts")
 
+# For several commands, outside of the panels
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="folder, Hub repository or name")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Stream = Annotated[bool, typer.Option("--stream", help="show the texts after every step")]
@@ -57,6 +59,8 @@ def model_and_rest(words: list[str], num_texts: int) -> tuple[str, list[str]]:
     expected = "[MODEL]" + " TEXT" * num_texts
     if len(words) not in (num_texts, num_texts + 1):
         raise ValueError(f"expected {expected}, got {len(words)} words; put a text in quotes.")
+
+    # One word more than texts: the first is the model.
     if len(words) > num_texts:
         return words[0], words[1:]
 

@@ -5,14 +5,20 @@ from typing import Annotated
 
 import typer
 
+# As in `pipelines.loading`, which help does not wait for
 INDEX = "model_index.json"
 
+# What is published, and where
 Folder = Annotated[Path, typer.Argument(help="of a trained pipeline")]
 RepoId = Annotated[str, typer.Argument(help="user/name")]
+
+# What the card says of it
 License = Annotated[
     str, typer.Option(help="of the weights, as the Hub names it: apache-2.0, mit ...")
 ]
 DataSets = Annotated[list[str] | None, typer.Option(help="what it was trained on; may be repeated")]
+
+# How it is uploaded
 Private = Annotated[bool, typer.Option("--private", help="if the repository is new")]
 Space = Annotated[str | None, typer.Option(help="user/name of a Space that shows it")]
 TokenFile = Annotated[
@@ -42,6 +48,8 @@ def publish(
     """
     # What can be seen to be wrong is said before the model is loaded.
     token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
+
+    # The folder of a dry run holds just what would be uploaded, and nothing from before.
     if dry_run is not None and dry_run.exists() and any(dry_run.iterdir()):
         raise ValueError(
             f"`--dry-run` must name a folder that is empty or not there yet, got {str(dry_run)!r}."
@@ -70,5 +78,7 @@ def publish(
     # Without the option, the account's setting holds.
     is_private = private or None
     typer.echo(push_to_hub(pipe, repo_id, card, records=folder, token=token, private=is_private))
+
+    # The Space comes last, since it opens the model by its name on the Hub.
     if space is not None:
         typer.echo(push_space(space, repo_id, token=token, private=is_private))

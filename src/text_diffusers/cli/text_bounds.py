@@ -73,6 +73,8 @@ def evaluate_texts(
         ValueError: if the pipeline has no such bound, or a text does not fit.
     """
     texts = list(texts)
+
+    # Guided pipelines write from another distribution than the one that the bound is of.
     if not pipe.draws_from_scheduler:
         raise ValueError(
             f"`model` must write texts by themselves: {type(pipe).__name__} steers away from its model."
@@ -90,12 +92,15 @@ def evaluate_texts(
 def bound_of_tokens(
     pipe: Any, texts: list[str], labels: Sequence[int] | None, **options: Any
 ) -> Evaluation:
+    # Other schedulers can write with the model, but only the one of its training has its bound.
     if not isinstance(pipe.scheduler, D3PMScheduler):
         raise ValueError(
             f"`model` must have a scheduler with a bound, got {type(pipe.scheduler).__name__}."
         )
+
+    # The longest length of a histogram from 0 is one less than its entries; start and end add two.
     max_length = pipe.max_length
-    if pipe.config.lengths:  # the two tokens around a text are not in the histogram
+    if pipe.config.lengths:
         max_length = min(max_length, len(pipe.config.lengths) + 1)
     likelihood = evaluate_likelihood(
         pipe, texts, class_labels=labels, max_length=max_length, **options
@@ -140,6 +145,8 @@ def bound_of_codes(pipe: Any, texts: list[str], num_times: int, **options: Any) 
     # One more token, the end, is written after each text.
     longest = max(len(ids) + 1 for ids in encode_texts(pipe.tokenizer, texts))
     length = pipe.autoencoder.full_length(min(longest, pipe.max_length))
+
+    # A padded row has one token more, the start, which `text_rows` takes away.
     padded = tokenize(Dataset.from_dict({"text": texts}), pipe.tokenizer, length + 1, packing=False)
     rows = text_rows(padded, pipe.tokenizer, length, packed=False)
     estimate = estimate_two_level_bound(pipe, rows, num_times, **options).total
@@ -163,6 +170,7 @@ def evaluation_of_rows(
         estimate: the bound with its error.
         extra_nats: of all texts together.
     """
+    # The cost of the lengths is one of all texts, so each token bears its share.
     num_tokens = sum(map(sum, rows["attention_mask"]))
     nats = estimate.bound + extra_nats / num_tokens
     bits = nats * num_tokens / math.log(2)
@@ -176,6 +184,7 @@ def evaluation_of_rows(
             num_truncated += 1
         evaluated.append(text)
 
+    # With several times a text, its draws count as texts of their own in the error.
     each = "" if num_times == 1 else f", each of these counting as {num_times} texts"
     return Evaluation(
         nats_per_token=nats,

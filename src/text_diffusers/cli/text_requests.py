@@ -50,6 +50,7 @@ class TextRequest:
 
 
 def check_files(input: Path | None, output: Path | None):
+    # Texts would scroll past in a terminal, and a run that stopped could not go on.
     if input is not None and output is None:
         raise ValueError(
             "`--output` must be given with `--input`: the .jsonl file that takes the texts."
@@ -67,8 +68,10 @@ def requests_of(
         label: of all requests without their own.
         file: instead of texts, see `read_requests`.
     """
+    # On the command line the number of a class is text as well.
     number = int(label) if label is not None and label.isdecimal() else label
     if file is None:
+        # Without any text there is one request, for a text from nothing.
         if not texts:
             return [TextRequest(0, label=number)]
         return [TextRequest(place, {name: text}, number) for place, text in enumerate(texts)]
@@ -98,10 +101,11 @@ def read_requests(
 
     requests = []
     for place, line in enumerate(text_lines(path)):
+        # Editors count lines from 1.
         where = f"{path}, line {place + 1}"
         fields = {name: line} if path.suffix == ".txt" else read_fields(line, where)
-        own_label = fields.pop("label", None)
-        requests.append(TextRequest(place, fields, label if own_label is None else own_label))
+        line_label = fields.pop("label", None)
+        requests.append(TextRequest(place, fields, label if line_label is None else line_label))
 
         # The pipeline is called with many requests at once, by one name.
         if set(fields) != set(requests[0].inputs):
@@ -121,6 +125,8 @@ def text_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}).") from error
+
+    # What follows the last line feed is a line only if there is something in it.
     return lines if lines[-1] else lines[:-1]
 
 
@@ -131,6 +137,7 @@ def read_fields(line: str, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from error
 
+    # What is not an object gets a name that is refused below.
     names = [name for name in fields if name != "label"] if isinstance(fields, dict) else [""]
     if len(names) > 1 or not set(names) <= set(TEXT_NAMES):
         raise ValueError(
@@ -139,6 +146,8 @@ def read_fields(line: str, where: str) -> dict[str, Any]:
     for name in names:
         if not isinstance(fields[name], str):
             raise ValueError(f"{where}: `{name}` must be a string, got {fields[name]!r}.")
+
+    # In Python `true` would pass for the number 1.
     label = fields.get("label")
     if isinstance(label, bool) or not isinstance(label, (int, str, type(None))):
         raise ValueError(f"{where}: `label` must be an integer or a name, got {label!r}.")

@@ -32,6 +32,7 @@ def write_texts(
     Raises:
         ValueError: if a setting or a request does not fit the model.
     """
+    # A stream is the same text again and again, of which a file should hold the last.
     if stream and output is not None:
         raise ValueError("`--stream` must be left out with `--output`.")
     from text_diffusers.cli.writer import Writer, load_pipeline
@@ -39,6 +40,8 @@ def write_texts(
     # A bar would stand between the texts of a stream, and a file has one of its own.
     shows_progress = output is None and not stream and sys.stderr.isatty()
     pipe = load_pipeline(model, show_progress=shows_progress)
+
+    # It takes the pipeline to know which samplers undo its noise.
     if settings.scheduler == "list":
         list_samplers(pipe)
         return
@@ -74,6 +77,8 @@ def write_file(
     if state.num_processes > 1:
         report(state, f"{state.num_processes} processes write {output}")
     num_refused = generate_file(writer, requests, output, batch_size, overwrite)
+
+    # Scripts see from the exit code that some requests were refused.
     if num_refused:
         report(state, f"{num_refused} of {len(requests)} lines of {output} hold an error")
         raise typer.Exit(1)
@@ -87,6 +92,7 @@ def report(state: Any, message: str):
 
 def show_stream(frames: Iterable[list[str]]):
     """In a terminal, texts that change in place; else a line for each text after every step."""
+    # In a file or a pipe nothing can change in place.
     if not sys.stdout.isatty():
         for texts in frames:
             typer.echo("\n".join(texts))

@@ -38,11 +38,15 @@ class Writer:
 
     def __init__(self, pipe: Any, settings: Settings):
         self.settings = settings
+
+        # What is not given is left out, so that the pipeline's own defaults hold.
         arguments = {name: value for name, value in asdict(settings).items() if value is not None}
-        del arguments["seed"]  # each text has its own
+
+        # Each text has a seed of its own.
+        del arguments["seed"]
         scheduler = arguments.pop("scheduler", None)
 
-        # What shapes the predictions is an argument of the call, or else a setting of the scheduler.
+        # What shapes predictions is an argument of the call, or else a setting of the scheduler.
         accepted = parameters_of(pipe)
         shaping = {}
         if "temperature" not in accepted:
@@ -66,6 +70,8 @@ class Writer:
             ValueError: if a request does not fit the pipeline, or another.
         """
         texts = self.pipe(**self.inputs(requests), **self.arguments).texts
+
+        # The pipeline returns one list, in which the texts of a request are neighbours.
         count = self.settings.num_return_sequences
         return [texts[first : first + count] for first in range(0, len(texts), count)]
 
@@ -88,8 +94,10 @@ class Writer:
         mask_token = self.pipe.tokenizer.mask_token
         if "text" in inputs and mask_token:
             inputs["text"] = [text.replace(GAP, mask_token) for text in inputs["text"]]
+
+        # `None` among labels means that a text has none.
         labels = [request.label for request in requests]
-        if any(label is not None for label in labels):  # `None` among them is no label
+        if any(label is not None for label in labels):
             inputs["class_labels"] = labels
 
         # Only its inputs tell a pipeline how many texts to write.
@@ -97,6 +105,7 @@ class Writer:
             inputs["prompt"] = [""] * len(requests)
         check_accepted(self.pipe, inputs)
 
+        # One generator a text, so its noise does not depend on which texts are in its batch.
         generators = []
         for request in requests:
             for number in range(self.settings.num_return_sequences):
@@ -115,6 +124,7 @@ class Writer:
             }
             schedulers[name] = {"class": type(scheduler).__name__, "config": config}
 
+        # Weights by what is in them: a folder keeps its name when it is trained further.
         weights = {}
         for name, part in sorted(self.pipe.components.items()):
             if isinstance(part, torch.nn.Module):
@@ -139,6 +149,7 @@ def text_seed(seed: int, place: int, number: int) -> int:
         >>> text_seed(0, place=0, number=1) == text_seed(0, place=1, number=0)
         False
     """
+    # A hash of all three: sums of them would give the same seed twice.
     return int(np.random.SeedSequence([seed, place, number]).generate_state(1)[0])
 
 
@@ -168,6 +179,7 @@ def load_pipeline(model: str, show_progress: bool = False) -> Any:
         OSError: if there is none, or it cannot be had.
         ValueError: if it cannot be loaded.
     """
+    # The bars of diffusers, for the parts that it loads, are never shown.
     diffusers_logging.disable_progress_bar()
     pipe: Any = TextDiffusionPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=not show_progress)

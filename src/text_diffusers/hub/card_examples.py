@@ -42,6 +42,7 @@ class Example:
     def source(self) -> str:
         """The call as Python."""
         arguments = [f"{name}={literal(value)}" for name, value in self.arguments.items()]
+
         # Every call has a generator of its own, so a reader can run one without those before it.
         arguments.append(f"generator=torch.Generator().manual_seed({SEED})")
         return f"pipe({', '.join(arguments)})"
@@ -97,6 +98,7 @@ def examples_of(pipe: Any, options: dict[str, Any]) -> list[Example]:
 def few_steps(pipe: Any) -> dict[str, Any]:
     """The number of steps, where the scheduler has fewer than the pipeline takes by default."""
     default = inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default
+
     # A scheduler in continuous time takes any number of steps.
     most = pipe.scheduler.config.get("num_train_timesteps") or default
     return {"num_inference_steps": most} if most < default else {}
@@ -109,18 +111,21 @@ def writing_example(labels: list[int | str], arguments: dict[str, Any]) -> Examp
 
     # About NUM_TEXTS in all, and every label at least once
     texts_of_label = max(1, NUM_TEXTS // len(labels))
+
     # The pipeline returns the texts of one label next to each other.
     captions = []
     for label in labels:
         captions += [f"Label {label}"] * texts_of_label
-    asked: dict[str, Any] = {"class_labels": labels}
+
+    label_arguments: dict[str, Any] = {"class_labels": labels}
     if texts_of_label > 1:
-        asked["num_return_sequences"] = texts_of_label
-    return Example("Write, by label", {**asked, **arguments}, captions)
+        label_arguments["num_return_sequences"] = texts_of_label
+    return Example("Write, by label", {**label_arguments, **arguments}, captions)
 
 
 def examples_over_codes(pipe: Any) -> list[Example]:
     has_prompts = pipe.prompt_encoder is not None
+
     # Without `prompt_begins_text` the prompt is a source: nothing is written without one.
     if has_prompts and not pipe.config.prompt_begins_text:
         return [Example("Write from a text", {"prompt": SOURCE}, [f"From {SOURCE!r}"])]

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 
 LINE_LENGTH = 100
 BAR = r"\|"  # within a cell of a table
-# Whatever may begin markup, HTML, an entity, a link, a formula, or a heading under its line
+
+# Whatever may begin markup, HTML, an entity, a link, a formula or a heading
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&:@^=.])")
 
 
@@ -33,6 +34,7 @@ def escaped(text: str) -> str:
 def code(text: str) -> str:
     """A span of code."""
     text = one_line(text)
+
     # A span ends at the first run of as many backticks as it began with.
     ticks = "`" * (longest_run(text) + 1)
 
@@ -43,7 +45,6 @@ def code(text: str) -> str:
 
 def fenced(text: str, language: str = "") -> str:
     """A block of code that keeps the lines; invisible characters become the replacement character."""
-    # Indentation and line breaks are part of what a model wrote, so they stay.
     lines = []
     for row in rows(text):
         shown = [char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in row]
@@ -84,7 +85,7 @@ def longest_run(text: str) -> int:
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table of Markdown; bars in its cells are escaped."""
     written = []
-    # A bar ends a cell even within a span of code.
     for cells in (header, ["---"] * len(header), *lines):
+        # A bar ends a cell even within a span of code.
         written.append(f"| {' | '.join(cell.replace('|', BAR) for cell in cells)} |")
     return "\n".join(written)

@@ -20,8 +20,9 @@ from text_diffusers.training.config import NOTE_FILE
 from text_diffusers.training.curves import CURVES_PICTURE, METRICS_FILE
 from text_diffusers.training.tracking import CURVES_FILE
 
-# Comes with the package, so that its Space carries the weights along
+# Its weights come with the package, so its Space needs no repository beside it.
 SHIPPED_MODEL = "chat-and-novels"
+
 # Classes of these load without code beside the weights.
 STOCK_LIBRARIES = ("diffusers", "transformers")
 
@@ -131,7 +132,6 @@ def write_object(file: Path, content: dict[str, Any]):
 def write_source(owner: type, folder: Path) -> str:
     """Write the one file that a class needs, and remove those of other versions; returns its name without ".py"."""
     source = standalone_source(owner.__module__)
-    # The digest changes with the code: diffusers would take a cached file of the same name.
     version = text_diffusers.__version__
     digest = hashlib.sha256(source.encode()).hexdigest()[:8]
     module = owner.__module__.rpartition(".")[2]
@@ -158,7 +158,7 @@ def write_space(folder: Path, model: str, title: str):
         target = folder / package.replace(".", "/")
         shutil.copytree(source_folder(package), target, ignore=ignore, dirs_exist_ok=True)
 
-    # A Space starts `app.py` at its top, which reads the name of its model from beside it.
+    # A Space starts `app.py` at its top, which reads the name of its model in `model.txt`.
     for file in SPACE_FILES:
         shutil.copyfile(folder / PACKAGE / "space" / file, folder / file)
     (folder / "model.txt").write_text(f"{model}\n", encoding="utf-8")
@@ -171,7 +171,6 @@ def write_space(folder: Path, model: str, title: str):
 
 def source_folder(package: str) -> Path:
     """Where the source of a package lies, without importing it."""
-    # The search must not import the package: `space` imports gradio, which may be missing.
     spec: Any = find_spec(package)
     return Path(spec.submodule_search_locations[0])
 
@@ -216,12 +215,13 @@ def push_to_hub(
     validate_repo_id(repo_id)
     with tempfile.TemporaryDirectory() as scratch:
         folder = save_with_code(pipe, scratch, card, records)
+
         # The card reads the records from the folder, and draws the curves there to be uploaded too.
         if card is None:
             card = model_card(pipe, folder, name=repo_id, repo_id=repo_id)
             (folder / "README.md").write_text(card, encoding="utf-8")
 
-        # A branch is made before anything is uploaded to it; code and records of earlier versions go.
+        # The branch is made before the upload to it; code and records of earlier versions go.
         api = hub_api(token)
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
@@ -263,13 +263,14 @@ def push_space(
         >>> push_space("me/my-demo", "me/my-model")  # doctest: +SKIP
         'https://huggingface.co/spaces/me/my-demo'
     """
-    # Both names are checked first: a Space without its model would be of no use.
+    # Both are checked before anything is made on the Hub.
     validate_repo_id(repo_id)
     validate_repo_id(model)
     with tempfile.TemporaryDirectory() as folder:
         write_space(Path(folder), model, title or f"Text diffusion: {model.rpartition('/')[2]}")
 
         api = hub_api(token)
+
         # Without `repo_type` the Hub would make a model's repository.
         space: Any = {"repo_id": repo_id, "repo_type": "space"}
         url = api.create_repo(**space, space_sdk="gradio", private=private, exist_ok=True)
@@ -278,5 +279,4 @@ def push_space(
 
 
 def hub_api(token: str | None) -> HfApi:
-    # Name and version go into the user agent, by which the Hub counts its libraries.
     return HfApi(token=token, library_name=PACKAGE, library_version=text_diffusers.__version__)

@@ -61,6 +61,7 @@ FIGURES = {
     "mean_length_of_data": ("length of held-out texts", "tokens"),
     "length_distance": ("Wasserstein distance of their lengths", "tokens"),
 }
+
 # Said of every model, since no measurement in a card covers it
 RISKS = (
     "What it writes may repeat or contradict itself, make no sense, and state what is false as if it were true.",
@@ -128,7 +129,8 @@ def model_card(
     folder = None if folder is None else Path(folder)
     figures = read_record(folder, METRICS_FILE)
     note = read_record(folder, NOTE_FILE)
-    # A data set given by the caller is better known than the name in the training's options.
+
+    # Data sets that the caller names come before the one in the options of the training.
     options = note.get("options", {})
     recorded = [str(options["dataset"])] if options.get("dataset") else []
     record = TrainingRecord(
@@ -184,12 +186,14 @@ def evaluation_results(record: TrainingRecord) -> list[EvalResult]:
     """The bound, and the perplexity that it means, for the Hub's table of results."""
     if "bound" not in record.metrics or not record.datasets:
         return []
+
     # A bound on the negative log-likelihood per token is the logarithm of one on the perplexity.
     bound = record.metrics["bound"]
     figures = {
         "nats-per-token": ("Upper bound, nats per token", bound),
         "perplexity": ("Perplexity per token, upper bound", math.exp(bound)),
     }
+
     # The Hub files a result under an id of its data set, in which few characters are allowed.
     data_set = one_line(record.datasets[0])
     return [
@@ -217,7 +221,6 @@ def is_repo_id(name: str) -> bool:
 
 
 def description(pipe: Any) -> str:
-    # Schedulers, and all parts that have no weights, count nothing.
     num_parameters = sum(count_parameters(part) for part in pipe.components.values())
     does = "writes" if pipe.draws_from_scheduler else "paraphrases"
     in_blocks = ", block by block" if pipe.block_length else ""
@@ -239,7 +242,7 @@ def count_parameters(part: Any) -> int:
 
 def parts_section(pipe: Any) -> str:
     """Models and schedulers with their sizes and settings."""
-    # Tokenizers are neither; their size has a row of its own.
+    # A tokenizer is neither; its size has a row of its own below.
     lines = []
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
@@ -263,6 +266,7 @@ def described_scheduler(scheduler: Any) -> str:
     for key, value in scheduler.config.items():
         if key == "num_train_timesteps" and value is None:
             value = "continuous"
+
         # Other values, such as lists of betas or of counts, are too long for a table.
         if isinstance(value, (int, float, str)) and not key.startswith("_"):
             settings.append(f"{code(key)} {code(str(value))}")
@@ -320,8 +324,7 @@ def training_section(record: TrainingRecord) -> str:
         paragraphs.append("The command, whose options that are not named have their defaults:")
         paragraphs.append(fenced(broken_command(str(note["command"])), "bash"))
 
-    # How long each stage took, and on what
-    # A pipeline of two levels has a curve for each, and others have one without a name.
+    # How long it took: two levels have a curve for each, others have one without a name.
     for stage, curve in curves_of(record.folder).items():
         # The last line of a curve holds the time since the training began.
         last = curve[-1]
@@ -345,7 +348,8 @@ def training_section(record: TrainingRecord) -> str:
         paragraphs.append(f"![Curves of the training by step]({CURVES_PICTURE})")
     if "options" in note:
         options = [(code(key), code(json.dumps(value))) for key, value in note["options"].items()]
-        # Folded up, since there are many and most have their defaults
+
+        # Folded up: there are many, and most have their defaults.
         paragraphs.append("<details><summary>All options</summary>")
         paragraphs.append(table(("option", "value"), options))
         paragraphs.append("</details>")
@@ -376,8 +380,8 @@ def has_curves_picture(folder: Path) -> bool:
     """Whether there is a picture of the curves, which is drawn anew if that can be done."""
     try:
         draw_curves(folder)
-    # A picture that was drawn by the training is still good.
     except (OSError, ImportError) as error:
+        # A picture that was drawn by the training is still good.
         logger.warning(f"{folder / CURVES_PICTURE} is not drawn anew: {error}")
     return (folder / CURVES_PICTURE).is_file()
 
@@ -385,7 +389,6 @@ def has_curves_picture(folder: Path) -> bool:
 def evaluation_section(metrics: dict[str, float]) -> str:
     """The figures of held-out text, and how they are to be read; empty without figures."""
     lines = []
-    # In the order of the table above, whatever that of the file
     for name, (meaning, unit) in FIGURES.items():
         if name in metrics:
             figure = f"{metrics[name]:.3f}"
@@ -410,6 +413,7 @@ def meaning_of_bound(metrics: dict[str, float]) -> str:
     ]
     if "standard_error" in metrics:
         sentences.append("What follows ± is the standard error of the estimate.")
+
     # The trivial baseline for the bound: each token drawn by its frequency, without context
     if "unigram_entropy" in metrics:
         sentences.append(

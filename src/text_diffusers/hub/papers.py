@@ -5,7 +5,8 @@ import sys
 from typing import Any
 
 ARXIV = re.compile(r"arxiv\.org/abs/(\d{4}\.\d{5})")
-# Titles are not in the docstrings, which cite by number; sorted by it, that is by date
+
+# By arXiv number, that is by date
 TITLES = {
     "1906.00446": "Generating Diverse High-Fidelity Images with VQ-VAE-2",
     "2006.11239": "Denoising Diffusion Probabilistic Models",

@@ -32,6 +32,7 @@ def standalone_source(module: str) -> str:
     """
     # Dictionaries serve as ordered sets: each import once, in the order of first use.
     imports: dict[str, None] = {}
+
     # Which module has defined a name: in one file they all share a namespace.
     owners: dict[str, str] = {}
     bodies = []
@@ -41,10 +42,11 @@ def standalone_source(module: str) -> str:
         tree = ast.parse(source)
         for node in tree.body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
-                # Other libraries are imported at the top; modules of this package stand above as code.
+                # Other libraries are imported at the top; our own modules are there as code.
                 if imported_module(node, name) is None:
                     imports[ast.unparse(node)] = None
                 continue
+
             # A later definition would silently replace an earlier one that other code relies on.
             for defined in defined_names(node):
                 owner = owners.setdefault(defined, name)
@@ -62,6 +64,7 @@ def standalone_source(module: str) -> str:
 def in_order_of_use(module: str) -> list[str]:
     """The modules of this package that a module needs, each after those it imports itself, and the module last."""
     needed: dict[str, None] = {}
+
     # Depth first; modules cannot import each other in a circle, so this comes to an end.
     for node in ast.parse(module_source(module)).body:
         imported = imported_module(node, module)
@@ -107,7 +110,6 @@ def defined_names(node: ast.stmt) -> list[str]:
         targets = node.targets
     elif isinstance(node, ast.AnnAssign):
         targets = [node.target]
-    # Other statements, such as a check at the top of a module, define nothing.
     else:
         targets = []
     return [target.id for target in targets if isinstance(target, ast.Name)]
@@ -117,6 +119,7 @@ def without_header(source: str, tree: ast.Module) -> str:
     """The source from its first statement that is neither docstring nor import."""
     statements = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
     first = next(node for node in statements if not isinstance(node, (ast.Import, ast.ImportFrom)))
+
     # Syntax trees count a decorated class from its `class` line.
     decorators = getattr(first, "decorator_list", [])
     line = min([first.lineno, *(decorator.lineno for decorator in decorators)])
@@ -129,7 +132,6 @@ def without_header(source: str, tree: ast.Module) -> str:
 
 
 def module_source(module: str) -> str:
-    # Read from the file and not imported: the text is needed with its comments.
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ValueError(f"`module` must be importable, got {module!r}.")
