@@ -8,7 +8,9 @@ ROOMS = ("pipelines", "schedulers", "space")
 
 # `pipelines/text_diffusion` is `text_diffusers.pipelines.text_diffusion`.
 FOLDERS = {f"text_diffusers.{room}": room for room in ROOMS}
-SUB_PACKAGES = [f"text_diffusers.{room}.{package}" for room in ROOMS for package in find_packages(room)]
+SUB_PACKAGES = [
+    f"text_diffusers.{room}.{package}" for room in ROOMS for package in find_packages(room)
+]
 
 EXTRAS = {
     "train": [

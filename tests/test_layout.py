@@ -26,8 +26,7 @@ FOLDERS = {room: ROOT / room for room in ("schedulers", "pipelines", "space")} |
     )
 }
 
-# What each room may import of the package, beside itself. "" stands for the modules at the top: kernels and samplers by
-# their names.
+# What each room may import of the package, beside itself; "" stands for the modules at the top, kernels and samplers.
 LEAVES = tuple(LOWER_ROOMS)
 ARROWS = {room: {*rooms} for room, rooms in LOWER_ROOMS.items()} | {
     "losses": {"common"},
@@ -40,7 +39,15 @@ ARROWS = {room: {*rooms} for room, rooms in LOWER_ROOMS.items()} | {
     "space": {*FOLDERS, ""} - {"cli"},
 }
 # Libraries that a leaf may import; the last two are what diffusers itself stands on.
-STANDALONE = {"torch", "diffusers", "transformers", "typing_extensions", "numpy", "safetensors", "huggingface_hub"}
+STANDALONE = {
+    "torch",
+    "diffusers",
+    "transformers",
+    "typing_extensions",
+    "numpy",
+    "safetensors",
+    "huggingface_hub",
+}
 STANDALONE |= set(sys.stdlib_module_names)
 BARE_NAMES = {"schedulers", "pipelines", "space", "training_scripts", "benchmarks", "tests"}
 MOST_FILES = 18
@@ -74,9 +81,21 @@ LEAF_MODULES = [name for room in LEAVES for name in MODULES[room]]
 def test_arrows_point_downwards(room):
     assert MODULES[room]
     for name, file in MODULES[room].items():
-        imports = {module for module in imported_modules(file) if module.partition(".")[0] == "text_diffusers"}
-        rooms = {module.split(".")[1] for module in imports if room_of(module) or module.split(".")[-1] in FOLDERS}
-        rooms |= {""} if {module for module in imports if not room_of(module)} - {"text_diffusers"} else set()
+        imports = {
+            module
+            for module in imported_modules(file)
+            if module.partition(".")[0] == "text_diffusers"
+        }
+        rooms = {
+            module.split(".")[1]
+            for module in imports
+            if room_of(module) or module.split(".")[-1] in FOLDERS
+        }
+        rooms |= (
+            {""}
+            if {module for module in imports if not room_of(module)} - {"text_diffusers"}
+            else set()
+        )
         forbidden = rooms - ARROWS[room] - {room}
         assert not forbidden, f"{name} imports {sorted(forbidden)}"
 
@@ -84,14 +103,20 @@ def test_arrows_point_downwards(room):
 @pytest.mark.parametrize("name", LEAF_MODULES)
 def test_leaves_stand_on_the_libraries_of_stock_diffusers(name):
     file = MODULES[room_of(name)][name]
-    allowed = STANDALONE | {"text_diffusers"} | ({"vector_quantize_pytorch"} if "autoencoder_vq" in name else set())
+    allowed = (
+        STANDALONE
+        | {"text_diffusers"}
+        | ({"vector_quantize_pytorch"} if "autoencoder_vq" in name else set())
+    )
     assert {module.partition(".")[0] for module in imported_modules(file)} <= allowed
 
 
 def test_rooms_are_not_imported_by_their_bare_names():
     for room in FOLDERS:
         for name, file in MODULES[room].items():
-            assert not {module.partition(".")[0] for module in imported_modules(file)} & BARE_NAMES, name
+            assert (
+                not {module.partition(".")[0] for module in imported_modules(file)} & BARE_NAMES
+            ), name
 
 
 def test_no_folder_is_crowded_and_no_file_is_long():
@@ -106,7 +131,9 @@ def test_no_folder_is_crowded_and_no_file_is_long():
 
 def test_rooms_are_one_package_with_one_class_a_name():
     import text_diffusers
-    from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
+    from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import (
+        TextDiffusionPipeline,
+    )
     from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
 
     assert text_diffusers.D3PMAbsorbingScheduler is D3PMAbsorbingScheduler
@@ -123,7 +150,9 @@ def test_a_pipeline_inherits_from_diffusers_and_one_mixin():
     pipelines = [getattr(text_diffusers, name) for name in names]
     assert len(set(pipelines)) == len(names) >= 4
     for pipeline in pipelines:
-        own = [parent for parent in pipeline.__mro__ if parent.__module__.startswith("text_diffusers.")]
+        own = [
+            parent for parent in pipeline.__mro__ if parent.__module__.startswith("text_diffusers.")
+        ]
         assert len(own) <= 2, own
         children = {child.__module__.partition(".")[0] for child in loaded_subclasses(pipeline)}
         assert "text_diffusers" not in children
@@ -148,7 +177,9 @@ def test_leaves_load_by_path_where_the_package_is_not_imported(tmp_path):
         "import sys, pathlib, importlib; sys.modules['text_diffusers'] = None; sys.path.insert(0, '.');"
         "[importlib.import_module(path.stem) for path in sorted(pathlib.Path().glob('alone_*.py'))]"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("alone_*.py"))) == len(LEAF_MODULES) > 30
 
@@ -169,7 +200,9 @@ def house(tmp_path, monkeypatch):
 
 def test_one_file_holds_each_module_once_before_its_users(house):
     (house / "common/a.py").write_text('"""A."""\nimport math\n\n# why\nBASE = math.e\n')
-    (house / "here/b.py").write_text('"""B."""\nfrom like.common.a import BASE\n\nDOUBLE = 2 * BASE\n')
+    (house / "here/b.py").write_text(
+        '"""B."""\nfrom like.common.a import BASE\n\nDOUBLE = 2 * BASE\n'
+    )
     (house / "here/c.py").write_text(
         '"""C."""\nfrom like.common.a import BASE\nfrom like.here.b import DOUBLE\n\nSUM = BASE + DOUBLE\n'
     )
@@ -184,7 +217,9 @@ def test_one_file_holds_each_module_once_before_its_users(house):
 def test_what_cannot_stand_in_one_file_is_refused(house, line):
     (house / "here/a.py").write_text(f"{line}\n\nA = 1\n")
     (house / "here/b.py").write_text("B = 1\n")
-    with pytest.raises(ValueError, match="must import from here and common, without renaming, got: from like"):
+    with pytest.raises(
+        ValueError, match="must import from here and common, without renaming, got: from like"
+    ):
         standalone_source("like.here.a")
 
 

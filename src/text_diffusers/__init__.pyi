@@ -4,7 +4,10 @@ from .models.prompt_encoder import PromptEncoderModel
 from .models.transformer_code import CodeTransformerModel
 from .models.transformer_embedding import EmbeddingTransformerModel
 from .models.transformer_text import TextTransformerModel
-from .pipelines.diffusion_lm.pipeline_diffusion_lm import DiffusionLMPipeline, DiffusionLMPipelineOutput
+from .pipelines.diffusion_lm.pipeline_diffusion_lm import (
+    DiffusionLMPipeline,
+    DiffusionLMPipelineOutput,
+)
 from .pipelines.paraguide.pipeline_paraguide import ParaGuidePipeline
 from .pipelines.text_diffusion.pipeline_text_diffusion import (
     TextDiffusionPipeline,

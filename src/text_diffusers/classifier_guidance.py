@@ -8,4 +8,10 @@ from text_diffusers.guidance.classifiers import (
     style_vector,
 )
 
-__all__ = ["ClassifierGuidance", "CleanClassifierGuidance", "LabelControl", "StyleGuidance", "style_vector"]
+__all__ = [
+    "ClassifierGuidance",
+    "CleanClassifierGuidance",
+    "LabelControl",
+    "StyleGuidance",
+    "style_vector",
+]

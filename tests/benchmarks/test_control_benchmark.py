@@ -124,7 +124,9 @@ def language_judge(words_tokenizer, monkeypatch):
     model = GPT2LMHeadModel(
         GPT2Config(vocab_size=len(words_tokenizer), n_embd=16, n_layer=1, n_head=2)
     )
-    monkeypatch.setattr("parts.common.texts.load_judge", lambda name, cache: (model, words_tokenizer))
+    monkeypatch.setattr(
+        "parts.common.texts.load_judge", lambda name, cache: (model, words_tokenizer)
+    )
 
 
 def test_every_control_is_written_once_judged_and_reported(

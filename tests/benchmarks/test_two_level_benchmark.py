@@ -79,6 +79,7 @@ def options(tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_every_system_is_trained_once_writes_and_is_reported(options, monkeypatch, capsys):
     rows = two_level.main(options())
     cells = {(row.mode, row.length, row.budget, row.name): row for row in rows}

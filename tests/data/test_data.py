@@ -15,7 +15,12 @@ from text_diffusers.data.sources import load_documents, split_documents
 from text_diffusers.data.tokenizers import train_tokenizer
 from text_diffusers.training.text_options import TextTrainingConfig, row_order
 
-STRANGE = ["Привет, мир! Ёжик.", "emoji 🙂 and tabs\t\n", "[MASK] is not a token here, nor is [EOS]", "  spaces  "]
+STRANGE = [
+    "Привет, мир! Ёжик.",
+    "emoji 🙂 and tabs\t\n",
+    "[MASK] is not a token here, nor is [EOS]",
+    "  spaces  ",
+]
 
 
 def documents(texts):
@@ -38,7 +43,11 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path):
     rows = [{"text": text, "label": i % 2} for i, text in enumerate(SENTENCES)]
     write(tmp_path, "a.txt", "\n".join(SENTENCES) + "\n\n")
     write(tmp_path, "a.jsonl", "\n".join(json.dumps(row) for row in rows))
-    write(tmp_path, "a.csv", "label,text\n" + "\n".join(f'{row["label"]},"{row["text"]}"' for row in rows))
+    write(
+        tmp_path,
+        "a.csv",
+        "label,text\n" + "\n".join(f'{row["label"]},"{row["text"]}"' for row in rows),
+    )
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     for kind in ("txt", "jsonl", "csv", "parquet"):
         loaded = load_documents(str(tmp_path / f"a.{kind}"))
@@ -51,7 +60,11 @@ def test_a_folder_is_read_in_order_and_a_stream_gives_the_same(tmp_path):
     write(tmp_path, "b.txt", "third\n")
     write(tmp_path, "a.txt", "first\nsecond\n")
     assert load_documents(str(tmp_path))["text"][:] == ["first", "second", "third"]
-    assert [row["text"] for row in load_documents(str(tmp_path), streaming=True)] == ["first", "second", "third"]
+    assert [row["text"] for row in load_documents(str(tmp_path), streaming=True)] == [
+        "first",
+        "second",
+        "third",
+    ]
     whole = load_documents(str(tmp_path / "a.txt"), sample_by="document")
     assert whole["text"][:] == ["first\nsecond\n"]
 
@@ -59,13 +72,21 @@ def test_a_folder_is_read_in_order_and_a_stream_gives_the_same(tmp_path):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.txt", b"fine\nbad \xff byte\n", r"a\.txt, line 2: not UTF-8 \(byte 0xff at position 5\)"),
+        (
+            "a.txt",
+            b"fine\nbad \xff byte\n",
+            r"a\.txt, line 2: not UTF-8 \(byte 0xff at position 5\)",
+        ),
         ("a.txt", b"", r"a\.txt, line 1: the file holds no text"),
         ("a.txt", b"\n \n\n", r"a\.txt, line 3: the file holds no text"),
         ("a.csv", b"words\nhello\n", r"a\.csv, line 1: no column 'text'; it has \['words'\]"),
         ("a.csv", b"text\n", r"a\.csv, line 1: the file holds no text"),
         ("a.jsonl", b'{"text": "fine"}\n{"text": \n', r"a\.jsonl, line 2: not JSON"),
-        ("a.jsonl", b'{"text": "fine"}\n{"word": "x"}\n', r"a\.jsonl, line 2: expected an object with \['text'\]"),
+        (
+            "a.jsonl",
+            b'{"text": "fine"}\n{"word": "x"}\n',
+            r"a\.jsonl, line 2: expected an object with \['text'\]",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_with_its_name_and_line(tmp_path, name, content, message):
@@ -132,8 +153,15 @@ def test_a_vocabulary_that_cannot_be_is_refused():
 
 def test_packing_keeps_every_token_in_order(tokenizer):
     rows = tokenize(documents(STRANGE * 5), tokenizer, length=16)
-    real = [t for row in rows for t, keep in zip(row["input_ids"], row["attention_mask"], strict=True) if keep]
-    want = [t for ids in encode_texts(tokenizer, STRANGE * 5) for t in (*ids, tokenizer.eos_token_id)]
+    real = [
+        t
+        for row in rows
+        for t, keep in zip(row["input_ids"], row["attention_mask"], strict=True)
+        if keep
+    ]
+    want = [
+        t for ids in encode_texts(tokenizer, STRANGE * 5) for t in (*ids, tokenizer.eos_token_id)
+    ]
     assert real == want
     assert all(len(row["input_ids"]) == 16 for row in rows)
     assert all(all(row["attention_mask"]) for row in rows.select(range(len(rows) - 1)))
@@ -153,7 +181,9 @@ def test_padding_holds_one_document_a_row_and_its_label(tokenizer):
 
 def test_the_last_documents_are_held_out():
     train, validation = split_documents(documents(map(str, range(100))), 0.1)
-    assert train["text"][:] == list(map(str, range(90))) and validation["text"][:] == list(map(str, range(90, 100)))
+    assert train["text"][:] == list(map(str, range(90))) and validation["text"][:] == list(
+        map(str, range(90, 100))
+    )
     stream = documents(map(str, range(30))).to_iterable_dataset()
     train, validation = split_documents(stream, validation_documents=5)
     assert len(validation) == 5 and next(iter(train))["text"] == "5"
@@ -173,15 +203,21 @@ def test_batches_are_a_pure_function_of_seed_and_step(tokenizer, streaming):
     assert torch.equal(resumed.batch(25)["input_ids"], batches[25])
     assert torch.equal(resumed.batch(3)["input_ids"], batches[3])
     assert torch.equal(resumed.batch(4, [1, 5])["input_ids"], batches[4][[1, 5]])
-    assert not torch.equal(ShuffledRows(rows, rows_per_step=6, seed=2).batch(0)["input_ids"], batches[0])
+    assert not torch.equal(
+        ShuffledRows(rows, rows_per_step=6, seed=2).batch(0)["input_ids"], batches[0]
+    )
 
 
 def test_an_epoch_visits_every_row_once(tokenizer):
-    rows = tokenize(documents(f"{i} {text}" for i, text in enumerate(SENTENCES * 5)), tokenizer, length=16)
+    rows = tokenize(
+        documents(f"{i} {text}" for i, text in enumerate(SENTENCES * 5)), tokenizer, length=16
+    )
     count = len(rows)
     order = ShuffledRows(rows, rows_per_step=1, seed=0)
     for epoch in (0, 1):
-        seen = [tuple(order.batch(epoch * count + i)["input_ids"][0].tolist()) for i in range(count)]
+        seen = [
+            tuple(order.batch(epoch * count + i)["input_ids"][0].tolist()) for i in range(count)
+        ]
         assert sorted(seen) == sorted(map(tuple, rows["input_ids"][:]))
 
 
@@ -191,7 +227,11 @@ def test_an_epoch_visits_every_row_once(tokenizer):
 def numbered_rows(count=30, length=16, ratio=4):
     """Rows whose tokens tell the row and the place, and one of codes, for `ratio` tokens each, that tells the same."""
     places = np.arange(count * length).reshape(count, length)
-    columns = {"input_ids": places, "attention_mask": np.ones_like(places), "context_ids": places[:, ::ratio]}
+    columns = {
+        "input_ids": places,
+        "attention_mask": np.ones_like(places),
+        "context_ids": places[:, ::ratio],
+    }
     return Dataset.from_dict({name: values.tolist() for name, values in columns.items()})
 
 
@@ -205,7 +245,10 @@ def test_parts_of_rows_are_a_pure_function_of_seed_and_step(streaming):
         batch, some = resumed.batch(step), resumed.batch(step, [1, 5])
         for name, column in straight[step].items():
             assert torch.equal(batch[name], column) and torch.equal(some[name], column[[1, 5]])
-    other = [CroppedRows(rows, 6, seed=2, num_halvings=2).batch(step)["input_ids"].shape for step in range(12)]
+    other = [
+        CroppedRows(rows, 6, seed=2, num_halvings=2).batch(step)["input_ids"].shape
+        for step in range(12)
+    ]
     assert other != [batch["input_ids"].shape for batch in straight]
 
 
@@ -219,7 +262,9 @@ def test_parts_are_cut_at_the_same_place_of_all_columns_of_the_rows_of_the_order
             size = length // number
             assert torch.equal(batch[name], full[name][:, index * size : (index + 1) * size])
         assert torch.equal(batch["input_ids"][:, ::4], batch["context_ids"])
-    assert torch.equal(CroppedRows(rows, 6, seed=3).batch(5)["input_ids"], whole.batch(5)["input_ids"])
+    assert torch.equal(
+        CroppedRows(rows, 6, seed=3).batch(5)["input_ids"], whole.batch(5)["input_ids"]
+    )
 
 
 def test_each_length_gets_equally_many_tokens_and_each_place_its_share():
@@ -240,14 +285,18 @@ def test_a_row_that_ends_early_shows_its_beginning_and_never_only_padding():
     order = CroppedRows(Dataset.from_dict(columns), 4, num_halvings=2)
     late = [step for step in range(60) if order.part(step) in ((4, 2), (4, 3), (2, 1))]
     assert late
-    with pytest.raises(ValueError, match=r"up to 4 equal parts; the column 'context_ids' \(4, 2\) cannot be"):
+    with pytest.raises(
+        ValueError, match=r"up to 4 equal parts; the column 'context_ids' \(4, 2\) cannot be"
+    ):
         order.batch(0)
     order = CroppedRows(Dataset.from_dict(columns).remove_columns("context_ids"), 4, num_halvings=2)
     for step in late:
         batch = order.batch(step)
         (row,) = (batch["input_ids"] // 16 == 1).all(dim=1).nonzero()[0]
         number, index = order.part(step)
-        assert batch["input_ids"][row, 0] == 16 and batch["attention_mask"][row].sum() == min(5, 16 // number)
+        assert batch["input_ids"][row, 0] == 16 and batch["attention_mask"][row].sum() == min(
+            5, 16 // number
+        )
         others = batch["input_ids"][torch.arange(4) != row]
         assert (others[:, 0] % 16 == index * 16 // number).all()
 
@@ -264,16 +313,24 @@ def test_the_shortest_length_decides_how_rows_are_read(tmp_path):
     rows = numbered_rows()
 
     def config(**changes):
-        return TextTrainingConfig(**{"output_dir": str(tmp_path / "run"), "length": 16, "seed": 5} | changes)
+        return TextTrainingConfig(
+            **{"output_dir": str(tmp_path / "run"), "length": 16, "seed": 5} | changes
+        )
 
     assert type(row_order(config(), rows, 3)) is ShuffledRows
     order = row_order(config(min_length=4), rows, 3)
-    assert type(order) is CroppedRows and (order.num_halvings, order.rows_per_step, order.seed) == (2, 3, 5)
+    assert type(order) is CroppedRows and (order.num_halvings, order.rows_per_step, order.seed) == (
+        2,
+        3,
+        5,
+    )
     assert row_order(config(min_length=16), rows, 3).num_halvings == 0
     lengths = {order.batch(step)["input_ids"].shape for step in range(30)}
     assert lengths == {(3, 16), (3, 8), (3, 4)}
     for bad in (5, 32, 0):
-        with pytest.raises(ValueError, match=rf"`min_length` .*`length`=16 halved .* \[16, 8, 4, 2, 1\], got {bad}"):
+        with pytest.raises(
+            ValueError, match=rf"`min_length` .*`length`=16 halved .* \[16, 8, 4, 2, 1\], got {bad}"
+        ):
             config(min_length=bad)
     with pytest.raises(ValueError, match=r"one of \[24, 12, 6, 3\], got 8"):
         config(length=24, min_length=8)

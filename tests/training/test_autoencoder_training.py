@@ -23,8 +23,17 @@ SILENT = CodeNoise(input_masking=0.0, fine_dropout=0.0, code_corruption=0.0)
 
 def make(two=True, **changes):
     torch.manual_seed(0)
-    levels = {"coarse_ratio": 4, "num_coarse_codes": 10} if two else {"coarse_ratio": None, "num_coarse_codes": None}
-    sizes = {"hidden_size": 32, "num_encoder_layers": 1, "num_decoder_layers": 2, "num_attention_heads": 2}
+    levels = (
+        {"coarse_ratio": 4, "num_coarse_codes": 10}
+        if two
+        else {"coarse_ratio": None, "num_coarse_codes": None}
+    )
+    sizes = {
+        "hidden_size": 32,
+        "num_encoder_layers": 1,
+        "num_decoder_layers": 2,
+        "num_attention_heads": 2,
+    }
     sizes |= {"num_fine_codes": 24, "codebook_dim": 8, "window_length": 16, "mask_token_id": MASK}
     model = AutoencoderVQTextModel(VOCAB, **sizes | levels | changes).train()
     model(torch.randint(0, END, (20, 16)))
@@ -48,9 +57,14 @@ def data_set(batch):
 
 @pytest.mark.parametrize("two", [True, False])
 def test_mistakes_come_at_their_rates(two):
-    noise, config = CodeNoise(input_masking=0.3, fine_dropout=0.2, code_corruption=0.1), make(two).config
+    noise, config = (
+        CodeNoise(input_masking=0.3, fine_dropout=0.2, code_corruption=0.1),
+        make(two).config,
+    )
     drawn = noise.draw(config, torch.Size([1000, 16]), generators(1000))
-    assert set(drawn) == {"hidden", "wrong_fine"} | ({"without_fine", "wrong_coarse"} if two else set())
+    assert set(drawn) == {"hidden", "wrong_fine"} | (
+        {"without_fine", "wrong_coarse"} if two else set()
+    )
     assert drawn["hidden"].shape == (1000, 16)
     rates = [(drawn["hidden"], 0.3), (drawn["wrong_fine"] >= 0, 0.1)]
     levels = {"wrong_fine": (8, 24)}
@@ -59,9 +73,14 @@ def test_mistakes_come_at_their_rates(two):
         levels |= {"wrong_coarse": (2, 10)}
     for happened, rate in rates:
         assert binomtest(int(happened.sum()), happened.numel(), rate).pvalue > 1e-3
-        again = happened.reshape(len(happened), -1).double()  # of one place as of the other: none depends on others
+        again = happened.reshape(
+            len(happened), -1
+        ).double()  # of one place as of the other: none depends on others
         assert (
-            binomtest(int((again[:, 0] * again[:, -1]).sum()), 1000, rate ** (1 + (again.shape[1] > 1))).pvalue > 1e-3
+            binomtest(
+                int((again[:, 0] * again[:, -1]).sum()), 1000, rate ** (1 + (again.shape[1] > 1))
+            ).pvalue
+            > 1e-3
         )
     for name, (length, number) in levels.items():
         wrong = drawn[name]
@@ -74,7 +93,9 @@ def test_mistakes_of_a_row_are_its_generators():
     every = noise.draw(config, torch.Size([5, 16]), generators(5))
     for row in range(5):
         alone = noise.draw(config, torch.Size([1, 16]), generators(1, first=row))
-        assert all(torch.equal(values[row : row + 1], alone[name]) for name, values in every.items())
+        assert all(
+            torch.equal(values[row : row + 1], alone[name]) for name, values in every.items()
+        )
     assert len({tuple(row.tolist()) for row in every["hidden"]}) == 5
 
 
@@ -82,13 +103,18 @@ def test_mistakes_of_a_row_are_its_generators():
 def test_the_loss_without_mistakes_is_the_cross_entropy_of_the_counted_tokens(two):
     model, batch = make(two), padded_batch()
     tokens, counted = full_rows(batch, END), batch["attention_mask"].bool()
-    assert torch.equal(tokens[counted], batch["input_ids"][counted]) and (tokens[~counted] == END).all()
+    assert (
+        torch.equal(tokens[counted], batch["input_ids"][counted])
+        and (tokens[~counted] == END).all()
+    )
     codes = model.encode(tokens)
     log_probs = torch.log_softmax(model.decode(codes.fine, codes.coarse).double(), dim=-1)
     wanted = -log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)[counted].sum()
     loss = autoencoder_loss(model, batch, SILENT, generators(6), END)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
-    assert autoencoder_loss(model, batch, CodeNoise(), generators(6), END).item() != pytest.approx(wanted.item(), 1e-3)
+    assert autoencoder_loss(model, batch, CodeNoise(), generators(6), END).item() != pytest.approx(
+        wanted.item(), 1e-3
+    )
 
 
 def test_the_losses_of_quantisers_and_topics_count_as_often_as_there_are_tokens():
@@ -96,12 +122,20 @@ def test_the_losses_of_quantisers_and_topics_count_as_often_as_there_are_tokens(
     for weight in (0.0, 0.5):
         model = make(commitment_weight=weight).train()
         losses.append(autoencoder_loss(model, batch, SILENT, generators(6), END).item())
-    output, count = make(commitment_weight=0.5).train()(full_rows(batch, END)), int(batch["attention_mask"].sum())
+    output, count = (
+        make(commitment_weight=0.5).train()(full_rows(batch, END)),
+        int(batch["attention_mask"].sum()),
+    )
     loss = output.commitment_loss.item()
     assert loss > 1e-3 and losses[1] - losses[0] == pytest.approx(loss * count, rel=1e-3)
-    topics = [autoencoder_loss(make(), batch, SILENT, generators(6), END, weight).item() for weight in (0.0, 0.3)]
+    topics = [
+        autoencoder_loss(make(), batch, SILENT, generators(6), END, weight).item()
+        for weight in (0.0, 0.3)
+    ]
     topic_loss = make()(full_rows(batch, END)).topic_loss.item()
-    assert topic_loss > 1 and topics[1] - topics[0] == pytest.approx(0.3 * topic_loss * count, rel=1e-4)
+    assert topic_loss > 1 and topics[1] - topics[0] == pytest.approx(
+        0.3 * topic_loss * count, rel=1e-4
+    )
 
 
 def test_usage_and_perplexity_are_those_of_the_frequencies():
@@ -112,7 +146,8 @@ def test_usage_and_perplexity_are_those_of_the_frequencies():
     assert metrics["coarse_perplexity"] == pytest.approx(3) and metrics["coarse_usage"] == 0.75
     assert metrics["fine_usage"] == pytest.approx(0.6)
     assert {
-        name: metrics[name] for name in ("cross_entropy", "accuracy", "coarse_cross_entropy", "coarse_accuracy")
+        name: metrics[name]
+        for name in ("cross_entropy", "accuracy", "coarse_cross_entropy", "coarse_accuracy")
     } == {
         "cross_entropy": 1.5,
         "accuracy": 0.5,
@@ -125,7 +160,9 @@ def test_usage_and_perplexity_are_those_of_the_frequencies():
 
 @pytest.mark.parametrize("at_once", [1, 4, 64])
 @pytest.mark.parametrize("two", [True, False])
-def test_a_reconstruction_is_that_of_the_counted_tokens_in_batches_of_any_size(two, at_once, monkeypatch):
+def test_a_reconstruction_is_that_of_the_counted_tokens_in_batches_of_any_size(
+    two, at_once, monkeypatch
+):
     model, batch = make(two), padded_batch(rows=11)
     monkeypatch.setattr(reconstruction, "EVALUATED_AT_ONCE", at_once)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -140,9 +177,13 @@ def test_a_reconstruction_is_that_of_the_counted_tokens_in_batches_of_any_size(t
         assert getattr(found, f"{name}cross_entropy") == pytest.approx(nats.item(), rel=1e-5)
         hits = (logits.argmax(-1) == tokens)[counted].double().mean()
         assert getattr(found, f"{name}accuracy") == pytest.approx(hits.item())
-    np.testing.assert_array_equal(found.fine_counts, np.bincount(codes.fine.flatten(), minlength=24))
+    np.testing.assert_array_equal(
+        found.fine_counts, np.bincount(codes.fine.flatten(), minlength=24)
+    )
     if two:
-        np.testing.assert_array_equal(found.coarse_counts, np.bincount(codes.coarse.flatten(), minlength=10))
+        np.testing.assert_array_equal(
+            found.coarse_counts, np.bincount(codes.coarse.flatten(), minlength=10)
+        )
     else:
         assert found.coarse_counts is found.coarse_cross_entropy is found.coarse_accuracy is None
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
@@ -152,7 +193,9 @@ def test_a_reconstruction_is_that_of_the_counted_tokens_in_batches_of_any_size(t
 def test_texts_are_shown_beside_what_codes_keep_of_them(tokenizer, two):
     torch.manual_seed(0)
     levels = {} if two else {"coarse_ratio": None, "num_coarse_codes": None}
-    model = AutoencoderVQTextModel(len(tokenizer), hidden_size=32, num_attention_heads=2, **levels).eval()
+    model = AutoencoderVQTextModel(
+        len(tokenizer), hidden_size=32, num_attention_heads=2, **levels
+    ).eval()
     ids = tokenizer("the cat sat on the mat").input_ids[:8]
     batch = {"input_ids": torch.tensor([ids + [tokenizer.pad_token_id] * (16 - len(ids))])}
     batch["attention_mask"] = (torch.arange(16) < len(ids)).long().unsqueeze(0)

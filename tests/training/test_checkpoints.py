@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import slow
 
 from text_diffusers.training.checkpoints import (
     find_checkpoint,
@@ -23,11 +24,16 @@ DRIVER = Path(__file__).parent.parent / "support" / "crash_driver.py"
 
 def contents(step):
     generator = torch.Generator().manual_seed(step)
-    return {"model": {"a": torch.randn(50, generator=generator)}, "ema": {"a": torch.randn(50, generator=generator)}}
+    return {
+        "model": {"a": torch.randn(50, generator=generator)},
+        "ema": {"a": torch.randn(50, generator=generator)},
+    }
 
 
 def write(folder, step, keep=1):
-    return write_checkpoint(folder, step, contents(step), {"step": step, "elapsed": 0.1 + step}, keep)
+    return write_checkpoint(
+        folder, step, contents(step), {"step": step, "elapsed": 0.1 + step}, keep
+    )
 
 
 def assert_holds(path, step):
@@ -95,13 +101,17 @@ def test_a_fault_at_any_call_leaves_the_checkpoint_before_it(tmp_path, fault, ke
 
 def test_writes_that_are_short_are_carried_on(tmp_path, monkeypatch):
     whole = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: whole(descriptor, data[: max(1, len(data) // 3)]))
+    monkeypatch.setattr(
+        os, "write", lambda descriptor, data: whole(descriptor, data[: max(1, len(data) // 3)])
+    )
     assert_holds(write(tmp_path, 1), 1)
     assert find_damage(tmp_path / "step-00000001") is None
 
 
 def test_a_disk_that_is_really_full_leaves_the_checkpoint_before_it(tmp_path):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("needs the right to mount a small disk")
     try:
@@ -129,11 +139,20 @@ def flip(path):
     "damage, reason",
     [
         (lambda path: flip(path / "ema.safetensors"), "sha256 of ema.safetensors"),
-        (lambda path: (path / "model.safetensors").write_bytes(b"torn"), "model.safetensors has 4 bytes instead of"),
+        (
+            lambda path: (path / "model.safetensors").write_bytes(b"torn"),
+            "model.safetensors has 4 bytes instead of",
+        ),
         (lambda path: (path / "state.json").unlink(), "state.json is missing"),
         (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing"),
-        (lambda path: (path / "manifest.json").write_text('{"files"'), "manifest.json cannot be read"),
-        (lambda path: (path / "manifest.json").write_text('{"files": 3}'), "manifest.json cannot be read"),
+        (
+            lambda path: (path / "manifest.json").write_text('{"files"'),
+            "manifest.json cannot be read",
+        ),
+        (
+            lambda path: (path / "manifest.json").write_text('{"files": 3}'),
+            "manifest.json cannot be read",
+        ),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage, reason):
@@ -177,13 +196,13 @@ def drive(*arguments):
     return summary
 
 
-@pytest.mark.parametrize("processes, limit, every", [(1, 1, 2), (2, 2, 13)])
+@pytest.mark.parametrize("processes, limit, every", [(1, 1, 2), slow(2, 2, 13)])
 def test_a_kill_in_the_midst_of_a_save_loses_nothing(tmp_path, processes, limit, every):
     found = drive("kill", tmp_path, processes, limit, every)
     assert found["points"] >= 20 // (every // 2) and found["recovered"] == found["points"]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, slow(2)])
 def test_runs_resume_bit_for_bit_from_every_step(tmp_path, processes):
     found = drive("resume", tmp_path, processes)
     assert found["steps"] >= 6 and found["equal"] == list(range(1, found["steps"] + 1))

@@ -40,9 +40,15 @@ def labelled_rows(count, seed=0, tagged=False):
         label, length = int(rng.random() < PRIOR), int(rng.integers(2, L - 1))
         words = rng.integers(2 + 10 * label, 12 + 10 * label, size=length).tolist()
         padding = L - length - 2
-        row = {"input_ids": [EOS, *words, EOS] + [PAD] * padding, "attention_mask": [1] * (length + 2) + [0] * padding}
+        row = {
+            "input_ids": [EOS, *words, EOS] + [PAD] * padding,
+            "attention_mask": [1] * (length + 2) + [0] * padding,
+        }
         tags = [-100] + [label] * length + [-100] * (padding + 1)
-        rows.append(row | ({"tags": tags, "given": [t == -100 for t in tags]} if tagged else {"label": label}))
+        rows.append(
+            row
+            | ({"tags": tags, "given": [t == -100 for t in tags]} if tagged else {"label": label})
+        )
     rows = Dataset.from_list(rows)
     return rows if tagged else rows.map(one_label_each, batched=True)
 
@@ -66,7 +72,9 @@ def test_noise_levels_are_zero_in_the_clean_share_and_uniform_otherwise():
     levels = noise_levels(uniform, 0.3)
     assert (levels[:300] == 0).all() and float(levels[300]) == pytest.approx(0.5 / 700)
     torch.testing.assert_close(levels[300:], (torch.arange(700, dtype=torch.float64) + 0.5) / 700)
-    assert torch.equal(noise_levels(uniform, 0.0), uniform) and (noise_levels(uniform, 1.0) == 0).all()
+    assert (
+        torch.equal(noise_levels(uniform, 0.0), uniform) and (noise_levels(uniform, 1.0) == 0).all()
+    )
 
 
 def test_fixed_tokens_are_start_padding_and_an_end_that_stands_last():
@@ -74,8 +82,16 @@ def test_fixed_tokens_are_start_padding_and_an_end_that_stands_last():
     mask = (tokens != PAD).long()
     fixed = fixed_tokens(tokens, mask, EOS, EOS)
     assert fixed.long().tolist() == [[1, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1]]
-    assert fixed_tokens(tokens, mask, EOS, None).long().tolist() == [[1, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]]
-    assert fixed_tokens(tokens, mask, None, None).long().tolist() == [[0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert fixed_tokens(tokens, mask, EOS, None).long().tolist() == [
+        [1, 0, 0, 1],
+        [1, 0, 0, 0],
+        [0, 0, 0, 0],
+    ]
+    assert fixed_tokens(tokens, mask, None, None).long().tolist() == [
+        [0, 0, 0, 1],
+        [0, 0, 0, 0],
+        [0, 0, 0, 0],
+    ]
 
 
 @pytest.mark.parametrize("end_id", [EOS, None])
@@ -88,17 +104,23 @@ def test_pure_absorbing_noise_masks_all_but_what_is_fixed(end_id):
     assert torch.equal(inputs["input_ids"][fixed], batch["input_ids"][fixed])
 
 
-@pytest.mark.parametrize("scheduler", [D3PMAbsorbingScheduler(MASK), D3PMUniformScheduler(V - 2, 20)])
+@pytest.mark.parametrize(
+    "scheduler", [D3PMAbsorbingScheduler(MASK), D3PMUniformScheduler(V - 2, 20)]
+)
 def test_level_zero_is_clean_at_time_zero_and_rows_have_their_own_noise(scheduler):
     batch, levels = some_batch(), torch.tensor([0.0, 0.5, 0.9, 0.0, 1.0, 0.3])
     corrupt = TokenCorruption(scheduler, EOS, EOS)
     inputs = corrupt(batch, levels, generators(6))
     clean = levels == 0
     assert torch.equal(inputs["input_ids"][clean], batch["input_ids"][clean])
-    assert (inputs["timestep"][clean] == 0).all() and (inputs["timestep"][~clean] >= levels[~clean] - 1e-6).all()
+    assert (inputs["timestep"][clean] == 0).all() and (
+        inputs["timestep"][~clean] >= levels[~clean] - 1e-6
+    ).all()
     assert (inputs["timestep"] <= 1).all()
     one = {name: column[2:3] for name, column in batch.items()}
-    assert torch.equal(corrupt(one, levels[2:3], generators(6)[2:3])["input_ids"], inputs["input_ids"][2:3])
+    assert torch.equal(
+        corrupt(one, levels[2:3], generators(6)[2:3])["input_ids"], inputs["input_ids"][2:3]
+    )
 
 
 def test_tokens_are_corrupted_as_the_scheduler_says():
@@ -127,7 +149,10 @@ def test_embeddings_get_gaussian_noise_of_their_clock():
     normalised = (noisy[:, 1:4] - alpha**0.5 * clean[1:4]) / (1 - alpha) ** 0.5
     assert normalised.mean().abs() < 0.02 and abs(float(normalised.var()) - 1) < 0.03
     again = corrupt(batch, torch.zeros(3000), generators(3000))
-    assert torch.equal(again["inputs_embeds"], clean.expand(3000, -1, -1)) and (again["timestep"] == 0).all()
+    assert (
+        torch.equal(again["inputs_embeds"], clean.expand(3000, -1, -1))
+        and (again["timestep"] == 0).all()
+    )
     last = corrupt(batch, torch.ones(3000), generators(3000))
     assert (last["timestep"] == 49).all()
 
@@ -136,15 +161,22 @@ def test_embeddings_get_gaussian_noise_of_their_clock():
 def test_counted_tokens_are_labels(tagged):
     """So the training loop, which divides by them, reports nats per label."""
     batch = some_batch(tagged)
-    logits = torch.randn((6, L, 2) if tagged else (6, 2), generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(
+        (6, L, 2) if tagged else (6, 2), generator=torch.Generator().manual_seed(0)
+    )
     losses = label_losses(logits, batch)
     targets = batch["tags"] if tagged else batch["label"]
     wanted = targets != -100
     by_hand = torch.stack(
-        [-z.log_softmax(dim=-1)[y] for z, y in zip(logits[wanted], targets[wanted].tolist(), strict=True)]
+        [
+            -z.log_softmax(dim=-1)[y]
+            for z, y in zip(logits[wanted], targets[wanted].tolist(), strict=True)
+        ]
     )
     torch.testing.assert_close(losses[wanted], by_hand)
-    assert int(unknown_tokens(batch).sum()) == int(wanted.sum()) and float(losses.sum()) == float(losses[wanted].sum())
+    assert int(unknown_tokens(batch).sum()) == int(wanted.sum()) and float(losses.sum()) == float(
+        losses[wanted].sum()
+    )
 
 
 def test_the_report_counts_by_hand():
@@ -162,11 +194,15 @@ def test_the_report_counts_by_hand():
             return type("Output", (), {"logits": torch.stack([-logit, logit], dim=1)})
 
     rows = labelled_rows(500)
-    report = evaluate_classifier(Knowing(), TokenCorruption(D3PMAbsorbingScheduler(MASK), EOS, EOS), rows, num_times=3)
+    report = evaluate_classifier(
+        Knowing(), TokenCorruption(D3PMAbsorbingScheduler(MASK), EOS, EOS), rows, num_times=3
+    )
     assert report.accuracy == 1 and report.cross_entropy == pytest.approx(-math.log(0.9), abs=1e-6)
     share = float(np.mean(rows["label"]))
     assert report.majority == pytest.approx(max(share, 1 - share))
-    assert report.entropy == pytest.approx(-share * math.log(share) - (1 - share) * math.log(1 - share))
+    assert report.entropy == pytest.approx(
+        -share * math.log(share) - (1 - share) * math.log(1 - share)
+    )
     lengths = np.array([sum(mask) - 2 for mask in rows["attention_mask"]])
     for level, (_, cross_entropy) in enumerate(report.by_noise):
         seen = 1 - np.mean(((level + 0.5) / 10) ** lengths)  # some token is left
@@ -182,14 +218,19 @@ def test_the_report_counts_by_hand():
 def test_training_learns_clean_text_and_comes_to_the_frequencies_in_pure_noise(kind):
     torch.manual_seed(0)
     if "embeddings" in kind:
-        table, scheduler = torch.nn.functional.normalize(torch.randn(V, 4), dim=-1) * 2, EmbeddingDDIMScheduler(50)
+        table, scheduler = (
+            torch.nn.functional.normalize(torch.randn(V, 4), dim=-1) * 2,
+            EmbeddingDDIMScheduler(50),
+        )
         corrupt = EmbeddingCorruption(scheduler, lambda ids: table[ids], None, None)
         vocab_size = None if kind == "embeddings" else V
         model = small_classifier(embedding_dim=4, num_train_timesteps=50, vocab_size=vocab_size)
         if vocab_size:
             model.set_words(table, scheduler.alphas_cumprod)
     else:
-        scheduler = D3PMAbsorbingScheduler(MASK) if kind == "absorbing" else D3PMUniformScheduler(PAD)
+        scheduler = (
+            D3PMAbsorbingScheduler(MASK) if kind == "absorbing" else D3PMUniformScheduler(PAD)
+        )
         corrupt = TokenCorruption(scheduler, EOS, EOS)
         model = small_classifier(time_conditioning=kind == "uniform")
     rows, held_out = labelled_rows(2000), labelled_rows(500, seed=1)
@@ -211,7 +252,9 @@ def test_training_learns_clean_text_and_comes_to_the_frequencies_in_pure_noise(k
     found = logits.softmax(dim=-1)[:, 1]
     assert abs(float(found.mean()) - PRIOR) < 0.1
     nats = float(label_losses(logits, batch).mean())
-    assert report.entropy - 0.02 < nats < report.entropy + 0.06  # knows the frequencies, and nothing of the text
+    assert (
+        report.entropy - 0.02 < nats < report.entropy + 0.06
+    )  # knows the frequencies, and nothing of the text
 
 
 def test_unknown_labels_are_refused():

@@ -11,7 +11,12 @@ FINE, COARSE, RATIO = 9, 6, 2
 
 def autoencoder(**changes):
     torch.manual_seed(0)
-    sizes = {"num_fine_codes": FINE, "num_coarse_codes": COARSE, "coarse_ratio": RATIO, "window_length": 8}
+    sizes = {
+        "num_fine_codes": FINE,
+        "num_coarse_codes": COARSE,
+        "coarse_ratio": RATIO,
+        "window_length": 8,
+    }
     model = AutoencoderVQTextModel(20, 16, num_attention_heads=2, codebook_dim=4, **sizes | changes)
     for name, codebook in model.named_buffers():
         if name.endswith("_codebook.embed"):
@@ -38,7 +43,10 @@ def test_code_and_plan_together_are_an_image_of_what_the_decoder_reads(width):
     embedded = denoiser.code_embedding(fine) + denoiser._context(fine, coarse)
     true, found = (torch.pdist(x.flatten(0, 1)) for x in (read[0], embedded))
     torch.testing.assert_close(found / found.mean(), true / true.mean(), rtol=1e-4, atol=1e-5)
-    spread = denoiser.code_embedding.weight[:FINE].var() + denoiser.context_embedding.weight[:COARSE].var()
+    spread = (
+        denoiser.code_embedding.weight[:FINE].var()
+        + denoiser.context_embedding.weight[:COARSE].var()
+    )
     assert spread == pytest.approx(1.0, rel=1e-4)
 
 
@@ -47,10 +55,17 @@ def test_what_no_codebook_has_stays_as_it_was():
     encoder, denoiser, other = autoencoder(), fine_denoiser(16), fine_denoiser(16)
     other.load_state_dict(denoiser.state_dict())
     start_from_codebooks(denoiser, encoder, "fine")
-    assert torch.equal(denoiser.code_embedding.weight[FINE], other.code_embedding.weight[FINE])  # the mask
-    assert torch.equal(denoiser.context_embedding.weight[COARSE], other.context_embedding.weight[COARSE])
+    assert torch.equal(
+        denoiser.code_embedding.weight[FINE], other.code_embedding.weight[FINE]
+    )  # the mask
+    assert torch.equal(
+        denoiser.context_embedding.weight[COARSE], other.context_embedding.weight[COARSE]
+    )
     assert torch.equal(denoiser.head.weight[FINE], other.head.weight[FINE])
-    assert all(torch.equal(a, b) for a, b in zip(denoiser.blocks.parameters(), other.blocks.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(denoiser.blocks.parameters(), other.blocks.parameters(), strict=True)
+    )
 
 
 @torch.no_grad()

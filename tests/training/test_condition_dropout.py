@@ -40,7 +40,9 @@ def test_labels_and_sources_are_lost_independently_with_the_probability(pairs):
     assert torch.equal(dropped["label"][kept], batch["label"][kept])
 
 
-def test_a_row_without_its_source_is_the_row_of_an_empty_source_cut_where_the_full_one_was(pairs, tokenizer):
+def test_a_row_without_its_source_is_the_row_of_an_empty_source_cut_where_the_full_one_was(
+    pairs, tokenizer
+):
     batch, empty = pairs
     before = {name: values.clone() for name, values in batch.items()}
     dropped = drop_conditions(batch, generators(2000), 0.5, NUM_CLASSES, tokenizer.pad_token_id)
@@ -51,7 +53,9 @@ def test_a_row_without_its_source_is_the_row_of_an_empty_source_cut_where_the_fu
     real = dropped["attention_mask"].bool()
     assert torch.equal(dropped["input_ids"][lost][real[lost]], empty["input_ids"][lost][real[lost]])
     assert torch.equal(dropped["given"][lost], empty["given"][lost])
-    assert (dropped["input_ids"][~real] == tokenizer.pad_token_id).all() and not dropped["given"][~real].any()
+    assert (dropped["input_ids"][~real] == tokenizer.pad_token_id).all() and not dropped["given"][
+        ~real
+    ].any()
     for name in ("input_ids", "attention_mask", "given"):
         assert torch.equal(dropped[name][~lost], batch[name][~lost])
 
@@ -62,7 +66,9 @@ def test_a_row_of_a_batch_is_dropped_by_its_own_generator(pairs):
     together = drop_conditions(batch, generators(2000), 0.5, NUM_CLASSES)
     apart = drop_conditions(some, generators(2000)[40:60], 0.5, NUM_CLASSES)
     assert all(torch.equal(apart[name], together[name][40:60]) for name in batch)
-    again, other = (drop_conditions(batch, generators(2000, step), 0.5, NUM_CLASSES)["label"] for step in (0, 1))
+    again, other = (
+        drop_conditions(batch, generators(2000, step), 0.5, NUM_CLASSES)["label"] for step in (0, 1)
+    )
     assert torch.equal(again, together["label"]) and not torch.equal(other, again)
 
 
@@ -70,7 +76,10 @@ def test_probability_0_draws_nothing_and_1_drops_all(pairs):
     batch, _ = pairs
     unused, fresh = generators(2000), generators(2000)
     assert drop_conditions(batch, unused, 0.0) is batch
-    assert all(torch.equal(one.get_state(), other.get_state()) for one, other in zip(unused, fresh, strict=True))
+    assert all(
+        torch.equal(one.get_state(), other.get_state())
+        for one, other in zip(unused, fresh, strict=True)
+    )
     dropped = drop_conditions(batch, generators(2000), 1.0, NUM_CLASSES)
     assert (dropped["label"] == NUM_CLASSES).all() and (dropped["given"].sum(dim=1) == 2).all()
 
@@ -87,7 +96,10 @@ def test_given_ends_are_no_source(tokenizer):
         ({"probability": 1.5}, r"`probability` must be a number in \[0, 1\], got 1.5"),
         ({"probability": float("nan")}, "`probability` must be a number"),
         ({"num_classes": None}, "`num_classes` must be given to drop a `label`"),
-        ({"batch": {"input_ids": torch.ones(2, 3)}}, r"must have a `label` or `given` column to drop"),
+        (
+            {"batch": {"input_ids": torch.ones(2, 3)}},
+            r"must have a `label` or `given` column to drop",
+        ),
     ],
 )
 def test_what_cannot_be_dropped_is_refused(changes, message):

@@ -21,7 +21,9 @@ def make_batch(rows=3):
 def make_model(**changes):
     torch.manual_seed(0)
     sizes = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
-    model = EmbeddingTransformerModel(20, **sizes, num_train_timesteps=50, partial_noising=True, **changes)
+    model = EmbeddingTransformerModel(
+        20, **sizes, num_train_timesteps=50, partial_noising=True, **changes
+    )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
@@ -73,7 +75,9 @@ def test_given_words_are_beginnings_or_any_words_of_so_many_rows_and_stay_clean(
 
 def test_no_words_are_given_unless_asked_for():
     model = Spy(make_model())
-    EmbeddingLoss(SCHEDULER, model.model)(model, make_batch(), torch.tensor([0, 20, 49]), generators(3))
+    EmbeddingLoss(SCHEDULER, model.model)(
+        model, make_batch(), torch.tensor([0, 20, 49]), generators(3)
+    )
     assert all(named["given"] is None for named, _ in model.calls)
 
 
@@ -84,10 +88,14 @@ def test_a_first_estimate_is_shown_to_its_share_of_the_rows_without_a_gradient()
     (first, estimate), (second, _) = model.calls
     shown = second["self_condition"].abs().amax(dim=(1, 2)) > 0
     assert float(shown.float().mean()) == pytest.approx(0.5, abs=0.04)
-    assert not second["self_condition"].requires_grad and len(first["input_ids"]) == int(shown.sum())
+    assert not second["self_condition"].requires_grad and len(first["input_ids"]) == int(
+        shown.sum()
+    )
     torch.testing.assert_close(second["self_condition"][shown], estimate.sample)
     assert (first["self_condition"] if "self_condition" in first else None) is None
-    torch.testing.assert_close(estimate.noisy, model.calls[1][1].noisy[shown])  # the same noise in both calls
+    torch.testing.assert_close(
+        estimate.noisy, model.calls[1][1].noisy[shown]
+    )  # the same noise in both calls
 
 
 @pytest.mark.parametrize("objective", ["diffusion_lm", "bound"])
@@ -114,7 +122,9 @@ def test_the_objective_bound_is_on_average_the_bound_that_is_reported():
     total, want = (torch.zeros(3, dtype=torch.float64) for _ in range(2))
     for timestep in range(50):
         times, same = torch.full((3,), timestep), generators(3)
-        for generator in same:  # the loss draws a number more, that of self-conditioning, before its noise
+        for (
+            generator
+        ) in same:  # the loss draws a number more, that of self-conditioning, before its noise
             torch.randint(2**62, (1,), generator=generator)
         total += loss(model, batch, times, generators(3)).sum(dim=1).detach()
         steps, prior = bound_terms(model, batch, times, SCHEDULER.alphas_cumprod, same)
@@ -134,4 +144,6 @@ def test_every_objective_is_finite_at_both_ends_of_the_clock():
     for objective in OBJECTIVES:
         model = make_model(categorical_output=objective != "simple")
         loss = EmbeddingLoss(SCHEDULER, model, objective)
-        assert torch.isfinite(loss(model, make_batch(), torch.tensor([0, 1, 49]), generators(3))).all()
+        assert torch.isfinite(
+            loss(model, make_batch(), torch.tensor([0, 1, 49]), generators(3))
+        ).all()

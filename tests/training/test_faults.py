@@ -39,7 +39,9 @@ def test_a_signal_saves_and_the_run_resumes_bit_for_bit(make_loop, number):
     with pytest.raises(SystemExit) as exit:
         stopped.run()
     assert exit.value.code == 128 + number and signal.getsignal(number) is before
-    assert [path.name for path in checkpoints.list_checkpoints(stopped.checkpoint_folder)] == ["step-00000008"]
+    assert [path.name for path in checkpoints.list_checkpoints(stopped.checkpoint_folder)] == [
+        "step-00000008"
+    ]
     resumed = make_loop("stopped", max_train_steps=30, resume_from_checkpoint="latest")
     assert [loss for loss, *_ in taken] + resumed.run() == losses
     for name, parameter in straight.state.parameters.items():
@@ -70,15 +72,21 @@ def test_a_row_whose_loss_is_not_finite_is_named_and_the_weights_stay(make_loop,
 
     def division_by_zero(model, batch, uniform, generators):
         same = (batch["input_ids"] == tokens).all(dim=1)
-        return loss_function(model, batch, uniform, generators) * (torch.tensor(float("nan")) if same.any() else 1)
+        return loss_function(model, batch, uniform, generators) * (
+            torch.tensor(float("nan")) if same.any() else 1
+        )
 
     loop.loss_function = division_by_zero
     before = {name: p.detach().clone() for name, p in loop.state.parameters.items()}
     shadows = [shadow.clone() for shadow in loop.state.ema.shadow_params]
-    with pytest.raises(FloatingPointError, match=rf"Step 1: loss nan.*Not finite alone: rows \[.*\b{poisoned}\b"):
+    with pytest.raises(
+        FloatingPointError, match=rf"Step 1: loss nan.*Not finite alone: rows \[.*\b{poisoned}\b"
+    ):
         loop.train_step()
     assert all(torch.equal(before[name], p) for name, p in loop.state.parameters.items())
-    assert all(torch.equal(a, b) for a, b in zip(shadows, loop.state.ema.shadow_params, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(shadows, loop.state.ema.shadow_params, strict=True)
+    )
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(make_loop):
@@ -87,7 +95,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(make_loop):
     parameter.register_hook(lambda gradient: gradient * float("inf"))
     before = {name: p.detach().clone() for name, p in loop.state.parameters.items()}
     with pytest.raises(
-        FloatingPointError, match=r"Step 0: loss \d.*gradient norm (nan|inf).*rows \[\d+, .*training data"
+        FloatingPointError,
+        match=r"Step 0: loss \d.*gradient norm (nan|inf).*rows \[\d+, .*training data",
     ):
         loop.train_step()
     assert all(torch.equal(before[name], p) for name, p in loop.state.parameters.items())
@@ -95,8 +104,12 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(make_loop):
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(make_loop, caplog):
     """The allocator's own error, above a number of rows that is let through."""
-    whole = make_loop("whole", train_batch_size=16, gradient_accumulation_steps=1, max_train_steps=4, dropout=0.0)
-    tight = make_loop("tight", train_batch_size=16, gradient_accumulation_steps=1, max_train_steps=4, dropout=0.0)
+    whole = make_loop(
+        "whole", train_batch_size=16, gradient_accumulation_steps=1, max_train_steps=4, dropout=0.0
+    )
+    tight = make_loop(
+        "tight", train_batch_size=16, gradient_accumulation_steps=1, max_train_steps=4, dropout=0.0
+    )
     loss_function, sizes = tight.loss_function, []
 
     def limited(model, batch, uniform, generators):
@@ -111,7 +124,13 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(make_loop, cap
     for a, b in zip(whole.state.parameters.values(), tight.state.parameters.values(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=0)
     tight.save()
-    resumed = make_loop("tight", train_batch_size=16, max_train_steps=4, resume_from_checkpoint="latest", dropout=0.0)
+    resumed = make_loop(
+        "tight",
+        train_batch_size=16,
+        max_train_steps=4,
+        resume_from_checkpoint="latest",
+        dropout=0.0,
+    )
     resumed.load()
     assert resumed.micro_batch_size == 4
 
@@ -153,22 +172,60 @@ def test_too_little_room_is_said_before_the_first_step(make_loop, monkeypatch):
 @pytest.fixture
 def recipe(text_file, tmp_path):
     """Arguments of a run of the real recipe in a process of its own."""
-    options = {"dataset": text_file, "output_dir": tmp_path / "run", "vocab_size": 300, "length": 16}
-    options |= {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2, "report_to": "none", "num_samples": 0}
-    options |= {"num_length_samples": 0, "validation_steps": 0, "num_cpu_threads": 1, "max_train_steps": 2000}
+    options = {
+        "dataset": text_file,
+        "output_dir": tmp_path / "run",
+        "vocab_size": 300,
+        "length": 16,
+    }
+    options |= {
+        "hidden_size": 32,
+        "num_layers": 1,
+        "num_attention_heads": 2,
+        "report_to": "none",
+        "num_samples": 0,
+    }
+    options |= {
+        "num_length_samples": 0,
+        "validation_steps": 0,
+        "num_cpu_threads": 1,
+        "max_train_steps": 2000,
+    }
     options |= {"resume_from_checkpoint": "auto", "checkpointing_steps": 100_000}
 
     def make(**changes):
-        return [SCRIPT] + [str(word) for name, value in (options | changes).items() for word in (f"--{name}", value)]
+        return [SCRIPT] + [
+            str(word)
+            for name, value in (options | changes).items()
+            for word in (f"--{name}", value)
+        ]
 
-    make.environment = os.environ | {"ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path / "cache")}
+    make.environment = os.environ | {
+        "ACCELERATE_USE_CPU": "true",
+        "HF_HOME": str(tmp_path / "cache"),
+    }
     make.output = tmp_path / "run"
     return make
 
 
 LAUNCHERS = {
-    "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"],
-    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"],
+    "accelerate": [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+    ],
+    "torchrun": [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+    ],
 }
 
 
@@ -176,7 +233,9 @@ def stop_in_the_midst(command, environment, whom, seconds):
     """Start a run, wait until it trains, send SIGTERM to its launcher or to one worker, and wait for all of them."""
     import psutil
 
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     printed, launcher = b"", psutil.Process(process.pid)
     while b"it/s" not in printed:
         chunk = os.read(process.stdout.fileno(), 10_000)
@@ -195,26 +254,45 @@ def stop_in_the_midst(command, environment, whom, seconds):
 
 def finish(recipe, launcher):
     command = LAUNCHERS[launcher] + recipe()
-    done = subprocess.run(command, env=recipe.environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, env=recipe.environment, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
 
 
 def final_weights(folder):
-    tensors, state = checkpoints.read_checkpoint(checkpoints.list_checkpoints(folder / "checkpoints")[-1])
-    return {f"{group}/{name}": t for group, named in tensors.items() for name, t in named.items()}, state["step"]
+    tensors, state = checkpoints.read_checkpoint(
+        checkpoints.list_checkpoints(folder / "checkpoints")[-1]
+    )
+    return {
+        f"{group}/{name}": t for group, named in tensors.items() for name, t in named.items()
+    }, state["step"]
 
 
-CASES = [("accelerate", "launcher"), ("accelerate", "worker"), ("torchrun", "launcher"), ("torchrun", "worker")]
+CASES = [
+    ("accelerate", "launcher"),
+    ("accelerate", "worker"),
+    ("torchrun", "launcher"),
+    ("torchrun", "worker"),
+]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("launcher, whom", CASES)
-def test_sigterm_to_launcher_or_worker_saves_and_the_run_resumes_bit_for_bit(recipe, tmp_path, launcher, whom):
+def test_sigterm_to_launcher_or_worker_saves_and_the_run_resumes_bit_for_bit(
+    recipe, tmp_path, launcher, whom
+):
     straight = tmp_path / "straight"
     options = recipe(output_dir=straight)
-    subprocess.run(LAUNCHERS[launcher] + options, env=recipe.environment, check=True, timeout=600, capture_output=True)
+    subprocess.run(
+        LAUNCHERS[launcher] + options,
+        env=recipe.environment,
+        check=True,
+        timeout=600,
+        capture_output=True,
+    )
     expected, steps = final_weights(straight)
     stops, seconds = [], np.random.default_rng(0).uniform(0, 1.5, size=3)
     for pause in seconds:
@@ -225,7 +303,9 @@ def test_sigterm_to_launcher_or_worker_saves_and_the_run_resumes_bit_for_bit(rec
     assert f"at step {stops[-1]}" in printed
     found, last = final_weights(recipe.output)
     assert last == steps == 2000 and stops == sorted(stops)
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert found.keys() == expected.keys() and all(
+        torch.equal(found[name], expected[name]) for name in expected
+    )
 
 
 def test_sigterm_to_accelerate_launch_reaches_the_run(recipe):
@@ -235,7 +315,9 @@ def test_sigterm_to_accelerate_launch_reaches_the_run(recipe):
     )
     assert code != 0
     step = final_weights(recipe.output)[1]
-    assert 0 < step < 100_000 and json.loads((recipe.output / "tokenizer" / "tokenizer_config.json").read_text())
+    assert 0 < step < 100_000 and json.loads(
+        (recipe.output / "tokenizer" / "tokenizer_config.json").read_text()
+    )
 
 
 def test_what_changes_a_resumed_run_is_said_and_what_does_not_is_not(make_loop, caplog):
@@ -243,7 +325,9 @@ def test_what_changes_a_resumed_run_is_said_and_what_does_not_is_not(make_loop, 
     same = {"train_batch_size": 8, "gradient_accumulation_steps": 2, "checkpoints_total_limit": 5}
     make_loop(resume_from_checkpoint="latest", checkpointing_steps=4, **same).load()
     assert not caplog.text
-    make_loop(resume_from_checkpoint="latest", learning_rate=3e-4, train_batch_size=8, seed=1).load()
+    make_loop(
+        resume_from_checkpoint="latest", learning_rate=3e-4, train_batch_size=8, seed=1
+    ).load()
     warned = [record.message for record in caplog.records]
     assert len(warned) == 3 and "`learning_rate` was 0.001 and is 0.0003" in warned[0]
     assert "`rows_per_step` was 16 and is 8" in warned[1] and "`seed` was 0 and is 1" in warned[2]

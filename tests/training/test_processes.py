@@ -13,6 +13,7 @@ import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from conftest import mostly_slow
 from support.process_driver import vectors_of_step
 
 from text_diffusers.training import runtime
@@ -27,8 +28,14 @@ ACCELERATE = ["-m", "accelerate.commands.launch"]
 
 def run(tmp_path, *command, **environment):
     """Run Python with `command`, on CPUs and offline; returns what happened."""
-    settings = {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT / "tests")}
-    variables = {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"} | settings | environment
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": str(ROOT / "tests"),
+    }
+    variables = (
+        {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"} | settings | environment
+    )
     words = [sys.executable, *map(str, command)]
     return subprocess.run(words, env=variables, capture_output=True, text=True, timeout=250)
 
@@ -38,7 +45,9 @@ def train(tmp_path, name, launcher, options, processes, **environment):
     folder = tmp_path / name
     done = run(tmp_path, *launcher, DRIVER, folder, json.dumps(options), **environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    results = [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(processes)]
+    results = [
+        json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(processes)
+    ]
     assert not (folder / f"result-{processes}.json").exists()
     assert f"{processes} process(es) on cpu" in done.stdout
     return results
@@ -47,7 +56,9 @@ def train(tmp_path, name, launcher, options, processes, **environment):
 def assert_same(results, expected, tolerance):
     for result in results:
         np.testing.assert_allclose(result["losses"], expected["losses"], atol=tolerance, rtol=0)
-        for (step, metrics), (expected_step, wanted) in zip(result["validated"], expected["validated"], strict=True):
+        for (step, metrics), (expected_step, wanted) in zip(
+            result["validated"], expected["validated"], strict=True
+        ):
             assert step == expected_step
             np.testing.assert_allclose(metrics["bound"], wanted["bound"], atol=tolerance, rtol=0)
             np.testing.assert_allclose(
@@ -57,6 +68,7 @@ def assert_same(results, expected, tolerance):
             np.testing.assert_allclose(weights, expected["weights"][name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_ddp_and_fsdp2_train_validate_and_resume_as_one_process_does(tmp_path):
     options = {"checkpointing_steps": 5}
     (single,) = train(tmp_path, "single", [], options, 1)
@@ -65,40 +77,71 @@ def test_ddp_and_fsdp2_train_validate_and_resume_as_one_process_does(tmp_path):
     ddp = train(tmp_path, "ddp", [*ACCELERATE, "--config_file", config], options, 2)
     assert ddp[0]["type"] == "DistributedType.MULTI_CPU" and ddp[0]["digest"] == ddp[1]["digest"]
     assert_same(ddp, single, 1e-6)
-    shards = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    shards = {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    }
     shards |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
     fsdp = train(tmp_path, "fsdp", TORCHRUN, options, 2, **shards)
-    assert fsdp[0]["shards"] and fsdp[0]["type"] == "DistributedType.FSDP" and fsdp[0]["digest"] == fsdp[1]["digest"]
+    assert (
+        fsdp[0]["shards"]
+        and fsdp[0]["type"] == "DistributedType.FSDP"
+        and fsdp[0]["digest"] == fsdp[1]["digest"]
+    )
     assert_same(fsdp, single, 1e-6)
     # From a checkpoint of shards, in shards again, and of shards in one process.
     saved = str(tmp_path / "fsdp" / "checkpoints" / "step-00000005")
     again = options | {"resume_from_checkpoint": saved}
     resumed = train(tmp_path, "fsdp-again", TORCHRUN, again, 2, **shards)
-    assert resumed[0]["losses"] == fsdp[0]["losses"][5:] and resumed[0]["digest"] == fsdp[0]["digest"]
+    assert (
+        resumed[0]["losses"] == fsdp[0]["losses"][5:] and resumed[0]["digest"] == fsdp[0]["digest"]
+    )
     (alone,) = train(tmp_path, "alone", [], again, 1)
     np.testing.assert_allclose(alone["losses"], single["losses"][5:], atol=1e-6, rtol=0)
 
 
 @pytest.fixture
 def recipe(text_file, tmp_path):
-    options = {"dataset": text_file, "vocab_size": 300, "length": 16, "hidden_size": 32, "num_layers": 1}
-    options |= {"num_attention_heads": 2, "report_to": "none", "num_samples": 0, "num_length_samples": 0}
+    options = {
+        "dataset": text_file,
+        "vocab_size": 300,
+        "length": 16,
+        "hidden_size": 32,
+        "num_layers": 1,
+    }
+    options |= {
+        "num_attention_heads": 2,
+        "report_to": "none",
+        "num_samples": 0,
+        "num_length_samples": 0,
+    }
     options |= {"checkpointing_steps": 0, "num_cpu_threads": 1, "max_train_steps": 50}
 
     def words(**changes):
-        return [str(word) for name, value in (options | changes).items() for word in (f"--{name}", value)]
+        return [
+            str(word)
+            for name, value in (options | changes).items()
+            for word in (f"--{name}", value)
+        ]
 
     return words
 
 
 RECIPES = {
     "train_d3pm.D3PMConfig": {},
-    "train_diffusion_lm.DiffusionLMConfig": {"time_sampling": "time_warped", "timing_steps": 20, "packing": True},
+    "train_diffusion_lm.DiffusionLMConfig": {
+        "time_sampling": "time_warped",
+        "timing_steps": 20,
+        "packing": True,
+    },
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_two_processes_of_a_recipe_train_like_one_with_the_same_global_batch(recipe, tmp_path, name):
+@pytest.mark.parametrize("name", mostly_slow(RECIPES, fast=["train_d3pm.D3PMConfig"]))
+def test_two_processes_of_a_recipe_train_like_one_with_the_same_global_batch(
+    recipe, tmp_path, name
+):
     """50 steps through torchrun and gloo, losses as far as float32 goes."""
     driver, module = tmp_path / "driver.py", name.partition(".")[0]
     driver.write_text(
@@ -119,7 +162,10 @@ def test_two_processes_of_a_recipe_train_like_one_with_the_same_global_batch(rec
         world, losses = json.loads((tmp_path / "two" / f"losses-{rank}.json").read_text())
         assert world == 2
         np.testing.assert_allclose(losses, single, atol=1e-6, rtol=5e-7)
-    bounds = [json.loads((tmp_path / folder / "metrics.json").read_text())["bound"] for folder in ("one", "two")]
+    bounds = [
+        json.loads((tmp_path / folder / "metrics.json").read_text())["bound"]
+        for folder in ("one", "two")
+    ]
     assert bounds[0] == pytest.approx(bounds[1], abs=1e-5)
 
 
@@ -136,12 +182,20 @@ def codebooks(tmp_path_factory):
     """By number of processes, for each of them by case: `embed` (steps, codes, width) and `count` (steps, codes)."""
     found, folder = {}, tmp_path_factory.mktemp("codebooks")
     for world, launcher in ((1, []), (2, TORCHRUN)):
-        done = run(folder, *launcher, DRIVER, folder / str(world), json.dumps({"codebooks": CODEBOOKS}))
+        done = run(
+            folder, *launcher, DRIVER, folder / str(world), json.dumps({"codebooks": CODEBOOKS})
+        )
         assert done.returncode == 0, done.stderr[-3000:]
-        results = [json.loads((folder / str(world) / f"result-{rank}.json").read_text()) for rank in range(world)]
+        results = [
+            json.loads((folder / str(world) / f"result-{rank}.json").read_text())
+            for rank in range(world)
+        ]
         assert all(result["world"] == world for result in results)
         found[world] = [
-            {name: {k: np.array([step[k] for step in result[name]]) for k in ("embed", "count")} for name in CODEBOOKS}
+            {
+                name: {k: np.array([step[k] for step in result[name]]) for k in ("embed", "count")}
+                for name in CODEBOOKS
+            }
             for result in results
         ]
     return found
@@ -153,6 +207,7 @@ def normalised_vectors(step):
     return (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_keep_the_codebook_of_one_with_the_whole_batch(codebooks):
     one, *two = (process["averages"] for process in (*codebooks[1], *codebooks[2]))
     assert np.abs(one["embed"][-1] - one["embed"][0]).max() > 0.1
@@ -165,7 +220,10 @@ def test_two_processes_keep_the_codebook_of_one_with_the_whole_batch(codebooks):
 def test_two_processes_start_a_codebook_and_replace_its_dead_codes_together(codebooks, quantizer):
     first, second = (process[quantizer] for process in codebooks[2])
     assert all(np.array_equal(first[key], second[key]) for key in first)
-    owners, even = [], len(normalised_vectors(0)) / 8  # an even share of the vectors of both, then of those so far
+    owners, even = (
+        [],
+        len(normalised_vectors(0)) / 8,
+    )  # an even share of the vectors of both, then of those so far
     for step, (book, count) in enumerate(zip(first["embed"], first["count"], strict=True)):
         points = normalised_vectors(step)
         distances = np.abs(points[:, None] - book).max(-1)  # (n, codes)
@@ -188,6 +246,7 @@ def test_k_means_of_two_processes_is_that_of_all_vectors(codebooks):
     np.testing.assert_allclose(first["count"][0], np.bincount(nearest), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_of_the_autoencoder_recipe_have_one_model(recipe, tmp_path):
     driver = tmp_path / "driver.py"
     driver.write_text(
@@ -202,7 +261,12 @@ def test_two_processes_of_the_autoencoder_recipe_have_one_model(recipe, tmp_path
         "result = [int(os.environ['WORLD_SIZE']), losses, digest.hexdigest()]\n"
         "open(config.output_dir + f'/result-{os.environ[\"RANK\"]}.json', 'w').write(json.dumps(result))\n"
     )
-    changes = {"max_train_steps": 8, "dead_code_threshold": 0.5, "train_batch_size": 4, "num_encoder_layers": 1}
+    changes = {
+        "max_train_steps": 8,
+        "dead_code_threshold": 0.5,
+        "train_batch_size": 4,
+        "num_encoder_layers": 1,
+    }
     options = recipe(output_dir=tmp_path / "run", **changes)
     place = options.index("--num_layers")
     done = run(tmp_path, *TORCHRUN, driver, SCRIPTS, *options[:place], *options[place + 2 :])
@@ -216,9 +280,20 @@ def test_two_processes_of_the_autoencoder_recipe_have_one_model(recipe, tmp_path
 
 def test_a_launcher_that_starts_one_process_instead_of_two_is_noticed(recipe, tmp_path):
     script = SCRIPTS / "train_d3pm.py"
-    done = run(tmp_path, *ACCELERATE, "--cpu", "--num_processes", "2", script, *recipe(output_dir=tmp_path / "run"))
+    done = run(
+        tmp_path,
+        *ACCELERATE,
+        "--cpu",
+        "--num_processes",
+        "2",
+        script,
+        *recipe(output_dir=tmp_path / "run"),
+    )
     assert done.returncode != 0
-    assert "was asked for `--num_processes`=2 and started 1" in done.stderr and "--multi_gpu" in done.stderr
+    assert (
+        "was asked for `--num_processes`=2 and started 1" in done.stderr
+        and "--multi_gpu" in done.stderr
+    )
 
 
 COMMANDS = {
@@ -267,7 +342,11 @@ def test_two_gpus_train_and_resume(recipe, tmp_path, config):
         "2",
     ]
     for steps in (25, 50):  # the second run resumes the first
-        changes = {"max_train_steps": steps, "checkpointing_steps": 25, "resume_from_checkpoint": "auto"}
+        changes = {
+            "max_train_steps": steps,
+            "checkpointing_steps": 25,
+            "resume_from_checkpoint": "auto",
+        }
         options = recipe(output_dir=tmp_path / "run", train_batch_size=4, **changes)
         done = run(tmp_path, *launcher, SCRIPTS / "train_d3pm.py", *options)
         assert done.returncode == 0, done.stderr[-3000:]

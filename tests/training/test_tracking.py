@@ -25,12 +25,29 @@ def train(text_file, tmp_path):
     module = importlib.util.module_from_spec(spec)
     sys.modules["train_d3pm"] = module
     spec.loader.exec_module(module)
-    sizes = {"vocab_size": 300, "length": 16, "hidden_size": 32, "num_layers": 1, "num_attention_heads": 2}
-    settings = {"max_train_steps": 40, "train_batch_size": 4, "validation_steps": 20, "checkpointing_steps": 20}
-    files = {"dataset": str(text_file), "output_dir": str(tmp_path / "run"), "num_length_samples": 0}
+    sizes = {
+        "vocab_size": 300,
+        "length": 16,
+        "hidden_size": 32,
+        "num_layers": 1,
+        "num_attention_heads": 2,
+    }
+    settings = {
+        "max_train_steps": 40,
+        "train_batch_size": 4,
+        "validation_steps": 20,
+        "checkpointing_steps": 20,
+    }
+    files = {
+        "dataset": str(text_file),
+        "output_dir": str(tmp_path / "run"),
+        "num_length_samples": 0,
+    }
 
     def main(**changes):
-        return module.main(module.D3PMConfig(**sizes | settings | files | {"num_cpu_threads": 1} | changes))
+        return module.main(
+            module.D3PMConfig(**sizes | settings | files | {"num_cpu_threads": 1} | changes)
+        )
 
     main.output = tmp_path / "run"
     return main
@@ -43,7 +60,9 @@ def read_tensorboard(folder):
     for events in sorted(folder.rglob("events.out*")):
         accumulator = EventAccumulator(str(events)).Reload()
         for tag in accumulator.Tags()["scalars"]:
-            scalars.setdefault(tag, []).extend((event.step, event.value) for event in accumulator.Scalars(tag))
+            scalars.setdefault(tag, []).extend(
+                (event.step, event.value) for event in accumulator.Scalars(tag)
+            )
         for tag in accumulator.Tags()["tensors"]:
             texts.setdefault(tag, []).extend(accumulator.Tensors(tag))
     return scalars, texts
@@ -55,7 +74,9 @@ def test_tensorboard_shows_training_validation_noise_levels_and_samples(train):
     for name in TRAINED:
         assert [step for step, _ in scalars[f"training/{name}"]] == [10, 20, 30, 40]
     averages = np.array(losses).reshape(4, 10).mean(axis=1)
-    np.testing.assert_allclose([value for _, value in scalars["training/loss"]], averages, rtol=1e-5)
+    np.testing.assert_allclose(
+        [value for _, value in scalars["training/loss"]], averages, rtol=1e-5
+    )
     for name in VALIDATED:
         assert [step for step, _ in scalars[f"validation/{name}"]] == [20, 40]
     bound, last = (scalars[f"validation/{name}"][-1][1] for name in ("bound", "bound_without_ema"))
@@ -75,7 +96,11 @@ def test_a_resumed_run_writes_no_step_twice(train):
     train(resume_from_checkpoint="latest")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    shown = EventAccumulator(str(train.output / "logs" / "text-diffusers")).Reload().Scalars("training/loss")
+    shown = (
+        EventAccumulator(str(train.output / "logs" / "text-diffusers"))
+        .Reload()
+        .Scalars("training/loss")
+    )
     assert [event.step for event in shown] == [10, 20, 30, 40]
 
 
@@ -123,22 +148,32 @@ def test_wandb_works_offline_with_table_configuration_and_artifact(train, monkey
     assert {"learning_rate", "max_train_steps", "dataset", "schedule"} <= configured
     history = {}
     for items in (record.history.item for record in records if record.HasField("history")):
-        values = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+        values = {
+            "/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items
+        }
         for name, value in values.items():
             history.setdefault(name, []).append((values["_step"], value))
     for name, events in read_tensorboard(train.output / "logs")[0].items():
         if name.startswith(("training/", "validation/", "bound_by_noise/")):
-            assert history[name] == [(step, pytest.approx(value, rel=1e-5)) for step, value in events], name
+            assert history[name] == [
+                (step, pytest.approx(value, rel=1e-5)) for step, value in events
+            ], name
     assert [rows for _, rows in history["samples/nrows"]] == [4, 4]
     (model,) = [record.artifact for record in records if record.artifact.type == "model"]
     files = {entry.path for entry in model.manifest.contents}
-    assert {"model_index.json", "metrics.json", "denoiser/diffusion_pytorch_model.safetensors"} <= files
+    assert {
+        "model_index.json",
+        "metrics.json",
+        "denoiser/diffusion_pytorch_model.safetensors",
+    } <= files
     assert not any(path.startswith(("checkpoints", "logs")) for path in files)
 
 
 def test_trackers_that_are_unknown_or_not_installed_are_refused(tmp_path):
     assert check_trackers(["none"]) == [] and check_trackers(["tensorboard"]) == ["tensorboard"]
-    with pytest.raises(ValueError, match="`report_to` must name trackers among aim, .* or none; got 'tensorbord'"):
+    with pytest.raises(
+        ValueError, match="`report_to` must name trackers among aim, .* or none; got 'tensorbord'"
+    ):
         TrainingConfig(output_dir=str(tmp_path), report_to=["tensorbord"])
     with pytest.raises(ValueError, match="'clearml' is not installed"):
         TrainingConfig(output_dir=str(tmp_path), report_to=["tensorboard", "clearml"])

@@ -39,7 +39,9 @@ def test_a_resumed_run_continues_bit_for_bit(make_loop, stop):
     assert_equal(weights(resumed), weights(straight))
     assert all(
         torch.equal(a, b)
-        for a, b in zip(resumed.state.ema.shadow_params, straight.state.ema.shadow_params, strict=True)
+        for a, b in zip(
+            resumed.state.ema.shadow_params, straight.state.ema.shadow_params, strict=True
+        )
     )
 
 
@@ -48,7 +50,10 @@ def test_a_checkpoint_is_safetensors_and_json_and_only_the_newest_are_kept(make_
     one.run()
     folders = sorted(one.checkpoint_folder.iterdir())
     assert [folder.name for folder in folders] == ["step-00000006", "step-00000008"]
-    assert {file.suffix for folder in folders for file in folder.iterdir()} == {".safetensors", ".json"}
+    assert {file.suffix for folder in folders for file in folder.iterdir()} == {
+        ".safetensors",
+        ".json",
+    }
 
 
 def test_resuming_what_is_not_there_is_refused(make_loop):
@@ -75,7 +80,9 @@ def test_times_are_stratified_and_noise_is_a_function_of_seed_step_and_row():
     firsts = {row_noise(seed, step, 64)[0][0].item() for seed in range(20) for step in range(20)}
     assert len(firsts) == 400  # every seed and every step has noise of its own
     spread = [row_noise(0, step, 16)[0].mean().item() for step in range(400)]
-    assert np.std(spread) < 0.5 * np.sqrt(1 / 12 / 16)  # independent times would have the right-hand side
+    assert np.std(spread) < 0.5 * np.sqrt(
+        1 / 12 / 16
+    )  # independent times would have the right-hand side
 
 
 def test_log_uniform_times_average_every_loss_as_uniform_ones_do():
@@ -138,7 +145,9 @@ def test_a_checkpoint_that_was_not_finished_is_not_found(make_loop):
     one = make_loop(max_train_steps=2, checkpointing_steps=1)
     one.run()
     newest = sorted(one.checkpoint_folder.glob("step-*"))[-1]
-    newest.rename(one.checkpoint_folder / ".draft-00000002")  # as a crash before the renaming leaves it
+    newest.rename(
+        one.checkpoint_folder / ".draft-00000002"
+    )  # as a crash before the renaming leaves it
     resumed = make_loop(max_train_steps=2, resume_from_checkpoint="latest")
     resumed.load()
     assert resumed.step == 1

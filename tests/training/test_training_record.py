@@ -21,7 +21,10 @@ from text_diffusers.training.config import (
 )
 from text_diffusers.training.tracking import Curves, read_curves
 
-SENTENCES = ["the cat sat on the mat and looked at the dog", "a bird sang in the tree while the cat slept"]
+SENTENCES = [
+    "the cat sat on the mat and looked at the dog",
+    "a bird sang in the tree while the cat slept",
+]
 RECIPES = {  # the class of options of each
     "train_d3pm": "D3PMConfig",
     "train_diffusion_lm": "DiffusionLMConfig",
@@ -57,12 +60,22 @@ def run_until(loop, killed_at):
 
 def evaluate(model):
     weights = next(parameter for parameter in model.parameters())
-    return {"bound": float(weights.detach().abs().mean()), "bound_by_noise/0.5": 1.0, "broken": float("nan")}
+    return {
+        "bound": float(weights.detach().abs().mean()),
+        "bound_by_noise/0.5": 1.0,
+        "broken": float("nan"),
+    }
 
 
 @pytest.mark.parametrize("validation_steps, kills", [(5, [9, 21]), (7, [1, 14])])
-def test_the_curves_of_a_killed_and_resumed_run_are_those_of_a_straight_one(make_loop, validation_steps, kills):
-    options = {"max_train_steps": 25, "checkpointing_steps": 7, "validation_steps": validation_steps}
+def test_the_curves_of_a_killed_and_resumed_run_are_those_of_a_straight_one(
+    make_loop, validation_steps, kills
+):
+    options = {
+        "max_train_steps": 25,
+        "checkpointing_steps": 7,
+        "validation_steps": validation_steps,
+    }
     options |= {"checkpoints_total_limit": 1, "train_batch_size": 2}
     straight = make_loop("straight", evaluate=evaluate, **options)
     losses = straight.run()
@@ -71,7 +84,9 @@ def test_the_curves_of_a_killed_and_resumed_run_are_those_of_a_straight_one(make
         run_until(broken, killed_at)
         with open(broken.curves.path, "a") as file:
             file.write('{"step": 9')  # torn
-        make_loop(f"broken-{killed_at}", evaluate=evaluate, resume_from_checkpoint="auto", **options).run()
+        make_loop(
+            f"broken-{killed_at}", evaluate=evaluate, resume_from_checkpoint="auto", **options
+        ).run()
         assert lines_of(broken) == lines_of(straight), killed_at
     steps = [row["step"] for row in lines_of(straight)]
     assert steps == sorted({10, 20, 25} | set(range(validation_steps, 26, validation_steps)))
@@ -81,7 +96,12 @@ def test_the_curves_of_a_killed_and_resumed_run_are_those_of_a_straight_one(make
 
 
 def test_a_kill_between_checkpoint_and_validation_loses_no_validation(make_loop):
-    options = {"max_train_steps": 12, "checkpointing_steps": 6, "validation_steps": 6, "train_batch_size": 2}
+    options = {
+        "max_train_steps": 12,
+        "checkpointing_steps": 6,
+        "validation_steps": 6,
+        "train_batch_size": 2,
+    }
     straight = make_loop("straight", evaluate=evaluate, **options)
     straight.run()
 
@@ -93,17 +113,27 @@ def test_a_kill_between_checkpoint_and_validation_loses_no_validation(make_loop)
         broken.run()
     calls = []
     resumed = make_loop(
-        "broken", evaluate=lambda m: calls.append(1) or evaluate(m), resume_from_checkpoint="latest", **options
+        "broken",
+        evaluate=lambda m: calls.append(1) or evaluate(m),
+        resume_from_checkpoint="latest",
+        **options,
     )
     resumed.run()
-    assert lines_of(resumed) == lines_of(straight) and [row["step"] for row in lines_of(resumed)] == [6, 10, 12]
+    assert lines_of(resumed) == lines_of(straight) and [
+        row["step"] for row in lines_of(resumed)
+    ] == [6, 10, 12]
     again = make_loop("broken", evaluate=evaluate, resume_from_checkpoint="latest", **options)
     again.run()
     assert lines_of(again) == lines_of(straight)
 
 
 def test_a_run_that_is_resumed_right_after_its_validation_does_not_repeat_it(make_loop):
-    options = {"max_train_steps": 12, "checkpointing_steps": 6, "validation_steps": 6, "train_batch_size": 2}
+    options = {
+        "max_train_steps": 12,
+        "checkpointing_steps": 6,
+        "validation_steps": 6,
+        "train_batch_size": 2,
+    }
     first = make_loop("run", evaluate=evaluate, **options)
     run_until(first, 6)
     validated = []
@@ -136,7 +166,9 @@ def test_a_disk_that_refuses_a_line_stops_nothing_and_is_made_up_for(tmp_path, c
     ]
 
 
-@pytest.mark.parametrize("damage", [b'{"step": 2', b"\0\0\0\0", b"[1]", b'{"loss": 1}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "damage", [b'{"step": 2', b"\0\0\0\0", b"[1]", b'{"loss": 1}', b"\xff\xfe"]
+)
 def test_curves_are_read_up_to_a_damaged_line(tmp_path, damage, caplog):
     path = tmp_path / "curves.jsonl"
     path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + damage + b'\n{"step": 3, "loss": 1.0}\n')
@@ -150,10 +182,29 @@ CHOICES = {
         "packing": False,
         "kernel": "uniform",
     },
-    "train_diffusion_lm": {"embedding_dim": 8, "given_words": 0.0, "min_length": 16, "report_to": ["none"]},
-    "train_classifier": {"label_column": "label", "packing": False, "noise": "absorbing", "learning_rate": 3e-05},
-    "train_vq_autoencoder": {"quantizer": "fsq", "fine_levels": [8, 5, 5], "coarse_levels": [4, 4], "levels": 2},
-    "train_two_level": {"autoencoder": "some/autoencoder", "prompt_length": 64, "max_train_minutes": 8.5},
+    "train_diffusion_lm": {
+        "embedding_dim": 8,
+        "given_words": 0.0,
+        "min_length": 16,
+        "report_to": ["none"],
+    },
+    "train_classifier": {
+        "label_column": "label",
+        "packing": False,
+        "noise": "absorbing",
+        "learning_rate": 3e-05,
+    },
+    "train_vq_autoencoder": {
+        "quantizer": "fsq",
+        "fine_levels": [8, 5, 5],
+        "coarse_levels": [4, 4],
+        "levels": 2,
+    },
+    "train_two_level": {
+        "autoencoder": "some/autoencoder",
+        "prompt_length": 64,
+        "max_train_minutes": 8.5,
+    },
 }
 
 
@@ -180,7 +231,9 @@ def accelerator_of(tmp_path, monkeypatch):
     return note
 
 
-def test_the_note_holds_options_and_versions_and_nothing_of_machine_or_person(make_loop, tmp_path, monkeypatch):
+def test_the_note_holds_options_and_versions_and_nothing_of_machine_or_person(
+    make_loop, tmp_path, monkeypatch
+):
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
     loop = make_loop("run", max_train_steps=1, checkpointing_steps=1, project="mine")
     loop.run()
@@ -191,7 +244,12 @@ def test_the_note_holds_options_and_versions_and_nothing_of_machine_or_person(ma
     assert note["recipe"] == "config" and note["num_processes"] == 1 and note["device"] == "cpu"
     assert note["versions"]["torch"] == torch.__version__
     assert not any(name in note["command"] for name in marked_options(loop.config, "of_one_start"))
-    for secret in (str(tmp_path), "hf_canary", f'"{socket.gethostname()}"', f"/{getpass.getuser()}"):
+    for secret in (
+        str(tmp_path),
+        "hf_canary",
+        f'"{socket.gethostname()}"',
+        f"/{getpass.getuser()}",
+    ):
         assert secret not in text
 
 
@@ -225,31 +283,66 @@ def test_a_relative_path_that_is_there_is_a_path(tmp_path, monkeypatch):
 @pytest.fixture
 def labelled(tmp_path):
     path = tmp_path / "labelled.csv"
-    path.write_text("text,label\n" + "\n".join(f"{SENTENCES[i % 2]},{i % 2}" for i in range(80)) + "\n")
+    path.write_text(
+        "text,label\n" + "\n".join(f"{SENTENCES[i % 2]},{i % 2}" for i in range(80)) + "\n"
+    )
     return str(path)
 
 
 @pytest.fixture
 def small(tmp_path, labelled):
-    sizes = {"vocab_size": 300, "length": 32, "hidden_size": 32, "num_attention_heads": 2, "num_cpu_threads": 1}
-    settings = {"max_train_steps": 10, "train_batch_size": 4, "validation_steps": 0, "num_samples": 0}
-    settings |= {"num_length_samples": 0, "checkpointing_steps": 0, "report_to": ["none"], "dataset": labelled}
+    sizes = {
+        "vocab_size": 300,
+        "length": 32,
+        "hidden_size": 32,
+        "num_attention_heads": 2,
+        "num_cpu_threads": 1,
+    }
+    settings = {
+        "max_train_steps": 10,
+        "train_batch_size": 4,
+        "validation_steps": 0,
+        "num_samples": 0,
+    }
+    settings |= {
+        "num_length_samples": 0,
+        "checkpointing_steps": 0,
+        "report_to": ["none"],
+        "dataset": labelled,
+    }
     return sizes | settings | {"output_dir": str(tmp_path / "run")}
 
 
 def test_label_names_are_saved_with_the_pipeline_and_kept_by_further_training(small, tmp_path):
     recipe = load_script("train_d3pm")
-    options = small | {"label_column": "label", "packing": False, "num_layers": 1, "label_names": ["cats", "birds"]}
+    options = small | {
+        "label_column": "label",
+        "packing": False,
+        "num_layers": 1,
+        "label_names": ["cats", "birds"],
+    }
     recipe.main(recipe.D3PMConfig(**options))
     pipe = TextDiffusionCFGPipeline.from_pretrained(small["output_dir"])
-    assert pipe.config.label_names == ["cats", "birds"] and pipe(class_labels="birds", num_inference_steps=2).texts
+    assert (
+        pipe.config.label_names == ["cats", "birds"]
+        and pipe(class_labels="birds", num_inference_steps=2).texts
+    )
     note = json.loads((tmp_path / "run" / NOTE_FILE).read_text())
     assert note["recipe"] == "train_d3pm" and note["options"]["dataset"] == "labelled.csv"
-    further = small | {"label_column": "label", "packing": False, "output_dir": str(tmp_path / "further")}
-    further = {name: value for name, value in further.items() if name not in ("vocab_size", "hidden_size")}
+    further = small | {
+        "label_column": "label",
+        "packing": False,
+        "output_dir": str(tmp_path / "further"),
+    }
+    further = {
+        name: value for name, value in further.items() if name not in ("vocab_size", "hidden_size")
+    }
     further.pop("num_attention_heads")
     recipe.main(recipe.D3PMConfig(**further, model_name_or_path=small["output_dir"]))
-    assert TextDiffusionCFGPipeline.from_pretrained(further["output_dir"]).config.label_names == ["cats", "birds"]
+    assert TextDiffusionCFGPipeline.from_pretrained(further["output_dir"]).config.label_names == [
+        "cats",
+        "birds",
+    ]
 
 
 def test_label_names_that_do_not_fit_are_refused(small):
@@ -259,7 +352,9 @@ def test_label_names_that_do_not_fit_are_refused(small):
         recipe.D3PMConfig(**options, label_names=["a", "b"])
     with pytest.raises(ValueError, match="`label_names` must differ from each other"):
         recipe.D3PMConfig(**options, label_column="label", label_names=["a", "a"])
-    with pytest.raises(ValueError, match=r"`label_names` must name the 2 labels of the data, got \['a'\]"):
+    with pytest.raises(
+        ValueError, match=r"`label_names` must name the 2 labels of the data, got \['a'\]"
+    ):
         recipe.main(recipe.D3PMConfig(**options, label_column="label", label_names=["a"]))
 
 
@@ -268,8 +363,18 @@ def test_every_recipe_leaves_its_note_and_its_curves(small, tmp_path):
     own = {
         "train_d3pm": {"num_layers": 1},
         "train_diffusion_lm": {"num_layers": 1, "embedding_dim": 8, "num_train_timesteps": 50},
-        "train_classifier": {"num_layers": 1, "label_column": "label", "packing": False, "noise": "absorbing"},
-        "train_vq_autoencoder": {"window_length": 16, "num_fine_codes": 16, "num_coarse_codes": 8, "codebook_dim": 4},
+        "train_classifier": {
+            "num_layers": 1,
+            "label_column": "label",
+            "packing": False,
+            "noise": "absorbing",
+        },
+        "train_vq_autoencoder": {
+            "window_length": 16,
+            "num_fine_codes": 16,
+            "num_coarse_codes": 8,
+            "codebook_dim": 4,
+        },
         "train_two_level": {
             "autoencoder": str(tmp_path / "train_vq_autoencoder"),
             "coarse_layers": 1,

@@ -363,6 +363,7 @@ def test_another_text_in_place_of_the_novels_is_refused(long_texts):
         austen_chapters()
 
 
+@pytest.mark.slow
 def test_two_styles_of_short_texts_each_once_and_in_whole_pieces(long_texts):
     pytest.importorskip("chitchat_dataset")
     file = long_texts / "austen" / AUSTEN_FILE

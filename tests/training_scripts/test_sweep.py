@@ -229,6 +229,7 @@ def test_trials_of_dead_processes_are_given_up_and_those_of_living_ones_are_not(
     assert not (tmp_path / "sweep" / "trial-0000" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_trial_worse_than_the_median_ends_early(injected):
     for _ in range(2):
         assert injected(validations([5.0] * 4)).state == COMPLETE
@@ -244,6 +245,7 @@ def test_a_trial_worse_than_the_median_ends_early(injected):
     assert late.state == COMPLETE and late.value == 6.0  # at the end there is nothing left to save
 
 
+@pytest.mark.slow
 def test_trials_are_compared_at_the_same_share_of_their_budget(injected):
     def fast(bound):  # five times the steps of the others in the same time
         def main(config, on_validation):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from safetensors.torch import load_file
 from support.masked_lms import make_masked_lm
 from support.recipes import load_script
@@ -291,7 +292,7 @@ def masked_lm_config(config, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "modernbert"])
+@pytest.mark.parametrize("model_type", ["bert", slow("roberta"), slow("modernbert")])
 def test_a_masked_lm_becomes_a_pipeline_that_knows_the_texts(masked_lm_config, model_type):
     learns = {
         "max_train_steps": 150,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from safetensors.torch import load_file
 from support.masked_lms import make_masked_lm
 from support.recipes import load_script
@@ -101,7 +102,7 @@ def test_three_steps_give_a_pipeline_that_writes(config, changes):
     assert (Path(options.output_dir) / "rounding.png").stat().st_size > 5_000
 
 
-@pytest.mark.parametrize("time_sampling", ["uniform", "time_warped"])
+@pytest.mark.parametrize("time_sampling", ["time_warped", slow("uniform")])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(config, tmp_path, time_sampling):
     """To the last bit: self-conditioning, dropout and the times that are measured on the way included."""
     same = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES
+from conftest import SENTENCES, slow
 from safetensors.torch import load_file
 from support.recipes import load_script
 from transformers import BertConfig, BertModel
@@ -185,6 +185,7 @@ def test_stages_alone_are_the_stages_together_to_the_last_digit(config, changes)
         assert same(weights(alone.output_dir, part), weights(together.output_dir, part))
 
 
+@pytest.mark.slow
 def test_without_prompts_the_fine_stage_may_come_first(config):
     together = config(run="together")
     losses = train_two_level.main(together)
@@ -195,6 +196,7 @@ def test_without_prompts_the_fine_stage_may_come_first(config):
     assert metrics_of(alone) == metrics_of(together)
 
 
+@pytest.mark.slow
 def test_a_resumed_stage_is_the_stage_that_was_not_stopped(config):
     settings = {"max_train_steps": 6, "checkpointing_steps": 4, "prompt_length": 5, "dropout": 0.1}
     straight = train_two_level.main(config(run="a", **settings))
@@ -214,7 +216,7 @@ def test_a_resumed_stage_is_the_stage_that_was_not_stopped(config):
         )  # it would not know the prompt encoder of another coarse stage
 
 
-@pytest.mark.parametrize("resume", ["latest", "auto"])
+@pytest.mark.parametrize("resume", ["auto", slow("latest")])
 def test_all_stages_go_on_where_the_first_was_stopped(config, resume):
     settings = {"max_train_steps": 6, "checkpointing_steps": 4, "prompt_length": 5}
     straight = train_two_level.main(config(run="a", **settings))
@@ -228,6 +230,7 @@ def test_all_stages_go_on_where_the_first_was_stopped(config, resume):
     assert same(weights(folder, "fine_denoiser"), weights(folder.with_name("a"), "fine_denoiser"))
 
 
+@pytest.mark.slow
 def test_a_run_over_another_one_that_is_stopped_and_resumed_takes_up_nothing_of_the_other(config):
     train_two_level.main(config())
 
@@ -330,6 +333,7 @@ def test_the_loss_is_the_bound_of_what_is_shown(config, monkeypatch, stage):
             assert loss == pytest.approx(float(nats) / batch["input_ids"].numel(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_both_ways_to_draw_times_have_the_same_mean_loss(config, monkeypatch):
     build = train_two_level.build_model
 
@@ -434,6 +438,7 @@ def test_parts_of_rows_are_read_with_the_codes_of_shorter_texts(config, monkeypa
     } <= alone
 
 
+@pytest.mark.slow
 def test_a_language_of_topics_is_planned(config, tmp_path, tokenizer):
     """The bounds fall below those of even codes, and the fine one rises with the plans of others, or none."""
     texts = [" ".join([word] * 8) for word in ("cat", "dog", "bird", "train") for _ in range(60)]

@@ -57,7 +57,9 @@ class LabelControl(Control):
         self._shared = isinstance(labels, str) or not isinstance(labels, Sequence)
         names = label_names(classifier)
         text_labels: Any = [labels] if self._shared else labels
-        self.labels: list[int | None] = [names.index(label) if label in names else label for label in text_labels]
+        self.labels: list[int | None] = [
+            names.index(label) if label in names else label for label in text_labels
+        ]
         are_labels = bool(self.labels) and all(
             label is None or is_int(label, 0) for label in self.labels
         )
