@@ -43,7 +43,7 @@ quickstart: $(VENV)/train.installed  ## let the shipped model write, train a sma
 	$(BIN)/python training_scripts/quickstart.py runs/quickstart
 
 test: $(VENV)/dev.installed  ## all fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(TEST_WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(TEST_WORKERS) --dist worksteal
 
 browser:  ## Chromium for the tests of the Space, which are skipped without it, if this user may install packages
 	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } \

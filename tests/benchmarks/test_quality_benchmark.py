@@ -50,7 +50,7 @@ def results(config):
     }
 
 
-@pytest.mark.parametrize("characters", [False, True])
+@pytest.mark.parametrize("characters", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_runs_are_complete_resumed_and_reported(options, monkeypatch, capsys, characters):
     config = options(
         characters=characters, models=["absorbing", "uniform_auxiliary", "neighbors", "gpt2:3e-3"]

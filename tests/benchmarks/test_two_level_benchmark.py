@@ -300,6 +300,7 @@ def test_chance_is_the_consistency_of_windows_of_different_texts():
     assert judges.chance([np.eye(2)[[label] * 4] for label in (0, 1)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux"
 )

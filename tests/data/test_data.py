@@ -105,6 +105,7 @@ def test_missing_and_mixed_sources_are_refused(tmp_path):
         load_documents(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_chitchat_leaves_out_contact_data_and_profanity():
     pytest.importorskip("chitchat_dataset")
     texts = load_documents("chitchat")["text"][:]

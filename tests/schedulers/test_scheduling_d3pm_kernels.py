@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import mostly_slow
 from scipy.linalg import expm
 from support.oracles import (
     MarkovSource,
@@ -477,7 +478,7 @@ TRANSITION = 0.9 * np.array(ASYMMETRIC) + 0.025
 SOURCE = MarkovSource([0.4, 0.3, 0.2, 0.1], TRANSITION, length=2)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", mostly_slow(KERNELS, fast=["hybrid", "bit_flip", "neighbors"]))
 def test_sampling_has_the_distribution_of_the_dense_chain(kernel):
     scheduler = make(kernel)
     scheduler.set_timesteps(4)
@@ -564,7 +565,7 @@ def exact_denoiser_at(source, scheduler, matrix):
     return torch.tensor(np.log(np.maximum(table, 1e-300)).reshape(shape))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", mostly_slow(KERNELS, fast=["hybrid"]))
 def test_the_bound_lies_above_the_entropy_and_comes_down_to_it_with_more_steps(kernel):
     bounds = []
     for steps in (4, 48):

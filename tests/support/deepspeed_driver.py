@@ -1,4 +1,6 @@
-"""One of the processes of tests/training/test_deepspeed.py: `deepspeed_driver.py FOLDER RUNS`, JSON with options by name.
+"""One of the processes of tests/training/test_deepspeed.py: `deepspeed_driver.py FOLDER RUNS`.
+
+RUNS is JSON with options by name.
 
 Each run leaves its losses, the digest of its state and its weights, last and averaged, in a folder of its name.
 Options beside those of the loop: `zero_stage`; `dropout`; `poison`, the step from which the last process has a loss of

@@ -1,4 +1,6 @@
-"""One of several processes that train the loop of tests/support/crash_driver.py: `process_driver.py FOLDER OPTIONS_AS_JSON`.
+"""One of several processes that train the loop of tests/support/crash_driver.py.
+
+`process_driver.py FOLDER OPTIONS_AS_JSON`.
 
 With ACCELERATE_USE_FSDP the plugin of FSDP2, which Accelerate passes over on CPUs, is made to see two GPUs and gets
 two CPUs: sharding, gathering and resharding are the real ones, through gloo.

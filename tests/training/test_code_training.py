@@ -497,6 +497,7 @@ def test_the_terms_bound_the_likelihood_of_every_text_and_leave_no_probability_o
     )  # the codes are not all one
 
 
+@pytest.mark.slow
 def test_the_report_estimates_the_terms():
     pipe, rows = make_pipe(), all_texts()
     pipe.fine_denoiser.context_embedding.weight.data *= (
@@ -546,6 +547,7 @@ def test_the_report_estimates_the_terms():
     }
 
 
+@pytest.mark.slow
 def test_the_standard_error_covers_repeated_reports():
     pipe, rows = make_pipe(), all_texts()
     reports = [

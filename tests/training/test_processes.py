@@ -278,6 +278,7 @@ def test_two_processes_of_the_autoencoder_recipe_have_one_model(recipe, tmp_path
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["coarse_perplexity"] >= 1
 
 
+@pytest.mark.slow
 def test_a_launcher_that_starts_one_process_instead_of_two_is_noticed(recipe, tmp_path):
     script = SCRIPTS / "train_d3pm.py"
     done = run(

@@ -168,6 +168,7 @@ def test_trials_give_a_table_a_picture_and_a_command_and_the_same_command_goes_o
     assert len(read_table(folder)) == 5 and "accelerate launch" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_choices_depend_on_the_seed_and_the_number_of_a_trial_and_not_on_the_session(
     arguments, tmp_path
 ):
@@ -261,6 +262,7 @@ def test_trials_are_compared_at_the_same_share_of_their_budget(injected):
     assert pruned.state == PRUNED and pruned.user_attrs["steps"] == 10
 
 
+@pytest.mark.slow
 def test_a_pruned_training_stops_and_leaves_nothing_open(arguments, tmp_path):
     options = {
         "prune_after_trials": 1,
@@ -281,6 +283,7 @@ def test_a_pruned_training_stops_and_leaves_nothing_open(arguments, tmp_path):
     assert [row["outcome"] for row in read_table(tmp_path / "sweep")] == ["complete", "pruned"]
 
 
+@pytest.mark.slow
 def test_a_diverging_trial_counts_and_its_reason_is_kept(arguments, tmp_path, capsys):
     study = sweep.main(arguments(learning_rate=1e30, max_train_steps=5, validation_steps=0))
     assert [trial.state for trial in study.trials] == [PRUNED]
@@ -317,9 +320,9 @@ def test_a_bound_that_is_not_a_number_is_a_divergence(injected):
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
-        (KeyboardInterrupt(), "interrupted"),
+        pytest.param(KeyboardInterrupt(), "interrupted", marks=pytest.mark.slow),
         (SystemExit(143), "interrupted"),
-        (KeyError("typo"), "error"),
+        pytest.param(KeyError("typo"), "error", marks=pytest.mark.slow),
     ],
     ids=lambda value: str(value),
 )

@@ -371,6 +371,7 @@ def test_sources_are_prompts_that_texts_are_written_from(config, pairs):
     assert len(pipe(["number 7", "number 8"], num_inference_steps=(2, 1)).texts) == 2
 
 
+@pytest.mark.slow
 def test_an_encoder_of_transformers_reads_prompts_and_stays_as_it_is(config, tokenizer, tmp_path):
     sizes = {
         "hidden_size": 8,
@@ -523,6 +524,7 @@ def test_an_autoencoder_that_is_not_there_is_named(config, tmp_path):
         train_two_level.main(config(autoencoder=str(tmp_path / "nowhere")))
 
 
+@pytest.mark.slow
 def test_a_trained_stage_is_not_overwritten_unasked_and_stages_go_together(config):
     train_two_level.main(config(prompt_length=4, stage="coarse", checkpointing_steps=0))
     with pytest.raises(ValueError, match="coarse' holds a trained model: choose another"):

@@ -110,6 +110,7 @@ def test_the_saved_model_is_the_trained_one(config, monkeypatch):
     assert bool(model.quantize_fine.layer._codebook.initted)
 
 
+@pytest.mark.slow
 def test_texts_come_back(config):
     learns = {
         "max_train_steps": 120,
