@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 QUICKSTART_MINUTES ?= 4
 TEST_WORKERS ?= 2
+SLOW_TESTS ?= tests
 # Found by a small sweep on 2 CPU cores: at this budget many small steps beat fewer large ones.
 QUICKSTART_RECIPE := --vocab_size 2048 --length 64 --hidden_size 128 --num_layers 4 --train_batch_size 8 \
 	--learning_rate 1e-3 --lr_warmup_steps 50 --ema_decay 0.995 --max_train_steps 100000 --num_cpu_threads 0 \
@@ -49,8 +50,8 @@ browser:  ## Chromium for the tests of the Space, which are skipped without it, 
 	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } \
 		|| echo "no Chromium: the tests in a browser will be skipped"
 
-test-slow: $(VENV)/dev.installed  ## the rest
-	$(BIN)/python -m pytest -q -m slow
+test-slow: $(VENV)/dev.installed  ## the rest; SLOW_TESTS=folders or files of it
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(TEST_WORKERS) --dist worksteal $(SLOW_TESTS)
 
 check: $(VENV)/dev.installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -138,7 +138,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(RECIPES, fast=["train_d3pm.D3PMConfig"]))
+@pytest.mark.parametrize("name", mostly_slow(RECIPES, fast=[]))
 def test_two_processes_of_a_recipe_train_like_one_with_the_same_global_batch(
     recipe, tmp_path, name
 ):

@@ -194,6 +194,7 @@ def test_choices_depend_on_the_seed_and_the_number_of_a_trial_and_not_on_the_ses
         assert least <= rate <= most and width in (16, 32)
 
 
+@pytest.mark.slow
 def test_trials_of_dead_processes_are_given_up_and_those_of_living_ones_are_not(
     arguments, tmp_path
 ):

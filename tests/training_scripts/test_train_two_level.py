@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, slow
+from conftest import SENTENCES
 from safetensors.torch import load_file
 from support.recipes import load_script
 from transformers import BertConfig, BertModel
@@ -216,7 +216,8 @@ def test_a_resumed_stage_is_the_stage_that_was_not_stopped(config):
         )  # it would not know the prompt encoder of another coarse stage
 
 
-@pytest.mark.parametrize("resume", ["auto", slow("latest")])
+@pytest.mark.slow
+@pytest.mark.parametrize("resume", ["auto", "latest"])
 def test_all_stages_go_on_where_the_first_was_stopped(config, resume):
     settings = {"max_train_steps": 6, "checkpointing_steps": 4, "prompt_length": 5}
     straight = train_two_level.main(config(run="a", **settings))
