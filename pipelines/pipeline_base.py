@@ -26,6 +26,7 @@ from text_diffusers.pipelines.loading import (
 )
 from text_diffusers.pipelines.lora import LORA_FILE, check_adaptable, check_lora_weights, has_lora
 from text_diffusers.pipelines.text_batch import TextBatch, partial_text
+from text_diffusers.pipelines.text_endings import cut_texts
 
 logger = logging.get_logger(__name__)
 
@@ -349,7 +350,12 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
 
     def finished_tokens(self, batch: TextBatch) -> Tensor:
         """(B, L) tokens of a batch as they are returned, each text cut at its end."""
-        raise NotImplementedError
+        return cut_texts(batch, self.tokenizer, self._revises_tokens)
+
+    @property
+    def _revises_tokens(self) -> bool:
+        """Whether a token that was written may still change in a later step."""
+        return True
 
     def call_back(
         self,

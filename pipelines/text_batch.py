@@ -1,4 +1,4 @@
-"""The rows that a pipeline writes: laid out from prompts and gaps, cut at the end of each text, shown on the way.
+"""The rows that a pipeline writes: laid out from prompts and gaps, and shown on the way.
 
 Shapes: B rows, L sequence length, E embedding width.
 """
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from text_diffusers.common.token_ids import end_ids, start_ids
 from text_diffusers.common.validation import is_list
@@ -205,34 +204,6 @@ def append_exactly(
 def repeat_rows(rows: Sequence[Any], count: int) -> list:
     """Each of the rows `count` times, copies of one next to each other."""
     return [row for row in rows for _ in range(count)]
-
-
-def cut_at_end(tokens: Tensor, ends: Tensor, editable: Tensor, pad_token_id: int) -> Tensor:
-    """(B, L) tokens where everything that was written after the first end of a text is padding.
-
-    Args:
-        tokens: (B, L).
-        ends: (B, L) bool, the tokens that end a text.
-        editable: (B, L) bool, what may become padding.
-    """
-    # The end token itself stays.
-    behind_an_end = (ends.cumsum(dim=1) - ends.long()) > 0
-    return tokens.masked_fill(behind_an_end & editable, pad_token_id)
-
-
-def cut_rows(values: Tensor, batch: TextBatch, filling: int = 0) -> Tensor:
-    """(B, longest text, ...) of `values` (B, L, ...): each row from the start of its text, filled up at its end.
-
-    Values of a batch that keeps what stands before its texts are returned as they are.
-    """
-    if not batch.drops_source:
-        return values
-    # Texts that were written from sources of unequal length begin at unequal places.
-    rows = [
-        row[start:end]
-        for row, start, end in zip(values, batch.starts, batch.text_ends, strict=True)
-    ]
-    return pad_sequence(rows, batch_first=True, padding_value=filling)
 
 
 def partial_text(tokenizer: Any, row: list[int]) -> str:

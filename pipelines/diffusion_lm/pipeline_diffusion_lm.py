@@ -15,7 +15,6 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from text_diffusers.common.token_ids import end_ids
 from text_diffusers.pipelines.candidates import check_choice, chosen_rows
 from text_diffusers.pipelines.diffusion_lm.guidance import (
     InnerUpdates,
@@ -38,7 +37,8 @@ from text_diffusers.pipelines.pipeline_base import (
     runs_to_its_end,
     texts_of_each_step,
 )
-from text_diffusers.pipelines.text_batch import TextBatch, cut_at_end, cut_rows
+from text_diffusers.pipelines.text_batch import TextBatch
+from text_diffusers.pipelines.text_endings import cut_rows
 from text_diffusers.pipelines.text_inputs import (
     GuidanceInputs,
     RowLimits,
@@ -382,17 +382,6 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
             predictor.read_words(batch, batch.latents)
         else:
             predictor.read_words(batch, batch.estimate)
-
-    def finished_tokens(self, batch: TextBatch) -> Tensor:
-        """(B, L) tokens with padding after a written `[EOS]`, and without the source."""
-        tokens = batch.tokens
-        pad_token_id = self.tokenizer.pad_token_id or 0
-        if batch.ends_at_eos:
-            # An id that no token has, for a tokenizer without an end token.
-            eos_token_id = next(iter(end_ids(self.tokenizer)), -1)
-            ends = batch.editable & (tokens == eos_token_id)
-            tokens = cut_at_end(tokens, ends, batch.editable, pad_token_id)
-        return cut_rows(tokens, batch, pad_token_id)
 
     def _accept_tensors(self, batch: TextBatch, changed: dict[str, Tensor]):
         accept_latents(batch, changed)

@@ -22,6 +22,9 @@ from text_diffusers.pipelines.text_inputs import GuidanceInputs
 class EmbeddingSteps(EmbeddingPredictor):
     """A denoiser of word embeddings, and a scheduler that is asked for its noise and its clock only."""
 
+    # Embeddings are noised afresh in each step.
+    revises_tokens = True
+
     def check(self, guidance: GuidanceInputs):
         """Raise a `ValueError` unless the components can take such steps."""
         if not self.denoiser.config.partial_noising:
@@ -47,10 +50,6 @@ class EmbeddingSteps(EmbeddingPredictor):
     def open_tokens(self, batch: TextBatch) -> Tensor:
         """(B, L) bool: the tokens that a step draws, which are all that are written."""
         return batch.editable
-
-    def ends(self, batch: TextBatch, eos_token_id: int) -> Tensor:
-        """(B, L) bool: written `[EOS]`s."""
-        return batch.editable & (batch.tokens == eos_token_id)
 
     def predict_words(self, batch: TextBatch, timestep: float, positions: Tensor) -> Tensor:
         """(N, V) logits of the clean words at the positions (B, L).

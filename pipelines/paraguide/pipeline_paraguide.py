@@ -14,7 +14,6 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from text_diffusers.common.token_ids import end_ids
 from text_diffusers.common.validation import check_strings
 from text_diffusers.models.language_model import is_masked_lm
 from text_diffusers.pipelines.candidates import check_choice, chosen_rows
@@ -35,10 +34,11 @@ from text_diffusers.pipelines.pipeline_base import (
     runs_to_its_end,
     texts_of_each_step,
 )
-from text_diffusers.pipelines.text_batch import TextBatch, cut_at_end, cut_rows
+from text_diffusers.pipelines.text_batch import TextBatch
 from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import (
     TextDiffusionPipelineOutput,
 )
+from text_diffusers.pipelines.text_endings import cut_rows, end_token_id
 from text_diffusers.pipelines.text_inputs import (
     GuidanceInputs,
     RowLimits,
@@ -220,7 +220,7 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
                 # Move their logits up the gradient of what controls say of softmax(logits / drift_temperature).
                 state = self._text_state(batch, timestep, positions)
                 endings = batch.editable & batch.ends_at_eos  # (B, L)
-                logits = steering.steer(logits, state, endings, self._eos_token_id)
+                logits = steering.steer(logits, state, endings, end_token_id(self.tokenizer))
 
                 # Draw clean words from the nucleus of softmax(logits).
                 drawn = draw_tokens(logits, positions, steering.top_p, batch.generators)
@@ -295,14 +295,9 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
             selected=positions,
         )
 
-    def finished_tokens(self, batch: TextBatch) -> Tensor:
-        """(B, L) tokens of what is written from the source, with padding after a written `[EOS]`."""
-        tokens = batch.tokens
-        pad_token_id = self.tokenizer.pad_token_id or 0
-        if batch.ends_at_eos:
-            ends = self._steps.ends(batch, self._eos_token_id)
-            tokens = cut_at_end(tokens, ends, batch.editable, pad_token_id)
-        return cut_rows(tokens, batch, pad_token_id)
+    @property
+    def _revises_tokens(self) -> bool:
+        return self._steps.revises_tokens
 
     def _accept_tensors(self, batch: TextBatch, changed: dict[str, Tensor]):
         if self.kind == "tokens":
@@ -347,11 +342,6 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
         # Embeddings that are read outside of their layer are not loaded by sequential offloading.
         is_tied = getattr(self.denoiser.config, "tie_embeddings", False)
         return ["denoiser"] if self.kind == "embeddings" or is_tied else []
-
-    @property
-    def _eos_token_id(self) -> int:
-        """The token that ends a text; an id that no token has for a tokenizer without one."""
-        return next(iter(end_ids(self.tokenizer)), -1)
 
     @property
     def _row_limits(self) -> RowLimits:

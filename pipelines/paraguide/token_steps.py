@@ -14,6 +14,7 @@ from text_diffusers.pipelines.paraguide.steering import without_tokens
 from text_diffusers.pipelines.scheduler_adapters import stock_class
 from text_diffusers.pipelines.text_batch import TextBatch
 from text_diffusers.pipelines.text_diffusion.prediction import TokenPredictor
+from text_diffusers.pipelines.text_endings import masked_tokens
 from text_diffusers.pipelines.text_inputs import GuidanceInputs
 
 
@@ -57,15 +58,11 @@ class TokenSteps(TokenPredictor):
         """
         if self.scheduler.corruption != "absorbing":
             return batch.editable
-        return self._masked_tokens(batch)
+        return masked_tokens(batch, self.tokenizer)
 
-    def ends(self, batch: TextBatch, eos_token_id: int) -> Tensor:
-        """(B, L) bool: written `[EOS]`s; with a scheduler that settles tokens, those with no mask before them."""
-        ends = batch.editable & (batch.tokens == eos_token_id)
-        if self.scheduler.revises_tokens:
-            return ends
-        # A mask before it may still become an earlier end.
-        return ends & (self._masked_tokens(batch).cumsum(dim=1) == 0)
+    @property
+    def revises_tokens(self) -> bool:
+        return self.scheduler.revises_tokens
 
     def predict_words(self, batch: TextBatch, timestep: float, positions: Tensor) -> Tensor:
         """(N, V) logits of p(x_0 | x_t) at the positions (B, L), of tokens that a text may have only."""
@@ -93,9 +90,6 @@ class TokenSteps(TokenPredictor):
             # Only what is written gets noise; the source stays clean.
             noisy = self.scheduler.add_noise(batch.tokens, timestep, batch.generators)
             batch.tokens = torch.where(batch.editable, noisy, batch.tokens)
-
-    def _masked_tokens(self, batch: TextBatch) -> Tensor:
-        return batch.editable & (batch.tokens == self.tokenizer.mask_token_id)
 
     @property
     def _leaves_itself_out(self) -> bool:

@@ -15,7 +15,6 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from text_diffusers.common.token_ids import end_ids
 from text_diffusers.models.language_model import is_masked_lm
 from text_diffusers.pipelines.component_checks import check_token_components, longest_row
 from text_diffusers.pipelines.guidance import (
@@ -33,9 +32,10 @@ from text_diffusers.pipelines.pipeline_base import (
     texts_of_each_step,
 )
 from text_diffusers.pipelines.scheduler_adapters import as_token_scheduler, with_shaping
-from text_diffusers.pipelines.text_batch import TextBatch, cut_at_end, cut_rows
+from text_diffusers.pipelines.text_batch import TextBatch
 from text_diffusers.pipelines.text_diffusion.blocks import Block, blocks_to_write, editable_blocks
 from text_diffusers.pipelines.text_diffusion.prediction import TokenPredictor
+from text_diffusers.pipelines.text_endings import end_token_id, finished_rows, masked_tokens
 from text_diffusers.pipelines.text_inputs import (
     GuidanceInputs,
     RowLimits,
@@ -305,7 +305,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             self.denoiser,
             blocks,
             self.max_length,
-            self._eos_token_id,
+            end_token_id(self.tokenizer),
             use_cache=self.use_cache,
         )
 
@@ -455,42 +455,18 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             selected=selected,
         )
 
-    # Where texts end
-
-    def _masked_tokens(self, batch: TextBatch) -> Tensor:
-        """(B, L) bool: tokens that are still to be revealed."""
-        return batch.editable & (batch.tokens == self.tokenizer.mask_token_id)
-
     def _undecided(self, scheduler: Any, batch: TextBatch) -> Tensor:
         """(B, L) bool: tokens that may still change; under noise other than masks, all that are written."""
-        return self._masked_tokens(batch) if scheduler.corruption == "absorbing" else batch.editable
-
-    def _ends(self, batch: TextBatch) -> Tensor:
-        """(B, L) bool: written `[EOS]`s; with a scheduler that settles tokens, those with no mask before them."""
-        ends = batch.editable & (batch.tokens == self._eos_token_id)
-
-        # Before a token that is still masked, no end can be relied on.
-        if self._token_scheduler().revises_tokens:
-            return ends
-        return ends & (self._masked_tokens(batch).cumsum(dim=1) == 0)
+        if scheduler.corruption != "absorbing":
+            return batch.editable
+        return masked_tokens(batch, self.tokenizer)
 
     def _finished_rows(self, batch: TextBatch) -> Tensor:
-        """(B,) bool: rows whose text can no longer change, every token up to their first `[EOS]` being settled."""
-        # Tokens that may be revised are settled only by the last step.
-        if self._token_scheduler().revises_tokens:
-            return torch.zeros_like(batch.editable[:, 0])
-        finished = ~self._masked_tokens(batch).any(dim=1)
-        if not batch.ends_at_eos:
-            return finished
-        return finished | self._ends(batch).any(dim=1)
+        return finished_rows(batch, self.tokenizer, self._revises_tokens)
 
-    def finished_tokens(self, batch: TextBatch) -> Tensor:
-        """(B, L) tokens with padding after a written `[EOS]` if all before it is settled, and without the source."""
-        tokens = batch.tokens
-        pad_token_id = self.tokenizer.pad_token_id or 0
-        if batch.ends_at_eos:
-            tokens = cut_at_end(tokens, self._ends(batch), batch.editable, pad_token_id)
-        return cut_rows(tokens, batch, pad_token_id)
+    @property
+    def _revises_tokens(self) -> bool:
+        return self._token_scheduler().revises_tokens
 
     # Components
 
@@ -518,11 +494,6 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
     def _loads(cls, saved: type) -> bool:
         """Its own children; by its own name, any pipeline of texts."""
         return cls is TextDiffusionPipeline or issubclass(saved, cls)
-
-    @property
-    def _eos_token_id(self) -> int:
-        """The token that ends a text; an id that no token has for a tokenizer without one."""
-        return next(iter(end_ids(self.tokenizer)), -1)
 
     @property
     def _row_limits(self) -> RowLimits:

@@ -15,7 +15,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from text_diffusers.common.randomness import row_generators
-from text_diffusers.common.token_ids import end_ids, never_written
+from text_diffusers.common.token_ids import never_written
 from text_diffusers.common.validation import require
 from text_diffusers.pipelines.component_checks import check_words
 from text_diffusers.pipelines.guidance import scales_by_row
@@ -26,7 +26,8 @@ from text_diffusers.pipelines.pipeline_base import (
     runs_to_its_end,
     texts_of_each_step,
 )
-from text_diffusers.pipelines.text_batch import TextBatch, cut_at_end, lay_out, repeat_rows
+from text_diffusers.pipelines.text_batch import TextBatch, lay_out, repeat_rows
+from text_diffusers.pipelines.text_endings import cut_at_end, settled_ends
 from text_diffusers.pipelines.text_inputs import text_generators
 from text_diffusers.pipelines.two_level_vq.code_inputs import (
     CodeInputs,
@@ -392,9 +393,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
     def finished_tokens(self, batch: TextBatch) -> Tensor:
         """(B, L) tokens with padding after the first `[EOS]` that was written."""
-        # An id that no token has, for a tokenizer without an end token.
-        end_id = next(iter(end_ids(self.tokenizer)), -1)
-        ends = batch.editable & (batch.tokens == end_id)
+        ends = settled_ends(batch, self.tokenizer, revises_tokens=True)
         return cut_at_end(batch.tokens, ends, batch.editable, self.tokenizer.pad_token_id or 0)
 
     def texts_so_far(self, batch: TextBatch) -> list[str]:
