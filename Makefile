@@ -56,7 +56,7 @@ test-slow: $(VENV)/dev.installed  ## the rest; SLOW_TESTS=folders or files of it
 check: $(VENV)/dev.installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright -p .
 
 docs: $(VENV)/docs.installed  ## the site of these pages and of the API, in English and Russian, into build/site
 	$(BIN)/mkdocs build --quiet --strict
