@@ -368,10 +368,13 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         """Call `callback(pipe, step, timestep, tensors)`, and take the tensors that it returns."""
         if callback is None:
             return
-        tensors = {name: getattr(batch, name) for name in names}
+        tensors = {name: self._callback_tensor(batch, name) for name in names}
         # A callback that changes nothing may return None.
         changed = callback(self, step, timestep, tensors) or {}
         self._accept_tensors(batch, changed)
+
+    def _callback_tensor(self, batch: TextBatch, name: str) -> Tensor:
+        return getattr(batch, name)
 
     def _accept_tensors(self, batch: TextBatch, changed: dict[str, Tensor]):
         batch.tokens = changed.get("tokens", batch.tokens)

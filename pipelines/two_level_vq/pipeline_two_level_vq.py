@@ -27,7 +27,6 @@ from text_diffusers.pipelines.pipeline_base import (
     texts_of_each_step,
 )
 from text_diffusers.pipelines.text_batch import TextBatch, lay_out, repeat_rows
-from text_diffusers.pipelines.text_endings import cut_at_end, settled_ends
 from text_diffusers.pipelines.text_inputs import text_generators
 from text_diffusers.pipelines.two_level_vq.code_inputs import (
     CodeInputs,
@@ -338,19 +337,10 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
                 f"`{level.name}_scheduler` or the callback must leave {level.name} codes only, but there are others."
             )
 
-    def call_back(
-        self,
-        callback: Callable | None,
-        names: Sequence[str],
-        batch: TextBatch,
-        step: int,
-        timestep: float,
-    ):
-        """Call `callback(pipe, step, timestep, tensors)`, and take the "codes" that it returns."""
-        if callback is None:
-            return
-        offered = {name: batch.tokens for name in names}
-        changed = callback(self, step, timestep, offered) or {}
+    def _callback_tensor(self, batch: TextBatch, name: str) -> Tensor:
+        return batch.tokens  # of a level, which are offered as "codes"
+
+    def _accept_tensors(self, batch: TextBatch, changed: dict[str, Tensor]):
         codes = changed.get("codes", batch.tokens)
         if codes.shape != batch.tokens.shape:
             raise ValueError(
@@ -390,11 +380,6 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             drawn = draw_tokens(scores, positions, top_p or 1.0, generators[part])
             decoded.append(drawn.view(positions.shape))
         return torch.cat(decoded)
-
-    def finished_tokens(self, batch: TextBatch) -> Tensor:
-        """(B, L) tokens with padding after the first `[EOS]` that was written."""
-        ends = settled_ends(batch, self.tokenizer, revises_tokens=True)
-        return cut_at_end(batch.tokens, ends, batch.editable, self.tokenizer.pad_token_id or 0)
 
     def texts_so_far(self, batch: TextBatch) -> list[str]:
         """The texts of a batch; of one that is not decoded yet, the prompt that it begins with, if any."""
@@ -457,6 +442,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
         beginnings = [prompts[index] if begins_text else [] for index in prompt_indices]
         blanks = [None] * num_tokens
         batch = lay_out([[*beginning, *blanks] for beginning in beginnings], pad_token_id, device)
+        batch.ends_at_eos = True
         return batch, codes
 
     # Components
