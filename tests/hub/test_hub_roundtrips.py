@@ -19,6 +19,9 @@ from support.two_level_pipes import make_two_level
 
 from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline
 
+# The way to a Hub and back takes several processes, each of which imports everything.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(tokenizer, tmp_path_factory):
@@ -240,7 +243,6 @@ def test_a_repository_that_is_no_pipeline_or_not_there_is_refused_by_name(loaded
         assert "OSError" in error["kinds"] and f"`{name}`" in error["text"]
 
 
-@pytest.mark.slow
 def test_what_was_loaded_once_is_had_without_a_network(world, offline):
     assert offline["requests"] == []
     assert offline["plain"] == offline["elsewhere"] == world.tokens["plain"]
@@ -251,7 +253,6 @@ def test_what_was_loaded_once_is_had_without_a_network(world, offline):
     assert "OSError" in offline["never"]["kinds"] and "ada/never" in offline["never"]["text"]
 
 
-@pytest.mark.slow
 def test_stock_diffusers_without_the_package_writes_the_same(world, stock):
     assert "ModuleNotFoundError" in stock["blocked"]["kinds"]
     assert stock["module"].startswith("diffusers_modules.")
@@ -259,7 +260,6 @@ def test_stock_diffusers_without_the_package_writes_the_same(world, stock):
     assert stock["secret"] == world.tokens["two_level"]
 
 
-@pytest.mark.slow
 def test_stock_diffusers_runs_the_code_with_trust_only(stock):
     assert (
         "ValueError" in stock["untrusted"]["kinds"]
@@ -268,12 +268,10 @@ def test_stock_diffusers_runs_the_code_with_trust_only(stock):
     assert not stock["ran"] and stock["ran_with_trust"]
 
 
-@pytest.mark.slow
 def test_what_stock_diffusers_saves_again_is_loaded_by_installed_classes(world, stock):
     assert written(TextDiffusionPipeline.from_pretrained(stock["saved"])) == world.tokens["plain"]
 
 
-@pytest.mark.slow
 def test_a_space_serves_the_model_it_was_made_for_from_nothing_but_what_was_uploaded(world, pushed):
     code = """
     import os, runpy, threading, time, urllib.request
@@ -312,7 +310,6 @@ def test_a_space_serves_the_model_it_was_made_for_from_nothing_but_what_was_uplo
     assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and "ada/text" in card["models"]
 
 
-@pytest.mark.slow
 def test_the_command_publishes_what_is_loaded_by_name(world, pushed, tmp_path):
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     (tmp_path / "strangers").write_text(STRANGER)

@@ -308,6 +308,7 @@ def test_sigterm_to_launcher_or_worker_saves_and_the_run_resumes_bit_for_bit(
     )
 
 
+@pytest.mark.slow
 def test_sigterm_to_accelerate_launch_reaches_the_run(recipe):
     """`accelerate launch` with one process does not pass the signal on; without a checkpoint all would be lost."""
     code = stop_in_the_midst(

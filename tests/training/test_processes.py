@@ -216,6 +216,7 @@ def test_two_processes_keep_the_codebook_of_one_with_the_whole_batch(codebooks):
         np.testing.assert_allclose(process["count"], one["count"], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", ["ema", "gumbel"])
 def test_two_processes_start_a_codebook_and_replace_its_dead_codes_together(codebooks, quantizer):
     first, second = (process[quantizer] for process in codebooks[2])

@@ -113,6 +113,7 @@ def read_table(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_trials_give_a_table_a_picture_and_a_command_and_the_same_command_goes_on(
     arguments, tmp_path, capsys
 ):
