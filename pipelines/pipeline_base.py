@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from text_diffusers.common.json_files import read_object
+from text_diffusers.common.subclasses import loaded_subclasses
 from text_diffusers.pipelines.loading import (
     HUB_ARGUMENTS,
     INDEX,
@@ -388,11 +389,3 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
             )
-
-
-def loaded_subclasses(parent: type) -> list[type]:
-    """All classes that inherit from `parent`, as far as they are imported."""
-    subclasses = []
-    for child in parent.__subclasses__():
-        subclasses += [child, *loaded_subclasses(child)]
-    return subclasses

@@ -12,7 +12,7 @@ Shapes: B batch, L sequence length, V vocabulary size, E embedding width, N sele
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,10 +269,23 @@ def with_shaping(scheduler: Any, **shaping: Any) -> Any:
             )
 
     # A new scheduler, so that a call leaves the pipeline's own as it is.
-    shaped = type(scheduler).from_config(dict(scheduler.config), **changes)
-    if stock_class(shaped) is not None:  # it takes them at each step, from its configuration
-        shaped.register_to_config(**changes)
-    return shaped
+    return scheduler_from_config(type(scheduler), scheduler.config, **changes)
+
+
+def scheduler_from_config(
+    factory: Any, config: Mapping[str, Any], preset: Mapping[str, Any] | None = None, **shaping: Any
+) -> Any:
+    """A scheduler of the class `factory` with the noise of a configuration.
+
+    Args:
+        preset: settings of the class that differ from the configuration.
+        shaping: temperature, top_k and top_p. diffusers' own schedulers take these at each step; here they read them
+            from their configuration.
+    """
+    scheduler = factory.from_config(dict(config), **(preset or {}), **shaping)
+    if stock_class(scheduler) is not None:
+        scheduler.register_to_config(**shaping)
+    return scheduler
 
 
 class EmbeddingScheduler:

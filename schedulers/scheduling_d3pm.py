@@ -26,6 +26,7 @@ from text_diffusers.common.sampling import (
     token_weights,
 )
 from text_diffusers.common.stock_loading import StockLoading
+from text_diffusers.common.subclasses import loaded_subclasses
 from text_diffusers.common.validation import (
     LONGEST_CLOCK,
     is_int,
@@ -349,7 +350,7 @@ class D3PMScheduler(StockLoading, SchedulerMixin, ConfigMixin):
     @classmethod
     def _get_compatibles(cls) -> list[type]:
         """Every loaded scheduler with the same corruption process."""
-        loaded = subclasses(SchedulerMixin)
+        loaded = loaded_subclasses(SchedulerMixin)
         return [child for child in loaded if getattr(child, "corruption", None) == cls.corruption]
 
 
@@ -590,11 +591,3 @@ class D3PMUniformScheduler(D3PMScheduler):
 def check_vocabulary_and_rule(config: Any):
     require_int("vocab_size", config.vocab_size, 2, MOST_IDS)
     require_key("reverse_rule", config.reverse_rule, REVERSE_RULES)
-
-
-def subclasses(cls: type) -> list[type]:
-    """All classes below `cls`, each before its own."""
-    descendants = []
-    for child in cls.__subclasses__():
-        descendants += [child, *subclasses(child)]
-    return descendants

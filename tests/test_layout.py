@@ -144,7 +144,7 @@ def test_rooms_are_one_package_with_one_class_a_name():
 
 def test_a_pipeline_inherits_from_diffusers_and_one_mixin():
     import text_diffusers
-    from text_diffusers.pipelines.pipeline_base import loaded_subclasses
+    from text_diffusers.common.subclasses import loaded_subclasses
 
     names = [name for name in text_diffusers.__all__ if name.endswith("Pipeline")]
     pipelines = [getattr(text_diffusers, name) for name in names]

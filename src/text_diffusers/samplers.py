@@ -11,8 +11,10 @@ from typing import Any
 
 from text_diffusers.pipelines.pipeline_base import TextPipeline
 from text_diffusers.pipelines.scheduler_adapters import (
+    SHAPING,
     STEP_SETTINGS,
     as_token_scheduler,
+    scheduler_from_config,
     stock_class,
 )
 from text_diffusers.schedulers.scheduling_confidence import ConfidenceScheduler
@@ -27,9 +29,6 @@ from text_diffusers.schedulers.scheduling_predictor_corrector import (
     PredictorCorrectorUniformScheduler,
 )
 from text_diffusers.schedulers.scheduling_remdm import ReMDMScheduler
-
-# Settings that shape the distribution from which a token is drawn
-SHAPING = ("temperature", "top_k", "top_p")
 
 
 @dataclass(frozen=True)
@@ -76,13 +75,7 @@ class Sampler:
                     f"`{name}` must be left out: {self.scheduler.__name__} {limit}, got {value!r}."
                 )
 
-        factory: Any = self.scheduler
-        scheduler = factory.from_config(dict(self.config), **self.preset, **settings)
-
-        # A stock scheduler takes them at each step, and the pipeline reads them here for it.
-        if stock_class(scheduler) is not None:
-            scheduler.register_to_config(**settings)
-        return scheduler
+        return scheduler_from_config(self.scheduler, self.config, self.preset, **settings)
 
 
 def by_order(order: str | None = None, **bound: float) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from text_diffusers import (
     TextDiffusionPipeline,
     TextTransformerModel,
 )
-from text_diffusers.pipelines.pipeline_base import loaded_subclasses
+from text_diffusers.common.subclasses import loaded_subclasses
 from text_diffusers.schedulers.embedding_noise import EmbeddingSchedulerMixin
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
 
