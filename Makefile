@@ -35,7 +35,7 @@ PACKAGE_FILES := build/package_files.txt
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test browser test-slow check docs bench quality diffusion_lm samplers judge clean always
+.PHONY: quickstart test browser test-slow lowest check docs bench quality diffusion_lm samplers judge clean always
 
 quickstart: $(VENV)/train.installed  ## let the shipped model write, train a small one for about four minutes, let it write
 	$(BIN)/text-diffusers generate --num 4 --temperature 0.7 --top-p 0.9
@@ -52,6 +52,9 @@ browser:  ## Chromium for the tests of the Space, which are skipped without it, 
 
 test-slow: $(VENV)/dev.installed  ## the rest; SLOW_TESTS=folders or files of it
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(TEST_WORKERS) --dist worksteal $(SLOW_TESTS)
+
+lowest:  ## help, a text and a short training with the oldest versions that setup.py allows, in .venv-lowest: minutes
+	PYTHON=$(PYTHON) .ci/lowest
 
 check: $(VENV)/dev.installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -168,7 +171,7 @@ demo: $(VENV)/demo.installed  ## open the Space on this machine; MODEL=folder or
 	$(BIN)/text-diffusers demo $(MODEL)
 
 clean:
-	rm -rf build dist $(VENV) .venv-wheel
+	rm -rf build dist $(VENV) .venv-wheel .venv-lowest
 
 $(PACKAGE_FILES): always
 	@mkdir -p build

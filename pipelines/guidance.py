@@ -7,14 +7,15 @@ unconditional one.
 Shapes: B rows, L sequence length, V vocabulary size, N tokens that are still open.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from text_diffusers.common.validation import check_strings, is_list, is_number
+from text_diffusers.common.precision import at_least_float32
+from text_diffusers.common.validation import check_strings, is_list, is_number, require
 from text_diffusers.pipelines.text_batch import TextBatch
 
 # Values of `guide_by`; a source counts as a prompt.
@@ -87,7 +88,8 @@ def guide(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
     """Classifier-free guidance: `uncond + scale * (cond - uncond)`.
 
     Scale 1 is `cond` and 0 is `uncond` to the last bit. On logits or log-probabilities -inf is a token that cannot be:
-    one that `cond` excludes stays excluded, one that only `uncond` excludes keeps its value in `cond`.
+    one that `cond` excludes stays excluded, one that only `uncond` excludes keeps its value in `cond`. Half precision
+    comes back as float32.
 
     Args:
         cond, uncond: (N, ...) predictions with and without the condition: logits, noise or clean embeddings.
@@ -97,19 +99,143 @@ def guide(cond: Tensor, uncond: Tensor, scale: Tensor) -> Tensor:
         >>> guide(torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 1.0]]), torch.tensor([3.0]))
         tensor([[4., 1.]])
     """
+    # In half precision the difference would lose its digits, and a large scale end at infinity.
+    cond = at_least_float32(cond)
+    uncond = at_least_float32(uncond)
     # (N, 1, ...), to be broadcast over what is predicted
-    scale = scale.view(-1, *[1] * (cond.ndim - 1)).to(cond)
+    weight = scale.view(-1, *[1] * (cond.ndim - 1)).to(cond)
     # `lerp` is exact at both ends, which the formula as it is written is not.
-    guided = torch.lerp(uncond, cond, scale)
+    guided = torch.lerp(uncond, cond, weight)
 
     # One cheap pass instead of three where no token is excluded.
     if guided.sum().isfinite():
         return guided
 
     # Infinite numbers have no differences: the tokens that only one of both excludes are set apart.
-    guided = torch.lerp(torch.where(uncond == -torch.inf, cond, uncond), cond, scale)
+    guided = torch.lerp(torch.where(uncond == -torch.inf, cond, uncond), cond, weight)
     guided = torch.where(cond == -torch.inf, cond, guided)
-    return torch.where(scale == 0, uncond, guided)
+    guided = torch.where(weight == 0, uncond, guided)
+
+    # A prediction that was finite before has become infinite by its scale.
+    was_finite = cond.amax(dim=-1).isfinite() & uncond.amax(dim=-1).isfinite()
+    if (was_finite & ~guided.amax(dim=-1).isfinite()).any():
+        limit = "small enough for guided predictions to stay finite"
+        require(False, "guidance_scale", limit, float(scale.abs().max()))
+    return guided
+
+
+@dataclass
+class ReverseStep:
+    """A step of a token scheduler that draws from p(x_s | x_t), as guidance asks about it.
+
+    Args:
+        scheduler: with `clean_scores`, `shape` and `reverse_probs`.
+        timestep: one of its `timesteps`.
+        tokens: (N,) x_t.
+        scale: (N,) of classifier-free guidance.
+    """
+
+    scheduler: Any
+    timestep: float
+    tokens: Tensor
+    scale: Tensor
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """(N, V) log-probabilities of x_0, not shaped yet, from logits (N, V or more)."""
+        # The scheduler sees one row of N tokens.
+        sample = self.tokens.unsqueeze(0)
+        return self.scheduler.clean_scores(logits.unsqueeze(0), self.timestep, sample)[0]
+
+    def log_probs(self, predictions: list[Tensor]) -> Tensor:
+        """(N, S) log p(x_s | x_t) of scores (N, V) of x_0, or guided from two, with and without the condition."""
+        sample = self.tokens.unsqueeze(0)
+        logs = []
+        for scores in predictions:
+            probs = self.scheduler.reverse_probs(
+                scores.unsqueeze(0), self.timestep, sample, from_scores=True
+            )
+            logs.append(probs[0].log())
+        return logs[0] if len(logs) == 1 else guide(logs[0], logs[1], self.scale)
+
+
+def guided_log_reverse(
+    step: ReverseStep,
+    cond: Tensor,
+    uncond: Tensor | None,
+    control: Callable[[Tensor], Tensor] | None = None,
+    posterior_control: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Guided log p(x_s | x_t), (N, S) up to a constant a token.
+
+    The order is that of all steps: guidance, controls, and then temperature, top_k and top_p. So it is the guided
+    prediction of x_0 that is shaped, and what shaping does to it is done to both predictions alike: each is
+    multiplied, token by token, by the same factors. Of each follows a p(x_s | x_t), and these are guided, D-CFG
+    (https://arxiv.org/abs/2412.10193). Without shaping that is D-CFG as it is published. The lower the temperature,
+    the more alike both predictions become; at 0 both are the token that is likeliest under guidance, and that is the
+    x_0 that a step takes. Controls of p(x_s | x_t) likewise come before shaping: what a token gains counts for it as
+    x_0.
+
+    Under absorbing noise p(x_s | x_t) of the guided prediction is the same, and cheaper.
+
+    Args:
+        cond, uncond: (N, V) logits with and without the condition; `None` is a step without guidance.
+        control: logits (N, V) to what controls make of them, if any is due.
+        posterior_control: log p(x_s | x_t) (N, S) likewise.
+    """
+    # 1. The guided prediction. A control may change what it gets in its place.
+    guided = cond if uncond is None else guide(cond, uncond, step.scale)
+    controlled = guided if control is None else control(guided.clone())
+    target = step.scores(controlled)  # (N, V)
+
+    # 2. Both predictions, changed as controls have changed it
+    if uncond is None or step.scheduler.corruption == "absorbing":
+        predictions = [target]
+    else:
+        predictions = [step.scores(cond), step.scores(uncond)]
+        if control is not None:
+            predictions = changed_alike(predictions, step.scores(guided), target)
+
+    # 3. Both predictions, changed as shaping changes it
+    if not step.scheduler.shapes_predictions:
+        log_weights = step.log_probs(predictions)
+        return log_weights if posterior_control is None else posterior_control(log_weights)
+    if posterior_control is None:
+        return step.log_probs(changed_alike(predictions, target, step.scheduler.shape(target)))
+
+    # 4. What a token gains from controls of p(x_s | x_t) counts when predictions are shaped, and then once more there
+    log_weights = step.log_probs(predictions)  # (N, S)
+    tilted = posterior_control(log_weights.clone())
+    impossible = log_weights == -torch.inf
+    gain = torch.where(impossible, 0.0, tilted - log_weights)
+    clean_gain = gain[:, : target.shape[1]]
+    # A token may only stay where no x_0 is left.
+    is_left = (target + clean_gain).amax(dim=-1, keepdim=True) > -torch.inf
+    clean_gain = torch.where(is_left, clean_gain, 0.0)
+
+    shaped = step.scheduler.shape(target + clean_gain)
+    ungained = torch.where(shaped == -torch.inf, shaped, shaped - clean_gain)
+    weights = step.log_probs(changed_alike(predictions, target, ungained)) + gain
+    return torch.where(impossible, tilted, weights)
+
+
+def changed_alike(predictions: list[Tensor], before: Tensor, after: Tensor) -> list[Tensor]:
+    """Each of the logits (N, V) changed as others (N, V) were, from `before` to `after`.
+
+    A token without mass after it has none. Where that leaves no token, since a prediction had excluded all that
+    remain, it becomes `after`.
+
+    Example:
+        >>> before = torch.tensor([[1.0, 2.0, 3.0]])
+        >>> after = torch.tensor([[2.0, -torch.inf, 3.0]])
+        >>> changed_alike([torch.tensor([[5.0, 6.0, 7.0]])], before, after)
+        [tensor([[6., -inf, 7.]])]
+    """
+    changed = []
+    for logits in predictions:
+        moved = torch.where(after == -torch.inf, after, logits - before + after)
+        is_left = moved.amax(dim=-1, keepdim=True) > -torch.inf
+        changed.append(torch.where(is_left, moved, after))
+    return changed
 
 
 def split_predictions(
@@ -168,6 +294,40 @@ def scales_by_row(
 
     # Copies of a text stand next to each other.
     return [float(scale) for scale in scales for _ in range(repeats)]
+
+
+def conditional_scales(
+    guidance_scale: float | Sequence[float], num_texts: int, repeats: int, has_condition: bool
+) -> list[float]:
+    """As `scales_by_row`, where scales must be 1 without a condition to strengthen."""
+    scales = scales_by_row(guidance_scale, num_texts, repeats)
+    # Without a condition both predictions would be the same.
+    if not has_condition and any(scale != 1 for scale in scales):
+        raise ValueError(
+            "`guidance_scale` must be 1 without a condition, `class_labels`, `prompt` or `source`, "
+            f"got {guidance_scale!r}."
+        )
+    return scales
+
+
+def set_guidance_scale(batch: TextBatch, guidance_scale: float | Sequence[float]):
+    """Guide a batch by a scale, or one a text, from the step that is due on.
+
+    Raises:
+        ValueError: if there are as many as neither, they are no finite numbers, or there is nothing to strengthen.
+    """
+    num_texts = len(batch.tokens) // batch.repeats
+    make_view = batch.make_unconditional
+    scales = conditional_scales(
+        guidance_scale, num_texts, batch.repeats, has_condition=make_view is not None
+    )
+
+    # At scale 1 there is no second prediction, and no second view of the rows.
+    is_guided = any(scale != 1 for scale in scales)
+    if is_guided and batch.unconditional is None and make_view is not None:
+        batch.unconditional = make_view()
+    batch.scales = torch.tensor(scales, dtype=torch.float64, device=batch.tokens.device)  # (B,)
+    batch.guidance_scale = guidance_scale
 
 
 def check_interval(guidance_interval: tuple[float, float]):

@@ -5,6 +5,8 @@ from typing import Any
 from diffusers.loaders import PeftAdapterMixin
 from torch import Tensor
 
+from text_diffusers.models.language_model import uncompiled
+
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 # The axis of each kind of weight that is also an axis of the layer.
@@ -19,6 +21,8 @@ def check_adaptable(pipeline: Any):
             f"`denoiser` must be a component of the pipeline; {type(pipeline).__name__} has none."
         )
 
+    refuse_compiled(denoiser)
+
     # Fused weights already hold the adapter, and another would be added on top.
     if any(getattr(module, "merged", False) for module in denoiser.modules()):
         raise ValueError(
@@ -27,6 +31,15 @@ def check_adaptable(pipeline: Any):
     if not isinstance(denoiser, PeftAdapterMixin):
         raise ValueError(
             f"`denoiser` has no `PeftAdapterMixin` of diffusers: {type(denoiser).__name__}."
+        )
+
+
+def refuse_compiled(denoiser: Any):
+    """Raise a `ValueError` for what `torch.compile` made of a model, in which diffusers finds no adapters."""
+    if uncompiled(denoiser) is not denoiser:
+        raise ValueError(
+            "`denoiser` is compiled, and its adapters can be neither loaded nor changed: do so before "
+            "`torch.compile(pipe.denoiser)`, or compile in place by `pipe.denoiser.compile()`."
         )
 
 

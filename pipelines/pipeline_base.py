@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.utils import logging
@@ -13,7 +14,17 @@ from torch import Tensor
 from typing_extensions import Self
 
 from text_diffusers.common.json_files import read_object
+from text_diffusers.common.progress import progress_bar
 from text_diffusers.common.subclasses import loaded_subclasses
+from text_diffusers.common.validation import as_plain, flat_list, is_list, require
+from text_diffusers.pipelines.call_state import (
+    CallAttribute,
+    CallScheduler,
+    Output,
+    steps_of_call,
+    without_calls,
+)
+from text_diffusers.pipelines.guidance import set_guidance_scale
 from text_diffusers.pipelines.loading import (
     HUB_ARGUMENTS,
     INDEX,
@@ -25,16 +36,21 @@ from text_diffusers.pipelines.loading import (
     pipeline_folder,
     with_installed_classes,
 )
-from text_diffusers.pipelines.lora import LORA_FILE, check_adaptable, check_lora_weights, has_lora
-from text_diffusers.pipelines.text_batch import TextBatch, partial_text
-from text_diffusers.pipelines.text_endings import cut_texts
+from text_diffusers.pipelines.lora import (
+    LORA_FILE,
+    check_adaptable,
+    check_lora_weights,
+    has_lora,
+    refuse_compiled,
+)
+from text_diffusers.pipelines.text_batch import TextBatch
+from text_diffusers.pipelines.text_endings import cut_texts, texts_of
 
 logger = logging.get_logger(__name__)
 
 # Of a `__call__`, so that the wrapped call and `stream` keep its signature for editors and pyright.
 CallArguments = ParamSpec("CallArguments")
 Pipeline = TypeVar("Pipeline")
-Output = TypeVar("Output")
 
 # A call that stops after every step to show the rows as they are then, and returns its output at the end.
 Steps = Generator[TextBatch, None, Output]
@@ -43,15 +59,18 @@ Steps = Generator[TextBatch, None, Output]
 def runs_to_its_end(
     call: Callable[Concatenate[Pipeline, CallArguments], Generator[Any, None, Output]],
 ) -> Callable[Concatenate[Pipeline, CallArguments], Output]:
-    """Make a `__call__` that yields after each step an ordinary one, which returns its output."""
+    """Make a `__call__` that yields after each step an ordinary one, which returns its output.
+
+    Numbers of numpy and torch, arrays and tensors are as good as plain numbers and lists of them.
+    """
 
     @functools.wraps(call)
     def run(self: Pipeline, *args: CallArguments.args, **kwargs: CallArguments.kwargs) -> Output:
-        # The output of a generator comes with the exception that ends it.
-        steps = call(self, *args, **kwargs)
+        steps = call_with_plain_arguments(call, self, args, kwargs)
+        taken = steps_of_call(self, steps, show=lambda batch: batch)
         while True:
             try:
-                next(steps)
+                next(taken)
             except StopIteration as end:
                 return end.value
 
@@ -69,8 +88,8 @@ def texts_of_each_step(
     def stream(
         self: Any, *args: CallArguments.args, **kwargs: CallArguments.kwargs
     ) -> Iterator[list[str]]:
-        for batch in steps_of(self, *args, **kwargs):
-            yield self.texts_so_far(batch)
+        steps = call_with_plain_arguments(steps_of, self, args, kwargs)
+        yield from steps_of_call(self, steps, show=self.texts_so_far)
 
     # `wraps` has copied both from `__call__`.
     stream.__name__ = "stream"
@@ -78,11 +97,21 @@ def texts_of_each_step(
     return stream
 
 
+def call_with_plain_arguments(call: Any, pipeline: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """`call(pipeline, *args, **kwargs)` with plain numbers and lists in the place of those of numpy and torch."""
+    plain_kwargs = {name: as_plain(value) for name, value in kwargs.items()}
+    return call(pipeline, *as_plain(args), **plain_kwargs)
+
+
 class TextPipeline(CogVideoXLoraLoaderMixin):
     """Mixin of a `DiffusionPipeline` that writes texts, each from a generator of its own.
 
     It is no `DiffusionPipeline` itself: in a file for the Hub, diffusers looks for the one class that is. LoRA is that
     of diffusers for pipelines with one transformer, which here is the `denoiser`.
+
+    Several calls may be under way at once, in threads or as streams taken in turn: each writes what it would write
+    alone. While a callback runs, the pipeline shows the call that it belongs to: `scheduler` is the call's own, and
+    `_interrupt` and `_guidance_scale` are set for this call. Set elsewhere, they are set for all calls under way.
 
     What command line, Space, model card and evaluation ask of a pipeline, whatever its class:
 
@@ -108,15 +137,18 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
     _callback_tensor_inputs: list[str] = []
     _output_types: tuple[str, ...] = ("text", "tokens")
     _lora_loadable_modules = ["denoiser"]
-    _interrupt = False
-    _num_timesteps = 0
     transformer_name = "denoiser"
+
+    # Of a call; see `pipelines.call_state`.
+    scheduler: Any = CallScheduler()
+    _interrupt: Any = CallAttribute(default=False)
+    _num_timesteps: Any = CallAttribute(default=0)
+    _guidance_scale: Any = CallAttribute(default=1.0)
 
     # Of the `DiffusionPipeline` that this mixin is combined with.
     tokenizer: Any
     denoiser: Any
     config: Any
-    progress_bar: Any
     _get_signature_keys: Any
 
     @property
@@ -130,6 +162,17 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         names = list(self.config.get("label_names") or [])
         return [*names[:num_labels], *[None] * (num_labels - len(names))]
 
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """As in diffusers, but where there is no terminal a line every so often; see `set_progress_bar_config`."""
+        require(
+            iterable is not None or total is not None, "total", "a number without `iterable`", None
+        )
+        # Of several processes the first one shows it.
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        settings = {"disable": distributed and torch.distributed.get_rank() > 0}
+        settings |= getattr(self, "_progress_bar_config", {})
+        return progress_bar(iterable, total=total, **settings)
+
     @property
     def num_timesteps(self) -> int:
         """Steps of the call under way or the last one."""
@@ -139,6 +182,19 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
     def interrupt(self) -> bool:
         """Whether a callback ended the call, which then returns what is written, by `pipe._interrupt = True`."""
         return self._interrupt
+
+    @property
+    def guidance_scale(self) -> Any:
+        """Scale of classifier-free guidance of the call under way or the last one, as it was given.
+
+        A callback sets another one for the steps to come by `pipe._guidance_scale = ...`: a number, or one a text.
+        """
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether a text of the call under way or the last one is guided, which scale 1 does not do."""
+        return any(scale != 1 for scale in flat_list(as_plain(self._guidance_scale)))
 
     def _register_text_components(
         self, tokenizer: Any, denoiser: Any, scheduler: Any, lengths: Any, label_names: Any
@@ -155,6 +211,10 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
 
         # diffusers may load a pipeline with parts left out, which then cannot be checked.
         return None not in components.values()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For copies and pickles.
+        return without_calls(vars(self))
 
     # Loading and saving
 
@@ -341,13 +401,34 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         super().fuse_lora(list(components), **kwargs)
 
     def unfuse_lora(self, components: Sequence[str] = ("denoiser",), **kwargs: Any):
+        refuse_compiled(self.denoiser)
         super().unfuse_lora(list(components), **kwargs)
+
+    def unload_lora_weights(self):
+        refuse_compiled(self.denoiser)
+        super().unload_lora_weights()
+
+    def enable_lora(self):
+        refuse_compiled(self.denoiser)
+        super().enable_lora()
+
+    def disable_lora(self):
+        refuse_compiled(self.denoiser)
+        super().disable_lora()
+
+    def delete_adapters(self, adapter_names: Any):
+        refuse_compiled(self.denoiser)
+        super().delete_adapters(adapter_names)
 
     # Calls
 
     def texts_so_far(self, batch: TextBatch) -> list[str]:
         """The texts of a batch between two steps; tokens to come are shown as the mask token."""
-        return [partial_text(self.tokenizer, row) for row in self.finished_tokens(batch).tolist()]
+        return texts_of(batch, self.tokenizer, self._revises_tokens, show_masks=True)
+
+    def finished_texts(self, batch: TextBatch) -> list[str]:
+        """The texts of a batch as they are returned: what was given, as it was given, and what was written."""
+        return texts_of(batch, self.tokenizer, self._revises_tokens)
 
     def finished_tokens(self, batch: TextBatch) -> Tensor:
         """(B, L) tokens of a batch as they are returned, each text cut at its end."""
@@ -374,13 +455,27 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         changed = callback(self, step, timestep, tensors) or {}
         self._accept_tensors(batch, changed)
 
+    def take_guidance_scale(self, batch: TextBatch):
+        """Guide the step that is due, and those to come, by the scale that a callback has set, if one has."""
+        if self._guidance_scale is not batch.guidance_scale:
+            self._accept_guidance_scale(batch, as_plain(self._guidance_scale))
+            batch.guidance_scale = self._guidance_scale
+
+    def _accept_guidance_scale(self, batch: TextBatch, guidance_scale: Any):
+        set_guidance_scale(batch, guidance_scale)
+
     def _callback_tensor(self, batch: TextBatch, name: str) -> Tensor:
         return getattr(batch, name)
 
     def _accept_tensors(self, batch: TextBatch, changed: dict[str, Tensor]):
         batch.tokens = changed.get("tokens", batch.tokens)
 
-    def _check_output(self, output_type: str, callback_tensors: Sequence[str]):
+    def _check_output(self, output_type: str, callback: Any, callback_tensors: Any):
+        is_function = callback is None or callable(callback)
+        require(is_function, "callback_on_step_end", "a function", callback)
+        is_names = is_list(callback_tensors)
+        limit = "a list of names"
+        require(is_names, "callback_on_step_end_tensor_inputs", limit, callback_tensors)
         if output_type not in self._output_types:
             allowed = " or ".join(f'"{name}"' for name in self._output_types)
             raise ValueError(f"`output_type` must be {allowed}, got {output_type!r}.")

@@ -35,6 +35,15 @@ from text_diffusers.common.randomness import (
     row_generators,
     row_seeds,
 )
+from text_diffusers.common.token_ids import noise_vocabulary
+from text_diffusers.common.validation import (
+    as_ids,
+    as_plain,
+    is_int,
+    is_number,
+    require,
+    require_int,
+)
 
 # Settings that the `step` of diffusers' discrete schedulers takes at each call.
 STEP_SETTINGS = {
@@ -105,8 +114,22 @@ class StockTokenScheduler:
         steps = self.scheduler.num_inference_steps
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1].float()
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Any = None,
+    ):
+        """Set so many even steps, which is all that diffusers' discrete schedulers know of time.
+
+        Raises:
+            ValueError: if it is no integer of at least 1, or `timesteps` are given.
+        """
+        limit = f"None, since {type(self.scheduler).__name__} takes a number of even steps"
+        require(timesteps is None, "timesteps", limit, timesteps)
+        count = as_plain(num_inference_steps)
+        require_int("num_inference_steps", count, 1)
+        self.scheduler.set_timesteps(count, device=device)
 
     def model_timesteps(self, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """(B,) times, float32, that the model is told at the step from `timestep`."""
@@ -151,7 +174,7 @@ class StockTokenScheduler:
         Args:
             model_output: (N, V) logits of clean tokens, one row a selected position; (B, L, V) without `positions`.
             timestep: one of `timesteps`.
-            sample: (B, L) tokens, not changed.
+            sample: (B, L) tokens, int64 or int32, not changed.
             positions: (B, L) bool, the tokens that make up the block of each row; the others stay.
             generator: one generator, or one a row.
 
@@ -163,12 +186,13 @@ class StockTokenScheduler:
             positions = self.select(timestep, sample)
             model_output = model_output.flatten(0, 1)
         logits = self._text_logits(model_output)  # (N, V)
+        tokens = as_ids("sample", sample)
 
         # diffusers counts steps upwards from 0.
         index = round((1 - float(timestep)) * self.scheduler.num_inference_steps)
 
         # Each row is a block of its own, which draws by its own generator.
-        prev_sample = sample.clone()
+        prev_sample = tokens.clone()
         blocks = logits.split(positions.sum(dim=1).tolist())
         seeds = row_seeds(generator, len(sample))
         for row, (seed, block) in enumerate(zip(seeds, blocks, strict=True)):
@@ -176,8 +200,9 @@ class StockTokenScheduler:
                 fresh = torch.Generator(block.device).manual_seed(seed)
                 selected = positions[row]
                 prev_sample[row, selected] = self._step_block(
-                    block, index, sample[row, selected], fresh
+                    block, index, tokens[row, selected], fresh
                 )
+        prev_sample = prev_sample.to(sample.dtype)
         return StockSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
     def _step_block(
@@ -242,14 +267,11 @@ def step_settings(scheduler: Any) -> tuple[str, ...]:
 def as_token_scheduler(scheduler: Any, tokenizer: Any) -> Any:
     """`scheduler` itself, or an adapter of one of diffusers' discrete schedulers.
 
-    Uniform noise is drawn from the ids below those of padding and mask, as in training.
+    Uniform noise is drawn from the same ids as in training, see `noise_vocabulary`.
     """
     if stock_class(scheduler) is None:
         return scheduler
-    special_ids = [
-        token for token in (tokenizer.pad_token_id, tokenizer.mask_token_id) if token is not None
-    ]
-    return StockTokenScheduler(scheduler, tokenizer.mask_token_id, min(special_ids))
+    return StockTokenScheduler(scheduler, tokenizer.mask_token_id, noise_vocabulary(tokenizer))
 
 
 def with_shaping(scheduler: Any, **shaping: Any) -> Any:
@@ -358,15 +380,13 @@ class EmbeddingScheduler:
         return float(self.scheduler.alphas_cumprod[round(timestep)])
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None):
-        if (
-            not isinstance(num_inference_steps, int)
-            or not 1 <= num_inference_steps <= self.num_train_timesteps
-        ):
+        count = as_plain(num_inference_steps)
+        if not is_int(count, 1) or count > self.num_train_timesteps:
             raise ValueError(
                 "`num_inference_steps` must be an integer between 1 and `num_train_timesteps`="
                 f"{self.num_train_timesteps}, got {num_inference_steps!r}."
             )
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(count, device=device)
 
     def scale_noise(self, noise: Tensor) -> Tensor:
         """(B, L, E) latents of the first step, given standard normal `noise` (B, L, E)."""
@@ -429,7 +449,7 @@ class EmbeddingScheduler:
             raise ValueError(
                 f"`eta` must be 0 with {type(self.scheduler).__name__}, which has no `eta`, got {eta!r}."
             )
-        if not 0 <= eta <= 1:
+        if not is_number(eta, 0, 1):
             raise ValueError(f"`eta` must be between 0 and 1, got {eta!r}.")
 
     @property

@@ -1,17 +1,18 @@
-"""The rows that a pipeline writes: laid out from prompts and gaps, and shown on the way.
+"""The rows that a pipeline writes: laid out from prompts, sources and gaps.
 
 Shapes: B rows, L sequence length, E embedding width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from text_diffusers.common.plain_text import encode_plain, holds_mask
 from text_diffusers.common.token_ids import end_ids, start_ids
-from text_diffusers.common.validation import is_list
+from text_diffusers.pipelines.given_text import GivenText
 
 # Token ids of one text; `None` is a token to be written.
 Row = list[int | None]
@@ -28,15 +29,21 @@ class TextBatch:
         class_labels: (B,) ids, if the denoiser is told any.
         ends_at_eos: whether a text ends at the first end token that is written, rather than with its row.
         starts: index of the first token of each text, its prompt included and a source before it not.
+        given_texts: the given characters of each text.
         drops_source: whether what stands before `starts` is left out of the output.
         generators: one a row.
         controls: in the order in which they act.
         scales: (B,) float64 of classifier-free guidance.
         guidance_interval: shares of the steps between which these scales apply.
-        unconditional: the same tokens to write, in the same order, in rows without the condition.
+        guidance_scale: that the scales are made of, as it was given, one or one a text.
+        repeats: rows of each text, which stand next to each other.
+        unconditional: the same tokens to write, in the same order, in rows without the condition; `None` until a
+            scale other than 1 needs them.
+        make_unconditional: makes these rows; `None` where there is no condition.
         num_steps, steps_done: of this call.
         condition: what the denoiser is told beside the tokens, by the names of its arguments; one row of each tensor
             for each of the batch.
+        laid_out: (B, L) ids as they were before anything was written.
         latents: (B, L, E) noisy embeddings, on the scale of the scheduler.
         clean: (B, L, E) embeddings of the known words.
         shows_clean: whether the denoiser is shown known words clean, and not as noisy as the rest.
@@ -57,15 +64,20 @@ class TextBatch:
     class_labels: Tensor | None = None
     ends_at_eos: bool = False
     starts: list[int] = field(default_factory=list)
+    given_texts: list[GivenText] = field(default_factory=list)
     drops_source: bool = False
     generators: list[torch.Generator] = field(default_factory=list)
     controls: list = field(default_factory=list)
     scales: Tensor = field(default_factory=lambda: torch.ones(0))
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_scale: Any = 1.0
+    repeats: int = 1
     unconditional: "TextBatch | None" = None
+    make_unconditional: Callable[[], "TextBatch"] | None = None
     num_steps: int = 1
     steps_done: int = 0
     condition: dict[str, Tensor] = field(default_factory=dict)
+    laid_out: Tensor | None = None
 
     # Of continuous noise only; empty over tokens.
     latents: Tensor = field(default_factory=lambda: torch.ones(0))
@@ -112,22 +124,23 @@ def lay_out(
         attention_mask[index, : len(row)] = 1
 
     # Rows are filled in on the CPU, and moved once.
-    return TextBatch(tokens.to(device), editable.to(device), attention_mask.to(device))
+    tokens = tokens.to(device)
+    return TextBatch(tokens, editable.to(device), attention_mask.to(device), laid_out=tokens)
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], name: str = "prompt") -> list[Row]:
     """Token ids of each text, after the start token.
 
     Raises:
-        ValueError: if one holds the mask; `name` is the argument to be named.
+        ValueError: if one holds the mask, or cannot be taken for plain text; `name` is the argument to be named.
     """
-    rows = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    # A mask in a prompt would be taken for a token that is still to be written.
-    if any(tokenizer.mask_token_id in row for row in rows):
+    # A mask in a prompt is surely meant to be filled in.
+    if any(holds_mask(tokenizer, prompt) for prompt in prompts):
         raise ValueError(
             f"`{name}` must not hold {tokenizer.mask_token}; give it as `text` to fill it in."
         )
-    return [start_ids(tokenizer) + row for row in rows]
+    start = start_ids(tokenizer)
+    return [start + row for row in encode_plain(tokenizer, prompts, name)]
 
 
 def encode_sources(tokenizer: Any, source: str | Sequence[str], name: str = "source") -> list[Row]:
@@ -136,49 +149,9 @@ def encode_sources(tokenizer: Any, source: str | Sequence[str], name: str = "sou
     return [row + end_ids(tokenizer) for row in encode_prompts(tokenizer, sources, name)]
 
 
-def encode_gaps(tokenizer: Any, text: str | Sequence[str], mask: Any) -> list[Row]:
-    """Token ids of each text after the start token, with `None` wherever a token is to be filled in.
-
-    Args:
-        mask: one bool a token of each text, true where to write; by default the mask tokens of the texts.
-
-    Raises:
-        ValueError: if `mask` has another shape than the texts, or a text has nothing to fill in.
-    """
-    texts = [text] if isinstance(text, str) else list(text)
-    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    # The gaps are where the text has masks, unless they are given.
-    if mask is None:
-        masks = [[token == tokenizer.mask_token_id for token in row] for row in rows]
-    else:
-        masks = mask_rows(mask, rows)
-
-    gaps = []
-    for text, row, row_mask in zip(texts, rows, masks, strict=True):
-        # A text without a gap would come back as it went in, surely by mistake.
-        if not any(row_mask):
-            raise ValueError(
-                f"`text` must hold {tokenizer.mask_token} where to write, got {text!r}."
-            )
-        blanked = [None if masked else token for token, masked in zip(row, row_mask, strict=True)]
-        gaps.append(start_ids(tokenizer) + blanked)
-    return gaps
-
-
-def mask_rows(mask: Any, rows: list[list[int]]) -> list[list[bool]]:
-    """`mask` as one list a text, which must be as long as its row of tokens."""
-    # A tensor, an array, a list of rows, or the one row of the only text
-    masks = mask.tolist() if hasattr(mask, "tolist") else list(mask)
-    if not masks or not is_list(masks[0]):
-        masks = [masks]
-
-    expected = [len(row) for row in rows]
-    lengths = [len(row) for row in masks]
-    if lengths != expected:
-        raise ValueError(
-            f"`mask` must have one value a token of `text`, {expected} tokens, got {lengths}."
-        )
-    return masks
+def text_before(text: str, row: Row) -> GivenText:
+    """The given text of a row that is continued: all that is written stands behind it."""
+    return GivenText(pieces=[text, ""], runs=[(len(row), None)])
 
 
 def append_exactly(
@@ -204,24 +177,3 @@ def append_exactly(
 def repeat_rows(rows: Sequence[Any], count: int) -> list:
     """Each of the rows `count` times, copies of one next to each other."""
     return [row for row in rows for _ in range(count)]
-
-
-def partial_text(tokenizer: Any, row: list[int]) -> str:
-    """Text of a row that still has masks, each of which keeps the space that its word will bring."""
-    special_ids = set(tokenizer.all_special_ids)
-    pieces = []
-    run = []  # tokens since the last mask, which are decoded together: a word may be several
-    for token in row:
-        if token != tokenizer.mask_token_id:
-            run.append(token)
-            continue
-        pieces.append(decode_run(tokenizer, run, special_ids))
-        pieces.append(f" {tokenizer.mask_token}")
-        run = []
-
-    pieces.append(decode_run(tokenizer, run, special_ids))
-    return "".join(pieces).strip()
-
-
-def decode_run(tokenizer: Any, run: list[int], special_ids: set[int]) -> str:
-    return tokenizer.decode([token for token in run if token not in special_ids])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from text_diffusers.common.token_ids import end_ids
+from text_diffusers.common.token_ids import end_ids, padding_id
+from text_diffusers.pipelines.given_text import GivenText
 from text_diffusers.pipelines.text_batch import TextBatch
 
 
@@ -50,12 +51,39 @@ def finished_rows(batch: TextBatch, tokenizer: Any, revises_tokens: bool) -> Ten
 
 def cut_texts(batch: TextBatch, tokenizer: Any, revises_tokens: bool = True) -> Tensor:
     """(B, longest text) tokens with padding after the end of each text, and without the source before it."""
-    tokens = batch.tokens
-    pad_token_id = tokenizer.pad_token_id or 0
-    if batch.ends_at_eos:
-        ends = settled_ends(batch, tokenizer, revises_tokens)
-        tokens = cut_at_end(tokens, ends, batch.editable, pad_token_id)
-    return cut_rows(tokens, batch, pad_token_id)
+    return cut_rows(ended_tokens(batch, tokenizer, revises_tokens), batch, padding_id(tokenizer))
+
+
+def ended_tokens(batch: TextBatch, tokenizer: Any, revises_tokens: bool = True) -> Tensor:
+    """(B, L) tokens with padding after the end of each text."""
+    if not batch.ends_at_eos:
+        return batch.tokens
+    ends = settled_ends(batch, tokenizer, revises_tokens)
+    return cut_at_end(batch.tokens, ends, batch.editable, padding_id(tokenizer))
+
+
+def texts_of(
+    batch: TextBatch, tokenizer: Any, revises_tokens: bool = True, show_masks: bool = False
+) -> list[str]:
+    """B texts as they are returned: given characters as they were given, and what was written, without special tokens.
+
+    Args:
+        show_masks: show tokens that are still to be written by the name of the mask.
+    """
+    tokens = ended_tokens(batch, tokenizer, revises_tokens)
+    text_ends = batch.text_ends
+    texts = []
+    for index, given in enumerate(batch.given_texts):
+        start = batch.starts[index]
+        row = tokens[index, : text_ends[index]].tolist()
+        # A callback may have put other tokens in the place of given ones, which then are decoded like the rest.
+        if batch.laid_out is not None:
+            is_changed = (batch.laid_out[index] != batch.tokens[index]) & ~batch.editable[index]
+            if is_changed.any():
+                start = start if batch.drops_source else 0
+                given = GivenText(pieces=["", ""], runs=[(start, None)])
+        texts.append(given.with_written(tokenizer, row, start, show_masks))
+    return texts
 
 
 def cut_at_end(tokens: Tensor, ends: Tensor, editable: Tensor, pad_token_id: int) -> Tensor:

@@ -3,34 +3,45 @@
 Shapes: B rows (texts times `num_return_sequences`, and candidates of each), L sequence length.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from text_diffusers.common.randomness import Generators, row_generators
-from text_diffusers.common.token_ids import end_ids, start_ids
+from text_diffusers.common.token_ids import end_ids, padding_id, start_ids
 from text_diffusers.common.validation import check_strings, is_int, is_list
+from text_diffusers.pipelines.given_text import GivenText
 from text_diffusers.pipelines.guidance import (
     as_controls,
     check_interval,
+    conditional_scales,
     guided_condition,
     negative_texts,
     planned_lengths,
     refuse_two_lengths,
-    scales_by_row,
+    set_guidance_scale,
 )
 from text_diffusers.pipelines.text_batch import (
     Row,
     TextBatch,
     append_exactly,
-    encode_gaps,
     encode_prompts,
     encode_sources,
     lay_out,
     repeat_rows,
+    text_before,
+)
+from text_diffusers.pipelines.text_gaps import encode_gaps
+from text_diffusers.pipelines.text_lengths import (
+    LengthLogits,
+    draw_lengths,
+    length_log_probs,
+    source_batch,
 )
 
 
@@ -131,6 +142,7 @@ class RowLimits:
         label_names: of the class labels.
         num_classes: number of labels, and the id that stands for no label.
         block_length: tokens of a block, for a model that writes block by block.
+        length_logits: of a model that predicts how long a text from a source is.
     """
 
     max_length: int
@@ -139,6 +151,7 @@ class RowLimits:
     label_names: Sequence[str] | None = None
     num_classes: int | None = None
     block_length: int | None = None
+    length_logits: LengthLogits | None = None
 
     def check_length(self, length: int):
         """Raise a `ValueError` if a row of `length` tokens does not fit."""
@@ -184,15 +197,12 @@ def prepare_batch(
     )
 
     # 2. One row a text, then one for each of its copies, which stand next to each other
-    rows = encode_inputs(tokenizer, inputs, guidance)
+    rows, given_texts = encode_inputs(tokenizer, inputs, guidance)
     num_texts = len(rows)
-    scales = scales_by_row(guidance.guidance_scale, num_texts, inputs.repeats)
-    # Without a condition both predictions would be the same.
-    if guide_by is None and any(scale != 1 for scale in scales):
-        raise ValueError(
-            "`guidance_scale` must be 1 without a condition, `class_labels`, `prompt` or `source`, "
-            f"got {guidance.guidance_scale!r}."
-        )
+    # Checked before anything is drawn
+    conditional_scales(
+        guidance.guidance_scale, num_texts, inputs.repeats, has_condition=guide_by is not None
+    )
 
     # Without the condition, these stand where prompts or sources stand with it.
     negatives = encode_negatives(
@@ -214,6 +224,20 @@ def prepare_batch(
     planned = planned_lengths(guidance.controls, generators)
     if planned is None and lengths is not None:
         planned = repeat_rows(lengths, inputs.repeats)
+    # A model may say itself how long a text from this source is.
+    if planned is None and inputs.source is not None and limits.length_logits is not None:
+        planned = predicted_lengths(
+            rows,
+            negatives,
+            labels,
+            inputs,
+            guidance,
+            limits,
+            guide_by=guide_by,
+            generators=generators,
+            pad_token_id=padding_id(tokenizer),
+            device=device,
+        )
 
     # Where the length is fixed the end token is put in place, and not left to the model.
     end = end_ids(tokenizer) if limits.predicts_end else []
@@ -230,41 +254,91 @@ def prepare_batch(
     limits.check_length(max(len(row) for row in rows))
 
     # 4. The batch, and what leads it
-    pad_token_id = tokenizer.pad_token_id or 0
+    pad_token_id = padding_id(tokenizer)
     batch = lay_out(rows, pad_token_id, device)
     batch.class_labels = None if labels is None else labels.to(device)
     # A text without a fixed length ends at the first end token that the model writes.
     batch.ends_at_eos = inputs.text is None and planned is None and limits.predicts_end
     batch.starts = starts
+    batch.given_texts = repeat_rows(given_texts, inputs.repeats)
     batch.drops_source = inputs.source is not None
     batch.generators = generators
     batch.controls = guidance.controls
-    batch.scales = torch.tensor(scales, dtype=torch.float64, device=device)  # (B,)
     batch.guidance_interval = guidance.guidance_interval
+    batch.repeats = inputs.repeats
 
-    # At scale 1 there is no second prediction, and no second view of the rows.
-    if any(scale != 1 for scale in scales):
-        batch.unconditional = unconditional_view(
+    # A callback may set another scale, which may then need the view without the condition.
+    if guide_by is not None:
+        batch.make_unconditional = partial(
+            unconditional_view,
             rows,
             beginnings,
             negatives,
-            batch,
-            guide_by=str(guide_by),
+            batch.class_labels,
+            guide_by=guide_by,
             limits=limits,
             pad_token_id=pad_token_id,
+            device=device,
         )
+    set_guidance_scale(batch, guidance.guidance_scale)
     return batch
+
+
+def predicted_lengths(
+    rows: list[Row],
+    negatives: list[Row],
+    labels: Tensor | None,
+    inputs: TextInputs,
+    guidance: GuidanceInputs,
+    limits: RowLimits,
+    *,
+    guide_by: str | None,
+    generators: list[torch.Generator],
+    pad_token_id: int,
+    device: torch.device | str | None,
+) -> list[int]:
+    """Tokens of each text, drawn from what the model predicts of its source, under the guidance of the first step."""
+    assert limits.length_logits is not None
+    sources = source_batch(rows, labels, pad_token_id, device)
+
+    # What guides the first step guides the length.
+    unconditional = None
+    num_texts = len(rows) // inputs.repeats
+    scales = conditional_scales(
+        guidance.guidance_scale, num_texts, inputs.repeats, has_condition=guide_by is not None
+    )
+    if guide_by is not None and any(scale != 1 for scale in scales):
+        unconditional = source_batch(
+            rows if guide_by == "label" else negatives,
+            unconditional_labels(labels, guide_by, limits),
+            pad_token_id,
+            device,
+        )
+    if guidance.guidance_interval[0] > 0:
+        scales = [1.0] * len(rows)
+
+    # Behind the source there is room for the text and its end.
+    rooms = []
+    for row in rows:
+        limits.check_length(len(row) + 2)
+        room = limits.max_length - len(row) - 1
+        rooms.append(min(room, inputs.max_new_tokens or room))
+    log_probs = length_log_probs(
+        limits.length_logits, sources, rooms, unconditional, torch.tensor(scales, device=device)
+    )
+    return draw_lengths(log_probs, generators)
 
 
 def unconditional_view(
     rows: list[Row],
     beginnings: list[int],
     negatives: list[Row],
-    batch: TextBatch,
+    class_labels: Tensor | None,
     *,
     guide_by: str,
     limits: RowLimits,
     pad_token_id: int,
+    device: torch.device | str | None,
 ) -> TextBatch:
     """The same tokens to write in rows without the condition.
 
@@ -272,6 +346,7 @@ def unconditional_view(
         rows: of the batch, with `None` for what is to be written.
         beginnings: number of tokens of each row that are its prompt or source, and its start.
         negatives: what stands there instead, if guidance is by the prompt.
+        class_labels: (B,) of the batch.
 
     Raises:
         ValueError: if such a row does not fit the model.
@@ -288,32 +363,37 @@ def unconditional_view(
             for row, beginning, negative in zip(rows, beginnings, negatives, strict=True)
         ]
     limits.check_length(max(len(row) for row in rows))
-    view = lay_out(rows, pad_token_id, batch.tokens.device)
-    view.class_labels = unconditional_labels(batch.class_labels, guide_by, limits)
+    view = lay_out(rows, pad_token_id, device)
+    view.class_labels = unconditional_labels(class_labels, guide_by, limits)
     return view
 
 
-def encode_inputs(tokenizer: Any, inputs: TextInputs, guidance: GuidanceInputs) -> list[Row]:
-    """Token ids of each text, `None` where one is to be filled in; without any text, a bare start for each."""
+def encode_inputs(
+    tokenizer: Any, inputs: TextInputs, guidance: GuidanceInputs
+) -> tuple[list[Row], list[GivenText]]:
+    """Token ids of each text, `None` where one is to be filled in, and its characters; without any, a bare start."""
     # At most one of the three was given.
-    if inputs.source is not None:
-        return encode_sources(tokenizer, inputs.source)
     if inputs.text is not None:
         return encode_gaps(tokenizer, inputs.text, inputs.mask)
-    if inputs.prompt:
-        return encode_prompts(
-            tokenizer, [inputs.prompt] if isinstance(inputs.prompt, str) else inputs.prompt
-        )
 
-    # As many texts as the first argument that has one value a text
-    per_text: tuple[Any, ...] = (
-        inputs.class_labels,
-        guidance.guidance_scale,
-        guidance.negative_prompt,
-        inputs.length,
-    )
-    num_texts = next((len(values) for values in per_text if is_list(values)), 1)
-    return encode_prompts(tokenizer, [""] * num_texts)
+    # What is written from a source is returned without it.
+    if inputs.source is not None:
+        rows = encode_sources(tokenizer, inputs.source)
+        return rows, [text_before("", row) for row in rows]
+
+    prompts = [inputs.prompt] if isinstance(inputs.prompt, str) else inputs.prompt
+    if not inputs.prompt or prompts is None:
+        # As many texts as the first argument that has one value a text
+        per_text: tuple[Any, ...] = (
+            inputs.class_labels,
+            guidance.guidance_scale,
+            guidance.negative_prompt,
+            inputs.length,
+        )
+        num_texts = next((len(values) for values in per_text if is_list(values)), 1)
+        prompts = [""] * num_texts
+    rows = encode_prompts(tokenizer, prompts)
+    return rows, [text_before(prompt, row) for prompt, row in zip(prompts, rows, strict=True)]
 
 
 def encode_negatives(
@@ -389,7 +469,7 @@ def label_tensor(
     """(B,) label ids from one label or one a text, by id or by name; `None` among them is no label.
 
     Raises:
-        ValueError: if there are neither one nor one a text, or a name is unknown.
+        ValueError: if there are neither one nor one a text, or the model has no such label.
     """
     if class_labels is None:
         return None
@@ -399,19 +479,38 @@ def label_tensor(
             f"`class_labels` must be one or {num_texts}, one a text, got {len(labels)}."
         )
 
-    # Names become ids, and no label the id behind those of all labels.
+    ids = [label_id(label, limits) for label in labels]
+    return torch.tensor(repeat_rows(ids, repeats))
+
+
+def label_id(label: Any, limits: RowLimits) -> int:
+    """The id of a label, given by its id or name; no label, `None`, has the id behind those of all labels.
+
+    Raises:
+        ValueError: if the model has no such label.
+    """
     names = list(limits.label_names or [])
-    ids = []
-    for label in labels:
-        if isinstance(label, str) and label not in names:
+    num_classes = limits.num_classes
+    if isinstance(label, str):
+        if label not in names:
             raise ValueError(
                 f"`class_labels` must be among the model's `label_names`, {names}, got {label!r}."
             )
-        if label is None:
-            ids.append(limits.num_classes)
-        else:
-            ids.append(names.index(label) if isinstance(label, str) else label)
-    return torch.tensor(repeat_rows(ids, repeats))
+        return names.index(label)
+    if label is None and num_classes is not None:
+        return num_classes
+
+    # A truth value or a float is no number of a class. A model that does not say how many it has checks them itself.
+    highest = math.inf if num_classes is None else num_classes
+    number: Any = label
+    if is_int(number, 0) and number <= highest:
+        return number
+    limit = "at least 0"
+    if num_classes is not None:
+        limit = f"between 0 and {num_classes - 1} (or {num_classes} for no label)"
+    raise ValueError(
+        f"`class_labels` must be {limit}, as integers or by their names, got {label!r}."
+    )
 
 
 def unconditional_labels(labels: Tensor | None, guide_by: str, limits: RowLimits) -> Tensor | None:
@@ -429,6 +528,7 @@ def text_generators(
 
     Raises:
         ValueError: if there are neither one nor one for each returned text.
+        TypeError: if something else is passed as a generator, such as a seed.
     """
     num_texts = num_rows // num_candidates
     if is_list(generator) and len(generator) != num_texts:

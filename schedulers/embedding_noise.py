@@ -23,7 +23,10 @@ from text_diffusers.common.stock_loading import StockLoading
 from text_diffusers.common.validation import (
     LONGEST_CLOCK,
     are_numbers,
+    as_plain,
     is_int,
+    is_list,
+    is_number,
     require,
     require_int,
     require_key,
@@ -183,6 +186,13 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        # A scheduler of tokens has ids in the place of betas; all settings would be taken by default.
+        of_tokens = {"mask_token_id", "vocab_size"} & config_dict.keys()
+        if of_tokens and "beta_schedule" not in config_dict:
+            raise ValueError(
+                f"`config` must be that of a scheduler of embeddings for {cls.__name__}, got one of tokens with "
+                f"`{min(of_tokens)}`."
+            )
         # diffusers leaves out what another scheduler took by default, and so would give it our prediction type and
         # noise instead of its own.
         explicit = dict(config_dict)
@@ -245,9 +255,14 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
                 "Either `num_inference_steps` or `timesteps` must be given, and not both."
             )
         if timesteps is None:
-            grid = self._spaced(num_inference_steps)
+            grid = self._spaced(as_plain(num_inference_steps))
         else:
-            grid = [int(timestep) for timestep in timesteps]
+            grid = as_plain(timesteps)
+            are_steps = is_list(grid) and all(
+                is_number(timestep) and timestep == int(timestep) for timestep in grid
+            )
+            require(are_steps, "timesteps", "a list of integers", timesteps)
+            grid = [int(timestep) for timestep in grid]
 
         # A grid that is given one by one may be any, as long as it leads to less noise.
         last = self.config.num_train_timesteps - 1
@@ -258,7 +273,7 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
 
         self.num_inference_steps = len(grid)
         self.timesteps = torch.tensor(grid, device=device)
-        self._index_of = {timestep: index for index, timestep in enumerate(grid)}
+        self._index_of = {float(timestep): index for index, timestep in enumerate(grid)}
         # One more than there are steps: the last one ends at the clean estimate.
         self._alphas_on_grid = [*self.alphas_cumprod[grid].tolist(), 1.0]
 
@@ -291,7 +306,7 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
         # Half precision would round the small share of signal or noise away.
         clean = at_least_float32(original_samples)
         table = torch.stack([self.alphas_cumprod, 1 - self.alphas_cumprod]).sqrt().to(clean)
-        chosen = table[:, timesteps.to(clean.device)]  # (2, B) or (2,)
+        chosen = table[:, torch.as_tensor(timesteps, device=clean.device)]  # (2, B) or (2,)
         signal, sigma = chosen.reshape(2, -1, *[1] * (clean.dim() - 1))  # (B or 1, 1, 1)
         return (signal * clean + sigma * noise).to(original_samples.dtype)
 
@@ -344,7 +359,7 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
         round_function: RoundFunction,
     ) -> tuple[int, Tensor, Tensor]:
         """The number of a step, its clean estimate, rounded where it clamps, and x_t; float32 at least."""
-        index = self._index_of.get(int(timestep))
+        index = self._index_of.get(float(timestep))
         if index is None:
             raise ValueError(
                 f"`timestep` must be one of the {len(self._index_of)} `timesteps`, got {timestep}."

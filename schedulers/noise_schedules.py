@@ -1,18 +1,46 @@
-"""How fast text turns into noise: alpha(t), the probability that a token is still itself, and its derivative.
+"""Noise of tokens: how fast text turns into it, and the base of the schedulers that undo it.
 
-Time runs from 0, clean text, to 1, pure noise. All functions map float64 tensors to float64 tensors of the same shape.
+alpha(t) is the probability that a token is still itself. Time runs from 0, clean text, to 1, pure noise. Schedules map
+float64 tensors to float64 tensors of the same shape.
 
-Shapes: V vocabulary size, S states of a token, N tokens.
+Shapes: B batch, L sequence length, V vocabulary size, S states of a token, N tokens or selected positions, T training
+timesteps.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from text_diffusers.common.validation import are_numbers, require
+from text_diffusers.common.randomness import Generators, rand, rand_like
+from text_diffusers.common.sampling import (
+    MOST_IDS,
+    check_rows,
+    draw_at,
+    token_scores,
+    token_weights,
+)
+from text_diffusers.common.scheduler_config import check_same_noise, untouched_defaults
+from text_diffusers.common.stock_loading import StockLoading
+from text_diffusers.common.subclasses import loaded_subclasses
+from text_diffusers.common.time_grids import even_grid, given_grid
+from text_diffusers.common.validation import (
+    LONGEST_CLOCK,
+    are_numbers,
+    as_ids,
+    is_number,
+    require,
+    require_fraction,
+    require_int,
+    require_key,
+    require_number,
+)
 
 # The sigmoid is taken from minus this number to plus it.
 SIGMOID_RANGE = 3.0
@@ -22,6 +50,14 @@ GEOMETRIC_RANGE = (1e-4, 20.0)
 
 # Halvings of [0, 1] after which float64 cannot tell the ends apart.
 BISECTIONS = 60
+
+REVERSE_RULES = ("marginal", "plug_in")
+
+# A scheduler begins with a grid of so many steps, or of T if these are fewer.
+DEFAULT_STEPS = 128
+
+Time = float | Tensor
+Device = str | torch.device | None
 
 TimeFunction = Callable[[Tensor], Tensor]
 
@@ -187,3 +223,352 @@ def mutual_information_schedule(
     part = (wanted - share[after]) / (share[before] - share[after])
     wanted_times = times[after] - part * (times[after] - times[before])
     return [1.0, *scheduler.alpha(wanted_times).tolist(), 0.0]
+
+
+# The base
+
+
+@dataclass
+class D3PMSchedulerOutput(BaseOutput):
+    """Output of `step`. `prev_sample`: (B, L) tokens at the next, less noisy time."""
+
+    prev_sample: Tensor
+
+
+class D3PMScheduler(StockLoading, SchedulerMixin, ConfigMixin):
+    """Base of the token schedulers: the clock, the noise schedule and the shaping of predictions.
+
+    A kernel adds `transition`, `select`, `reverse_probs` and `_next`; it overrides `_noise_tokens`, or `prior` and
+    `_corrupt`, if its noise is not uniform over `vocab_size` ids.
+    """
+
+    order = 1
+    init_noise_sigma = 1.0
+    corruption = ""
+    revises_tokens = False
+    draws_reverse = True  # whether `step` draws every token from `reverse_probs`, on its own
+    config: Any
+
+    def _set_up(self):
+        """Check the configuration and begin with a grid; ends each `__init__`."""
+        config = self.config
+        # A chain of matrices has betas instead of a schedule.
+        self._alpha, self._alpha_derivative = noise_schedule(config.get("schedule", "linear"))
+
+        steps = config.num_train_timesteps
+        top_p = config.top_p
+        is_mass = top_p is None or is_number(top_p, 0, 1) and top_p > 0
+        require_int("num_train_timesteps", steps, 1, LONGEST_CLOCK, optional=True)
+        require_fraction("min_timestep", config.min_timestep)
+        require_number("temperature", config.temperature, 0)
+        require_int("top_k", config.top_k, 1, optional=True)
+        require(is_mass, "top_p", "None or a number in (0, 1]", top_p)
+
+        # What `from_config` of other classes has to know: whose noise this is, and what was chosen.
+        own: dict[str, Any] = {"_class_name": type(self).__name__}
+        if "_use_default_values" in config:
+            own["_use_default_values"] = untouched_defaults(self)
+        self.register_to_config(**own)
+        self.set_timesteps(min(steps or DEFAULT_STEPS, DEFAULT_STEPS))
+
+    @property
+    def num_tokens(self) -> int:
+        """The ids below are what x_0 may be; further logits are ignored."""
+        return self.config.vocab_size
+
+    def alpha(self, timesteps: Time) -> Tensor:
+        """Probability that a token is still itself at `timesteps`, float64, same shape."""
+        return self._alpha(torch.as_tensor(timesteps, dtype=torch.float64))
+
+    def alpha_derivative(self, timesteps: Time) -> Tensor:
+        """d alpha / dt at `timesteps`, float64, same shape; negative."""
+        return self._alpha_derivative(torch.as_tensor(timesteps, dtype=torch.float64))
+
+    # The clock
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+    ):
+        """Set the descending grid `timesteps`, by number or one by one; the last step ends at 0.
+
+        Args:
+            num_inference_steps: of an even grid, (num_inference_steps,) floats from 1 on.
+            timesteps: instead, floats in (0, 1], descending; with `num_train_timesteps`=T, multiples of 1 / T.
+
+        Raises:
+            ValueError: if not one of both is given, there are fewer than 1 or more than `num_train_timesteps` steps,
+                or `timesteps` are no such floats.
+        """
+        steps = self.config.num_train_timesteps
+        # Both ends of every step.
+        if timesteps is None:
+            grid = even_grid(num_inference_steps, steps)
+        else:
+            grid = given_grid(num_inference_steps, timesteps, steps)
+        self._set_grid(grid, device)
+
+    def _set_grid(self, grid: Tensor, device: Device):
+        """Take steps between the times `grid` (n + 1,), float64, from its first to 0."""
+        self.num_inference_steps = len(grid) - 1
+        self._grid = grid
+        self.timesteps = grid[:-1].to(device, torch.float32)
+
+    def _grid_index(self, timestep: Time) -> int:
+        """The number of the step that starts at `timestep`."""
+        # Timesteps are float32, the grid is float64.
+        distance, index = (self._grid[:-1] - float(timestep)).abs().min(dim=0)
+        if not distance < 0.1 * -self._grid.diff().max():
+            raise ValueError(
+                f"`timestep` must be one of the {len(self.timesteps)} `timesteps`, got {timestep}."
+            )
+        return int(index)
+
+    def _alphas(self, timestep: Time) -> tuple[float, float]:
+        """`alpha` at both ends, (alpha_t, alpha_s), of the step that starts at `timestep`."""
+        index = self._grid_index(timestep)
+        alpha_t, alpha_s = self.alpha(self._grid[index : index + 2]).tolist()
+        return alpha_t, alpha_s
+
+    def training_timesteps(self, uniform: Tensor) -> Tensor:
+        """(B,) uniform numbers in [0, 1) to the times whose average loss is the bound, float64.
+
+        With `num_train_timesteps` the grid i / T. In continuous time, numbers below `min_timestep` become
+        `min_timestep`: the interval below it is one discrete step, which keeps the weights finite and the bound exact.
+        """
+        steps = self.config.num_train_timesteps
+        if steps is None:
+            return uniform.double().clamp(min=self.config.min_timestep)
+        return (torch.floor(uniform.double() * steps) + 1) / steps
+
+    def model_timesteps(self, timestep: Time, sample: Tensor) -> Tensor:
+        """(B,) times, float32, that the model is told at the step from `timestep`: the same for every row."""
+        return torch.full((len(sample),), float(timestep), device=sample.device)
+
+    def scale_model_input(self, sample: Tensor, timestep: Time | None = None) -> Tensor:
+        """Tokens need no scaling; returns `sample`."""
+        return sample
+
+    # Noise
+
+    def prior(
+        self, shape: tuple[int, ...], generator: Generators = None, device: Device = None
+    ) -> Tensor:
+        """(B, L) tokens at time 1, pure noise."""
+        return self._noise_tokens(rand(shape, generator, torch.device(device or "cpu")))
+
+    def prior_bound(self, tokens: Tensor) -> Tensor:
+        """(B, L) nats of KL(q(x_1 | x_0 = tokens) || prior), the prior term of the bound: 0, as alpha(1) is 0."""
+        return torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
+
+    def add_noise(self, tokens: Tensor, timesteps: Time, generator: Generators = None) -> Tensor:
+        """(B, L) from q(x_t | x_0), each token lost with probability 1 - alpha; timesteps (), (B,) or (B, L).
+
+        Raises:
+            ValueError: if a time lies outside [0, 1].
+        """
+        times = torch.as_tensor(timesteps)
+        if not ((times >= 0) & (times <= 1)).all():
+            raise ValueError(
+                f"`timesteps` must lie in [0, 1], got {times.min():g} to {times.max():g}."
+            )
+        ids = as_ids("tokens", tokens)
+        return self._corrupt(ids, timesteps, generator).to(tokens.dtype)
+
+    def _corrupt(self, tokens: Tensor, timesteps: Time, generator: Generators) -> Tensor:
+        keep = self._keep(tokens, timesteps, generator)  # (B, L)
+        return torch.where(keep, tokens, self._noise_tokens(rand_like(tokens, generator)))
+
+    def _keep(self, tokens: Tensor, timesteps: Time, generator: Generators) -> Tensor:
+        """(B, L) bool: the tokens that survive until `timesteps`."""
+        alpha = self.alpha(timesteps)
+        if alpha.ndim == 1:
+            alpha = alpha.unsqueeze(1)  # one time a row
+        return rand_like(tokens, generator) < alpha.to(tokens.device)
+
+    def _noise_tokens(self, uniform: Tensor) -> Tensor:
+        """(B, L) tokens of pure noise from as many uniform numbers."""
+        return (uniform * self.config.vocab_size).long()
+
+    # The way back
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Time,
+        sample: Tensor,
+        *,
+        positions: Any = None,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> D3PMSchedulerOutput | tuple[Tensor]:
+        """From x_t to x_s, the next of `timesteps`.
+
+        Args:
+            model_output: (N, V) logits of clean tokens, one row a selected position; (B, L, V) without `positions`.
+            timestep: one of `timesteps`.
+            sample: (B, L) tokens, int64 or int32, not changed.
+            positions: (B, L) bool from `select`, or fewer; without it the step selects by itself.
+            generator: one generator, or one a row.
+
+        Raises:
+            ValueError: if the shapes do not fit, the ids are outside the vocabulary, or the logits are not finite.
+        """
+        if positions is None:
+            # Predictions of all positions: choose among them.
+            fits = model_output.shape[:-1] == sample.shape
+            limit = f"{tuple(sample.shape)} + (V,) like `sample`"
+            require(fits, "model_output", limit, tuple(model_output.shape))
+            positions = self.select(timestep, sample, generator)
+            model_output = model_output[positions]
+        check_rows("model_output", model_output, positions)
+
+        logits = self._own_ids(model_output)
+        ids = as_ids("sample", sample)
+        prev_sample = self._next(logits, timestep, ids, positions, generator).to(sample.dtype)
+        return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
+
+    def select(self, timestep: Time, sample: Tensor, generator: Generators = None) -> Tensor:
+        """(B, L) bool: the positions for which the step from `timestep` needs a prediction."""
+        raise NotImplementedError
+
+    def _next(
+        self,
+        logits: Tensor,
+        timestep: Time,
+        sample: Tensor,
+        positions: Tensor,
+        generator: Generators,
+    ) -> Tensor:
+        """(B, L) tokens at the next time; logits (N, V) at the N `positions` (B, L), all checked."""
+        raise NotImplementedError
+
+    def draw(
+        self, log_weights: Tensor, sample: Tensor, positions: Tensor, generator: Generators = None
+    ) -> Tensor:
+        """(B, L) x_s, drawn at `positions` in proportion to exp(log_weights), (N, V); elsewhere `sample` (B, L).
+
+        The end of a step whose reverse distribution, `reverse_probs`, was changed by guidance.
+
+        Raises:
+            ValueError: if the shapes do not fit, or a row has NaN, an infinite weight or none above 0.
+        """
+        check_rows("log_weights", log_weights, positions)
+        largest = log_weights.amax(dim=-1)
+        drawable = largest.isfinite()
+        if not drawable.all():
+            raise ValueError(
+                "`log_weights` must have a finite largest value for each token, which guidance or a control did not "
+                f"leave, got {float(largest[~drawable][0])}."
+            )
+        ids = as_ids("sample", sample)
+        drawn = draw_at(positions, ids, token_weights, (log_weights,), generator)
+        return drawn.to(sample.dtype)
+
+    def _own_ids(self, model_output: Tensor) -> Tensor:
+        """Logits (..., `num_tokens`) of the ids that x_0 may be."""
+        width = model_output.shape[-1]
+        limit = f"at least `num_tokens`={self.num_tokens} wide"
+        require(width >= self.num_tokens, "model_output", limit, width)
+        return model_output[..., : self.num_tokens]
+
+    def _shaping(self) -> dict[str, Any]:
+        """How the configuration shapes predictions of x_0, as arguments of `token_weights`."""
+        config = self.config
+        return {
+            "temperature": config.temperature,
+            "top_k": config.top_k,
+            "top_p": config.top_p,
+            # Other kernels with a mask have cut its logit off.
+            "mask_token_id": config.mask_token_id if self.corruption == "absorbing" else None,
+        }
+
+    def _weights(self, logits: Tensor) -> Tensor:
+        """(N, V) unnormalised probabilities of x_0, shaped by the configuration."""
+        return token_weights(logits, **self._shaping())
+
+    @property
+    def shapes_predictions(self) -> bool:
+        """Whether temperature, top_k or top_p changes what the model predicts."""
+        config = self.config
+        cuts = config.top_k is not None or (config.top_p or 1) < 1
+        return cuts or config.temperature != 1
+
+    def clean_scores(self, model_output: Tensor, timestep: Time, sample: Tensor) -> Tensor:
+        """Log-probabilities of x_0, up to a constant, as the step from `timestep` reads them, and not shaped yet.
+
+        `reverse_probs(scheduler.shape(scores), ..., from_scores=True)` is what `reverse_probs` makes of the logits, so
+        that guidance can come in between.
+
+        Args:
+            model_output: (B, L, V or more) logits of clean tokens.
+            sample: (B, L) x_t.
+
+        Returns:
+            (B, L, V), -inf for a token that cannot be.
+        """
+        logits = self._clean_logits(model_output, timestep, as_ids("sample", sample))
+        scores = token_scores(logits.flatten(0, 1), mask_token_id=self._shaping()["mask_token_id"])
+        return scores.view(logits.shape)
+
+    def shape(self, scores: Tensor) -> Tensor:
+        """Scores (..., V) shaped by the temperature, top_k and top_p of the configuration; what they drop is -inf."""
+        return token_scores(scores.flatten(0, -2), **self._shaping()).view(scores.shape)
+
+    def _clean_logits(self, model_output: Tensor, timestep: Time, sample: Tensor) -> Tensor:
+        """Logits (B, L, `num_tokens`) of the x_0 that the step from `timestep` draws."""
+        return self._own_ids(model_output)
+
+    def _clean_probs(
+        self, model_output: Tensor, timestep: Time, sample: Tensor, from_scores: bool
+    ) -> Tensor:
+        """Probabilities of x_0, (B, L, V), from logits that are still to be shaped, or from scores that are."""
+        if from_scores:
+            return normalised(model_output)
+        return self._probs(self._clean_logits(model_output, timestep, sample))
+
+    def _probs(self, logits: Tensor) -> Tensor:
+        """Shaped probabilities of x_0, (B, L, V) like the logits."""
+        return normalised(self.shape(logits))
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any):
+        """As in diffusers, from a configuration of the same noise.
+
+        Raises:
+            ValueError: if it is of another noise and lacks what this one is made of, unless `kwargs` have it.
+        """
+        if isinstance(config, dict):
+            check_same_noise(cls, config, kwargs)
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        """Every loaded scheduler with the same corruption process."""
+        loaded = loaded_subclasses(SchedulerMixin)
+        return [child for child in loaded if getattr(child, "corruption", None) == cls.corruption]
+
+
+def normalised(scores: Tensor) -> Tensor:
+    """Probabilities (..., V) of their logarithms (..., V), which are known up to a constant."""
+    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp_()
+    return weights.div_(weights.sum(dim=-1, keepdim=True))
+
+
+def check_vocabulary_and_rule(config: Any):
+    require_int("vocab_size", config.vocab_size, 2, MOST_IDS)
+    require_key("reverse_rule", config.reverse_rule, REVERSE_RULES)
+
+
+def state_ids(num_states: int, tokens: Tensor) -> Tensor:
+    """Ids (N,) as int64.
+
+    Raises:
+        ValueError: if one of them is none of the states that a token of this noise can be in.
+    """
+    ids = as_ids("tokens", tokens)
+    inside = bool(((ids >= 0) & (ids < num_states)).all())
+    require(inside, "tokens", f"ids from 0 to {num_states - 1}, the states of this noise", ids)
+    return ids

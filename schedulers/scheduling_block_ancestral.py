@@ -98,9 +98,8 @@ class BlockAncestralScheduler(StockLoading, BlockRefinementScheduler):
 
         # How probable the revealed tokens were.
         weights = ancestral._weights(model_output[positions])
-        probs = weights.gather(1, prev_sample[positions].unsqueeze(1)).squeeze(1) / weights.sum(
-            dim=1
-        )
+        revealed = prev_sample[positions].long().unsqueeze(1)  # (N, 1)
+        probs = weights.gather(1, revealed).squeeze(1) / weights.sum(dim=1)
         sampled_probs = torch.zeros(sample.shape, dtype=probs.dtype, device=probs.device)
         sampled_probs[positions] = probs
 

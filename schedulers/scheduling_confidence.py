@@ -14,7 +14,8 @@ from torch import Tensor
 from text_diffusers.common.randomness import Generators, rand_like
 from text_diffusers.common.sampling import MASS_BLOCK, in_row_blocks, sample_tokens, token_weights
 from text_diffusers.common.validation import require, require_key, require_number
-from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, Time
+from text_diffusers.schedulers.noise_schedules import Time
+from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
 
 
 def row_sums(values: Tensor) -> Tensor:

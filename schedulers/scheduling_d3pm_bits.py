@@ -12,7 +12,7 @@ from torch import Tensor
 from text_diffusers.common.randomness import Generators, rand
 from text_diffusers.common.tensor_config import TensorConfigMixin
 from text_diffusers.common.validation import is_int, is_table, require
-from text_diffusers.schedulers.scheduling_d3pm import Time
+from text_diffusers.schedulers.noise_schedules import Time
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler, per_token
 
 

@@ -9,8 +9,8 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from text_diffusers.common.validation import is_int, require, require_fraction
-from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
+from text_diffusers.common.validation import require_fraction, require_int
+from text_diffusers.schedulers.noise_schedules import D3PMScheduler
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler
 
 
@@ -21,8 +21,9 @@ class D3PMHybridScheduler(D3PMSemigroupScheduler):
     spread evenly over all tokens. The masks show the model where to write, the random tokens teach it to mend.
 
     Args:
-        mask_token_id: the id of `[MASK]`, not below `vocab_size`; never predicted.
-        vocab_size: the ids 0 to `vocab_size` - 1 are what text consists of; further logits are ignored.
+        mask_token_id: the id of `[MASK]`; never predicted.
+        vocab_size: the ids 0 to `vocab_size` - 1 are what text and noise consist of; further logits are ignored. The
+            mask may be one of them.
         mask_fraction: above 0, which would be the uniform kernel, and below 1, the absorbing one.
         num_train_timesteps: T.
         reverse_rule, schedule, min_timestep, temperature, top_k, top_p: as in `D3PMUniformScheduler`.
@@ -61,14 +62,22 @@ class D3PMHybridScheduler(D3PMSemigroupScheduler):
         top_p: float | None = None,
     ):
         self._set_up()
-        limit = f"an id of at least `vocab_size`={vocab_size}"
-        require(is_int(mask_token_id, vocab_size), "mask_token_id", limit, mask_token_id)
+        require_int("mask_token_id", mask_token_id, 0)
         require_fraction("mask_fraction", mask_fraction)
 
     @property
     def num_states(self) -> int:
-        """The mask is the last state."""
-        return self.config.mask_token_id + 1
+        """The mask is the last state, unless it stands among the tokens."""
+        return max(self.config.vocab_size, self.config.mask_token_id + 1)
+
+    def _own_ids(self, model_output: Tensor) -> Tensor:
+        logits = super()._own_ids(model_output)
+        mask_token_id = self.config.mask_token_id
+        # A mask behind all tokens has been cut off.
+        if mask_token_id >= self.config.vocab_size:
+            return logits
+        mask = torch.tensor(mask_token_id, device=logits.device)
+        return logits.index_fill(-1, mask, -torch.inf)
 
     # One token at a time the kernel keeps or loses what was there, which needs no (N, S) table.
     _corrupt = D3PMScheduler._corrupt
@@ -88,7 +97,7 @@ class D3PMHybridScheduler(D3PMSemigroupScheduler):
         num_words = self.config.vocab_size
         noise = torch.zeros(self.num_states, dtype=like.dtype, device=like.device)
         noise[:num_words] = (1 - self.config.mask_fraction) / num_words
-        noise[self.config.mask_token_id] = self.config.mask_fraction
+        noise[self.config.mask_token_id] += self.config.mask_fraction
         return noise
 
     def _diffuse(self, probs: Tensor, start: Tensor, end: Tensor) -> Tensor:

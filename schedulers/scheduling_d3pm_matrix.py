@@ -13,6 +13,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import logging
 from torch import Tensor
 
+from text_diffusers.common.progress import progress_bar
 from text_diffusers.common.tensor_config import TensorConfigMixin
 from text_diffusers.common.validation import (
     LONGEST_CLOCK,
@@ -24,7 +25,7 @@ from text_diffusers.common.validation import (
     require_key,
     require_number,
 )
-from text_diffusers.schedulers.scheduling_d3pm import Time
+from text_diffusers.schedulers.noise_schedules import Time
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMTransitionScheduler
 
 MATRIX_KERNELS = ("gaussian", "band", "matrix")
@@ -236,7 +237,7 @@ class D3PMMatrixScheduler(TensorConfigMixin, D3PMTransitionScheduler):
         product = torch.eye(size, dtype=dtype)
         self._stored = [product]
         quick = steps * size**3 < QUICK_MULTIPLICATIONS
-        for step in logging.tqdm(range(1, steps + 1), desc="products of T matrices", disable=quick):
+        for step in progress_bar(range(1, steps + 1), desc="products of T matrices", disable=quick):
             product = product @ self.matrix(step).to(dtype)
             if step % self._spacing == 0:
                 self._stored.append(product)

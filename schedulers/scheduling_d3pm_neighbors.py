@@ -19,7 +19,7 @@ from text_diffusers.common.randomness import Generators, rand_like
 from text_diffusers.common.sampling import LARGEST_UNIFORM
 from text_diffusers.common.tensor_config import TensorConfigMixin
 from text_diffusers.common.validation import is_table, require, require_int, require_number
-from text_diffusers.schedulers.scheduling_d3pm import Time
+from text_diffusers.schedulers.noise_schedules import Time
 from text_diffusers.schedulers.scheduling_d3pm_transition import D3PMSemigroupScheduler, per_token
 
 # Rows of the table whose distances to all others are taken at a time.

@@ -14,11 +14,12 @@ from torch.autograd.function import once_differentiable
 
 from text_diffusers.common.randomness import Generators, rand_like
 from text_diffusers.common.sampling import draw_at, sample_tokens
-from text_diffusers.common.validation import is_int, require
-from text_diffusers.schedulers.scheduling_d3pm import (
+from text_diffusers.common.validation import as_ids, is_int, require
+from text_diffusers.schedulers.noise_schedules import (
     D3PMScheduler,
     Time,
     check_vocabulary_and_rule,
+    state_ids,
 )
 
 
@@ -85,9 +86,10 @@ class D3PMTransitionScheduler(D3PMScheduler):
 
     def likelihood(self, tokens: Tensor, start: Time, end: Time, dtype=torch.float64) -> Tensor:
         """q(x_end = tokens | x_start), (N, S) over x_start, for tokens (N,) and times () or (N,)."""
-        starts = times_like(tokens, start)
-        ends = times_like(tokens, end)
-        return self._diffuse_back(self.one_hot(tokens, dtype), starts, ends)
+        ids = state_ids(self.num_states, tokens)
+        starts = times_like(ids, start)
+        ends = times_like(ids, end)
+        return self._diffuse_back(self.one_hot(ids, dtype), starts, ends)
 
     def likelihoods(
         self, tokens: Tensor, start: Time, end: Time, dtype=torch.float64
@@ -100,7 +102,7 @@ class D3PMTransitionScheduler(D3PMScheduler):
 
     def transition(self, tokens: Tensor, timestep: Time, dtype=torch.float64) -> Tensor:
         """q(x_t | x_0 = tokens), (N, S) over x_t, for tokens (N,) and times () or (N,)."""
-        return self.diffuse(self.one_hot(tokens, dtype), 0.0, timestep)
+        return self.diffuse(self.one_hot(state_ids(self.num_states, tokens), dtype), 0.0, timestep)
 
     def posterior(
         self,
@@ -170,10 +172,13 @@ class D3PMTransitionScheduler(D3PMScheduler):
         rows = (logits, sample[positions])
         return draw_at(positions, sample, weights_of, rows, generator, in_blocks=self._in_blocks)
 
-    def reverse_probs(self, model_output: Tensor, timestep: Time, sample: Tensor) -> Tensor:
-        """p(x_s | x_t) as (B, L, S), the distribution `step` draws from, for logits (B, L, V)."""
-        probs = self._probs(self._own_ids(model_output)).flatten(0, 1)
-        return self._reverse(probs, timestep, sample.flatten()).unflatten(0, sample.shape)
+    def reverse_probs(
+        self, model_output: Tensor, timestep: Time, sample: Tensor, from_scores: bool = False
+    ) -> Tensor:
+        """p(x_s | x_t) as (B, L, S), the distribution `step` draws from; as in `D3PMAbsorbingScheduler`."""
+        ids = as_ids("sample", sample)
+        probs = self._clean_probs(model_output, timestep, ids, from_scores).flatten(0, 1)
+        return self._reverse(probs, timestep, ids.flatten()).unflatten(0, ids.shape)
 
     def _reverse(self, weights: Tensor, timestep: Time, current: Tensor) -> Tensor:
         """p(x_s | x_t), (N, S), from unnormalised probabilities of x_0 (N, `num_tokens`) and x_t (N,)."""

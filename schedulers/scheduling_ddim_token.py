@@ -4,6 +4,7 @@ Shapes: B batch, L sequence length, V vocabulary size, N selected positions.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -12,24 +13,32 @@ from torch import Tensor
 from text_diffusers.common.precision import at_least_float32
 from text_diffusers.common.randomness import Generators, rand_like
 from text_diffusers.common.sampling import sample_tokens
-from text_diffusers.common.validation import require_number
-from text_diffusers.schedulers.scheduling_d3pm import D3PMUniformScheduler, Time
+from text_diffusers.common.validation import as_ids, require_number
+from text_diffusers.schedulers.noise_schedules import Time
+from text_diffusers.schedulers.scheduling_d3pm import D3PMUniformScheduler
+
+
+class Routes(NamedTuple):
+    """Probabilities of taking x_0, of taking noise, and of staying, which add up to 1; none can round below 0."""
+
+    jump: float
+    resample: float
+    stay: float
 
 
 def draw_routes(
     clean_weights: Tensor,
     sample: Tensor,
     positions: Tensor,
-    jump: float,
-    resample: float,
+    routes: Routes,
     generator: Generators,
 ) -> Tensor:
-    """(B, L) tokens of a step that jumps to x_0 with one probability, resamples with another, and stays with the rest.
+    """(B, L) tokens of a step that jumps to x_0, takes noise or stays.
 
     Args:
         clean_weights: (N, V) unnormalised probabilities of x_0 at `positions`, which jump.
         sample: (B, L) current tokens, not changed.
-        positions: (B, L) bool, drawn with probability `jump`.
+        positions: (B, L) bool, drawn with probability `routes.jump`.
     """
     # Three numbers for every position, whatever its route, so that draws do not depend on it.
     noise = (rand_like(sample, generator) * clean_weights.shape[-1]).long()  # (B, L)
@@ -37,16 +46,16 @@ def draw_routes(
     uniform = rand_like(sample, generator)
 
     # Positions that do not jump resample or stay. Those that jump are written over.
-    prev_sample = torch.where(route * (1 - jump) < resample, noise, sample)
+    prev_sample = torch.where(route * (1 - routes.jump) < routes.resample, noise, sample)
     prev_sample[positions] = sample_tokens(clean_weights, uniform[positions])
     return prev_sample
 
 
-def routes_reverse(probs: Tensor, sample: Tensor, jump: float, resample: float) -> Tensor:
+def routes_reverse(probs: Tensor, sample: Tensor, routes: Routes) -> Tensor:
     """The distribution of `draw_routes`, (B, L, V), from x_0 ~ `probs` (B, L, V) and x_t (B, L)."""
     vocab_size = probs.shape[-1]
-    stays = (1 - jump - resample) * torch.nn.functional.one_hot(sample, vocab_size)
-    return jump * probs + resample / vocab_size + stays
+    stays = routes.stay * torch.nn.functional.one_hot(sample, vocab_size)
+    return routes.jump * probs + routes.resample / vocab_size + stays
 
 
 def clean_logits(
@@ -127,18 +136,17 @@ class TokenDDIMScheduler(D3PMUniformScheduler):
         require_number("eta", eta, 0, 1)
         self._set_up()
 
-    def _routes(self, timestep: Time) -> tuple[float, float]:
-        """Probabilities of taking x_0 and of taking noise."""
+    def _routes(self, timestep: Time) -> Routes:
         alpha_t, alpha_s = self._alphas(timestep)
         eta = self.config.eta
         sigma = (1 - eta) * (1 - alpha_s) / (1 - alpha_t)
         # (1 - alpha_s) - sigma (1 - alpha_t), free of cancellation.
         fresh = eta * (1 - alpha_s)
-        return alpha_s - sigma * alpha_t, fresh
+        return Routes(jump=alpha_s - sigma * alpha_t, resample=fresh, stay=sigma)
 
     def _selected_share(self, timestep: Time) -> float:
         """Probability that the step from `timestep` sets a position to x_0."""
-        return self._routes(timestep)[0]
+        return self._routes(timestep).jump
 
     def _next(
         self,
@@ -151,9 +159,15 @@ class TokenDDIMScheduler(D3PMUniformScheduler):
         current = sample[positions]  # (N,)
         logits = clean_logits(self, logits, timestep, current, leave_one_out=False)
         weights = self._weights(logits)  # (N, V)
-        return draw_routes(weights, sample, positions, *self._routes(timestep), generator=generator)
+        return draw_routes(weights, sample, positions, self._routes(timestep), generator)
 
-    def reverse_probs(self, model_output: Tensor, timestep: Time, sample: Tensor) -> Tensor:
-        """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V or more)."""
-        logits = clean_logits(self, model_output, timestep, sample, leave_one_out=False)
-        return routes_reverse(self._probs(logits), sample, *self._routes(timestep))
+    def _clean_logits(self, model_output: Tensor, timestep: Time, sample: Tensor) -> Tensor:
+        return clean_logits(self, model_output, timestep, sample, leave_one_out=False)
+
+    def reverse_probs(
+        self, model_output: Tensor, timestep: Time, sample: Tensor, from_scores: bool = False
+    ) -> Tensor:
+        """p(x_s | x_t) as (B, L, V), the distribution `step` draws from; as in `D3PMAbsorbingScheduler`."""
+        ids = as_ids("sample", sample)
+        probs = self._clean_probs(model_output, timestep, ids, from_scores)
+        return routes_reverse(probs, ids, self._routes(timestep))

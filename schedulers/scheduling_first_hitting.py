@@ -3,6 +3,7 @@
 Shapes: B batch, L sequence length, N selected positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from text_diffusers.common.randomness import Generators, rand
 from text_diffusers.common.validation import require
-from text_diffusers.schedulers.noise_schedules import time_of_noise_level
-from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, Device, Time
+from text_diffusers.schedulers.noise_schedules import Device, Time, time_of_noise_level
+from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
 
 
 @dataclass
@@ -63,9 +64,14 @@ class FirstHittingScheduler(D3PMAbsorbingScheduler):
 
     _clocks: RowClocks | None
 
-    def set_timesteps(self, num_inference_steps: int, device: Device = None):
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+    ):
         """As in `D3PMAbsorbingScheduler`; needs as many steps as the longest row has tokens to write."""
-        super().set_timesteps(num_inference_steps, device)
+        super().set_timesteps(num_inference_steps, device, timesteps)
         self._clocks = None
 
     def select(self, timestep: Time, sample: Tensor, generator: Generators = None) -> Tensor:
@@ -75,8 +81,7 @@ class FirstHittingScheduler(D3PMAbsorbingScheduler):
             ValueError: if a row has more masks than there are steps left, or the batch has changed its shape.
         """
         alpha_t, _ = self._alphas(timestep)
-        # Timesteps are float32 and the grid float64, so they are compared with some slack.
-        steps_left = int((self._grid[:-1] < float(timestep) + 0.1 / len(self._grid)).sum())
+        steps_left = len(self.timesteps) - self._grid_index(timestep)
 
         clocks = self._clocks
         # The first step starts the clocks at its own time.

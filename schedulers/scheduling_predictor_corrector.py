@@ -7,21 +7,19 @@ Shapes: B batch, L sequence length, V vocabulary size, N selected positions.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from text_diffusers.common.randomness import Generators
-from text_diffusers.common.validation import is_int, is_number, require, require_int
-from text_diffusers.schedulers.scheduling_d3pm import (
-    D3PMScheduler,
-    D3PMUniformScheduler,
-    Device,
-    Time,
-    reveal_prob,
-)
+from text_diffusers.common.time_grids import even_grid, given_grid, step_count
+from text_diffusers.common.validation import as_ids, is_number, require, require_int
+from text_diffusers.schedulers.noise_schedules import D3PMScheduler, Device, Time
+from text_diffusers.schedulers.scheduling_d3pm import D3PMUniformScheduler, reveal_prob
 from text_diffusers.schedulers.scheduling_ddim_token import (
+    Routes,
     clean_logits,
     draw_routes,
     routes_reverse,
@@ -50,42 +48,60 @@ class PredictorCorrectorScheduler(D3PMScheduler):
         require(is_number(length) and length > 0, "corrector_length", "a number above 0", length)
         super()._set_up()
 
-    def set_timesteps(self, num_inference_steps: int, device: Device = None):
-        """Set `timesteps`, (num_inference_steps,): every call of the model counts, whether it predicts or corrects.
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+    ):
+        """Set `timesteps`, (n,): every call of the model counts, whether it predicts or corrects.
 
-        Each predictor step but the last is followed by `corrector_steps` correctors; if the number does not come
-        out even, the first predictor step has fewer.
+        Args:
+            num_inference_steps: n. Each predictor step but the last is followed by `corrector_steps` correctors; if
+                the number does not come out even, the first predictor step has fewer.
+            timesteps: instead, floats in (0, 1] that do not rise. A time that comes again, after the first, is that of
+                a corrector; with `num_train_timesteps`=T they are multiples of 1 / T.
 
         Raises:
-            ValueError: if it is less than 1, or more than `num_train_timesteps` predictor steps can take.
+            ValueError: if not one of both is given, there are fewer than 1 or more steps than `num_train_timesteps`
+                predictor steps can take, or `timesteps` are no such floats.
         """
-        correctors = self.config.corrector_steps
         limit = self.config.num_train_timesteps
+        if timesteps is not None:
+            times = given_grid(num_inference_steps, timesteps, limit, repeats=True)
+            grid = times.unique().flip(0)
+            counts = (times[:-1].unsqueeze(1) == grid[:-1]).sum(dim=0)  # of each predictor's time
+            self._set_plan(grid, [count - 1 for count in counts.tolist()], device)
+            return
+
+        correctors = self.config.corrector_steps
         most = math.inf
         bounds = "at least 1"
         if limit is not None:
             # As many predictor steps as there are in training, with correctors in between
             most = limit * (1 + correctors) - correctors
             bounds = f"between 1 and {most}, for `num_train_timesteps`={limit}"
-        in_range = is_int(num_inference_steps, 1) and num_inference_steps <= most
-        require(in_range, "num_inference_steps", bounds, num_inference_steps)
+        count = step_count(num_inference_steps, most, bounds)
 
         # No corrector follows the last predictor step, which ends at clean text.
-        predictors = -(-(num_inference_steps + correctors) // (1 + correctors))
-        super().set_timesteps(predictors)
-        self.num_inference_steps = num_inference_steps
+        predictors = -(-(count + correctors) // (1 + correctors))
         # What is left over for the first predictor step, all later ones having their number.
-        first_correctors = num_inference_steps - predictors - correctors * (predictors - 2)
+        first_correctors = count - predictors - correctors * (predictors - 2)
+        corrector_counts = [0, first_correctors, *[correctors] * (predictors - 2)][:predictors]
+        self._set_plan(even_grid(predictors, limit), corrector_counts, device)
 
+    def _set_plan(self, grid: Tensor, corrector_counts: list[int], device: Device):
+        """Predict from each time of the `grid` (n + 1,) but the last, after so many correctors at that time."""
         # The grid index of each step, and whether it is a corrector.
         self._plan: list[tuple[int, bool]] = []
-        for index in range(predictors):
+        for index, count in enumerate(corrector_counts):
+            self._plan += [(index, True)] * count
             self._plan.append((index, False))
-            if index + 1 < predictors:
-                self._plan += [(index + 1, True)] * (first_correctors if index == 0 else correctors)
 
+        super()._set_grid(grid, device)
         indices = [index for index, _ in self._plan]
-        self.timesteps = self._grid[indices].to(device, torch.float32)
+        self.num_inference_steps = len(self._plan)
+        self.timesteps = grid[indices].to(device, torch.float32)
         self._next_step = 0
 
     def _current(self, timestep: Time) -> tuple[int, bool]:
@@ -247,17 +263,17 @@ class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUnifor
     ):
         self._set_up()
 
-    def _corrector_routes(self, timestep: Time) -> tuple[float, float]:
-        """Probabilities of taking a leave-one-out x_0 and of taking noise."""
+    def _corrector_routes(self, timestep: Time) -> Routes:
+        """With a leave-one-out x_0."""
         # A redrawn position takes noise with the chance of q(x_s | x_0).
         redrawn = self._refreshed(timestep)
         alpha, _ = self._alphas(timestep)
-        return redrawn * alpha, redrawn * (1 - alpha)
+        return Routes(jump=redrawn * alpha, resample=redrawn * (1 - alpha), stay=1 - redrawn)
 
     def _selected_share(self, timestep: Time) -> float:
         """Probability that the next step needs the prediction of a position."""
         if self._corrects(timestep):
-            return self._corrector_routes(timestep)[0]
+            return self._corrector_routes(timestep).jump
         return super()._selected_share(timestep)
 
     def _next(
@@ -276,11 +292,19 @@ class PredictorCorrectorUniformScheduler(PredictorCorrectorScheduler, D3PMUnifor
         weights = self._weights(logits)  # (N, V)
         routes = self._corrector_routes(timestep)
         self._next_step += 1
-        return draw_routes(weights, sample, positions, *routes, generator=generator)
+        return draw_routes(weights, sample, positions, routes, generator)
 
-    def reverse_probs(self, model_output: Tensor, timestep: Time, sample: Tensor) -> Tensor:
-        """p(x_s | x_t) as (B, L, V), the distribution `step` draws from, for logits (B, L, V or more)."""
+    def _clean_logits(self, model_output: Tensor, timestep: Time, sample: Tensor) -> Tensor:
         if not self._corrects(timestep):
-            return super().reverse_probs(model_output, timestep, sample)
-        logits = clean_logits(self, model_output, timestep, sample, leave_one_out=True)
-        return routes_reverse(self._probs(logits), sample, *self._corrector_routes(timestep))
+            return super()._clean_logits(model_output, timestep, sample)
+        return clean_logits(self, model_output, timestep, sample, leave_one_out=True)
+
+    def reverse_probs(
+        self, model_output: Tensor, timestep: Time, sample: Tensor, from_scores: bool = False
+    ) -> Tensor:
+        """p(x_s | x_t) as (B, L, V), the distribution `step` draws from; as in `D3PMAbsorbingScheduler`."""
+        if not self._corrects(timestep):
+            return super().reverse_probs(model_output, timestep, sample, from_scores)
+        ids = as_ids("sample", sample)
+        probs = self._clean_probs(model_output, timestep, ids, from_scores)
+        return routes_reverse(probs, ids, self._corrector_routes(timestep))

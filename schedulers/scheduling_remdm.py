@@ -4,6 +4,7 @@ Shapes: B batch, L sequence length, V vocabulary size, N selected positions.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -12,12 +13,8 @@ from torch import Tensor
 from text_diffusers.common.randomness import Generators, rand_like
 from text_diffusers.common.sampling import token_weights
 from text_diffusers.common.validation import is_number, require, require_key, require_number
-from text_diffusers.schedulers.scheduling_d3pm import (
-    D3PMAbsorbingScheduler,
-    Device,
-    Time,
-    reveal_prob,
-)
+from text_diffusers.schedulers.noise_schedules import Device, Time
+from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, reveal_prob
 
 REMASKING_STRATEGIES = ("cap", "rescale", "confidence")
 
@@ -123,9 +120,14 @@ class ReMDMScheduler(RemaskingScheduler):
         require(is_number(stop, 0, start), "stop", f"a number in [0, `start`={start}]", stop)
         self._set_up()
 
-    def set_timesteps(self, num_inference_steps: int, device: Device = None):
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+    ):
         """As in `D3PMAbsorbingScheduler`; also forgets the confidences."""
-        super().set_timesteps(num_inference_steps, device)
+        super().set_timesteps(num_inference_steps, device, timesteps)
         self._confidence = None
 
     def _rates(self, timestep: Time, sample: Tensor) -> tuple[float, float | Tensor]:

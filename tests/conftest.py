@@ -96,7 +96,7 @@ def make_embedding_model(tokenizer, **changes):
         "max_length": 32,
     }
     ids = {"mask_token_id": tokenizer.mask_token_id, "pad_token_id": tokenizer.pad_token_id}
-    model = EmbeddingTransformerModel(len(tokenizer), **sizes | ids | changes)
+    model = EmbeddingTransformerModel(**{"vocab_size": len(tokenizer)} | sizes | ids | changes)
     for parameter in model.parameters():  # the zero-initialised layers would hide mistakes
         torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()

@@ -47,6 +47,7 @@ STANDALONE = {
     "numpy",
     "safetensors",
     "huggingface_hub",
+    "tqdm",
 }
 STANDALONE |= set(sys.stdlib_module_names)
 BARE_NAMES = {"schedulers", "pipelines", "space", "training_scripts", "benchmarks", "tests"}

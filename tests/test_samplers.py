@@ -36,6 +36,9 @@ KINDS = {
     "two_level": ABSORBING,
     "embeddings": EMBEDDINGS,
     "hybrid": {"ancestral"},
+    "stock_ddim": UNIFORM,
+    "stock_entropy": UNIFORM,
+    "stock_block": ABSORBING,
 }
 CASES = [(kind, name) for kind, names in KINDS.items() for name in names]
 LENGTH = 6
@@ -57,6 +60,9 @@ def make_pipe(kind, tokenizer):
         schedulers = {
             "uniform": lambda: D3PMUniformScheduler(words, reverse_rule="plug_in"),
             "hybrid": lambda: D3PMHybridScheduler(mask, words, num_train_timesteps=20),
+            "stock_ddim": diffusers.DiscreteDDIMScheduler,
+            "stock_entropy": diffusers.EntropyBoundScheduler,
+            "stock_block": diffusers.BlockRefinementScheduler,
         }
         scheduler = schedulers.get(kind, lambda: D3PMAbsorbingScheduler(mask))()
         pipe = TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), scheduler)

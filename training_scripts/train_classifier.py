@@ -73,7 +73,9 @@ class ClassifierConfig(TextTrainingConfig):
         None, "column of tags, one a word, strings or integers from 0: trains a tagger"
     )
     words_column: str = option("words", "column of the words that are tagged")
-    label_names: list[str] | None = option(None, "names of the labels, in their order")
+    label_names: list[str] | None = option(
+        None, "names of the labels, in their order; default: labels that are words"
+    )
 
     # Rows
     packing: bool = option(False, "off: a row holds one text")
@@ -128,8 +130,10 @@ def prepare(config: ClassifierConfig, accelerator: Any) -> tuple[TextData, list[
         )
 
     # Names may include labels that no text here has, such as those of another part of the data.
-    data = prepare_data(config, accelerator, config.model_name_or_path)
-    names = config.label_names
+    data = prepare_data(
+        config, accelerator, config.model_name_or_path, label_names=config.label_names
+    )
+    names = data.label_names
     if names is not None and len(names) < (data.num_classes or 0):
         raise ValueError(f"`label_names` must name {data.num_classes} labels, got {names}.")
     if names:

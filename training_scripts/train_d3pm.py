@@ -16,14 +16,24 @@ from accelerate.utils import set_seed
 from peft import LoraConfig, get_peft_model_state_dict
 
 from text_diffusers import TextDiffusionPipeline, TextTransformerModel
-from text_diffusers.common.training_randomness import TIME_SAMPLINGS, token_uniform
-from text_diffusers.data.rows import tensor_batches
-from text_diffusers.evaluation.bounds import D3PMLoss
+from text_diffusers.common.token_ids import never_written, noise_vocabulary
+from text_diffusers.data.rows import tensor_batches, trimmed
+from text_diffusers.evaluation.held_out import (
+    length_metrics,
+    make_validation_rows,
+    report_rows,
+    report_texts,
+)
 from text_diffusers.evaluation.likelihood import estimate_bound
 from text_diffusers.kernels import BIT_CODES, KERNELS, KernelConfig, make_scheduler
+from text_diffusers.models.text_lengths import check_length_ids
 from text_diffusers.training.condition_dropout import drop_conditions
 from text_diffusers.training.config import marked_options, option, refuse_parts_of_a_pipeline
-from text_diffusers.training.initialization import TextStatistics
+from text_diffusers.training.initialization import (
+    LARGEST_VOCABULARY,
+    TextStatistics,
+    start_from_words,
+)
 from text_diffusers.training.loop import TrainingLoop
 from text_diffusers.training.masked_lm import (
     check_masked_lm_options,
@@ -31,7 +41,6 @@ from text_diffusers.training.masked_lm import (
     holds_masked_lm,
     load_masked_lm,
     plain_model,
-    saved_pipeline,
     training_denoiser,
 )
 from text_diffusers.training.recipes import ValidationCallback, run, save_metrics, write_texts
@@ -39,13 +48,15 @@ from text_diffusers.training.runtime import end_training, make_accelerator
 from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,
-    bound_metrics,
-    length_metrics,
+    check_label_names,
+    chosen_label_names,
+    known_label_names,
     prepare_data,
     row_order,
     rows_per_step,
     text_lengths,
 )
+from text_diffusers.training.tokens import ALL_TIME_SAMPLINGS, TokenCorruption
 
 COUNTED_ROWS = 200_000  # for the frequencies and neighbours of tokens
 WRITING_STEPS = 128
@@ -72,7 +83,7 @@ class D3PMConfig(TextTrainingConfig):
     )
     label_names: list[str] | None = option(
         None,
-        "names of the labels, in their order, by which texts can be asked for",
+        "names of the labels, in their order, to ask for texts by; default: labels that are words",
         part_of="pipeline",
     )
     condition_dropout: float = option(
@@ -112,8 +123,10 @@ class D3PMConfig(TextTrainingConfig):
     min_timestep: float = option(
         0.1, "in training, the interval below is one step", part_of="kernel"
     )
-    time_sampling: str = option(
-        "log_uniform", "times in training: log_uniform or uniform", one_of=TIME_SAMPLINGS
+    time_sampling: str | None = option(
+        None,
+        f"{', '.join(ALL_TIME_SAMPLINGS)}; default: the first if the noise is masks without a grid, else the second",
+        one_of=ALL_TIME_SAMPLINGS,
     )
     auxiliary_weight: float = option(0.0, "lambda of D3PM's cross-entropy on x_0")
 
@@ -123,7 +136,7 @@ class D3PMConfig(TextTrainingConfig):
     num_attention_heads: int = option(4, "heads", part_of="pipeline")
     init_embeddings: str = option(
         "cooccurrence",
-        "cooccurrence of tokens, or random",
+        "from the neighbours of tokens, cooccurrence, or random",
         part_of="pipeline",
         one_of=("cooccurrence", "random"),
     )
@@ -169,13 +182,7 @@ class D3PMConfig(TextTrainingConfig):
             )
 
         # Texts are asked for by these names, so each must stand for one label.
-        if self.label_names is not None:
-            if not self.label_column:
-                raise ValueError(f"`label_names` needs a `label_column`, got {self.label_names}.")
-            if len(set(self.label_names)) < len(self.label_names):
-                raise ValueError(
-                    f"`label_names` must differ from each other, got {self.label_names}."
-                )
+        check_label_names(self)
 
         # Adapters alone are no model: they need the weights under them.
         if self.lora_rank is not None and (self.lora_rank < 1 or not self.model_name_or_path):
@@ -191,9 +198,12 @@ def build_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
     if config.model_name_or_path:
         return load_model(config, data)
 
-    # Padding and mask have the last ids; the others are what text consists of.
     tokenizer = data.tokenizer
-    num_tokens = min(tokenizer.pad_token_id, tokenizer.mask_token_id)
+    if config.init_embeddings == "cooccurrence" and len(tokenizer) > LARGEST_VOCABULARY:
+        raise ValueError(
+            f'`init_embeddings` must be "random" for more than {LARGEST_VOCABULARY:,} tokens, whose pairs are too '
+            f"many to be counted, got {config.init_embeddings!r} with {len(tokenizer):,}."
+        )
     counted_batches = partial(tensor_batches, data.train_rows, COUNTED_ROWS)
     statistics = TextStatistics(counted_batches, len(tokenizer), config.hidden_size)
 
@@ -203,7 +213,7 @@ def build_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
     }
     kernel = KernelConfig(
         mask_token_id=tokenizer.mask_token_id,
-        num_tokens=num_tokens,
+        num_tokens=noise_vocabulary(tokenizer),
         frequencies=statistics.frequencies,
         vectors=statistics.vectors,
         **kernel_options,
@@ -224,11 +234,22 @@ def build_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
         block_length=config.block_length,
         mask_token_id=tokenizer.mask_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        predicts_length=config.source_column is not None,
     )
-    # Embeddings of words that share their neighbours spare a short run its plateau.
-    if config.init_embeddings == "cooccurrence" and not config.resume_from_checkpoint:
-        with torch.no_grad():
-            denoiser.token_embedding.weight[:num_tokens] = statistics.vectors()[:num_tokens]
+    # A checkpoint brings its own weights.
+    if not config.resume_from_checkpoint:
+        vectors = statistics.vectors() if config.init_embeddings == "cooccurrence" else None
+        # Padding and mask have no neighbours, wherever they stand.
+        written = [id for id in range(len(tokenizer)) if id not in never_written(tokenizer)]
+        start_from_words(
+            denoiser,
+            vectors,
+            written,
+            # What is written from a source must not confuse its names and numbers.
+            shared_variance=0.5 if config.source_column else 0.8,
+            # Under other noise a token is shown where it is predicted, and the head would have to unlearn it.
+            sets_head=config.kernel == "absorbing",
+        )
     return denoiser, scheduler
 
 
@@ -252,6 +273,16 @@ def load_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
             f"`num_classes`={denoiser.config.num_classes}."
         )
 
+    # From now on it says how long texts from a source are; a folder of adapters cannot tell that of their model.
+    if config.source_column and not denoiser.config.predicts_length:
+        if config.lora_rank:
+            raise ValueError(
+                "`source_column` with `lora_rank` needs a pipeline in `model_name_or_path` that was trained with a "
+                "source, which predicts how long texts are; without `lora_rank` any will do."
+            )
+        denoiser.register_to_config(predicts_length=True)
+        check_length_ids(denoiser.config)
+
     # The weights under fresh adapters are frozen, and the adapters begin as zero.
     if config.lora_rank:
         alpha = config.lora_alpha or config.lora_rank
@@ -260,19 +291,6 @@ def load_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
         )
     # The noise stays that of the saved model, but the first interval is of this run.
     return denoiser, type(scheduler).from_config(scheduler.config, min_timestep=config.min_timestep)
-
-
-def label_names(config: D3PMConfig, data: TextData) -> list[str] | None:
-    """Names of the labels: as configured, if they are as many as the data has, or of the pipeline trained further."""
-    # A pipeline that is trained further keeps the names that it has.
-    names = config.label_names
-    if names is not None and len(names) != data.num_classes:
-        raise ValueError(
-            f"`label_names` must name the {data.num_classes} labels of the data, got {names}."
-        )
-    if config.model_name_or_path:
-        return (saved_pipeline(config.model_name_or_path) or {}).get("label_names")
-    return names
 
 
 def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) -> list[float]:
@@ -290,15 +308,21 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
         # A masked LM was never trained to predict where a text begins and ends.
         given_ends=masked_lm,
         source_column=config.source_column,
+        label_names=known_label_names(config),
+        known_classes=config.model_name_or_path is not None,
     )
-    names = label_names(config, data)
+    names = chosen_label_names(config, data)
 
     denoiser, scheduler = build_model(config, data)
     # Training makes one step of the noisiest weights, near the data; what is reported and saved does not.
     fine_scheduler = type(scheduler).from_config(scheduler.config, min_timestep=FINE_MIN_TIMESTEP)
-    sample_times = TIME_SAMPLINGS[config.time_sampling]
-    # `log_uniform` goes down to the first interval: one step of the grid, or `min_timestep`.
-    first_interval = min(config.min_timestep, 1 / (scheduler.config.num_train_timesteps or 1))
+    corruption = TokenCorruption(
+        scheduler,
+        denoiser.config,
+        time_sampling=config.time_sampling,
+        min_timestep=config.min_timestep,
+        auxiliary_weight=config.auxiliary_weight,
+    )
     accelerator.print(
         f"{denoiser.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary"
     )
@@ -307,42 +331,37 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
     def loss_function(model, batch, uniform, generators):
         # Rows without their condition teach the model the text that guidance leads away from.
         batch = drop_conditions(
-            batch,
+            trimmed(batch),
             generators,
             probability=config.condition_dropout,
             num_classes=denoiser.config.num_classes,
             pad_token_id=data.tokenizer.pad_token_id,
         )
-        tokens = batch["input_ids"]  # (B, L)
-
-        # A model with blocks is shown the earlier ones clean, so each block may have a time of its own.
-        uniform = token_uniform(uniform, tokens.shape[1], denoiser.config.block_length, generators)
-        uniform, weights = sample_times(uniform, first_interval)
-        times = scheduler.training_timesteps(uniform)  # (B,), or with blocks (B, L)
-        noisy = scheduler.add_noise(tokens, times, generators)  # (B, L)
+        corrupted = corruption(batch, uniform, generators)
 
         # The head, the dearest part, runs only at the N positions whose prediction the bound needs.
-        criterion = D3PMLoss(scheduler, batch, noisy, times, weights, config.auxiliary_weight)
-        inputs = {"class_labels": batch.get("label"), "positions": criterion.positions}
+        inputs = {"class_labels": batch.get("label"), "positions": corrupted.positions}
         if denoiser.config.block_length is not None:
-            inputs["clean_ids"] = tokens
+            inputs["clean_ids"] = batch["input_ids"]
         if config.head_chunk_size:
             # The model computes the loss itself, so that the logits of one chunk are all that exists at once.
-            inputs |= {"loss_function": criterion, "chunk_size": config.head_chunk_size}
-        output = model(criterion.noisy, times, batch["attention_mask"], **inputs)
+            inputs |= {"loss_function": corrupted.criterion, "chunk_size": config.head_chunk_size}
+        mask = corrupted.batch["attention_mask"]
+        output = model(corrupted.noisy, corrupted.times, mask, **inputs)
         if config.head_chunk_size:
             return output.loss
         logits = output.logits  # (N, V)
-        loss = criterion(logits)
+        loss = corrupted.criterion(logits)
         return loss
 
     # Far fewer rows than the report reads, from all over the held-out documents.
+    validation = make_validation_rows(config, data, denoiser)
+
     def evaluate(model) -> dict[str, float]:
-        rows = data.spread_validation_rows(config.validation_rows)
         estimate = estimate_bound(
-            model, fine_scheduler, rows, seed=config.seed, accelerator=accelerator
+            model, fine_scheduler, validation.rows, seed=config.seed, accelerator=accelerator
         )
-        return estimate.metrics()
+        return validation.counted(estimate, model).metrics()
 
     # Users write under the fine schedule, so samples on the way do, too.
     def make_pipeline(model) -> TextDiffusionPipeline:
@@ -401,14 +420,15 @@ def save_adapters(
 
 def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData) -> dict[str, float]:
     """Print, save and return what the model is worth on the held-out split."""
-    # 1. The bound of all held-out rows. Where lengths are drawn, they cost nats as well.
+    # 1. The bound of all held-out texts, as the pipeline writes them: packed, or one a row
     rows = data.validation_rows
     denoiser = training_denoiser(pipe.denoiser, pipe.tokenizer)
-    estimate = estimate_bound(denoiser, pipe.scheduler, rows, seed=config.seed)
+    if config.packing:
+        estimate = estimate_bound(denoiser, pipe.scheduler, rows, seed=config.seed)
+        metrics = report_rows(estimate, rows, data.validation_documents)
+    else:
+        metrics = report_texts(config, data, pipe, denoiser)
     data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, rows, config)
-    metrics = bound_metrics(
-        estimate, rows, None if config.packing else pipe.config.lengths, data_lengths
-    )
 
     # 2. Lengths of written texts beside those of the data
     if config.num_length_samples:

@@ -22,6 +22,12 @@ from text_diffusers.evaluation.embedding import (
     estimate_embedding_bound,
     rounding_accuracy,
 )
+from text_diffusers.evaluation.held_out import (
+    length_metrics,
+    make_validation_rows,
+    report_rows,
+    report_texts,
+)
 from text_diffusers.evaluation.plots import plot_rounding
 from text_diffusers.losses.time_density import TIME_DENSITIES
 from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES
@@ -39,8 +45,9 @@ from text_diffusers.training.runtime import end_training, make_accelerator
 from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,
-    bound_metrics,
-    length_metrics,
+    check_label_names,
+    chosen_label_names,
+    known_label_names,
     prepare_data,
     row_order,
     rows_per_step,
@@ -60,6 +67,11 @@ class DiffusionLMConfig(TextTrainingConfig):
     # Conditions
     source_column: str | None = option(
         None, "column of the texts from which `text_column` is to be written"
+    )
+    label_names: list[str] | None = option(
+        None,
+        "names of the labels, in their order, to ask for texts by; default: labels that are words",
+        part_of="pipeline",
     )
     condition_dropout: float = option(
         0.0, "share of rows without their label or source, for classifier-free guidance"
@@ -154,6 +166,7 @@ class DiffusionLMConfig(TextTrainingConfig):
     def __post_init__(self):
         super().__post_init__()
         refuse_parts_of_a_pipeline(self)
+        check_label_names(self)
 
         # The source of a pair is clean already, and a packed row would hold several pairs.
         if self.given_words is None:
@@ -219,6 +232,7 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
         dropout=config.dropout,
         mask_token_id=data.tokenizer.mask_token_id,
         pad_token_id=data.tokenizer.pad_token_id,
+        predicts_length=config.source_column is not None,
     )
     # A checkpoint brings its own.
     if not config.resume_from_checkpoint:
@@ -272,6 +286,11 @@ def load_model(config: DiffusionLMConfig) -> tuple[Any, Any]:
             "`source_column` and `given_words` must be left out, `--given_words 0`, for the model in "
             "`model_name_or_path`, which was trained without given words."
         )
+    if config.source_column and not pipe.denoiser.config.predicts_length:
+        raise ValueError(
+            "`source_column` needs a pipeline in `model_name_or_path` that predicts how long a text from a source is; "
+            "this one was trained without sources, or by an earlier version."
+        )
     # The saved scheduler may be another sampler; training takes the noise that they share.
     return pipe.denoiser, EmbeddingDDIMScheduler.from_config(pipe.scheduler.config)
 
@@ -286,7 +305,10 @@ def main(config: DiffusionLMConfig, on_validation: ValidationCallback | None = N
         accelerator,
         pretrained=config.model_name_or_path or config.embedding_model,
         source_column=config.source_column,
+        label_names=known_label_names(config),
+        known_classes=config.model_name_or_path is not None,
     )
+    names = chosen_label_names(config, data)
     denoiser, scheduler = build_model(config, data)
     accelerator.print(
         f"{denoiser.num_parameters():,} parameters, {len(data.tokenizer):,} tokens in the vocabulary"
@@ -321,17 +343,18 @@ def main(config: DiffusionLMConfig, on_validation: ValidationCallback | None = N
         # Each row has a time of its own; `weights` undo what a density of times favours.
         density = denoiser.time_density.cpu() if num_bins else None
         times, weights = token_losses.draw_times(uniform.cpu(), density)  # (B,)
-        losses = token_losses(model, trimmed(batch), times, generators)  # (B, L)
-        loss = (losses * weights.to(losses).unsqueeze(1)).sum()
+        losses = token_losses(model, trimmed(batch), times, generators, weights)  # (B, L)
+        loss = losses.sum()
         return loss
 
     # The bound alone would not show embeddings that collapse onto each other.
+    validation = make_validation_rows(config, data, denoiser)
+
     def evaluate(model) -> dict[str, float]:
-        rows = data.spread_validation_rows(config.validation_rows)
         estimate = estimate_embedding_bound(
-            model, scheduler, rows, seed=config.seed, accelerator=accelerator
+            model, scheduler, validation.rows, seed=config.seed, accelerator=accelerator
         )
-        return estimate.metrics() | word_distances(model, scheduler)
+        return validation.counted(estimate, model).metrics() | word_distances(model, scheduler)
 
     def make_pipeline(model) -> DiffusionLMPipeline:
         # A codebook begins with the embeddings as they are now; several codes of a word are for users to set.
@@ -339,7 +362,7 @@ def main(config: DiffusionLMConfig, on_validation: ValidationCallback | None = N
             model.set_codebook(
                 model.embedding_table().detach(), torch.arange(model.config.vocab_size)
             )
-        return DiffusionLMPipeline(data.tokenizer, model, scheduler, data.lengths)
+        return DiffusionLMPipeline(data.tokenizer, model, scheduler, data.lengths, names)
 
     def write(model) -> list[str]:
         return write_texts(
@@ -381,13 +404,14 @@ def word_distances(model: Any, scheduler: Any) -> dict[str, float]:
 
 def report(config: DiffusionLMConfig, pipe: Any, data: TextData) -> dict[str, float]:
     """Print, save and return what the model is worth on the held-out split; draw how well it rounds."""
-    # 1. The bound of all held-out rows. Where lengths are drawn, they cost nats as well.
+    # 1. The bound of all held-out texts, as the pipeline writes them: packed, or one a row
     rows = data.validation_rows
-    estimate = estimate_embedding_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
+    if config.packing:
+        estimate = estimate_embedding_bound(pipe.denoiser, pipe.scheduler, rows, seed=config.seed)
+        metrics = report_rows(estimate, rows, data.validation_documents)
+    else:
+        metrics = report_texts(config, data, pipe)
     data_lengths = text_lengths(pipe.tokenizer, data.validation_documents, rows, config)
-    metrics = bound_metrics(
-        estimate, rows, None if config.packing else pipe.config.lengths, data_lengths
-    )
 
     # 2. Health of the embeddings
     metrics |= word_distances(pipe.denoiser, pipe.scheduler)

@@ -28,9 +28,9 @@ from text_diffusers import (
     D3PMAbsorbingScheduler,
     PromptEncoderModel,
 )
-from text_diffusers.common.training_randomness import TIME_SAMPLINGS
 from text_diffusers.data.code_rows import LEVELS, code_rows, text_rows
-from text_diffusers.evaluation.bounds import noisy_token_bound
+from text_diffusers.evaluation.bounds import predict
+from text_diffusers.evaluation.held_out import report_rows
 from text_diffusers.evaluation.likelihood import estimate_bound
 from text_diffusers.evaluation.two_level import estimate_two_level_bound, per_token
 from text_diffusers.models.prompted_denoiser import PromptedDenoiser
@@ -52,11 +52,11 @@ from text_diffusers.training.runtime import end_training, make_accelerator, refu
 from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,
-    bound_metrics,
     prepare_data,
     row_order,
     rows_per_step,
 )
+from text_diffusers.training.tokens import ALL_TIME_SAMPLINGS, TokenCorruption
 
 
 @dataclass
@@ -92,7 +92,7 @@ class TwoLevelConfig(TextTrainingConfig):
     # Loss
     min_timestep: float = option(0.1, "in training, the interval below is one step")
     time_sampling: str = option(
-        "log_uniform", "times in training: log_uniform or uniform", one_of=TIME_SAMPLINGS
+        "log_uniform", ", ".join(ALL_TIME_SAMPLINGS), one_of=ALL_TIME_SAMPLINGS
     )
 
     # Transformers
@@ -400,7 +400,12 @@ def train_stage(
     scheduler = D3PMAbsorbingScheduler(mask_id, min_timestep=config.min_timestep)
     # The reported bound has no long step next to the data.
     exact_scheduler = D3PMAbsorbingScheduler(mask_id)
-    sample_times = TIME_SAMPLINGS[config.time_sampling]
+    corruption = TokenCorruption(
+        scheduler,
+        model.config,
+        time_sampling=config.time_sampling,
+        min_timestep=config.min_timestep,
+    )
 
     def loss_function(model, batch, uniform, generators):
         # Prompts and plans are partly hidden or wrong, as they will be when the model writes.
@@ -411,11 +416,11 @@ def train_stage(
             batch, generators, config.plan_corruption, config.plan_dropout, num_plans
         )
 
-        uniform, weights = sample_times(uniform, config.min_timestep)
-        times = scheduler.training_timesteps(uniform)  # (B,)
-        noisy = scheduler.add_noise(batch["input_ids"], times, generators)  # (B, n)
-        nats = noisy_token_bound(model, scheduler, batch, noisy, times)  # (B, n)
-        loss = (nats.double().sum(dim=1) * weights).sum()
+        corrupted = corruption(batch, uniform, generators)
+        logits = predict(
+            model, corrupted.batch, corrupted.noisy, corrupted.times, corrupted.positions
+        )  # (N, V)
+        loss = corrupted.criterion(logits)
         return loss
 
     # Texts are encoded once, since the autoencoder stays as it is; the other processes read what the first one cached.
@@ -439,6 +444,7 @@ def train_stage(
         row_order(config, train_codes, rows_per_step(config, accelerator)),
         evaluate=evaluate,
         on_validation=on_validation,
+        data=data.train_rows,  # codes are computed
     )
     losses = loop.run()
 
@@ -492,7 +498,15 @@ def report(
     """Print, save and return what the models are worth on the held-out split, in nats per token of text."""
     # 1. The bound of the texts, as a sum over the levels and the decoder
     bound = estimate_two_level_bound(pipe, data.validation_rows, seed=config.seed)
-    metrics = bound_metrics(bound.total, data.validation_rows, None, []) | bound.metrics()
+    # Characters of packed texts are those of the texts, unless prompts are taken away from them.
+    whole = config.packing and config.prompt_length is None
+    metrics = report_rows(
+        bound.total,
+        data.validation_rows,
+        documents=data.validation_documents if whole else None,
+        tokenizer=data.tokenizer,
+    )
+    metrics |= bound.metrics()
     print(bound.table())
     save_metrics(config, metrics)
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler
 from torch import Tensor
 
-from text_diffusers.common.validation import is_int, is_list
+from text_diffusers.common.validation import is_int, is_list, is_number
 from text_diffusers.pipelines.diffusion_lm.prediction import EmbeddingPredictor
 from text_diffusers.pipelines.guidance import guide, is_due, text_state
 from text_diffusers.pipelines.text_batch import TextBatch
@@ -38,7 +38,8 @@ class GuidedPrediction:
         prediction: (B, L, E) clean embeddings, noise or velocity, as the denoiser predicts.
         estimate: of the prediction.
         own_estimate: of the prediction with the condition, before guidance.
-        unconditional_estimate: (G, L, E) of the one without; `None` where no row is guided.
+        unconditional_estimate: of the one without, in the rows of the unconditional view, with zeros in those that are
+            not guided; `None` where no row is.
     """
 
     prediction: Tensor
@@ -76,19 +77,18 @@ def strengthened_condition(
     return guide_by
 
 
-def guided_rows(batch: TextBatch) -> TextBatch | None:
+def guided_rows(view: TextBatch, rows: Tensor) -> TextBatch:
     """The rows (G,) of the unconditional view that are guided, without padding that none of them needs."""
-    view = batch.unconditional
-    if view is None:
-        return None
-    rows = batch.scales != 1  # (B,)
     length = int(view.attention_mask[rows].sum(dim=1).max())
+    own_estimate = view.own_estimate
     return replace(
         view,
         tokens=view.tokens[rows, :length],
         editable=view.editable[rows, :length],
         attention_mask=view.attention_mask[rows, :length],
         class_labels=None if view.class_labels is None else view.class_labels[rows],
+        clean=view.clean[rows, :length],
+        own_estimate=None if own_estimate is None else own_estimate[rows, :length],
     )
 
 
@@ -101,14 +101,19 @@ def predict_guided(
     """
     scheduler = predictor.scheduler
     scales = batch.step_scales
-    view = batch.unconditional
-    if view is None or (scales == 1).all():
+    rows = (scales != 1).nonzero()[:, 0]  # (G,)
+    whole_view = batch.unconditional
+    if whole_view is None or not len(rows):
         prediction = predictor.predict(batch, noisy, timestep)
         estimate = scheduler.clean_estimate(prediction, noisy, timestep)
         return GuidedPrediction(prediction, estimate, own_estimate=estimate)
 
+    # Which rows are guided may change from step to step.
+    if not len(whole_view.clean):
+        whole_view.clean = predictor.embed(whole_view.tokens)
+    view = guided_rows(whole_view, rows)
+
     # The same noisy words in both; words that are known are clean in both, and may stand elsewhere.
-    rows = (scales != 1).nonzero()[:, 0]
     editable = batch.editable[rows]
     if predictor.denoiser.config.partial_noising:
         written = noisy[rows][editable]  # (open tokens, E)
@@ -125,12 +130,17 @@ def predict_guided(
 
     # Each prediction without the condition goes to the place of its word in the row that has it.
     uncond = cond[rows].masked_scatter(editable.unsqueeze(-1), view_prediction[view.editable])
-    guided = cond.index_copy(0, rows, guide(cond[rows], uncond, scales[rows]))
+    guided = cond.index_copy(0, rows, guide(cond[rows], uncond, scales[rows]).to(cond))
+
+    # A row that is not guided has no estimate to be shown if it is later.
+    view_estimate = scheduler.clean_estimate(view_prediction, view_noisy, timestep)  # (G, L, E)
+    unconditional_estimate = view_estimate.new_zeros(*whole_view.tokens.shape, noisy.shape[-1])
+    unconditional_estimate[rows, : view_estimate.shape[1]] = view_estimate
     return GuidedPrediction(
         prediction=guided,
         estimate=scheduler.clean_estimate(guided, noisy, timestep),
         own_estimate=scheduler.clean_estimate(cond, noisy, timestep),
-        unconditional_estimate=scheduler.clean_estimate(view_prediction, view_noisy, timestep),
+        unconditional_estimate=unconditional_estimate,
     )
 
 
@@ -375,9 +385,9 @@ class InnerUpdates:
             )
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"`optimizer` must be one of {OPTIMIZERS}, got {self.optimizer!r}.")
-        if not 0 <= self.fluency < math.inf:
+        if not is_number(self.fluency, 0):
             raise ValueError(f"`fluency` must be at least 0, got {self.fluency!r}.")
-        if not 0 < self.step_size < math.inf:
+        if not is_number(self.step_size, 0) or self.step_size == 0:
             raise ValueError(f"`step_size` must be above 0, got {self.step_size!r}.")
 
     def update(

@@ -15,12 +15,12 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from text_diffusers.common.token_ids import padding_id
 from text_diffusers.pipelines.candidates import check_choice, chosen_rows
 from text_diffusers.pipelines.diffusion_lm.guidance import (
     InnerUpdates,
     acting_controls,
     check_embedding_controls,
-    guided_rows,
     predict_controlled,
     refine_latents,
     strengthened_condition,
@@ -45,6 +45,7 @@ from text_diffusers.pipelines.text_inputs import (
     TextInputs,
     prepare_batch,
 )
+from text_diffusers.pipelines.text_lengths import length_model
 
 # How the denoiser is shown known words: with as much noise as the rest, or as they are.
 KNOWN_WORDS = ("renoise", "clean")
@@ -221,9 +222,10 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         Raises:
             ValueError: if an argument does not fit the model or the others, or predictions or gradients are not
                 finite.
+            TypeError: if `generator` is none of torch, such as a seed.
         """
         # 1. Check the inputs
-        self._check_output(output_type, callback_on_step_end_tensor_inputs)
+        self._check_output(output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
         inputs = TextInputs(
             prompt=prompt,
             text=text,
@@ -243,6 +245,7 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         guidance = GuidanceInputs(
             guidance_scale, guidance_interval, guide_by, negative_prompt, controls
         )
+        self._guidance_scale = guidance_scale
         updates = InnerUpdates(optimizer, step_size, fluency, inner_steps)
         check_embedding_controls(guidance.controls, self.denoiser)
         if inner_steps and not guidance.controls:
@@ -270,25 +273,23 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         )
         # A denoiser with partial noising was trained with known words that are clean.
         batch.shows_clean = known_words == "clean" or self.denoiser.config.partial_noising
+        # The beginning of a text is no condition that guidance could strengthen.
+        if source is None and class_labels is None:
+            batch.make_unconditional = None
 
         # Noise is drawn after the lengths, by the same generators.
         predictor.begin(batch)
 
-        # Only rows with another scale than 1 are also predicted without their condition.
-        batch.unconditional = guided_rows(batch)
-        if batch.unconditional is not None:
-            batch.unconditional.clean = self.denoiser.embed(batch.unconditional.tokens)
-
         # 3. Denoise
         batch.num_steps = len(timesteps)
         self._num_timesteps = len(timesteps)
-        # A callback may set it, to end the call after its step.
-        self._interrupt = False
 
         # Steps make new tensors, so what the history holds does not change.
         history = [batch.tokens] if return_history else None
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
+                self.take_guidance_scale(batch)
+
                 # Controls move the clean estimate, or with inner steps the latents.
                 controls_of_step = [] if inner_steps else acting_controls(batch)
                 self._denoise_step(predictor, batch, timestep, controls_of_step, eta)
@@ -309,18 +310,19 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
                 if self.interrupt:
                     break
 
-        # 4. Cut each text at its end, choose among the candidates and decode
+        # 4. Cut each text at its end, decode and choose among the candidates
         predictor.read_words(batch, batch.latents)  # a callback may have changed them
         tokens = self.finished_tokens(batch)
-        rows = chosen_rows(self.tokenizer, tokens, num_candidates, choose)
-        tokens = tokens[rows]
         texts: Any = None
-        if output_type == "text":
-            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        if output_type == "text" or choose is not None:
+            texts = self.finished_texts(batch)
+        rows = chosen_rows(texts, len(tokens), num_candidates, choose)
+        tokens = tokens[rows]
+        texts = [texts[row] for row in rows] if output_type == "text" else None
 
         # History and latents lose the source in front, as the tokens did.
         if history is not None:
-            pad_token_id = self.tokenizer.pad_token_id or 0
+            pad_token_id = padding_id(self.tokenizer)
             history = [cut_rows(words, batch, pad_token_id)[rows] for words in history]
         latents = cut_rows(batch.latents, batch)[rows] if output_type == "latents" else None
         self.maybe_free_model_hooks()
@@ -403,6 +405,7 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
             histogram=self.config.lengths,
             label_names=self.config.get("label_names"),
             num_classes=getattr(self.denoiser.config, "num_classes", None),
+            length_logits=length_model(self.denoiser),
         )
 
     def _check_known_words(self, known_words: str, source: Any):

@@ -3,12 +3,15 @@
 Shapes: B rows, L sequence length, E embedding width, V vocabulary size.
 """
 
+import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from text_diffusers.common.token_ids import never_written
 from text_diffusers.pipelines.component_checks import check_text_components
 from text_diffusers.pipelines.scheduler_adapters import EmbeddingScheduler, normal_noise
 from text_diffusers.pipelines.text_batch import TextBatch
@@ -40,18 +43,21 @@ class EmbeddingPredictor:
         """
         self._check_noise()
 
-        # The hook of CPU offloading waits for a call of the model as a whole.
-        if hasattr(self.denoiser, "_hf_hook"):
-            self.denoiser._hf_hook.pre_forward(self.denoiser)
-
         # Noise in half precision is drawn and kept in float32.
-        batch.clean = self.denoiser.embed(batch.tokens)
+        batch.clean = self.embed(batch.tokens)
         precise = torch.promote_types(batch.clean.dtype, torch.float32)
         noise = normal_noise(batch.clean, batch.generators).to(batch.tokens.device, precise)
         batch.latents = self.scheduler.scale_noise(noise)
 
         # The first entry of a history: the words that pure noise is rounded to.
         self.read_words(batch, noise)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, L, E) embeddings of words (B, L)."""
+        # The hook of CPU offloading waits for a call of the model as a whole.
+        if hasattr(self.denoiser, "_hf_hook"):
+            self.denoiser._hf_hook.pre_forward(self.denoiser)
+        return self.denoiser.embed(tokens)
 
     def output(self, batch: TextBatch, noisy: Tensor, timestep: float) -> Any:
         """The denoiser's output at noisy embeddings (B, L, E).
@@ -86,18 +92,48 @@ class EmbeddingPredictor:
         return self.output(batch, noisy, timestep).sample.to(noisy.dtype)
 
     def read_words(self, batch: TextBatch, embeddings: Tensor):
-        """Round clean embeddings (B, L, E) to the tokens of the batch; known words stay."""
-        words = self.denoiser.round(embeddings.to(batch.clean.dtype))
+        """Round clean embeddings (B, L, E) to the tokens of the batch; known words stay.
+
+        Raises:
+            ValueError: if a denoiser that rounds by itself returns an id that cannot be written.
+        """
+        clean = embeddings.to(batch.clean.dtype)
+        # Models of others may round by themselves.
+        if "excluded_ids" in inspect.signature(self.denoiser.round).parameters:
+            words = self.denoiser.round(clean, excluded_ids=self.excluded_ids)
+        else:
+            words = self.denoiser.round(clean)
+            self._check_words(words[batch.editable])
         batch.tokens = torch.where(batch.editable, words, batch.tokens)
 
     def nearest_words(self, batch: TextBatch, clean: Tensor) -> Tensor:
         """(B, L, E) the nearest embeddings of words to clean estimates."""
         return self.denoiser.nearest_words(clean.to(batch.clean.dtype)).to(clean.dtype)
 
+    @cached_property
+    def excluded_ids(self) -> list[int]:
+        """Ids that are never written: special ones, and those that no token has."""
+        unused_ids = range(len(self.tokenizer), self.denoiser.config.vocab_size)
+        return [*never_written(self.tokenizer), *unused_ids]
+
+    def _check_words(self, words: Tensor):
+        excluded = torch.tensor(self.excluded_ids, dtype=words.dtype, device=words.device)
+        refused = words[torch.isin(words, excluded)]
+        if len(refused):
+            raise ValueError(
+                f"`denoiser.round` must return ids of words, got {int(refused[0])}, which cannot be written."
+            )
+
     def _check_noise(self):
         evidence = getattr(self.denoiser, "evidence", None)
         if evidence is None or not evidence.any():
             return  # a model that was never told its noise
+        # The least noise of a long clock is beyond the largest number of float16.
+        if not evidence.isfinite().all():
+            raise ValueError(
+                f"`denoiser` must have a dtype that holds its `evidence`, which overflows in {evidence.dtype}: use "
+                "bfloat16 or float32."
+            )
 
         # The first of two terms of the likelihood that the model was told, for each timestep
         alpha = self.scheduler.scheduler.alphas_cumprod.double().cpu()

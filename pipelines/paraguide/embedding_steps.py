@@ -7,6 +7,7 @@ Shapes: B rows, L sequence length, V vocabulary size, E embedding width, N open 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,11 +42,7 @@ class EmbeddingSteps(EmbeddingPredictor):
                 f"as EmbeddingDDIMScheduler, got {type(stepped).__name__}."
             )
 
-        if guidance.guidance_scale != 1 or guidance.negative_prompt is not None:
-            raise ValueError(
-                "`guidance_scale` must be 1, and `negative_prompt` be left out, for a denoiser of word embeddings, "
-                f"got {guidance.guidance_scale!r} and {guidance.negative_prompt!r}."
-            )
+        refuse_guidance(guidance.guidance_scale, guidance.negative_prompt)
 
     def open_tokens(self, batch: TextBatch) -> Tensor:
         """(B, L) bool: the tokens that a step draws, which are all that are written."""
@@ -83,3 +80,12 @@ class EmbeddingSteps(EmbeddingPredictor):
         embeddings = self.denoiser.embed(drawn).to(batch.latents.dtype)
         is_unchanged = (embeddings == batch.latents).all(dim=-1)  # (B, L)
         batch.tokens = torch.where(is_unchanged, drawn, batch.tokens)
+
+
+def refuse_guidance(guidance_scale: Any, negative_prompt: Any = None):
+    """Raise a `ValueError` if classifier-free guidance is asked for, which is for denoisers of tokens."""
+    if guidance_scale != 1 or negative_prompt is not None:
+        raise ValueError(
+            "`guidance_scale` must be 1, and `negative_prompt` be left out, for a denoiser of word embeddings, "
+            f"got {guidance_scale!r} and {negative_prompt!r}."
+        )

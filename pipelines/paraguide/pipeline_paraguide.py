@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from text_diffusers.common.token_ids import padding_id
 from text_diffusers.common.validation import check_strings
 from text_diffusers.models.language_model import is_masked_lm
 from text_diffusers.pipelines.candidates import check_choice, chosen_rows
@@ -25,7 +26,7 @@ from text_diffusers.pipelines.diffusion_lm.prediction import (
     embedding_scheduler,
 )
 from text_diffusers.pipelines.guidance import TextState, text_state
-from text_diffusers.pipelines.paraguide.embedding_steps import EmbeddingSteps
+from text_diffusers.pipelines.paraguide.embedding_steps import EmbeddingSteps, refuse_guidance
 from text_diffusers.pipelines.paraguide.steering import Steering, draw_tokens
 from text_diffusers.pipelines.paraguide.token_steps import TokenSteps
 from text_diffusers.pipelines.pipeline_base import (
@@ -45,6 +46,7 @@ from text_diffusers.pipelines.text_inputs import (
     TextInputs,
     prepare_batch,
 )
+from text_diffusers.pipelines.text_lengths import length_model
 
 
 class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
@@ -163,11 +165,12 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
         Raises:
             ValueError: if an argument does not fit the model or the others, or predictions or gradients are not
                 finite.
+            TypeError: if `generator` is none of torch, such as a seed.
         """
         # 1. Check the inputs
         if callback_on_step_end_tensor_inputs is None:
             callback_on_step_end_tensor_inputs = self._callback_tensor_inputs
-        self._check_output(output_type, callback_on_step_end_tensor_inputs)
+        self._check_output(output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
         check_strings("source", source)
         inputs = TextInputs(
             source=source,
@@ -186,6 +189,7 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
             controls=steering.controls,
         )
         check_choice(num_candidates, choose)
+        self._guidance_scale = guidance_scale
 
         steps = self._steps
         steps.check(guidance)
@@ -206,13 +210,13 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
         # 3. Denoise
         batch.num_steps = len(timesteps)
         self._num_timesteps = len(timesteps)
-        # A callback may set it, to end the call after its step.
-        self._interrupt = False
 
         # Steps make new tensors, so what the history holds does not change.
         history = [batch.tokens] if return_history else None
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep in enumerate(timesteps):
+                self.take_guidance_scale(batch)
+
                 # Predict the clean words, given the source.
                 positions = steps.open_tokens(batch)  # (B, L)
                 logits = steps.predict_words(batch, timestep, positions)  # (N, V)
@@ -242,15 +246,16 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
                 if self.interrupt:
                     break
 
-        # 4. Cut each text at its end, choose among the candidates and decode
+        # 4. Cut each text at its end, decode and choose among the candidates
         if isinstance(steps, EmbeddingSteps):
             steps.finish(batch)  # a callback may have changed the latents
         tokens = self.finished_tokens(batch)
-        rows = chosen_rows(self.tokenizer, tokens, num_candidates, choose)
-        tokens = tokens[rows]
         texts: Any = None
-        if output_type == "text":
-            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        if output_type == "text" or choose is not None:
+            texts = self.finished_texts(batch)
+        rows = chosen_rows(texts, len(tokens), num_candidates, choose)
+        tokens = tokens[rows]
+        texts = [texts[row] for row in rows] if output_type == "text" else None
         self.maybe_free_model_hooks()
 
         # Over tokens the history is that of whole rows, source and masks included.
@@ -262,7 +267,7 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
             return TextDiffusionPipelineOutput(texts=texts, tokens=tokens, history=history)
 
         if history is not None:
-            pad_token_id = self.tokenizer.pad_token_id or 0
+            pad_token_id = padding_id(self.tokenizer)
             history = [cut_rows(words, batch, pad_token_id)[rows] for words in history]
         latents = cut_rows(batch.latents, batch)[rows] if output_type == "latents" else None
         if not return_dict:
@@ -298,6 +303,11 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
     @property
     def _revises_tokens(self) -> bool:
         return self._steps.revises_tokens
+
+    def _accept_guidance_scale(self, batch: TextBatch, guidance_scale: Any):
+        if self.kind == "embeddings":
+            refuse_guidance(guidance_scale)
+        super()._accept_guidance_scale(batch, guidance_scale)
 
     def _accept_tensors(self, batch: TextBatch, changed: dict[str, Tensor]):
         if self.kind == "tokens":
@@ -345,4 +355,9 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
 
     @property
     def _row_limits(self) -> RowLimits:
-        return RowLimits(self.max_length, self.config.lengths, self.predicts_end)
+        return RowLimits(
+            max_length=self.max_length,
+            histogram=self.config.lengths,
+            predicts_end=self.predicts_end,
+            length_logits=length_model(self.denoiser),
+        )

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from text_diffusers.common.randomness import rand
-from text_diffusers.common.validation import is_int
+from text_diffusers.common.validation import is_int, is_number
 from text_diffusers.pipelines.diffusion_lm.guidance import is_acting, log_prob_gradient
 from text_diffusers.pipelines.guidance import TextState, acts_on, as_controls
 
@@ -64,7 +64,7 @@ class Steering:
                     f"StyleGuidance, got {type(control).__name__}."
                 )
 
-        if not 0 <= self.strength < math.inf:
+        if not is_number(self.strength, 0):
             raise ValueError(
                 f"`strength` must be a finite number of at least 0, got {self.strength!r}."
             )
@@ -72,11 +72,11 @@ class Steering:
             raise ValueError(
                 f"`drift_steps` must be an integer of at least 1, got {self.drift_steps!r}."
             )
-        if not 0 < self.drift_temperature < math.inf:
+        if not is_number(self.drift_temperature, 0) or self.drift_temperature == 0:
             raise ValueError(
                 f"`drift_temperature` must be a finite number above 0, got {self.drift_temperature!r}."
             )
-        if not 0 < self.top_p <= 1:
+        if not is_number(self.top_p, 0, 1) or self.top_p == 0:
             raise ValueError(f"`top_p` must be above 0 and at most 1, got {self.top_p!r}.")
 
     def steer(self, logits: Tensor, state: TextState, endings: Tensor, eos_token_id: int) -> Tensor:

@@ -72,7 +72,7 @@ class Block:
     columns: slice
     generators: list[torch.Generator]
     context: BlockContext
-    unconditional_context: BlockContext | None = None
+    unconditional_context: BlockContext
 
     @property
     def past(self) -> Tensor:
@@ -192,10 +192,9 @@ def blocks_to_write(
     seeds = block_seeds(batch.generators, -(-max_length // block_length))
     rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
 
-    # Each view of the rows, with and without the condition, is read into a cache of its own.
-    contexts = [new_context(batch, denoiser, length, use_cache)]
-    if batch.unconditional is not None:
-        contexts.append(new_context(batch, denoiser, length, use_cache))
+    # Each view of the rows, with and without the condition, is read into a cache of its own, which takes no memory
+    # before it is read.
+    contexts = [new_context(batch, denoiser, length, use_cache) for _ in range(2)]
 
     for block in columns:
         # Rows whose text has ended leave the batch.

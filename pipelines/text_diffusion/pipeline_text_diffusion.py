@@ -8,6 +8,7 @@ Shapes: B rows (texts times `num_return_sequences`), L sequence length, V vocabu
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,11 +19,13 @@ from torch import Tensor
 from text_diffusers.models.language_model import is_masked_lm
 from text_diffusers.pipelines.component_checks import check_token_components, longest_row
 from text_diffusers.pipelines.guidance import (
+    ReverseStep,
     TextState,
     acts_on,
     any_due,
     apply_controls,
     guide,
+    guided_log_reverse,
     text_state,
 )
 from text_diffusers.pipelines.pipeline_base import (
@@ -42,6 +45,7 @@ from text_diffusers.pipelines.text_inputs import (
     TextInputs,
     prepare_batch,
 )
+from text_diffusers.pipelines.text_lengths import length_model
 
 
 @dataclass
@@ -199,9 +203,10 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
         Raises:
             ValueError: if an argument does not fit the model or the others, or the model's logits are not finite.
+            TypeError: if `generator` is none of torch, such as a seed.
         """
         # 1. Check the inputs
-        self._check_output(output_type, callback_on_step_end_tensor_inputs)
+        self._check_output(output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
         inputs = TextInputs(
             prompt=prompt,
             text=text,
@@ -215,6 +220,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         guidance = GuidanceInputs(
             guidance_scale, guidance_interval, guide_by, negative_prompt, controls
         )
+        self._guidance_scale = guidance_scale
         self._check_controls(guidance)
 
         # 2. Prepare the timesteps, and lay out the texts with pure noise on what is to be written
@@ -239,8 +245,6 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         # 3. Denoise: a model without blocks writes whole rows, as a single block
         batch.num_steps = len(timesteps)
         self._num_timesteps = len(timesteps)
-        # A callback may set it, to end the call after its step.
-        self._interrupt = False
 
         # Steps make new tensors, so what the history holds does not change.
         history = [batch.tokens] if return_history else None
@@ -253,6 +257,8 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
                 batch.steps_done = 0
 
                 for timestep in timesteps:
+                    self.take_guidance_scale(batch)
+
                     # Read again at each step, since a callback may have changed the rows.
                     part = batch if block is None else block.read()
                     tokens = self._denoise_step(scheduler, part, timestep, block)
@@ -284,7 +290,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         tokens = self.finished_tokens(batch)
         texts: Any = None
         if output_type == "text":
-            texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            texts = self.finished_texts(batch)
 
         # Models that were offloaded go back to the CPU.
         self.maybe_free_model_hooks()
@@ -398,28 +404,23 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             & changeable
             & ~self._finished_rows(batch).unsqueeze(1)
         )
-        # Controls of predictions act within each prediction, those of the posterior on what comes of it.
         state = self._text_state(scheduler, batch, timestep, is_open=positions)
-        noisy_tokens = tokens[positions]  # (N,)
 
-        # log p(x_s | x_t), (N, V) from (N, V) logits: the scheduler sees one row of N tokens.
-        def log_reverse(logits: Tensor) -> Tensor:
-            logits = apply_controls(logits, state, batch.controls, "prediction")
-            return scheduler.reverse_probs(
-                logits.unsqueeze(0), timestep, noisy_tokens.unsqueeze(0)
-            )[0].log()
+        def control_of(target: str) -> Callable[[Tensor], Tensor] | None:
+            if not any_due(batch.controls, batch.progress, target):
+                return None
+            return partial(apply_controls, state=state, controls=batch.controls, target=target)
 
         # (N, V) each, and the scale of each position's row
         cond, uncond = self._predictor(scheduler).predict_pair(batch, timestep, positions, block)
         scales = batch.step_scales[positions.nonzero()[:, 0]]
-        # Under absorbing noise guiding the predictions is guiding the posterior, and cheaper.
-        if uncond is None:
-            log_weights = log_reverse(cond)
-        elif scheduler.corruption == "absorbing":
-            log_weights = log_reverse(guide(cond, uncond, scales))
-        else:
-            log_weights = guide(log_reverse(cond), log_reverse(uncond), scales)
-        log_weights = apply_controls(log_weights, state, batch.controls, "posterior")
+        log_weights = guided_log_reverse(
+            ReverseStep(scheduler, timestep, tokens[positions], scales),
+            cond,
+            uncond,
+            control=control_of("prediction"),
+            posterior_control=control_of("posterior"),
+        )
         return scheduler.draw(log_weights, tokens, positions, generators)
 
     def _guided_on_posterior(self, scheduler: Any, batch: TextBatch) -> Tensor:
@@ -504,6 +505,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             label_names=self.config.get("label_names"),
             num_classes=getattr(self.denoiser.config, "num_classes", None),
             block_length=self.block_length,
+            length_logits=length_model(self.denoiser),
         )
 
     def _token_scheduler(self, **shaping: Any) -> Any:

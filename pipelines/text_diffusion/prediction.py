@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from text_diffusers.models.language_model import as_denoiser
+from text_diffusers.common.token_ids import never_written, noise_vocabulary, padding_id
+from text_diffusers.models.language_model import as_denoiser, is_masked_lm
 from text_diffusers.pipelines.guidance import split_predictions
 from text_diffusers.pipelines.text_batch import TextBatch
 from text_diffusers.pipelines.text_diffusion.blocks import Block
@@ -83,7 +84,17 @@ class TokenPredictor:
         return split_predictions(logits, cond_rows, uncond_rows, counts=positions.sum(dim=1))
 
     def _call(self, views: Sequence[View], times: Tensor, block: Block | None) -> Tensor:
-        """Logits of the views, one after the other: from one call, or from one for each that reads another past."""
+        """Logits of the views, one after the other, in which padding and mask are impossible."""
+        logits = self._logits(views, times, block)
+        # Behind all tokens no noise is of them, and nothing needs to be copied; a masked LM predicts no special token.
+        size = noise_vocabulary(self.tokenizer)
+        among_tokens = [token for token in never_written(self.tokenizer) if token < size]
+        if not among_tokens or is_masked_lm(self.denoiser):
+            return logits
+        return logits.index_fill(-1, torch.tensor(among_tokens, device=logits.device), -torch.inf)
+
+    def _logits(self, views: Sequence[View], times: Tensor, block: Block | None) -> Tensor:
+        """As `_call`, of all ids: from one call of the denoiser, or from one for each view that reads another past."""
         # No row needs a prediction, so the model is not called.
         if not any(view.rows.any() for view in views):
             return torch.zeros(0, self.denoiser.config.vocab_size, device=times.device)
@@ -93,7 +104,7 @@ class TokenPredictor:
         # Views of a block have pasts of their own, so each is a call.
         logits = []
         for view, context in zip(views, (block.context, block.unconditional_context), strict=False):
-            if context is not None and view.rows.any():
+            if view.rows.any():
                 positions = view.positions & view.rows.unsqueeze(1)
                 logits.append(block.predict(self.denoiser, view.batch, context, positions, times))
         return torch.cat(logits)
@@ -109,9 +120,7 @@ class TokenPredictor:
             )
 
         # (rows of all views, longest L)
-        tokens = join(
-            [view.batch.tokens[view.rows] for view in views], self.tokenizer.pad_token_id or 0
-        )
+        tokens = join([view.batch.tokens[view.rows] for view in views], padding_id(self.tokenizer))
         attention_mask = join([view.batch.attention_mask[view.rows] for view in views])
         positions = join([view.positions[view.rows] for view in views])
         view_times = torch.cat([times[view.rows] for view in views])

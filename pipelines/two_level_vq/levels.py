@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text_diffusers.pipelines.guidance import guide, split_predictions
+from text_diffusers.pipelines.guidance import guide, scales_by_row, split_predictions
 from text_diffusers.pipelines.paraguide.steering import without_tokens
 from text_diffusers.pipelines.scheduler_adapters import StockTokenScheduler, stock_class
 from text_diffusers.pipelines.text_batch import TextBatch
@@ -63,35 +63,42 @@ class CodeLevel:
     # Rows
 
     def new_batch(
-        self, codes: Tensor, scales: list[float], prompts: dict[str, Tensor], num_steps: int
+        self, codes: Tensor, prompts: dict[str, Tensor], num_steps: int, repeats: int
     ) -> TextBatch:
         """Rows of codes (B, n), which are written where they are the mask.
 
         Args:
-            scales: of classifier-free guidance, one a row.
             prompts: the prompts' part of the condition; empty without prompts.
             num_steps: that writing takes, if there is anything to write.
-
-        Raises:
-            ValueError: if guidance is asked for, and there is nothing that the denoiser is told.
+            repeats: rows of each text, which stand next to each other.
         """
-        condition = {} if self.prompt_size is None else dict(prompts)
-        is_conditional = bool(condition) or self.num_context_codes is not None
-        if not is_conditional and any(scale != 1 for scale in scales):
-            raise ValueError(
-                f"`guidance_scale` must be 1 without a `prompt` that the {self.name} denoiser is told, got {scales}."
-            )
-
         editable = codes == self.mask_id
         return TextBatch(
             tokens=codes,
             editable=editable,
             attention_mask=torch.ones_like(codes),
-            scales=torch.tensor(scales, dtype=torch.float64, device=codes.device),
+            repeats=repeats,
             # Where all codes are given, no step is taken.
             num_steps=num_steps if editable.any() else 0,
-            condition=condition,
+            condition={} if self.prompt_size is None else dict(prompts),
         )
+
+    def set_guidance_scale(self, batch: TextBatch, guidance_scale: Any):
+        """Guide the codes of a batch, which are those of all texts, by a scale, or one a text.
+
+        Raises:
+            ValueError: if guidance is asked for, and there is nothing that the denoiser is told.
+        """
+        with errors_of_level(self.name):
+            num_texts = len(batch.tokens) // batch.repeats
+            scales = scales_by_row(guidance_scale, num_texts, batch.repeats)
+            is_conditional = bool(batch.condition) or self.num_context_codes is not None
+            if not is_conditional and any(scale != 1 for scale in scales):
+                raise ValueError(
+                    f"`guidance_scale` must be 1 without a `prompt` that the {self.name} denoiser is told, got "
+                    f"{scales}."
+                )
+        batch.scales = torch.tensor(scales, dtype=torch.float64, device=batch.tokens.device)
 
     def masked_rows(
         self, batch: TextBatch, rows: list[int], generators: list[torch.Generator]
@@ -133,13 +140,17 @@ class CodeLevel:
         # Schedulers that take codes back do not know which ones were given.
         return torch.where(batch.editable, output.prev_sample, codes)
 
-    def likeliest_codes(self, batch: TextBatch) -> Tensor:
-        """(B, n) codes of a batch with the likeliest one everywhere, by one call of the denoiser."""
-        # Time 1 is that of pure noise, all masks.
-        times = torch.ones(len(batch.tokens), device=batch.tokens.device)
-        logits = self.predict(batch, batch.editable, times)
+    def likeliest_codes(self, batch: TextBatch, timestep: float = 1.0) -> Tensor:
+        """(B, n) codes of a batch with the likeliest one at each mask, by one call of the denoiser.
+
+        Args:
+            timestep: that the denoiser is told; 1 is that of pure noise, all masks.
+        """
+        masked = batch.editable & (batch.tokens == self.mask_id)
+        times = torch.full((len(batch.tokens),), timestep, device=batch.tokens.device)
+        logits = self.predict(batch, masked, times)
         scores = finite_scores(logits, [self.mask_id], component=f"{self.name}_denoiser")
-        return batch.tokens.masked_scatter(batch.editable, scores.argmax(dim=-1))
+        return batch.tokens.masked_scatter(masked, scores.argmax(dim=-1))
 
     def predict(self, batch: TextBatch, positions: Tensor, times: Tensor) -> Tensor:
         """(N, V) guided logits at `positions` (B, n), from one call at `times` (B,).

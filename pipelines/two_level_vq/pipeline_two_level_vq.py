@@ -15,10 +15,10 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from text_diffusers.common.randomness import row_generators
-from text_diffusers.common.token_ids import never_written
-from text_diffusers.common.validation import require
+from text_diffusers.common.token_ids import never_written, padding_id
+from text_diffusers.common.validation import as_plain, require
+from text_diffusers.pipelines.call_state import CallAttribute, CallScheduler
 from text_diffusers.pipelines.component_checks import check_words
-from text_diffusers.pipelines.guidance import scales_by_row
 from text_diffusers.pipelines.paraguide.steering import draw_tokens
 from text_diffusers.pipelines.pipeline_base import (
     Steps,
@@ -26,7 +26,7 @@ from text_diffusers.pipelines.pipeline_base import (
     runs_to_its_end,
     texts_of_each_step,
 )
-from text_diffusers.pipelines.text_batch import TextBatch, lay_out, repeat_rows
+from text_diffusers.pipelines.text_batch import TextBatch, lay_out, repeat_rows, text_before
 from text_diffusers.pipelines.text_inputs import text_generators
 from text_diffusers.pipelines.two_level_vq.code_inputs import (
     CodeInputs,
@@ -36,7 +36,7 @@ from text_diffusers.pipelines.two_level_vq.code_inputs import (
     read_prompts,
     text_lengths,
 )
-from text_diffusers.pipelines.two_level_vq.levels import CodeLevel, errors_of_level, finite_scores
+from text_diffusers.pipelines.two_level_vq.levels import CodeLevel, finite_scores
 
 # Tokens whose logits are computed together: those of all rows might not fit into memory.
 DECODED_AT_ONCE = 16_384
@@ -113,10 +113,13 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
     _callback_tensor_inputs = ["codes"]
     autoencoder: Any
     fine_denoiser: Any
-    fine_scheduler: Any
     coarse_denoiser: Any
-    coarse_scheduler: Any
     prompt_encoder: Any
+
+    # Of a call; the level is the one that is being written.
+    fine_scheduler: Any = CallScheduler()
+    coarse_scheduler: Any = CallScheduler()
+    _level: Any = CallAttribute(default=None)
 
     def __init__(
         self,
@@ -140,9 +143,6 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             prompt_encoder=prompt_encoder,
         )
         self.register_to_config(prompt_begins_text=prompt_begins_text)
-
-        # The level that is being written, for callbacks.
-        self._level: str | None = None
 
         # diffusers may load a pipeline with parts left out, which then cannot be checked.
         if not any(
@@ -200,7 +200,8 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
                 `(texts, tokens, plan, fine_codes, accepted)`.
             callback_on_step_end: called after each step of each level as `f(pipe, step, timestep, tensors)`, with
                 `pipe.level` "coarse" or "fine"; may return new "codes" of that level. In a further attempt they are
-                those of the refused texts only.
+                those of the refused texts only. If it ends the call by `pipe._interrupt = True`, the codes that are
+                left take their likeliest values.
             callback_on_step_end_tensor_inputs: names of the tensors it gets; only "codes" is offered.
 
         Returns:
@@ -208,10 +209,11 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
         Raises:
             ValueError: if an argument does not fit the models or the others, or the models' logits are not finite.
+            TypeError: if `generator` is none of torch, such as a seed.
         """
         # 1. Check the inputs, and the components, which may have been changed
         self._check_components()
-        self._check_output(output_type, callback_on_step_end_tensor_inputs)
+        self._check_output(output_type, callback_on_step_end, callback_on_step_end_tensor_inputs)
         inputs = CodeInputs(
             prompt=prompt,
             plan=plan,
@@ -225,6 +227,8 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             max_attempts=max_attempts,
             num_return_sequences=num_return_sequences,
         )
+
+        self._guidance_scale = guidance_scale
 
         # 2. Lay out the texts, blank yet, and the codes of each level, covered with masks
         levels = self.levels
@@ -261,7 +265,10 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
                 coarse = levels["coarse"].masked_rows(codes["coarse"], rows, plan_generators)
                 # A plan that is given in full costs no call.
                 if coarse.editable.any():
-                    for _ in self._write_level(levels["coarse"], coarse, call_back):
+                    take_scale = partial(
+                        self._take_level_scale, levels["coarse"], codes["coarse"], rows
+                    )
+                    for _ in self._write_level(levels["coarse"], coarse, take_scale, call_back):
                         yield batch  # to `stream`, as blank as before
                 plan_codes = coarse.tokens
                 codes["coarse"].tokens[rows] = plan_codes
@@ -271,10 +278,13 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             if plan_codes is not None:
                 # The fine denoiser is told the plan as it was written.
                 fine.condition["context_ids"] = plan_codes
-            if fine_codes == "one_shot":
+            take_scale = partial(self._take_level_scale, levels["fine"], codes["fine"], rows)
+            # A call that is ended while it writes the plan takes no more steps.
+            if fine_codes == "one_shot" or self.interrupt:
+                take_scale(fine)
                 fine.tokens = levels["fine"].likeliest_codes(fine)
             else:
-                for _ in self._write_level(levels["fine"], fine, call_back):
+                for _ in self._write_level(levels["fine"], fine, take_scale, call_back):
                     yield batch
             codes["fine"].tokens[rows] = fine.tokens
 
@@ -294,6 +304,8 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             # 6. Ask the filter
             for row in rows:
                 accepted[row] = text_filter is None or bool(text_filter(texts[row]))
+            if self.interrupt:
+                break
 
         # Once more, since the last step of a level comes before its codes are decoded.
         yield batch
@@ -316,7 +328,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
     # Steps
 
     def _write_level(
-        self, level: CodeLevel, batch: TextBatch, call_back: Callable
+        self, level: CodeLevel, batch: TextBatch, take_scale: Callable, call_back: Callable
     ) -> Iterator[TextBatch]:
         """Step the codes of a batch through the timesteps of their level, and yield it after each."""
         self._level = level.name
@@ -324,11 +336,16 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             progress_bar.set_description(f"{level.name} codes")
             for step, timestep in enumerate(timesteps):
+                take_scale(batch)
                 batch.tokens = level.step(batch, timestep)
                 batch.steps_done += 1
                 call_back(batch, step, timestep)
                 progress_bar.update()
                 yield batch
+                if self.interrupt:
+                    # What is left is written by one more call, as the decoder needs all codes.
+                    batch.tokens = level.likeliest_codes(batch, timestep)
+                    break
 
         # A callback may have put masks or unknown ids there, for which there are no vectors.
         is_code = (batch.tokens >= 0) & (batch.tokens < level.mask_id)
@@ -336,6 +353,18 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             raise ValueError(
                 f"`{level.name}_scheduler` or the callback must leave {level.name} codes only, but there are others."
             )
+
+    def _take_level_scale(
+        self, level: CodeLevel, codes: TextBatch, rows: list[int], batch: TextBatch
+    ):
+        """Guide a batch, which is these rows of all `codes` of its level, by the scale that a callback has set."""
+        if self._guidance_scale is not codes.guidance_scale:
+            inputs = CodeInputs(guidance_scale=as_plain(self._guidance_scale))
+            if self.coarse_denoiser is None:
+                inputs.refuse_two_levels()
+            level.set_guidance_scale(codes, inputs.scales[level.name])
+            codes.guidance_scale = self._guidance_scale
+            batch.scales = codes.scales[rows]
 
     def _callback_tensor(self, batch: TextBatch, name: str) -> Tensor:
         return batch.tokens  # of a level, which are offered as "codes"
@@ -381,12 +410,6 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             decoded.append(drawn.view(positions.shape))
         return torch.cat(decoded)
 
-    def texts_so_far(self, batch: TextBatch) -> list[str]:
-        """The texts of a batch; of one that is not decoded yet, the prompt that it begins with, if any."""
-        tokens = self.finished_tokens(batch).tolist()
-        rows = [row[:end] for row, end in zip(tokens, batch.text_ends, strict=True)]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-
     # Rows
 
     def _prepare(
@@ -398,7 +421,7 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
         # What is known of each text: its prompt, its plan, and the length of its row
         device = self._execution_device
-        pad_token_id = self.tokenizer.pad_token_id or 0
+        pad_token_id = padding_id(self.tokenizer)
         begins_text = self.config.prompt_begins_text
         prompts = prompt_ids(self.tokenizer, inputs.prompt)
         plan = None
@@ -434,15 +457,23 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
             else:
                 shape = (len(text_indices), row_length // level.code_length)
                 level_codes = torch.full(shape, level.mask_id, device=device)
-            with errors_of_level(name):
-                scales = scales_by_row(inputs.scales[name], num_texts, repeats)
-                codes[name] = level.new_batch(level_codes, scales, condition, inputs.steps[name])
+            codes[name] = level.new_batch(level_codes, condition, inputs.steps[name], repeats)
+            codes[name].guidance_scale = inputs.guidance_scale
+            level.set_guidance_scale(codes[name], inputs.scales[name])
 
         # Tokens, blank until the codes are decoded
         beginnings = [prompts[index] if begins_text else [] for index in prompt_indices]
         blanks = [None] * num_tokens
         batch = lay_out([[*beginning, *blanks] for beginning in beginnings], pad_token_id, device)
         batch.ends_at_eos = True
+        batch.starts = [0] * len(beginnings)
+
+        # A text that its prompt does not begin is returned by itself.
+        given = [inputs.prompt] if isinstance(inputs.prompt, str) else inputs.prompt or [""]
+        batch.given_texts = [
+            text_before(given[index] if begins_text else "", beginning)
+            for index, beginning in zip(prompt_indices, beginnings, strict=True)
+        ]
         return batch, codes
 
     # Components

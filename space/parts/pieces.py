@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from text_diffusers.common.token_ids import end_ids
+from text_diffusers.pipelines.given_text import GivenText
 
 HIDDEN = "· · ·"
 # From the first steps to the last: viridis, which is also read in grey.
@@ -44,7 +45,10 @@ def pieces(tokenizer: Any, row: Sequence[int]) -> list[str]:
         # A character is shown with the token that completes its bytes.
         complete = text.rstrip("\ufffd")
         prefix = os.path.commonprefix([shown, complete])
-        token_pieces[place] = complete[len(prefix) :]
+        piece = complete[len(prefix) :]
+        # Bytes that it does not complete belong to the token before.
+        token_pieces[place] = piece.lstrip("\ufffd")
+        token_pieces[last_word] += piece[: len(piece) - len(token_pieces[place])]
         shown = max(shown, complete, key=len)
         last_word = place
 
@@ -52,6 +56,26 @@ def pieces(tokenizer: Any, row: Sequence[int]) -> list[str]:
     if token_pieces:
         token_pieces[last_word] += text[len(shown) :]
     return token_pieces
+
+
+def around_given(token_pieces: Sequence[str], given: GivenText) -> list[tuple[str, int | None]]:
+    """The pieces of the tokens that were written with their columns, and the given characters between them.
+
+    Args:
+        token_pieces: of L tokens, from `pieces`.
+    """
+    shown: list[tuple[str, int | None]] = [(given.pieces[0], None)]
+    for index, (first, end) in enumerate(given.runs):
+        end = len(token_pieces) if end is None else end
+        written = list(token_pieces[first:end])
+
+        # A blank that was given is not shown once more, unless the tokens before hold it too.
+        holds_blank = "".join(token_pieces[:first])[-1:].isspace()
+        if given.pieces[index][-1:].isspace() and (given.has_masks or not holds_blank) and written:
+            written[0] = written[0].removeprefix(" ")
+        shown += zip(written, range(first, end), strict=True)
+        shown.append((given.pieces[index + 1], None))
+    return shown
 
 
 def settled_steps(frames: Sequence[Sequence[int]]) -> list[int]:
@@ -114,7 +138,11 @@ def visible_length(tokenizer: Any, row: Sequence[int]) -> int:
 
 
 def spans(
-    tokenizer: Any, frames: Sequence[Sequence[int]], num_steps: int, ends: bool = True
+    tokenizer: Any,
+    frames: Sequence[Sequence[int]],
+    num_steps: int,
+    ends: bool = True,
+    given: GivenText | None = None,
 ) -> Spans:
     """The last frame of one row, in pieces with their range of steps.
 
@@ -122,6 +150,7 @@ def spans(
         frames: rows of L tokens, pure noise first.
         num_steps: that the colours are spread over.
         ends: whether the text ends where the model wrote an end; a text that was filled in has none.
+        given: the characters that the text keeps, whatever its tokens make of them.
     """
     row = frames[-1]
     length = visible_length(tokenizer, row) if ends else len(row)
@@ -130,16 +159,22 @@ def spans(
     # The name of its range for every step, which is also the key of its colour
     names = {step: range_name(steps) for steps in step_ranges(num_steps) for step in steps}
 
+    placed: list[tuple[str, int | None]] = [
+        (piece, place) for place, piece in enumerate(token_pieces)
+    ]
+    if given is not None:
+        placed = around_given(token_pieces, given)
+
     shown: Spans = []
-    for place in range(length):
-        # Special tokens other than the mask are not shown.
-        if not token_pieces[place]:
+    for piece, place in placed:
+        # Special tokens other than the mask are not shown, nor what stands behind the end.
+        if not piece or (place is not None and place >= length):
             continue
-        hidden = row[place] == tokenizer.mask_token_id
         # What was given has no step, and no colour.
-        name = HIDDEN if hidden else names.get(token_steps[place])
-        shown.append((token_pieces[place], name))
-    return without_first_blank(shown)
+        hidden = place is not None and row[place] == tokenizer.mask_token_id
+        step = 0 if place is None else token_steps[place]
+        shown.append((piece, HIDDEN if hidden else names.get(step)))
+    return shown if given is not None and given.pieces[0] else without_first_blank(shown)
 
 
 def without_first_blank(shown: Spans) -> Spans:

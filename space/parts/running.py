@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from text_diffusers.pipelines.given_text import GivenText
+from text_diffusers.pipelines.text_batch import encode_prompts, text_before
+from text_diffusers.pipelines.text_gaps import encode_gaps
 from text_diffusers.samplers import most_steps
 from text_diffusers.space.parts.served import Served
 
@@ -46,6 +49,7 @@ class Run:
         frames: the tokens (B, L) after each step; once it is done, K + 1 of them with pure noise first.
         output: of the pipeline; `None` until it is done.
         cost: of its forward passes.
+        given: the characters that all texts keep; `None` if there are several prompts.
         stopped: whether it ran out of time.
     """
 
@@ -53,6 +57,7 @@ class Run:
     frames: list[Rows] = field(default_factory=list)
     output: Any = None
     cost: Cost = field(default_factory=Cost)
+    given: GivenText | None = None
     stopped: bool = False
 
     def of_row(self, row: int, last_frame: int | None = None) -> Rows:
@@ -112,8 +117,21 @@ def watch(pipe: Any, num_steps: int, seconds: float, **arguments: Any) -> Iterat
     return growing(run, lambda expired: fill(run, pipe, expired, arguments), seconds)
 
 
+def given_text(tokenizer: Any, arguments: dict[str, Any]) -> GivenText | None:
+    """The given characters of a call of a pipeline for one text and its copies."""
+    if "text" in arguments:
+        return encode_gaps(tokenizer, arguments["text"], arguments.get("mask"))[1][0]
+    prompt = arguments.get("prompt", "")
+    if not isinstance(prompt, str):
+        return None
+    (row,) = encode_prompts(tokenizer, [prompt])
+    return text_before(prompt, row)
+
+
 def fill(run: Run, pipe: Any, expired: Callable[[], bool], arguments: dict[str, Any]):
     """Run the pipeline, adding its frames to `run`, until it is done or, after a step, `expired`."""
+
+    run.given = given_text(pipe.tokenizer, arguments)
 
     # Between two steps is the only place where a run can stop without leaving anything behind.
     def after_step(_, step: int, timestep: float, tensors: dict) -> dict:

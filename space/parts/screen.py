@@ -121,7 +121,9 @@ def shown(tokenizer: Any, run: Run, num_steps: int, frame: int | None, ends: boo
     if not run.frames:  # before the first step
         return []
     rows = range(len(run.frames[0]))
-    return stacked([spans(tokenizer, run.of_row(row, frame), num_steps, ends) for row in rows])
+    return stacked(
+        [spans(tokenizer, run.of_row(row, frame), num_steps, ends, run.given) for row in rows]
+    )
 
 
 # Boxes and buttons

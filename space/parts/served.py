@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from text_diffusers.common.plain_text import encode_plain, holds_mask
 from text_diffusers.samplers import Sampler, current_sampler, samplers_for, with_sampler
 from text_diffusers.space.limits import Limits, Refusal
 
@@ -105,9 +106,9 @@ class Served:
 
         # 2. The prompt must leave room for at least one token.
         tokenizer = self.pipe.tokenizer
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        if tokenizer.mask_token_id in ids:
+        if holds_mask(tokenizer, prompt):
             raise Refusal("error.mask", field="prompt", mask=tokenizer.mask_token)
+        (ids,) = encode_plain(tokenizer, [prompt], "prompt")
         if len(ids) >= self.room:
             raise Refusal("error.tokens", field="prompt", limit=self.room, got=len(ids))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from text_diffusers.common.plain_text import encode_plain
 from text_diffusers.guidance.controls import LengthControl, WordsControl
 from text_diffusers.space.limits import Refusal, integer, some_of, text
 from text_diffusers.space.parts import settings
@@ -245,7 +246,7 @@ def length_control(served: Served, length: int, prompt: str) -> LengthControl:
     """The control of a length, which must be longer than the beginning."""
     tokenizer = served.pipe.tokenizer
     # The length of the control counts the beginning.
-    num_known = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    num_known = len(encode_plain(tokenizer, [prompt], "prompt")[0])
     if length <= num_known:
         raise Refusal("error.short", got=num_known)
     end = tokenizer.eos_token_id if served.pipe.predicts_end else None

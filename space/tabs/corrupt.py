@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 import torch
 
+from text_diffusers.common.plain_text import encode_plain
 from text_diffusers.kernels import kernels_of, make_scheduler
 from text_diffusers.space.limits import Refusal, number, one_of, text
 from text_diffusers.space.parts import settings
@@ -168,7 +169,7 @@ def corrupted(kernels: Kernels, limit: int, asked: CorruptRequest) -> Corrupted:
     time = number("corrupt.time", asked.time, 0.0, 1.0)
     written = text("text", asked.text, limit)
     tokenizer = kernels.tokenizer
-    ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+    (ids,) = encode_plain(tokenizer, [written])
     if not ids:
         return Corrupted()
     # Kernels do not know special tokens that come last in the vocabulary.

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from text_diffusers.pipelines.text_gaps import encode_with_masks
 from text_diffusers.space.limits import Refusal, text
 from text_diffusers.space.parts import settings
 from text_diffusers.space.parts.interface import Page
@@ -71,7 +72,7 @@ def with_masks(served: Served, value: Any) -> str:
 
     # "[MASK]" is a gap whatever the tokenizer calls its mask.
     masked = GAP.sub(masks, written.replace("[MASK]", mask))
-    ids = tokenizer(masked, add_special_tokens=False)["input_ids"]
+    ids = encode_with_masks(tokenizer, masked).ids
     if tokenizer.mask_token_id not in ids:
         raise Refusal("error.gap")
     if len(ids) > served.room:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from text_diffusers.common.token_ids import noise_vocabulary
 from text_diffusers.common.validation import require_key
 from text_diffusers.models.language_model import is_masked_lm
 from text_diffusers.schedulers.noise_schedules import mutual_information_schedule
@@ -36,8 +37,8 @@ class KernelConfig:
     """Settings of the corruption kernels, and the statistics of a text that they are made from.
 
     Attributes:
-        mask_token_id: the id of `[MASK]`, not below `num_tokens`.
-        num_tokens: ids below are what text consists of.
+        mask_token_id: the id of `[MASK]`.
+        num_tokens: ids below are those among which noise draws, see `noise_vocabulary`.
         frequencies: returns counts (V,) of the tokens.
         vectors: returns embeddings (V, D), for neighbours and codes.
         schedule: as in `D3PMAbsorbingScheduler`, or "mutual_information", for which `frequencies` are counted.
@@ -68,15 +69,12 @@ class KernelConfig:
 def kernels_of(pipe: Any, **options: Any) -> KernelConfig:
     """Settings of kernels over the tokens of a pipeline, with `options` of `KernelConfig`.
 
-    Where special tokens do not come last, noise is drawn from all tokens, and the mask stands behind them.
+    Where the mask is one of the tokens among which noise draws, or there is none, it stands behind them: a random
+    token then differs from a lost one.
     """
     tokenizer = pipe.tokenizer
+    num_tokens = noise_vocabulary(tokenizer)
     mask_token_id = tokenizer.mask_token_id
-
-    # Padding and mask come last in tokenizers made for diffusion: noise is drawn without them.
-    special = [id for id in (tokenizer.pad_token_id, mask_token_id) if id is not None]
-    specials_last = bool(special) and min(special) >= len(tokenizer) - len(special)
-    num_tokens = min(special) if specials_last else len(tokenizer)
     if mask_token_id is None or mask_token_id < num_tokens:
         mask_token_id = num_tokens
 

@@ -210,7 +210,11 @@ def samplers_of(pipe: TextPipeline, component: str) -> dict[str, Sampler]:
     else:
         adapter = as_token_scheduler(scheduler, pipe.tokenizer)
         kind = adapter.corruption
-        config = {"mask_token_id": adapter.mask_token_id, "vocab_size": adapter.vocab_size}
+        # Of its two ids a scheduler takes the one that its noise is made of.
+        if kind == "absorbing":
+            config = {"mask_token_id": adapter.mask_token_id}
+        else:
+            config = {"vocab_size": adapter.vocab_size}
 
     # 2. Its samplers; a kernel without a table has its own reverse process alone.
     table = TABLES.get(kind) or {"ancestral": Sampler(type(scheduler), OWN)}

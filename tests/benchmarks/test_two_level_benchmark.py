@@ -108,6 +108,15 @@ def test_every_system_is_trained_once_writes_and_is_reported(options, monkeypatc
     folder = Path(options().output_dir)
     printed = capsys.readouterr().out
     assert "| 32 | equal FLOPs | 4 | two-level |" in printed
+    # The bounds of all systems are per the same tokens and characters.
+    counts = set()
+    for name in names:
+        metrics = systems.System(name, options()).pipeline_folder(0) / "metrics.json"
+        metrics = json.loads(metrics.read_text())
+        counts.add((metrics["num_tokens"], metrics["num_characters"]))
+        bound = f"{metrics['bound']:.2f} ({metrics['bits_per_character']:.2f})"
+        assert f"bounds of {name}, nats per token (bits per character): {bound}." in printed
+    assert len(counts) == 1
     assert (folder / "two_level.png").read_bytes().startswith(b"\x89PNG")
     texts = {path.name: path.read_text() for path in (folder / "texts").iterdir()}
 

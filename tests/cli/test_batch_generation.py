@@ -192,6 +192,15 @@ def test_one_request_that_does_not_fit_stops_no_other(pipe, tmp_path):
     assert write_file(pipe, tmp_path / "bad.jsonl", prompts) == 1  # told again of a finished file
 
 
+def test_half_of_a_character_in_one_request_stops_no_other(pipe, tmp_path):
+    prompts = [*PROMPTS[:5], "Hi \ud83d", *PROMPTS[6:]]
+    assert write_file(pipe, tmp_path / "bad.jsonl", prompts) == 1
+    write_file(pipe, tmp_path / "good.jsonl")
+    found, good = lines_of(tmp_path / "bad.jsonl"), lines_of(tmp_path / "good.jsonl")
+    assert found[5]["prompt"] == prompts[5] and "valid Unicode" in found[5]["error"]
+    assert found[:5] + found[6:] == good[:5] + good[6:]
+
+
 def test_settings_that_fit_no_request_leave_no_file(pipe, tmp_path):
     with pytest.raises(ValueError, match="must fit into the model's 32 tokens"):
         write_file(pipe, tmp_path / "out.jsonl", max_new_tokens=500)
@@ -247,6 +256,17 @@ def test_inputs_that_cannot_be_read_are_named_with_their_line(tmp_path, name, co
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         read_requests(tmp_path / name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_marks_of_an_encoding_are_no_part_of_a_request(tmp_path, encoding):
+    texts = ["Привет", "the cat"]
+    (tmp_path / "in.txt").write_text("\r\n".join(texts) + "\r\n", encoding=encoding, newline="")
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines), encoding=encoding)
+    for name in ("in.txt", "in.jsonl"):
+        requests = read_requests(tmp_path / name)
+        assert [request.inputs["prompt"] for request in requests] == texts
 
 
 def test_lines_of_text_are_kept_as_they_are(tmp_path):

@@ -327,7 +327,10 @@ def test_a_model_that_knows_nothing_pays_the_logarithm_of_its_vocabulary(tokeniz
     assert found.nats_per_token == pytest.approx(math.log(words), rel=1e-6)
     assert found.perplexity == pytest.approx(math.exp(found.nats_per_token))
     bits = found.nats_per_token * found.num_tokens / math.log(2)
-    assert found.bits_per_character == pytest.approx(bits / sum(map(len, SENTENCES)))
+    # An end is a character too.
+    assert found.bits_per_character == pytest.approx(
+        bits / sum(len(text) + 1 for text in SENTENCES)
+    )
     counts = [
         tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         for text in SENTENCES
@@ -367,8 +370,31 @@ def test_evaluate_prints_the_likelihood_of_the_file(labelled, model, tmp_path):
 
 def test_the_texts_of_a_few_are_spread_over_the_data_set(tmp_path):
     (tmp_path / "data.txt").write_text("".join(f"text {number}\n" for number in range(10)))
-    texts, labels = load_texts(str(tmp_path / "data.txt"), "text", None, "train", 4)
-    assert texts == ["text 0", "text 3", "text 6", "text 9"] and labels is None
+    texts, labels, sources = load_texts(str(tmp_path / "data.txt"), "text", None, "train", 4)
+    assert texts == ["text 0", "text 3", "text 6", "text 9"] and labels is sources is None
+
+
+def test_evaluate_reads_the_split_and_the_names_that_were_asked_for(model, tmp_path, caplog):
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, words in (("train", ["quiet"] * 9), ("test", ["loud", "quiet", "quiet", None])):
+        rows = [
+            {"text": text, "mood": word} for text, word in zip(SENTENCES * 3, words, strict=False)
+        ]
+        (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    words = ["evaluate", model, "--dataset", data, "--num-times", 2, "--json"]
+    found = run(*words, "--split", "test", "--label-column", "mood")
+    assert json.loads(found.stdout)["num_texts"] == 3
+    assert "left out 1 of 4 rows: 1 without a label." in caplog.text
+    assert json.loads(run(*words).stdout)["num_texts"] == 9
+    assert "`split` must be one of train, test" in refused(*words, "--split", "validation")
+
+    (data / "test.jsonl").write_text('{"text": "the cat", "mood": "shrill"}\n')
+    words += ["--split", "test", "--label-column", "mood"]
+    assert "among the names ['quiet', 'loud'], got 'shrill'" in refused(*words)
+    (data / "test.jsonl").write_text('{"text": "the cat"}\n{"text": "Hi \\ud83d"}\n')
+    assert "test.jsonl, line 2: `text` must be valid Unicode" in refused(*words[:-2])
+    assert "is no file or folder here" in refused("evaluate", model, "--dataset", "imdbb")
 
 
 def test_texts_that_are_too_long_are_cut_and_counted(tokenizer, pipe):
@@ -377,7 +403,9 @@ def test_texts_that_are_too_long_are_cut_and_counted(tokenizer, pipe):
     assert found.num_truncated == 1 and found.num_texts == 2
     lm = make_embedding_pipe(tokenizer, num_train_timesteps=50)
     found = evaluate_texts(lm, [TEXT, TEXT * 9], num_times=2)
-    assert found.num_truncated == 1 and "each of these counting as 2 texts" in found.error_is
+    assert found.num_truncated == 1 and found.error_is == "of other noise, for the same texts"
+    codes = evaluate_texts(make_two_level(tokenizer), [TEXT, TEXT * 9], num_times=2)
+    assert codes.num_truncated == 1 and "each of these counting as 2 texts" in codes.error_is
 
 
 @pytest.mark.parametrize("two", [True, False])
@@ -389,13 +417,15 @@ def test_embeddings_and_codes_have_bounds_too(tokenizer, two):
     for pipe in (lm, codes):
         found = evaluate_texts(pipe, ["the cat", "a dog sat"], num_times=1)
         bits = found.nats_per_token * found.num_tokens / math.log(2)
-        assert found.bits_per_byte == pytest.approx(bits / len("the cata dog sat"))
-        assert (
-            math.isfinite(found.standard_error)
-            and found.error_is == "of other texts from the same source, and other noise"
-        )
+        assert found.bits_per_byte == pytest.approx(bits / len("the cat\na dog sat\n"))
+        assert found.num_characters == len("the cat\na dog sat\n")
+        # A single time says nothing of other noise, but two texts something of others.
+        assert (found.standard_error is None) == (pipe is lm)
+    assert found.error_is == "of other texts from the same source, and other noise"
     with pytest.raises(ValueError, match="`label_column` must be left out"):
         evaluate_texts(codes, ["the cat"], labels=[1])
+    with pytest.raises(ValueError, match="`source_column` must be left out"):
+        evaluate_texts(codes, ["the cat"], sources=["a dog"])
 
 
 def test_pipelines_without_a_bound_are_refused(tokenizer, pipe):

@@ -10,6 +10,8 @@ from corpora.chat import CONTACT, PROFANITY
 from datasets import Dataset
 from scipy.stats import chisquare
 
+from text_diffusers.data import rows as rows_module
+from text_diffusers.data.digest import rows_digest
 from text_diffusers.data.rows import CroppedRows, ShuffledRows, encode_texts, tokenize
 from text_diffusers.data.sources import load_documents, split_documents
 from text_diffusers.data.tokenizers import train_tokenizer
@@ -337,3 +339,51 @@ def test_the_shortest_length_decides_how_rows_are_read(tmp_path):
         config(length=24, min_length=8)
     with pytest.raises(ValueError, match="`min_length` needs `--packing true`"):
         config(min_length=4, packing=False)
+
+
+# Memory, and what a checkpoint knows the data by
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("as_stream", [False, True])
+def test_rows_are_the_same_however_few_texts_the_tokenizer_is_shown(
+    tokenizer, monkeypatch, packing, as_stream
+):
+    texts = [sentence * (1 + place % 5) for place, sentence in enumerate(SENTENCES * 7)]
+    data = documents(texts)
+    if as_stream:
+        data = data.to_iterable_dataset()
+    at_once = list(tokenize(data, tokenizer, length=16, packing=packing))
+    monkeypatch.setattr(rows_module, "CHARACTERS_AT_ONCE", 100)
+    in_parts = list(tokenize(data, tokenizer, length=16, packing=packing))
+    assert len(at_once) == len(in_parts) > 20
+    for row, other in zip(at_once, in_parts, strict=True):
+        assert list(row["input_ids"]) == list(other["input_ids"])
+
+
+def test_a_digest_is_of_what_rows_hold_and_of_nothing_else(tmp_path):
+    columns = {
+        "input_ids": [[1, 2], [3, 4], [5, 6]],
+        "given": [[True, False]] * 3,
+        "label": [0, 1, 2],
+    }
+    rows = Dataset.from_dict(columns)
+    same = [
+        Dataset.from_list(list(rows)),
+        Dataset.from_dict({name: columns[name] * 2 for name in reversed(columns)}).select(
+            [3, 4, 5]
+        ),
+        rows.to_iterable_dataset(),
+    ]
+    rows.save_to_disk(str(tmp_path / "rows"))
+    same.append(Dataset.load_from_disk(str(tmp_path / "rows")))
+    assert {rows_digest(other) for other in same} == {rows_digest(rows)}
+
+    others = [
+        rows.select([0, 1]),
+        rows.select([1, 0, 2]),
+        rows.remove_columns("label"),
+        Dataset.from_dict(columns | {"label": [0, 1, 1]}),
+        Dataset.from_dict(columns | {"input_ids": [[1, 2, 3], [4], [5, 6]]}),
+    ]
+    assert len({rows_digest(other) for other in [rows, *others]}) == 6

@@ -8,10 +8,9 @@ import pytest
 import torch
 from conftest import SENTENCES, make_denoiser
 from datasets import Dataset
+from support.character_texts import character_tokenizer, ignorant_pipe
 from support.masked_lms import make_masked_lm
 from support.oracles import MarkovSource, TableDenoiser, TimedDenoiser
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline
 from text_diffusers.evaluation.bounds import batch_bound
@@ -19,9 +18,9 @@ from text_diffusers.evaluation.likelihood import (
     estimate_bound,
     evaluate_likelihood,
     length_distance,
-    length_nats,
     unigram_entropy,
 )
+from text_diffusers.evaluation.written_texts import length_nats
 
 
 def sampled_rows(source, count, seed=0):
@@ -146,7 +145,8 @@ def test_unigram_entropy_is_that_of_the_frequencies():
 
 
 def test_lengths_cost_what_the_histogram_says():
-    assert length_nats([0, 1, 5], [2, 2, 0]) == pytest.approx(-2 * np.log(6 / 9) - np.log(1 / 9))
+    assert length_nats([0, 1, 5], [2, 2, 1]) == pytest.approx(-2 * np.log(5 / 6) - np.log(1 / 6))
+    assert length_nats([0, 1, 5], [2, 0]) == length_nats([0, 1, 5], [3]) == math.inf
 
 
 def test_length_distance_is_that_of_scipy():
@@ -161,34 +161,6 @@ def test_length_distance_is_that_of_scipy():
 
 
 # Likelihoods of texts
-
-
-def character_tokenizer(characters, **special):
-    vocabulary = {
-        character: i for i, character in enumerate([*characters, *special.values(), "[MASK]"])
-    }
-    tokenizer = Tokenizer(models.WordLevel(vocabulary))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **special)
-
-
-class Ignorant(TableDenoiser):
-    """All tokens but the mask are equally likely, whatever it is shown: each costs log(V - 1)."""
-
-    def forward(
-        self, input_ids, timestep=None, attention_mask=None, class_labels=None, positions=None
-    ):
-        return type(
-            "Output", (), {"logits": torch.zeros(int(positions.sum()), self.config.vocab_size)}
-        )()
-
-
-def ignorant_pipe(tokenizer, lengths=None):
-    mask = tokenizer.mask_token_id
-    return TextDiffusionPipeline(
-        tokenizer, Ignorant(None, mask + 1), D3PMAbsorbingScheduler(mask), lengths
-    )
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +223,10 @@ def test_bytes_of_a_byte_level_tokenizer_are_those_of_the_text(tokenizer):
     text = "Привет 🙂"
     result = evaluate_likelihood(ignorant_pipe(tokenizer), text, full=True)
     tokens = len(tokenizer(text)["input_ids"])
-    assert (result.num_characters, result.num_bytes, result.num_tokens) == (
-        8,
-        17,
-        tokens + 1,
-    )  # and the end
-    assert result.bits_per_byte == pytest.approx((tokens + 1) * math.log2(len(tokenizer) - 1) / 17)
+    # The end is a token, a character and a byte.
+    counts = (result.num_characters, result.num_bytes, result.num_tokens)
+    assert counts == (8 + 1, 17 + 1, tokens + 1)
+    assert result.bits_per_byte == pytest.approx((tokens + 1) * math.log2(len(tokenizer) - 1) / 18)
 
 
 def test_the_standard_error_of_perplexity_is_its_slope_times_that_of_nats(toy):
@@ -279,11 +249,11 @@ def test_with_a_length_histogram_a_text_costs_its_length_and_its_end_is_known():
     )
     exact = evaluate_likelihood(known, ["ab", "b"], full=True)
     assert exact.per_text_nats == pytest.approx(
-        [2 * each - math.log(6 / 14), each - math.log(4 / 14)]
+        [2 * each - math.log(5 / 10), each - math.log(3 / 10)]
     )
-    assert exact.num_tokens == 2 + 1 + 2 and exact.num_characters == 3
-    after = evaluate_likelihood(known, "b", "a", full=True)  # of the lengths 1, 2 and 3
-    assert after.per_text_nats == pytest.approx([each - math.log(6 / 13)])
+    assert exact.num_tokens == exact.num_characters == 2 + 1 + 2
+    after = evaluate_likelihood(known, "b", "ab", full=True)  # of the lengths 2 and 3
+    assert after.per_text_nats == pytest.approx([each - math.log(2 / 7)])
     assert evaluate_likelihood(unknown, ["ab"], full=True).per_text_nats == pytest.approx(
         [3 * each]
     )
@@ -382,7 +352,7 @@ def test_cut_texts_count_as_those_they_are_cut_to(tokenizer, pipe):
     assert whole.num_truncated == 0
     assert cut.per_text_nats[1] == pytest.approx(whole.per_text_nats[1], rel=1e-4)
     first = tokenizer.decode(tokenizer(SENTENCES[0])["input_ids"][:6])
-    assert cut.num_characters == len(first) + len(kept)
+    assert cut.num_characters == len(first) + 1 + len(kept) + 1
 
 
 @pytest.mark.parametrize(
@@ -401,8 +371,8 @@ def test_cut_texts_count_as_those_they_are_cut_to(tokenizer, pipe):
         ({"texts": ["ab", "a"], "prompts": ["b"]}, "`prompts` must be one a text, 2, got 1"),
         ({"texts": "ab", "class_labels": [1, 2]}, "`class_labels` must be one a text, 1, got 2"),
         (
-            {"texts": "ab", "num_times": 7},
-            "`num_times` must be an even integer of at least 2, got 7",
+            {"texts": "ab", "num_times": 0},
+            "`num_times` must be an integer of at least 1, got 0",
         ),
         (
             {"texts": "ab", "num_noise": 0, "full": True},

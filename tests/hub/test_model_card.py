@@ -352,8 +352,20 @@ def test_figures_are_those_that_were_left(pipe, tmp_path):
         and f"at most {math.exp(2.5):.4g} per token" in worth
     )
     assert "not shown to know more" in worth and "8.5" not in worth and "many" not in worth
+    assert "left by an earlier version" in worth and "per character" not in worth
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | {"bound": 1.9}))
     assert "not shown to know more" not in model_card(pipe, tmp_path, name="x")
+
+    # What is counted, and what compares with models of other tokenizers
+    (tmp_path / "metrics.json").write_text(
+        json.dumps(metrics | {"bits_per_character": 1.125, "num_tokens": 1200})
+    )
+    card = model_card(pipe, tmp_path, name="x", datasets=["me/texts"])
+    assert "| 1.125 | bits per character |" in card and "the 1,200 tokens" in card
+    assert "left by an earlier version" not in card
+    results = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+    found = {metric["type"]: metric["value"] for metric in results[0]["metrics"]}
+    assert found["bits-per-character"] == 1.125 and found["nats-per-token"] == 2.5
 
 
 def test_training_is_told_as_it_was_noted(pipe, tmp_path):

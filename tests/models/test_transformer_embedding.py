@@ -168,7 +168,24 @@ def test_clean_embeddings_round_to_their_words(rounding, normalized):
     found = model.round(model.embed(words()))
     assert torch.equal(found, words()) == (normalized or rounding != "head")
     # Padding and mask are never written.
-    assert model.round(100 * noise()).max() < 38 or rounding == "codebook"
+    assert model.round(100 * noise()).max() < 38
+    assert model.round(model.embed(torch.tensor([[38, 39]]))).max() < 38
+
+
+def test_a_codebook_that_was_not_set_is_that_of_the_words_as_they_are(tmp_path):
+    model = make_model(rounding="codebook", normalize_embeddings=False)
+    torch.nn.init.normal_(model.token_embedding.weight)
+    assert torch.equal(model.codebook, model.embedding_table())
+    assert torch.equal(model.round(model.embed(words())), words())
+
+    model.save_pretrained(tmp_path)
+    loaded = EmbeddingTransformerModel.from_pretrained(tmp_path)
+    torch.nn.init.normal_(loaded.token_embedding.weight)
+    assert torch.equal(loaded.codebook, loaded.embedding_table())
+    with pytest.raises(ValueError, match="`token_ids` must be ids of words, not only of padding"):
+        model.set_codebook(torch.randn(V, E), torch.full((V,), 38))
+    with pytest.raises(ValueError, match="`codebook_tokens` must hold the id of a word"):
+        make_model(rounding="codebook", codebook_size=1).round(noise(), excluded_ids=[0])
 
 
 def test_nearest_words_agree_with_all_distances_and_are_idempotent():

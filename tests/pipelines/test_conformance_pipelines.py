@@ -81,7 +81,6 @@ CASES = {
         "codes",
         batches={"prompt": ["the cat", "a bird", "she"]},
         num_timesteps=4,
-        stops=False,
         optional=({"prompt_encoder": None}, {"prompt": None}),
         guidance={"guidance_scale": 4.0},
     ),

@@ -136,7 +136,7 @@ def test_a_gap_beside_given_words_follows_the_conditional_distribution(tokenizer
     )
     text = f"{tokenizer.decode([2])}{tokenizer.mask_token}" * 50
     assert tokenizer(text)["input_ids"] == [2, tokenizer.mask_token_id] * 50
-    first, second = write_pairs(pipe, text=text + tokenizer.eos_token).T
+    first, second = write_pairs(pipe, text=text + tokenizer.decode([2])).T
     assert (first == 1).all()
     assert chi_square_passes(
         np.bincount(second.numpy(), minlength=3), (BIGRAMS[1] / BIGRAMS[1].sum()).numpy()
@@ -153,7 +153,7 @@ def test_a_gap_beside_given_words_follows_the_conditional_distribution(tokenizer
 def test_known_words_shape_the_gap_beside_them(tokenizer, name, known_words):
     """A word is nearly always followed by its copy. Both ways are approximations; neither ignores the known word."""
     pipe = make_pipe(tokenizer, ExactDenoiser(COPIES, len(tokenizer)), name)
-    text = f"{tokenizer.decode([2])}{tokenizer.mask_token}" * 50 + tokenizer.eos_token
+    text = f"{tokenizer.decode([2])}{tokenizer.mask_token}" * 50 + tokenizer.decode([2])
     first, second = write_pairs(pipe, text=text, known_words=known_words).T
     assert (first == 1).all()
     assert (second == 1).double().mean() > 0.5  # twice as often as without a known word

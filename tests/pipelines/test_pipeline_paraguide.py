@@ -432,7 +432,7 @@ def test_steps_can_be_watched_streamed_and_kept(pipe_of, kind):
     )
     assert len(output.history) == 7 and len(recorder.times) == 6 and len(output.texts) == 8
     frames = list(pipe.stream(SOURCES, generator=seeded(0), **settings))
-    assert len(frames) == 6 and frames[-1] == [text.strip() for text in output.texts]
+    assert len(frames) == 6 and frames[-1] == output.texts
     assert pipe(SOURCES, generator=seeded(0), return_dict=False, **settings)[0] == output.texts
 
 

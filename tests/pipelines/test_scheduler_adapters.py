@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline
+from text_diffusers.pipelines.scheduler_adapters import StockTokenScheduler
 
 STOCK = {
     "block": lambda: BlockRefinementScheduler(),
@@ -240,14 +241,27 @@ def test_a_masked_lm_under_block_refinement():
         max_new_tokens=9, num_return_sequences=5, num_inference_steps=4, generator=seeded(0)
     )
     assert not torch.isin(output.tokens[:, 1:-1], torch.tensor(tokenizer.all_special_ids)).any()
-    with pytest.raises(
-        ValueError, match="`scheduler` must be of an absorbing kernel for a masked LM"
-    ):
-        TextDiffusionPipeline(tokenizer, model, D3PMUniformScheduler(100))
-    with pytest.raises(
-        ValueError, match="mask and padding above those of text for uniform noise.*got 0 such ids"
-    ):
-        TextDiffusionPipeline(tokenizer, model, DiscreteDDIMScheduler())
+    for scheduler in (D3PMUniformScheduler(100), DiscreteDDIMScheduler()):
+        with pytest.raises(ValueError, match="must be of an absorbing kernel for a masked LM"):
+            TextDiffusionPipeline(tokenizer, model, scheduler)
+
+
+@pytest.mark.parametrize("kind", STOCK)
+def test_grids_and_ids_are_those_of_even_steps_and_integers(kind):
+    logits = torch.zeros(2, 3, 5)
+    adapter = StockTokenScheduler(STOCK[kind](), mask_token_id=4, vocab_size=4)
+    adapter.set_timesteps(np.int64(2))
+    assert adapter.timesteps.tolist() == [1.0, 0.5]
+    tokens = adapter.prior((2, 3), [seeded(0), seeded(1)])
+    steps = [
+        adapter.step(logits, 1.0, ids, generator=seeded(2)).prev_sample
+        for ids in (tokens, tokens.int())
+    ]
+    assert steps[1].dtype == torch.int32 and torch.equal(steps[0], steps[1].long())
+    with pytest.raises(ValueError, match="`timesteps` must be None, since .* even steps"):
+        adapter.set_timesteps(timesteps=[1.0, 0.3])
+    with pytest.raises(ValueError, match="`sample` must be a tensor of token ids"):
+        adapter.step(logits, 1.0, tokens.float())
 
 
 def test_what_the_pipeline_cannot_do_is_refused_by_name(pipe):

@@ -690,6 +690,28 @@ def test_products_are_not_all_kept(monkeypatch):
     torch.testing.assert_close(rows, product, atol=1e-13, rtol=1e-9)
 
 
+@pytest.mark.parametrize("reverse_rule", ["marginal", "plug_in"])
+def test_the_mask_of_hybrid_noise_may_stand_among_the_tokens(reverse_rule):
+    settings = {"num_train_timesteps": STEPS, "reverse_rule": reverse_rule}
+    scheduler = D3PMHybridScheduler(1, 4, mask_fraction=0.7, **settings)
+    noise = np.full(4, 0.3 / 4) + 0.7 * np.eye(4)[1]
+    rows = scheduler.transition(torch.arange(4), 0.75).numpy()
+    np.testing.assert_allclose(rows, 0.25 * np.eye(4) + 0.75 * noise, atol=1e-12)
+
+    generator = torch.Generator().manual_seed(0)
+    noisy = scheduler.add_noise(torch.full((1, 20_000), 3), 0.75, generator)
+    assert chi_square_passes(np.bincount(noisy[0], minlength=4), rows[3] * 20_000)
+
+    # x_0 is never the mask, whatever the logits say.
+    scheduler.set_timesteps(4)
+    sample = scheduler.prior((2, 500), generator)
+    for timestep in scheduler.timesteps:
+        logits = torch.zeros(2, 500, 4)
+        logits[..., 1] = 9.0
+        sample = scheduler.step(logits, timestep, sample, generator=generator).prev_sample
+    assert set(sample.unique().tolist()) == {0, 2, 3}
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_padding_that_is_no_state_stays(kernel):
     scheduler = make(kernel)
@@ -701,8 +723,8 @@ def test_padding_that_is_no_state_stays(kernel):
     "make_it, message",
     [
         (
-            lambda: D3PMHybridScheduler(3, 4),
-            "`mask_token_id` must be an id of at least `vocab_size`=4, got 3",
+            lambda: D3PMHybridScheduler(-1, 4),
+            "`mask_token_id` must be an integer of at least 0, got -1",
         ),
         (
             lambda: D3PMHybridScheduler(4, 4, mask_fraction=1.0),

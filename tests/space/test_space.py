@@ -316,6 +316,20 @@ def test_filling_in_keeps_the_rest_and_equals_the_pipeline(kind, tokenizer):
     assert " ".join(known).split()[0] == "the" and "sat" in " ".join(known)
 
 
+@pytest.mark.parametrize("kind", ["labelled", "masked_lm"])
+def test_given_text_is_shown_as_it_was_given(kind, tokenizer):
+    page = make_page(kind, tokenizer)
+    text = "The [EOS] Ω___\n[2] Mat  [1]!"
+    settings = {"label": ANY, "steps": 3, "sampler": page.served.sampler, "seed": 5}
+    request = fill_tab.FillRequest(text=text, temperature=1.0, count=2, **settings)
+    run = last_of(fill_tab.fill_gaps(page, request))
+    for row, written in enumerate(run.output.texts):
+        shown = spans(page.served.pipe.tokenizer, run.of_row(row), 3, ends=False, given=run.given)
+        assert "".join(piece for piece, _ in shown) == written
+        given = "".join(piece for piece, name in shown if name is None)
+        assert given == "The [EOS] Ω\n Mat  !"
+
+
 # Control
 
 

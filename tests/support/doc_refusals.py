@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
+from support.tokenizer_kinds import word_tokenizer
 from text_diffusers import ConfidenceScheduler, ParaGuidePipeline, TextDiffusionPipeline
 from text_diffusers.guidance import ClassifierGuidance, LengthControl
 from text_diffusers.samplers import with_sampler
@@ -23,12 +24,17 @@ def refused_calls(page: str, models: dict[str, Any], masked_lm: Any) -> list[Any
     paraphrases = ParaGuidePipeline(**labelled.components)
     of_embeddings = ParaGuidePipeline(**models["runs/answers"].components)
     unprompted = type(two_level)(**{**two_level.components, "prompt_encoder": None})
+    by_word = TextDiffusionPipeline(**labelled.components)
+    by_word.tokenizer = word_tokenizer(splits_marks=False)
     stock = type(reviews)(**reviews.components)
     stock.scheduler = DDIMScheduler()
 
     return {
         "text_diffusion": [
             lambda: labelled(text="the cat"),
+            lambda: labelled(text="[MASK]", mask=[False]),
+            lambda: by_word("the [EOS]"),
+            lambda: labelled("the \ud83d"),
             lambda: labelled("the", text="the [MASK]"),
             lambda: labelled("the cat " * 40),
             lambda: labelled("the cat", max_new_tokens=1_000),

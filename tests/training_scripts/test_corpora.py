@@ -107,7 +107,7 @@ def test_tagged_files_are_checked(tmp_path):
     with pytest.raises(ValueError, match=r"document 0: expected one tag a word, got \['a', 'b'\]"):
         load_tagged(str(path), "w", "t")
     (tmp_path / "text.txt").write_text("a b\n")
-    with pytest.raises(ValueError, match=r"`dataset` must be .jsonl or .parquet"):
+    with pytest.raises(ValueError, match=r"`dataset` must be .json or .jsonl or .parquet to hold"):
         load_tagged(str(tmp_path / "text.txt"), "w", "t")
 
 

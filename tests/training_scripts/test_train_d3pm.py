@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import slow
+from conftest import mostly_slow, slow
 from safetensors.torch import load_file
-from support.masked_lms import make_masked_lm
+from support.masked_lms import make_masked_lm, wordpiece_tokenizer
 from support.recipes import load_script
 from transformers import AutoModelForMaskedLM
 
@@ -274,6 +274,43 @@ def test_one_block_of_the_whole_row_trains_like_a_model_without_blocks(config, t
     whole = train_d3pm.main(config(output_dir=str(tmp_path / "a"), **same))
     blocks = train_d3pm.main(config(output_dir=str(tmp_path / "b"), block_length=16, **same))
     np.testing.assert_allclose(whole, blocks, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kernel", mostly_slow(train_d3pm.KERNELS, fast=["absorbing", "neighbors", "hybrid"])
+)
+def test_padding_and_mask_may_stand_before_the_words(config, tmp_path, kernel):
+    wordpiece_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    steps = None if kernel == "absorbing" else 8
+    options = config(
+        tokenizer=str(tmp_path / "tokenizer"), kernel=kernel, num_train_timesteps=steps
+    )
+    assert np.isfinite(train_d3pm.main(options)).all()
+    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    tokens = pipe(num_return_sequences=16, num_inference_steps=4, generator=generator).tokens
+    # Padding fills up what stands behind the end of a text, and nothing before.
+    ended = (tokens == pipe.tokenizer.sep_token_id).cumsum(dim=1) > 0
+    never = torch.isin(tokens, torch.tensor([pipe.tokenizer.pad_token_id, 4])) & ~ended
+    assert pipe.tokenizer.mask_token_id == 4 and not never.any()
+
+
+def test_embeddings_begin_by_cooccurrence_wherever_padding_stands(config, tmp_path):
+    wordpiece_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    weights = {}
+    for init in ("cooccurrence", "random"):
+        options = config(
+            tokenizer=str(tmp_path / "tokenizer"),
+            init_embeddings=init,
+            output_dir=str(tmp_path / init),
+            max_train_steps=1,
+        )
+        train_d3pm.main(options)
+        denoiser = TextDiffusionPipeline.from_pretrained(options.output_dir).denoiser
+        weights[init] = denoiser.token_embedding.weight.detach()
+    changed = (weights["cooccurrence"] - weights["random"]).abs().amax(dim=1) > 0.1
+    assert changed[5:].float().mean() > 0.8 and not changed[[0, 4]].any()
 
 
 @pytest.fixture

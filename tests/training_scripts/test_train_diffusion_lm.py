@@ -159,15 +159,16 @@ def test_a_pair_is_a_row_whose_source_is_given(pairs, tokenizer):
     source = [token for token, given in zip(row["input_ids"], known, strict=True) if given]
     rest = row["input_ids"][len(source) :]
     assert source[0] == source[-1] == end and tokenizer.decode(source[1:-1]) == "what comes after 3"
-    text = tokenizer.decode(rest[: rest.index(end)])
-    assert (
-        text == "it is 4" and set(rest[rest.index(end) :]) == {end} and len(row["input_ids"]) == 40
-    )
-    assert row["attention_mask"] == [1] * 40
+    text, behind = rest[: rest.index(end)], rest[rest.index(end) + 1 :]
+    assert tokenizer.decode(text) == "it is 4"
+
+    # Behind the one end there is padding, which is neither learned nor counted.
+    assert set(behind) == {tokenizer.pad_token_id} and len(row["input_ids"]) == 40
+    assert sum(row["attention_mask"]) == len(source) + len(text) + 1
+
     short = tokenize(documents, tokenizer, length=12, packing=False)[3]
-    assert (
-        sum(short["given"]) == 6 and short["input_ids"][-1] == end and len(short["input_ids"]) == 12
-    )
+    assert sum(short["given"]) == 6 and len(short["input_ids"]) == 12
+    assert short["input_ids"][sum(short["attention_mask"]) - 1] == end
     with pytest.raises(ValueError, match="`packing` must be off for documents with a source"):
         tokenize(documents, tokenizer, length=40)
 

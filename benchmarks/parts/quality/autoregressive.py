@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from text_diffusers.data.rows import tensor_batches
+from text_diffusers.data.rows import tensor_batches, unknown_tokens
 
 
 class AutoregressiveModel(nn.Module):
@@ -83,12 +83,12 @@ class AutoregressiveModel(nn.Module):
 
     @torch.no_grad()
     def row_nats(self, rows: Any, batch_size: int = 64) -> tuple[Tensor, Tensor]:
-        """Nats and number of tokens of each of R tokenized rows, in their order: both (R,), float64."""
+        """Nats and number of counted tokens of each of R tokenized rows, in their order: both (R,), float64."""
         nats = []
         num_tokens = []
         for batch in tensor_batches(rows, len(rows)):
             tokens_of_batches = batch["input_ids"].split(batch_size)
-            masks = batch["attention_mask"].split(batch_size)
+            masks = unknown_tokens(batch).split(batch_size)
             for tokens, mask in zip(tokens_of_batches, masks, strict=True):
                 nats.append(self(tokens, mask).double().sum(dim=1))
                 num_tokens.append(mask.double().sum(dim=1))

@@ -17,6 +17,7 @@ from parts.quality.autoregressive import AutoregressiveModel
 from parts.quality.config import ModelSpec, QualityConfig
 from parts.quality.text import HeldOut
 from parts.quality.training import Trainer
+from text_diffusers.evaluation.estimates import count_tokens
 from text_diffusers.evaluation.likelihood import estimate_bound, unigram_entropy
 from text_diffusers.evaluation.text_metrics import token_entropy
 
@@ -38,8 +39,7 @@ def likelihood(model: Any, num_times: int, held_out: HeldOut) -> Record:
         per_token, error, _ = estimate_bound(denoiser, model.scheduler, held_out.rows, num_times)
 
     # Characters are what texts have in common under any tokenizer.
-    num_tokens = sum(map(sum, held_out.rows["attention_mask"]))
-    bits = per_token * num_tokens / held_out.num_characters / math.log(2)
+    bits = per_token * count_tokens(held_out.rows) / held_out.num_characters / math.log(2)
     return {"nats_per_token": per_token, "standard_error": error, "bits_per_character": bits}
 
 

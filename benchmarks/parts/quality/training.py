@@ -21,7 +21,7 @@ from parts.quality.autoregressive import AutoregressiveModel
 from parts.quality.config import GPT2, ModelSpec, QualityConfig
 from text_diffusers import TextDiffusionPipeline, TextTransformerModel
 from text_diffusers.common.token_ids import never_written
-from text_diffusers.data.rows import ShuffledRows, tensor_batches
+from text_diffusers.data.rows import ShuffledRows, tensor_batches, unknown_tokens
 from text_diffusers.training.initialization import cooccurrence_vectors
 from text_diffusers.training.loop import TrainingLoop
 from text_diffusers.training.runtime import make_accelerator
@@ -217,7 +217,7 @@ class Trainer:
             uniform,
             generators,
         ):
-            return model(batch["input_ids"], batch["attention_mask"]).double().sum()
+            return model(batch["input_ids"], unknown_tokens(batch)).double().sum()
 
         order = ShuffledRows(data.train_rows, config.train_batch_size, config.seed)
         loop = loop_class(config, accelerator, model, loss_function, order)

@@ -20,6 +20,7 @@ from parts.two_level.judges import (
     word_pairs,
 )
 from parts.two_level.report import FORWARDS, REAL, Row
+from parts.two_level.systems import System
 from text_diffusers.data.sources import load_documents, split_documents
 
 SHUFFLED_REAL = "real windows, shuffled"
@@ -163,9 +164,30 @@ class Judging:
         shares = [f"{name} {share:.2f}" for name, share in pairs]
         return [
             f"parameters: {', '.join(counts)}.",
+            *bound_notes(self.options),
             f"the judge is right about {self.kinds.accuracy:.1%} of the windows of its own held-out documents, of "
             f"{self.kinds.window_words} words; the training texts are {', '.join(shares)}.",
         ]
+
+
+def bound_notes(options: TwoLevelConfig) -> list[str]:
+    """A note for each system with the bounds of its seeds, as its recipe left them: of the same held-out tokens."""
+    notes = []
+    for name in SYSTEMS:
+        system = System(name, options)
+        bounds = []
+        for seed in options.seeds:
+            if system.is_trained(seed):
+                metrics = read_json(system.pipeline_folder(seed) / "metrics.json")
+                nats = f"{metrics['bound']:.2f}"
+                # Older figures have no characters.
+                if "bits_per_character" in metrics:
+                    nats += f" ({metrics['bits_per_character']:.2f})"
+                bounds.append(nats)
+        if bounds:
+            listed = ", ".join(bounds)
+            notes.append(f"bounds of {name}, nats per token (bits per character): {listed}.")
+    return notes
 
 
 def judged_rows(options: TwoLevelConfig, costs: Costs) -> tuple[list[Row], list[str]]:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from text_diffusers.cli.text_requests import TextRequest
 from text_diffusers.cli.writer import Writer, process_state
+from text_diffusers.common.progress import progress_bar
 
 Line = dict[str, Any]
 
@@ -89,7 +89,7 @@ class BatchFile:
             file.truncate()
 
             for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                file.write(json_line(line) + b"\n")
             file.flush()
             os.fsync(file.fileno())
             self.size = file.tell()
@@ -113,6 +113,14 @@ class BatchFile:
                 f"`output` {self.path} was begun with another {', '.join(names)}: pass the same, name another file, "
                 "or pass `--overwrite`."
             )
+
+
+def json_line(line: Line) -> bytes:
+    """A line in UTF-8; half of a character, which UTF-8 cannot spell, is written as JSON can."""
+    try:
+        return json.dumps(line, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(line).encode()
 
 
 def number_of(line: bytes) -> Any:
@@ -176,12 +184,12 @@ def generate_file(
     # A batch that was begun is written again whole: the model's rounding depends on its rows.
     first_batch = num_done // batch_size if num_done < len(requests) else len(batches)
 
-    # A bar in a terminal, of the first process: `None` lets tqdm find out whether there is one.
-    hide_bar = None if state.is_main_process else True
-
     # Refusals are kept back until a text was written: it may be the settings that do not fit.
     kept_back: list[Line] = []
-    with tqdm(total=len(requests), initial=num_done, disable=hide_bar, unit="text") as bar:
+    bar = progress_bar(
+        total=len(requests), initial=num_done, disable=not state.is_main_process, unit="text"
+    )
+    with bar:
         for first in range(first_batch, len(batches), state.num_processes):
             written = write_round(writer, batches[first : first + state.num_processes], state)
 

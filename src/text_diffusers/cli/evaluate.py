@@ -1,8 +1,6 @@
 """`text-diffusers evaluate`: a bound of -log p of texts under a model."""
 
 import json
-import sys
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -13,12 +11,17 @@ from text_diffusers.cli import options
 DataSet = Annotated[
     str,
     typer.Option(
-        help='.txt, .jsonl, .csv or .parquet file, folder, Hub data set, or a name: "chitchat"'
+        help="file or folder of .txt, .csv, .tsv, .json, .jsonl or .parquet, Hub data set, or a corpus's name"
     ),
 ]
 TextColumn = Annotated[str, typer.Option(help="column of the texts")]
-LabelColumn = Annotated[str | None, typer.Option(help="column of class labels, integers from 0")]
-Split = Annotated[str, typer.Option(help="split of a Hub data set")]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="column of class labels: numbers from 0, or names")
+]
+SourceColumn = Annotated[
+    str | None, typer.Option(help="column of the texts from which the others are written")
+]
+Split = Annotated[str, typer.Option(help="split of a folder or a Hub data set")]
 MaxTexts = Annotated[int, typer.Option(min=1, help="at most so many, spread over the data set")]
 
 # How closely the bound is estimated
@@ -39,13 +42,17 @@ def evaluate(
     batch_size: NoisyBatch = 64,
     seed: options.NoiseSeed = 0,
     as_json: options.AsJson = False,
+    source_column: SourceColumn = None,
 ):
     """Say what texts cost under a model: an upper bound of -log p, in nats per token.
 
     `text-diffusers evaluate runs/quickstart --dataset held_out.txt --num-times 32`
 
     Beside the bound stands the entropy of the token frequencies of the same texts, which is the best that a model
-    without context could do: a model that is worth something is below it.
+    without context could do: a model that is worth something is below it. Counted are the tokens that the model
+    writes, ends included, and nothing that is given.
+
+    With `--source-column` the bound is that of each text given its source.
     """
     # Not a required option: the message here says what a data set can be.
     if not dataset:
@@ -55,15 +62,20 @@ def evaluate(
     from text_diffusers.cli.text_bounds import evaluate_texts, load_texts, report
     from text_diffusers.cli.writer import load_pipeline
 
-    # The texts first: a mistake in them shows before a model is loaded.
-    texts, labels = load_texts(dataset, text_column, label_column, split, max_texts)
+    # The texts first: a mistake in them shows before a model is loaded. Only labels need the names that it has.
+    pipe = None if label_column is None else load_pipeline(model)
+    names = () if pipe is None else pipe.label_names
+    texts, labels, sources = load_texts(
+        dataset, text_column, label_column, split, max_texts, names, source_column
+    )
     evaluation = evaluate_texts(
-        load_pipeline(model),
+        pipe or load_pipeline(model),
         texts,
         labels,
         num_times=num_times,
         batch_size=batch_size,
         seed=seed,
-        progress=sys.stderr.isatty(),
+        progress=True,
+        sources=sources,
     )
-    typer.echo(json.dumps(asdict(evaluation), indent=2) if as_json else report(evaluation))
+    typer.echo(json.dumps(evaluation.record(), indent=2) if as_json else report(evaluation))

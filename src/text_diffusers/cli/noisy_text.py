@@ -8,6 +8,7 @@ import torch
 from tokenizers.decoders import WordPiece
 from torch import Tensor
 
+from text_diffusers.common.plain_text import encode_plain
 from text_diffusers.kernels import kernels_of, make_scheduler
 
 # States of a token, in comparison with the clean text
@@ -61,7 +62,7 @@ def corrupted_texts(
         raise ValueError(
             f"`kernel` must be left out: this pipeline noises embeddings, got {kernel!r}."
         )
-    token_ids = pipe.tokenizer(text, add_special_tokens=False)["input_ids"]
+    (token_ids,) = encode_plain(pipe.tokenizer, [text])
     if not token_ids:
         raise ValueError(f"`text` must hold at least one token, got {text!r}.")
 

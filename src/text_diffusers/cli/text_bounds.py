@@ -2,27 +2,27 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 
 from text_diffusers.data.code_rows import text_rows
+from text_diffusers.data.labels import number_labels
 from text_diffusers.data.rows import encode_texts, tokenize
 from text_diffusers.data.sources import load_documents
-from text_diffusers.evaluation.embedding import estimate_embedding_bound
-from text_diffusers.evaluation.likelihood import (
-    encode_for_likelihood,
-    evaluate_likelihood,
-    length_nats,
-    unigram_entropy,
-)
+from text_diffusers.data.tokenizers import check_script
+from text_diffusers.evaluation.estimates import count_tokens
+from text_diffusers.evaluation.likelihood import evaluate_likelihood, unigram_entropy
 from text_diffusers.evaluation.two_level import estimate_two_level_bound
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
 
 # What would have to be drawn again to see a standard error
 OF_NOISE = "of other noise, for the same texts"
 OF_TEXTS = "of other texts from the same source, and other noise"
+# Why it cannot be seen
+ONE_TIME = "unknown: at one random time a text nothing is drawn twice, `--num-times 2` does so"
+ONE_TEXT = "unknown: a single text says nothing of others"
 
 
 @dataclass
@@ -30,17 +30,19 @@ class Evaluation:
     """An upper bound of -log p of texts under a pipeline.
 
     Attributes:
-        nats_per_token: the bound, divided by `num_tokens`.
-        standard_error: of it; `error_is` says what would have to be drawn again.
-        unigram_entropy: nats per token of the token frequencies of these texts, the best bound of a model that ignores
+        nats_per_token: the bound, divided by `num_tokens`, the tokens that the pipeline writes, ends included.
+        standard_error: of it, `None` if it is unknown; `error_is` says what would have to be drawn again, or why.
+        unigram_entropy: nats per token of the frequencies of the same tokens, the best bound of a model that ignores
             context and knows these frequencies.
         perplexity: exp(`nats_per_token`).
-        bits_per_character, bits_per_byte: the bound in bits, by Unicode code points and UTF-8 bytes of the texts.
-        num_truncated: texts that were cut to what the model takes.
+        bits_per_character, bits_per_byte: the bound in bits, by Unicode code points and UTF-8 bytes of the texts, an
+            end that counts being one.
+        num_truncated: texts that were cut to what the model takes, or whose source was.
+        num_never_drawn: texts of a length that the pipeline never draws, for which the bound is infinite.
     """
 
     nats_per_token: float
-    standard_error: float
+    standard_error: float | None
     error_is: str
     unigram_entropy: float
     perplexity: float
@@ -48,7 +50,17 @@ class Evaluation:
     bits_per_byte: float
     num_texts: int
     num_tokens: int
+    num_characters: int
     num_truncated: int
+    num_never_drawn: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """For JSON, which has no infinite numbers: what is infinite is `None`."""
+        figures = asdict(self)
+        for name, value in figures.items():
+            if isinstance(value, float) and math.isinf(value):
+                figures[name] = None
+        return figures
 
 
 def evaluate_texts(
@@ -59,20 +71,23 @@ def evaluate_texts(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
+    sources: Sequence[str] | None = None,
 ) -> Evaluation:
     """The bound of texts under a pipeline of tokens, of word embeddings or of codes.
 
     Args:
         labels: of a model that was trained with labels, one a text; not of codes.
-        num_times: random times a text.
+        num_times: random times a text; the error needs two at least.
         batch_size: noisy texts in one call of the model.
         seed: of the noise.
         progress: show a bar, where there is one.
+        sources: of a model that was trained to write from other texts, one a text; not of codes.
 
     Raises:
         ValueError: if the pipeline has no such bound, or a text does not fit.
     """
     texts = list(texts)
+    check_script(pipe.tokenizer, texts)
 
     # Guided pipelines write from another distribution than the one that the bound is of.
     if not pipe.draws_from_scheduler:
@@ -80,64 +95,57 @@ def evaluate_texts(
             f"`model` must write texts by themselves: {type(pipe).__name__} steers away from its model."
         )
     options: Any = {"num_times": num_times, "batch_size": batch_size, "seed": seed}
-    if pipe.kind == "tokens":
-        return bound_of_tokens(pipe, texts, labels, progress=progress, **options)
-    if pipe.kind == "embeddings":
-        return bound_of_embeddings(pipe, texts, labels, **options)
-    if labels is not None:
-        raise ValueError("`label_column` must be left out: a two-level pipeline has no labels.")
+    if pipe.kind != "codes":
+        return bound_of_texts(pipe, texts, labels, sources, progress=progress, **options)
+    for option, values in (("label_column", labels), ("source_column", sources)):
+        if values is not None:
+            raise ValueError(
+                f"`{option}` must be left out: the bound of a two-level pipeline is of texts alone."
+            )
     return bound_of_codes(pipe, texts, **options)
 
 
-def bound_of_tokens(
-    pipe: Any, texts: list[str], labels: Sequence[int] | None, **options: Any
+def bound_of_texts(
+    pipe: Any,
+    texts: list[str],
+    labels: Sequence[int] | None,
+    sources: Sequence[str] | None,
+    **options: Any,
 ) -> Evaluation:
+    """By `evaluate_likelihood`; texts that are too long for the model are cut."""
     # Other schedulers can write with the model, but only the one of its training has its bound.
-    if not isinstance(pipe.scheduler, D3PMScheduler):
+    if pipe.kind == "tokens" and not isinstance(pipe.scheduler, D3PMScheduler):
         raise ValueError(
             f"`model` must have a scheduler with a bound, got {type(pipe.scheduler).__name__}."
         )
-
-    # The longest length of a histogram from 0 is one less than its entries; start and end add two.
-    max_length = pipe.max_length
-    if pipe.config.lengths:
-        max_length = min(max_length, len(pipe.config.lengths) + 1)
     likelihood = evaluate_likelihood(
-        pipe, texts, class_labels=labels, max_length=max_length, **options
+        pipe,
+        texts,
+        class_labels=labels,
+        sources=sources,
+        max_length=pipe.max_length,
+        **options,
     )
-
-    # The frequencies of the tokens that the bound is of
-    rows = []
-    for text in encode_for_likelihood(pipe, texts, [""] * len(texts), max_length):
-        rows.append({"input_ids": text.predicted, "attention_mask": [1] * len(text.predicted)})
+    error = known_or_none(likelihood.standard_error)
     return Evaluation(
         nats_per_token=likelihood.nats_per_token,
-        standard_error=likelihood.standard_error,
-        error_is=OF_NOISE,
-        unigram_entropy=unigram_entropy(rows),
+        standard_error=error,
+        error_is=ONE_TIME if error is None else OF_NOISE,
+        unigram_entropy=likelihood.unigram_entropy,
         perplexity=likelihood.perplexity,
         bits_per_character=likelihood.bits_per_character,
         bits_per_byte=likelihood.bits_per_byte,
         num_texts=len(texts),
         num_tokens=likelihood.num_tokens,
+        num_characters=likelihood.num_characters,
         num_truncated=likelihood.num_truncated,
+        num_never_drawn=likelihood.num_never_drawn,
     )
 
 
-def bound_of_embeddings(
-    pipe: Any, texts: list[str], labels: Sequence[int] | None, num_times: int, **options: Any
-) -> Evaluation:
-    """Rows hold a text between start and end, as in training; the histogram's cost of the length is added."""
-    columns: dict[str, Any] = {"text": texts}
-    if labels is not None:
-        columns["label"] = list(labels)
-    rows = tokenize(Dataset.from_dict(columns), pipe.tokenizer, pipe.max_length, packing=False)
-    estimate = estimate_embedding_bound(pipe.denoiser, pipe.scheduler, rows, num_times, **options)
-
-    room = pipe.max_length - 2  # between start and end
-    lengths = [min(len(ids), room) for ids in encode_texts(pipe.tokenizer, texts)]
-    extra_nats = length_nats(pipe.config.lengths, lengths) if pipe.config.lengths else 0.0
-    return evaluation_of_rows(pipe, texts, rows, room, estimate, num_times, extra_nats)
+def known_or_none(error: float) -> float | None:
+    """A standard error, or `None` where nothing was drawn twice, of which JSON has no number."""
+    return None if math.isnan(error) else error
 
 
 def bound_of_codes(pipe: Any, texts: list[str], num_times: int, **options: Any) -> Evaluation:
@@ -150,69 +158,69 @@ def bound_of_codes(pipe: Any, texts: list[str], num_times: int, **options: Any) 
     padded = tokenize(Dataset.from_dict({"text": texts}), pipe.tokenizer, length + 1, packing=False)
     rows = text_rows(padded, pipe.tokenizer, length, packed=False)
     estimate = estimate_two_level_bound(pipe, rows, num_times, **options).total
-    return evaluation_of_rows(pipe, texts, rows, length - 1, estimate, num_times)
 
-
-def evaluation_of_rows(
-    pipe: Any,
-    texts: list[str],
-    rows: Any,
-    room: int,
-    estimate: Any,
-    num_times: int,
-    extra_nats: float = 0.0,
-) -> Evaluation:
-    """From a bound in nats per counted token of rows.
-
-    Args:
-        rows: one a text.
-        room: tokens to which a text was cut.
-        estimate: the bound with its error.
-        extra_nats: of all texts together.
-    """
-    # The cost of the lengths is one of all texts, so each token bears its share.
-    num_tokens = sum(map(sum, rows["attention_mask"]))
-    nats = estimate.bound + extra_nats / num_tokens
-    bits = nats * num_tokens / math.log(2)
-
-    # Characters of the texts as far as they were evaluated
+    # Characters of the texts as far as they were evaluated, and one for each end: a text that was cut has none
+    num_tokens = count_tokens(rows)
     evaluated = []
     num_truncated = 0
     for text, ids in zip(texts, encode_texts(pipe.tokenizer, texts), strict=True):
-        if len(ids) > room:
-            text = pipe.tokenizer.decode(ids[:room])
+        if len(ids) >= length:
+            text = pipe.tokenizer.decode(ids[:length])
             num_truncated += 1
         evaluated.append(text)
+    num_ends = len(texts) - num_truncated
+    num_characters = sum(map(len, evaluated)) + num_ends
+    num_bytes = sum(len(text.encode()) for text in evaluated) + num_ends
 
     # With several times a text, its draws count as texts of their own in the error.
     each = "" if num_times == 1 else f", each of these counting as {num_times} texts"
+    error = known_or_none(estimate.standard_error)
+    bits = estimate.bound * num_tokens / math.log(2)
     return Evaluation(
-        nats_per_token=nats,
-        standard_error=estimate.standard_error,
-        error_is=OF_TEXTS + each,
+        nats_per_token=estimate.bound,
+        standard_error=error,
+        error_is=ONE_TEXT if error is None else OF_TEXTS + each,
         unigram_entropy=unigram_entropy(rows),
-        perplexity=math.exp(nats),
-        bits_per_character=bits / sum(len(text) for text in evaluated),
-        bits_per_byte=bits / sum(len(text.encode()) for text in evaluated),
+        perplexity=math.exp(estimate.bound),
+        bits_per_character=bits / num_characters,
+        bits_per_byte=bits / num_bytes,
         num_texts=len(texts),
         num_tokens=num_tokens,
+        num_characters=num_characters,
         num_truncated=num_truncated,
     )
 
 
 def load_texts(
-    dataset: str, text_column: str, label_column: str | None, split: str, max_texts: int
-) -> tuple[list[str], list[int] | None]:
-    """At most so many texts of a data set and their labels, spread over all of it: neighbours are alike."""
+    dataset: str,
+    text_column: str,
+    label_column: str | None,
+    split: str,
+    max_texts: int,
+    label_names: Sequence[str | None] = (),
+    source_column: str | None = None,
+) -> tuple[list[str], list[int] | None, list[str] | None]:
+    """At most so many texts of a data set, their labels and sources, spread over all of it: neighbours are alike.
+
+    Args:
+        label_names: of the model, among which labels that are words are looked up.
+    """
     disable_progress_bars()  # of reading and tokenizing
-    documents: Any = load_documents(dataset, text_column, label_column, split)
+    documents: Any = load_documents(
+        dataset, text_column, label_column, split, source_column=source_column
+    )
     if not len(documents):
         raise ValueError(f"`dataset` must hold at least one text, got none in {dataset!r}.")
 
     # Every so many of them
     stride = -(-len(documents) // max_texts)
     chosen = documents.select(range(0, len(documents), stride))
-    return list(chosen["text"]), list(chosen["label"]) if label_column else None
+    labels = None
+    if label_column is not None:
+        chosen, _ = number_labels(chosen, label_names)
+        labels = list(chosen["label"])
+    sources = list(chosen["source"]) if source_column else None
+    return list(chosen["text"]), labels, sources
 
 
 def report(evaluation: Evaluation) -> str:
@@ -221,10 +229,22 @@ def report(evaluation: Evaluation) -> str:
     side = f"{abs(gap):.3f} {'above' if gap >= 0 else 'below'} the bound"
     per_character = f"{evaluation.bits_per_character:.3f} per character"
     counts = f"{evaluation.num_texts:,} of {evaluation.num_tokens:,} tokens"
-    return f"""\
-bound              {evaluation.nats_per_token:.3f} +- {evaluation.standard_error:.3f} nats per token
+
+    error = evaluation.standard_error
+    bound = f"{evaluation.nats_per_token:.3f}" + ("" if error is None else f" +- {error:.3f}")
+    lines = f"""\
+bound              {bound} nats per token
 unigram entropy    {evaluation.unigram_entropy:.3f} nats per token, {side}
 perplexity         {evaluation.perplexity:.2f} per token, at most
 bits, at most      {per_character}, {evaluation.bits_per_byte:.3f} per byte
 texts              {counts}, {evaluation.num_truncated:,} cut to fit
-The error is that {evaluation.error_is}."""
+Counted are the tokens that the model writes, ends included; an end is also a character and a byte.
+The error is {"" if error is None else "that "}{evaluation.error_is}."""
+
+    # An infinite bound is explained.
+    if evaluation.num_never_drawn:
+        lines += (
+            f"\nThe bound is infinite: {evaluation.num_never_drawn:,} texts have a number of tokens that this model "
+            "never draws."
+        )
+    return lines

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from text_diffusers.data.text_files import read_lines, without_end
+
 # Arguments of a pipeline that a request gives a text for
 TEXT_NAMES = ("prompt", "source", "text")
 
@@ -86,7 +88,7 @@ def read_requests(
     """The requests of a .txt file, one a line, or of a .jsonl file, one object a line.
 
     Args:
-        path: UTF-8. An empty line of a .txt file is an empty prompt: a text from nothing.
+        path: UTF-8, or with the mark of UTF-16. An empty line of a .txt file is an empty prompt: a text from nothing.
         name: argument that a line of a .txt file is, "prompt", "source" or "text". Objects have one of these names,
             or none and a `label` only, in all lines the same.
         label: of lines without their own.
@@ -96,14 +98,15 @@ def read_requests(
         ValueError: naming file and line, if it cannot be read so.
     """
     path = Path(path)
-    if path.suffix not in (".txt", ".jsonl"):
+    kind = path.suffix.lower()
+    if kind not in (".txt", ".jsonl"):
         raise ValueError(f"`input` must end in .txt or .jsonl, got {str(path)!r}.")
 
     requests = []
-    for place, line in enumerate(text_lines(path)):
+    for place, line in enumerate(map(without_end, read_lines(path))):
         # Editors count lines from 1.
         where = f"{path}, line {place + 1}"
-        fields = {name: line} if path.suffix == ".txt" else read_fields(line, where)
+        fields = {name: line} if kind == ".txt" else read_fields(line, where)
         line_label = fields.pop("label", None)
         requests.append(TextRequest(place, fields, label if line_label is None else line_label))
 
@@ -116,18 +119,6 @@ def read_requests(
     if not requests:
         raise ValueError(f"{path}, line 1: the file holds no request.")
     return requests
-
-
-def text_lines(path: Path) -> list[str]:
-    """The lines of a file, ended by line feeds alone: other separators are characters of a text."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason}).") from error
-
-    # What follows the last line feed is a line only if there is something in it.
-    return lines if lines[-1] else lines[:-1]
 
 
 def read_fields(line: str, where: str) -> dict[str, Any]:

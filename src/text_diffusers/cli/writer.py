@@ -12,6 +12,7 @@ from diffusers.utils import logging as diffusers_logging
 
 import text_diffusers
 from text_diffusers.cli.text_requests import Settings, TextRequest
+from text_diffusers.common.plain_text import check_unicode
 from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
 from text_diffusers.samplers import (
     SHAPING,
@@ -90,13 +91,16 @@ class Writer:
         names = {name for request in requests for name in request.inputs}
         for name in names:
             inputs[name] = [request.inputs.get(name, "") for request in requests]
+            check_unicode(name, inputs[name])
 
         mask_token = self.pipe.tokenizer.mask_token
         if "text" in inputs and mask_token:
             inputs["text"] = [text.replace(GAP, mask_token) for text in inputs["text"]]
 
-        # `None` among labels means that a text has none.
+        # `None` among labels means that a text has none. Where classes are named by numbers, a number is a name.
         labels = [request.label for request in requests]
+        names = self.pipe.label_names
+        labels = [str(label) if str(label) in names else label for label in labels]
         if any(label is not None for label in labels):
             inputs["class_labels"] = labels
 

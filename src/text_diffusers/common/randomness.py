@@ -12,9 +12,12 @@ Example:
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from text_diffusers.common.validation import is_int, is_list
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -26,8 +29,23 @@ NORMAL_BLOCK = 16
 SEED_LIMIT = 2**62
 
 
+def check_generators(generator: Any):
+    """Raise a `TypeError` unless `generator` is a generator of torch, a list of them, or `None`."""
+    generators = generator if is_list(generator) else [] if generator is None else [generator]
+    for value in generators:
+        if not isinstance(value, torch.Generator):
+            limit = "`generator` must be a torch.Generator or a list of them, one a returned text"
+            advice = f": use `torch.Generator().manual_seed({value})`" if is_int(value) else ""
+            raise TypeError(f"{limit}, got {value!r} ({type(value).__name__}){advice}.")
+
+
 def row_seeds(generator: Generators, num_rows: int) -> list[int]:
-    """A seed for each row: the next number of its own generator, or of the one that all rows share."""
+    """A seed for each row: the next number of its own generator, or of the one that all rows share.
+
+    Raises:
+        TypeError: if something else is passed as a generator, such as a seed.
+    """
+    check_generators(generator)
     if generator is None or isinstance(generator, torch.Generator):
         device = "cpu" if generator is None else generator.device
         return torch.randint(SEED_LIMIT, (num_rows,), generator=generator, device=device).tolist()
@@ -50,6 +68,7 @@ def rand(shape: tuple[int, ...], generator: Generators, device: torch.device) ->
     With a list, one generator a row, row b depends on its own generator only, and its first numbers do not depend on
     L: the same prompt draws the same noise alone or padded in a batch.
     """
+    check_generators(generator)
     if generator is None or isinstance(generator, torch.Generator):
         # A shared generator draws on its own device, whatever that of the result.
         source = device if generator is None else generator.device
@@ -76,6 +95,7 @@ def randn(
     dtype: torch.dtype,
 ) -> Tensor:
     """(B, L, E) standard normal numbers, with one generator a row as in `rand`."""
+    check_generators(generator)
     # Half precision is drawn in float32 and rounded.
     precise = torch.promote_types(dtype, torch.float32)
     if generator is None or isinstance(generator, torch.Generator):

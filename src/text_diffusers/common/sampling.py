@@ -26,6 +26,51 @@ LARGEST_UNIFORM = 1 - 1e-12
 MOST_IDS = 2**24
 
 
+def token_scores(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    mask_token_id: int | None = None,
+) -> Tensor:
+    """Logarithms (N, V) of `token_weights`, the largest being 0; -inf is a token that gets no mass.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.common.sampling import token_scores
+        >>> token_scores(torch.tensor([[0.0, 2.0, 1.0]]), temperature=0.5, top_k=2)
+        tensor([[-inf, 0., -2.]])
+    """
+    # In float32 at least, where the difference to the largest logit is exact enough.
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+    if mask_token_id is not None:
+        scores[:, mask_token_id] = -math.inf
+    peak = scores.amax(dim=-1, keepdim=True)
+    if not torch.isfinite(peak).all():
+        raise ValueError(
+            "`model_output` has NaN or infinite logits: check the weights and the dtype of the denoiser."
+        )
+
+    # All mass on the first of the largest; what is no number of this precision divides as 0 does.
+    if temperature < torch.finfo(scores.dtype).tiny:
+        first = scores.argmax(dim=-1, keepdim=True)
+        return scores.fill_(-math.inf).scatter_(1, first, 0.0)
+
+    # `scores` is a copy of our own, so it is changed in place: no second (N, V) tensor.
+    scores.sub_(peak).div_(temperature)
+    if top_k is not None and top_k < scores.shape[-1]:
+        smallest_kept = scores.topk(top_k, dim=-1).values[:, -1:]
+        scores.masked_fill_(scores < smallest_kept, -math.inf)
+
+    # A token is dropped if those before it have the mass already.
+    if top_p is not None and top_p < 1:
+        ordered, order = scores.exp().sort(dim=-1, descending=True)
+        mass_before = ordered.cumsum(dim=-1, dtype=torch.float64) - ordered
+        dropped = mass_before >= top_p * ordered.sum(dim=-1, keepdim=True, dtype=torch.float64)
+        scores.masked_fill_(torch.zeros_like(dropped).scatter_(1, order, dropped), -math.inf)
+    return scores
+
+
 def token_weights(
     logits: Tensor,
     temperature: float = 1.0,
@@ -50,34 +95,7 @@ def token_weights(
         >>> token_weights(torch.tensor([[0.0, 2.0, 1.0]]), top_k=2).gt(0)
         tensor([[False,  True,  True]])
     """
-    # In float32 at least, where the difference to the largest logit is exact enough.
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-    if mask_token_id is not None:
-        scores[:, mask_token_id] = -math.inf
-    peak = scores.amax(dim=-1, keepdim=True)
-    if not torch.isfinite(peak).all():
-        raise ValueError(
-            "`model_output` has NaN or infinite logits: check the weights and the dtype of the denoiser."
-        )
-
-    # All mass on the first of the largest
-    if temperature == 0:
-        return torch.zeros_like(scores).scatter_(1, scores.argmax(dim=-1, keepdim=True), 1.0)
-
-    # `scores` is a copy of our own, so it is changed in place: no second (N, V) tensor.
-    scores.sub_(peak).div_(temperature)
-    if top_k is not None and top_k < scores.shape[-1]:
-        smallest_kept = scores.topk(top_k, dim=-1).values[:, -1:]
-        scores.masked_fill_(scores < smallest_kept, -math.inf)
-    weights = scores.exp_()
-
-    # A token is dropped if those before it have the mass already.
-    if top_p is not None and top_p < 1:
-        ordered, order = weights.sort(dim=-1, descending=True)
-        mass_before = ordered.cumsum(dim=-1, dtype=torch.float64) - ordered
-        dropped = mass_before >= top_p * ordered.sum(dim=-1, keepdim=True, dtype=torch.float64)
-        weights = weights.masked_fill(torch.zeros_like(dropped).scatter_(1, order, dropped), 0.0)
-    return weights
+    return token_scores(logits, temperature, top_k, top_p, mask_token_id).exp_()
 
 
 def sample_tokens(weights: Tensor, uniform: Tensor) -> Tensor:

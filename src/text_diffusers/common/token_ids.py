@@ -1,4 +1,4 @@
-"""Ids of the tokens that begin and end a text, and of those that are never written."""
+"""Ids of the tokens that begin, end and fill up a text, and of those that are never written."""
 
 from typing import Any
 
@@ -22,8 +22,45 @@ def end_ids(tokenizer: Any) -> list[int]:
     return [] if end is None else [end]
 
 
+def padding_id(tokenizer: Any) -> int:
+    """The token that fills rows up: padding, or for a tokenizer without it the end of texts, or else the mask.
+
+    Any of them is special, so that filled rows are decoded to the same texts as rows that are not.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from text_diffusers.common.token_ids import padding_id
+        >>> padding_id(SimpleNamespace(pad_token_id=None, eos_token_id=2, sep_token_id=None, mask_token_id=9))
+        2
+    """
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    fillings = [*end_ids(tokenizer), tokenizer.mask_token_id]
+    return next((token for token in fillings if token is not None), 0)
+
+
 def never_written(tokenizer: Any) -> list[int]:
     """The mask, and the padding unless it also ends a text."""
     # Where one token is padding and end, as often in models of the GPT kind, it must be writable.
     special = {tokenizer.mask_token_id, tokenizer.pad_token_id} - {None, *end_ids(tokenizer)}
     return sorted(special)
+
+
+def noise_vocabulary(tokenizer: Any) -> int:
+    """The number of ids, from 0, among which noise draws tokens: all up to the last that may be written.
+
+    Tokenizers made for diffusion have padding and mask behind them. Where they stand among the other tokens, as those
+    of BERT and T5, noise may be one of them, and a text never is.
+
+    Example:
+        >>> from text_diffusers.common.token_ids import noise_vocabulary
+        >>> from text_diffusers.data.tokenizers import train_tokenizer
+        >>> texts = ["the cat sat on the mat and looked at the dog", "she was late for a train and ran home"]
+        >>> noise_vocabulary(train_tokenizer(texts * 9, vocab_size=300))
+        300
+    """
+    size = len(tokenizer)
+    excluded = never_written(tokenizer)
+    while size - 1 in excluded:
+        size -= 1
+    return size

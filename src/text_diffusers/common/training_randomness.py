@@ -4,10 +4,17 @@ Shapes: G rows of the global batch, B any number of rows.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from text_diffusers.common.randomness import rand_like
+
+# Stands behind every number in [0, 1)
+BEHIND_ALL = 2.0
 
 
 def row_noise(seed: int, step: int, num_rows: int) -> tuple[Tensor, list[torch.Generator]]:
@@ -50,6 +57,86 @@ def token_uniform(
     # (B, n), then one for each token; the last block may be shorter than the others.
     numbers = (order.to(uniform.device) + uniform.unsqueeze(1)) / blocks
     return numbers.repeat_interleave(block_length, dim=1)[:, :length]
+
+
+class MaskCounts(NamedTuple):
+    """Masks whose number was drawn; (B, L) each, the same for all tokens of a row or block.
+
+    Attributes:
+        masked: bool, the tokens that are masked.
+        counts: k, the number of masks.
+        totals: n, the number of tokens that might have been masked.
+    """
+
+    masked: Tensor
+    counts: Tensor
+    totals: Tensor
+
+    @property
+    def shares(self) -> Tensor:
+        """k / n, the time of linear noise at which as many are masked on average; 0 where there are none."""
+        return self.counts / self.totals.clamp(min=1)
+
+    @property
+    def bound_weights(self) -> Tensor:
+        """n / k: with them, cross-entropy at the masks is the bound of absorbing noise in continuous time.
+
+        It is for every schedule: only the order in which tokens appear matters, not when
+        (https://arxiv.org/abs/2110.02037).
+        """
+        return self.totals / self.counts.clamp(min=1)
+
+    @property
+    def even_weights(self) -> Tensor:
+        """2 n / (n + 1), the mean of the bound's weights over all masks: each mask then counts alike.
+
+        By the bound, the few masks of rows with few masks make most of the gradient and of its noise. A model that is
+        as sure with many masks as with few has the same loss by both.
+        """
+        return 2 * self.totals / (self.totals + 1)
+
+
+def masks_by_count(
+    counted: Tensor,
+    uniform: Tensor,
+    generators: list[torch.Generator],
+    block_length: int | None = None,
+) -> MaskCounts:
+    """Masks for absorbing noise, every number of them being equally likely.
+
+    Of the n counted tokens of a row, or with blocks of each block, k = floor(u n) + 1 are masked, any k of them alike.
+
+    Args:
+        counted: (B, L) bool, the tokens that are learned.
+        uniform: u from `token_uniform`, (B,), or with blocks (B, L).
+        generators: one a row.
+
+    Example:
+        >>> import torch
+        >>> counted = torch.tensor([[False, True, True, True, True]])
+        >>> masks = masks_by_count(counted, torch.tensor([0.6]), [torch.Generator().manual_seed(0)])
+        >>> int(masks.masked.sum()), masks.masked[0, 0].item(), masks.shares[0, 1].item()
+        (3, False, 0.75)
+    """
+    length = counted.shape[1]
+    block_length = block_length or length
+    missing = -length % block_length
+
+    def by_block(values: Tensor, filling: float = 0) -> Tensor:
+        padded = F.pad(values, (0, missing), value=filling)
+        return padded.unflatten(1, (-1, block_length))  # (B, blocks, tokens)
+
+    # How many of each block are masked
+    numbers = uniform if uniform.ndim == 2 else uniform.unsqueeze(1).expand(counted.shape)
+    totals = by_block(counted).sum(dim=-1, keepdim=True)  # (B, blocks, 1)
+    counts = (by_block(numbers)[..., :1] * totals).long() + 1
+    counts = counts.minimum(totals)
+
+    # And which: those that come first in a random order of the counted tokens
+    order = rand_like(counted, generators).masked_fill(~counted, BEHIND_ALL)
+    ranks = by_block(order, BEHIND_ALL).argsort(dim=-1).argsort(dim=-1)
+    columns = [ranks < counts, counts.expand(ranks.shape), totals.expand(ranks.shape)]
+    return MaskCounts(*(column.flatten(1)[:, :length] for column in columns))
 
 
 def uniform_times(uniform: Tensor, first: float) -> tuple[Tensor, Tensor]:

@@ -103,8 +103,51 @@ def are_numbers(values: Any) -> bool:
     return is_list(values) and len(values) > 0 and all(is_number(value) for value in values)
 
 
+def as_plain(value: Any) -> Any:
+    """Plain numbers and lists for tensors, arrays and the scalars of torch and numpy, also inside of lists.
+
+    Truth values and floats stay what they are, so that what takes integers can refuse them. All else is returned as
+    it is.
+
+    Example:
+        >>> as_plain([torch.tensor(3), torch.tensor([0.5, 2.0]), "chat"])
+        [3, [0.5, 2.0], 'chat']
+    """
+    # A function of the caller may answer to any name.
+    if callable(value):
+        return value
+    if hasattr(value, "tolist"):
+        return value.tolist()
+
+    # A subclass, such as a named tuple, may not be made from its entries.
+    if type(value) is list:
+        return [as_plain(entry) for entry in value]
+    if type(value) is tuple:
+        return tuple(as_plain(entry) for entry in value)
+    return value
+
+
+def flat_list(value: Any) -> list[Any]:
+    """The entries of a list, and of the lists in it; a single value as the only entry."""
+    if not is_list(value):
+        return [value]
+    return [entry for part in value for entry in flat_list(part)]
+
+
 def check_strings(name: str, value: Any):
     """Raise a `ValueError` unless the argument `name` is a string or a list of at least one string."""
     strings = value if is_list(value) else [value]
     if not strings or not all(isinstance(string, str) for string in strings):
         raise ValueError(f"`{name}` must be a string or a list of strings, got {value!r}.")
+
+
+def as_ids(name: str, tokens: Any) -> Tensor:
+    """Token ids as int64, in which torch takes indices.
+
+    Raises:
+        ValueError: if they are no tensor of int64 or int32, which holds all ids.
+    """
+    is_wide = isinstance(tokens, Tensor) and tokens.dtype in (torch.int64, torch.int32)
+    came = getattr(tokens, "dtype", type(tokens))
+    require(is_wide, name, "a tensor of token ids, int64 or int32", came)
+    return tokens.long()

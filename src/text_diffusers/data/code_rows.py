@@ -54,10 +54,12 @@ def text_columns(
     ):
         # 1. Prompt and text of the row, without padding
         row = row[: sum(mask)]
-        if "given" in columns:  # "[EOS] source [EOS] text [EOS] ... [EOS]"
+        if (
+            "given" in columns
+        ):  # "[EOS] source [EOS] text [EOS]", or without a source "[EOS] text [EOS]"
             start = sum(columns["given"][place])
             prompt = row[1 : start - 1]
-            text = row[start : row.index(end, start) + 1]
+            text = row[start:]
         else:
             start = (prompt_length or 0) if packed else 1
             prompt = row[:start]

@@ -1,25 +1,35 @@
 """Texts to rows of tokens: packing, padding, pairs, and the order of rows. Knows nothing of diffusion.
 
 Packed rows cut the stream "document [EOS] document [EOS] ..." every L tokens; padded rows hold one document each,
-"[EOS] document [EOS]", and padding. Shapes: B rows of a batch, L row length in tokens.
+"[EOS] document [EOS]", or a pair, "[EOS] source [EOS] document [EOS]", and padding. What is never written, the start
+and the source, is `given`. Shapes: B rows of a batch, L row length in tokens.
 """
 
-from collections.abc import Iterator
+import ctypes
+import os
+from array import array
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from text_diffusers.common.plain_text import encode_plain
 from text_diffusers.common.token_ids import end_ids, start_ids
 
+# Characters that a tokenizer is shown at once
+CHARACTERS_AT_ONCE = 1_000_000
 # Rows of a stream among which the order is drawn, and rows in one call of `map` and of `iter`
 SHUFFLE_BUFFER = 10_000
 ROWS_PER_MAP = 1_000
 ROWS_PER_BATCH = 10_000
+# Batches among which rows are sorted by length
+BATCHES_PER_GROUP = 50
 # Columns that belong to a whole row, and say nothing of one half of it
 UNCUT_COLUMNS = ("label", "given", "prompt_ids", "prompt_mask")
 
@@ -31,10 +41,34 @@ Batch = dict[str, Tensor]
 def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
     """Token ids of plain text, in which "[MASK]" is six characters and not a token."""
     # Special tokens come from the kind of row, and never from the text.
-    encoded: Any = tokenizer(
-        texts, add_special_tokens=False, return_attention_mask=False, split_special_tokens=True
-    )
-    return encoded["input_ids"]
+    return encode_plain(tokenizer, texts)
+
+
+def each_encoded(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Iterator[list[int]]:
+    """As `encode_texts`, one text after the other.
+
+    A tokenizer takes some 50 bytes of memory for a byte of text, so it is shown only as much at once as it takes to
+    keep it busy.
+    """
+    shown: list[str] = []
+    num_characters = 0
+    for text in texts:
+        shown.append(text)
+        num_characters += len(text)
+        if num_characters >= CHARACTERS_AT_ONCE:
+            yield from encode_texts(tokenizer, shown)
+            shown = []
+            num_characters = 0
+            return_freed_memory()
+    if shown:
+        yield from encode_texts(tokenizer, shown)
+
+
+def return_freed_memory():
+    """Give free memory back to the system: the C library keeps it in small pieces until it is told to."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:  # as in glibc
+        trim(0)
 
 
 def text_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
@@ -52,24 +86,49 @@ def text_ends(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
     return (start_ids(tokenizer) or ends)[0], ends[0]
 
 
-def pack_rows(columns: Columns, tokenizer: PreTrainedTokenizerFast, length: int) -> Columns:
-    """The stream of all texts, an end token after each, cut every `length` tokens."""
-    _, end = text_ends(tokenizer)
-    # The last row of a map is short: rows do not run on from one map into the next.
-    stream: list[int] = []
-    for ids in encode_texts(tokenizer, columns["text"]):
-        stream += [*ids, end]
+def pack_rows(columns: Any, tokenizer: PreTrainedTokenizerFast, length: int) -> pyarrow.Table:
+    """The stream of all texts, an end token after each, cut every `length` tokens.
 
-    rows = [stream[first : first + length] for first in range(0, len(stream), length)]
-    return pad_to_length(rows, tokenizer, length)
+    Args:
+        columns: an Arrow table, of which one text at a time becomes a string, or lists.
+    """
+    _, end = text_ends(tokenizer)
+    texts = columns["text"]
+    if isinstance(columns, pyarrow.Table):
+        texts = (text.as_py() for text in texts)
+
+    # 1. All tokens, four bytes each: in lists of numbers they would take ten times as much memory
+    stream = array("i")
+    for ids in each_encoded(tokenizer, texts):
+        stream.extend(ids)
+        stream.append(end)
+
+    # 2. The last row of a map is short: rows do not run on from one map into the next
+    missing = -len(stream) % length
+    stream.extend([tokenizer.pad_token_id] * missing)
+    tokens = np.frombuffer(stream, dtype=np.int32)
+    mask = np.ones(len(tokens), dtype=np.int8)
+    mask[len(tokens) - missing :] = 0
+
+    # 3. Lists that all have one length
+    starts = np.arange(0, len(tokens) + 1, length, dtype=np.int32)
+    return pyarrow.table(
+        {
+            "input_ids": pyarrow.ListArray.from_arrays(starts, tokens),
+            "attention_mask": pyarrow.ListArray.from_arrays(starts, mask),
+        }
+    )
 
 
 def one_row_each(columns: Columns, tokenizer: PreTrainedTokenizerFast, length: int) -> Columns:
-    """Rows "[EOS] text [EOS]", cut to `length` tokens."""
+    """Rows "[EOS] text [EOS]", cut to `length` tokens, the start `given`: it is the same in every row."""
     start, end = text_ends(tokenizer)
     # A text that is cut has no end, since it does not end there.
-    rows = [[start, *ids, end][:length] for ids in encode_texts(tokenizer, columns["text"])]
-    return pad_to_length(rows, tokenizer, length) | labels_of(columns)
+    rows = [
+        [start, *ids[:length], end][:length] for ids in each_encoded(tokenizer, columns["text"])
+    ]
+    given = [[True] + [False] * (length - 1) for _ in rows]
+    return pad_to_length(rows, tokenizer, length) | {"given": given} | labels_of(columns)
 
 
 def one_framed_row_each(
@@ -79,7 +138,7 @@ def one_framed_row_each(
     start, end = text_ends(tokenizer)
     rows = []
     given = []
-    for ids in encode_texts(tokenizer, columns["text"]):
+    for ids in each_encoded(tokenizer, columns["text"]):
         row = [start, *ids[: length - 2], end]  # both ends stay
         rows.append(row)
         given.append([True] + [False] * (len(row) - 2) + [True] + [False] * (length - len(row)))
@@ -87,20 +146,19 @@ def one_framed_row_each(
 
 
 def one_pair_each(columns: Columns, tokenizer: PreTrainedTokenizerFast, length: int) -> Columns:
-    """Rows "[EOS] source [EOS] text [EOS] ... [EOS]", the source `given`: the model writes where the text ends.
+    """Rows "[EOS] source [EOS] text [EOS]", the source `given`.
 
     A source may take half of the row; what is longer is cut, and so is a text that does not fit behind it.
     """
     start, end = text_ends(tokenizer)
-    sources = encode_texts(tokenizer, columns["source"])
-    texts = encode_texts(tokenizer, columns["text"])
+    sources = each_encoded(tokenizer, columns["source"])
+    texts = each_encoded(tokenizer, columns["text"])
     rows = []
     given = []
     for source, text in zip(sources, texts, strict=True):
         # The source and the tokens around it are given.
         frame = [start, *source[: length // 2 - 2], end]
-        row = [*frame, *text][: length - 1]  # at least one end fits behind the text
-        rows.append(row + [end] * (length - len(row)))
+        rows.append([*[*frame, *text][: length - 1], end])  # the end stays
         given.append([True] * len(frame) + [False] * (length - len(frame)))
     return pad_to_length(rows, tokenizer, length) | {"given": given} | labels_of(columns)
 
@@ -167,7 +225,11 @@ def tokenize(
         make_rows = pack_rows if packing else one_row_each
     make_rows = partial(make_rows, tokenizer=tokenizer, length=length)
 
+    # A table is read piece by piece, where lists would hold all texts of a map at once.
+    if make_rows.func is pack_rows:
+        documents = documents.with_format("arrow")
     rows = documents.map(make_rows, batched=True, batch_size=ROWS_PER_MAP, remove_columns=columns)
+    rows = rows.with_format(None)
     if isinstance(rows, Dataset) and len(rows) == 0:
         raise ValueError("`documents` must hold at least one text, got none.")
     return rows
@@ -258,11 +320,14 @@ class ShuffledRows:
         """The row at a position of the endless order."""
         epoch, offset = divmod(position, len(self.rows))
         if epoch not in self._orders:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
             # A batch may begin in the epoch before, whose order is still needed.
             self._orders = {old: rows for old, rows in self._orders.items() if old == epoch - 1}
-            self._orders[epoch] = order
+            self._orders[epoch] = self._order(epoch)
         return int(self._orders[epoch][offset])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch in a random order."""
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
 
     def _streamed(self, step: int, wanted: range | list[int]) -> Batch:
         # A stream goes forwards only: an earlier step begins it anew, a later one skips what is before.
@@ -287,6 +352,53 @@ class ShuffledRows:
             if empty:
                 raise ValueError("`rows` must hold at least one row, got an empty stream.")
             epoch += 1
+
+
+class GroupedRows(ShuffledRows):
+    """Row batches whose rows are of about the same length, so that little of a batch is padding.
+
+    The order is random, but within every few batches rows are sorted by their lengths, and these batches are then
+    shuffled, as are the rows in each. Arguments as in `ShuffledRows`; `rows` cannot be a stream.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from text_diffusers.data.rows import GroupedRows
+        >>> masks = [[1, 1, 1, 1], [1, 0, 0, 0]] * 4
+        >>> order = GroupedRows(Dataset.from_dict({"attention_mask": masks}), rows_per_step=4)
+        >>> sorted(order.batch(step)["attention_mask"].sum().item() for step in range(2))
+        [4, 16]
+    """
+
+    def __init__(self, rows: Dataset, rows_per_step: int, seed: int = 0):
+        super().__init__(rows, rows_per_step, seed)
+        masks = rows.select_columns("attention_mask").with_format("numpy")
+        lengths = [
+            np.asarray(batch["attention_mask"]).sum(axis=1)
+            for batch in masks.iter(batch_size=ROWS_PER_BATCH)
+        ]
+        self.lengths = np.concatenate(lengths)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = super()._order(epoch)
+        # Of three numbers; the order itself is drawn from two.
+        rng = np.random.default_rng([self.seed, epoch, 2])
+
+        # The first rows belong to a batch that began in the epoch before.
+        first = -epoch * len(order) % self.rows_per_step
+        groups = [order[:first]]
+        rows_per_group = self.rows_per_step * BATCHES_PER_GROUP
+        for start in range(first, len(order), rows_per_group):
+            group = order[start : start + rows_per_group]
+            group = group[np.argsort(self.lengths[group], kind="stable")]
+
+            # The last batch of an epoch may be short, and stays the last.
+            batches = np.array_split(
+                group, range(self.rows_per_step, len(group), self.rows_per_step)
+            )
+            short = [batches.pop()] if len(batches[-1]) < self.rows_per_step else []
+            groups += [rng.permutation(batches[place]) for place in rng.permutation(len(batches))]
+            groups += short
+        return np.concatenate(groups)
 
 
 class CroppedRows(ShuffledRows):

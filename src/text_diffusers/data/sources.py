@@ -3,16 +3,27 @@
 A document is one text. A source is a registered name, a file, a folder of files, or a data set of the Hub.
 """
 
-import csv
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset, Value, load_dataset
 
-# The kinds of files, by their endings, and the builders of `datasets` that read them
-BUILDERS = {".txt": "text", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+from text_diffusers.data.labels import LabelReader, typed_labels
+from text_diffusers.data.local_files import (
+    SUFFIXES,
+    find_files,
+    has_split,
+    is_local,
+    load_files,
+    log_missing,
+    missing_part,
+    split_name,
+    stream_files,
+)
+
+# Documents that are looked at together; they may be books.
+LOOKED_AT_ONCE = 100
 
 # Loaders of data sets by a name, for `load_documents`; see `register_corpora`.
 CORPORA: dict[str, Callable[[], Dataset]] = {}
@@ -42,151 +53,149 @@ def load_documents(
 ) -> Dataset | IterableDataset:
     """Documents of a source as a data set with the column `text` and, if asked for, `label` and `source`.
 
+    Texts are what stands in the files, to the character: "NA" is a text, and so is 007. Rows without a text, source or
+    label are left out, and counted in a warning. Labels are integers from 0, or words, see
+    `text_diffusers.data.labels.number_labels`.
+
     Args:
-        source: a name of `CORPORA`, a file or folder of .txt, .jsonl, .csv or .parquet files, or the name of a Hub
-            data set.
-        text_column, label_column: names in the source; labels must be integers from 0.
-        split: split of a Hub data set.
+        source: a name of `CORPORA`, a file or folder of .txt, .csv, .tsv, .json, .jsonl or .parquet files, or the name
+            of a Hub data set. Text files are in UTF-8, or begin with the mark of UTF-16 or UTF-32.
+        text_column, label_column: names in the source.
+        split: of a Hub data set, or of a folder whose files or sub-folders are called train, validation and test.
         sample_by: what one document of a .txt file is: "line", "paragraph" or "document" (the whole file).
         streaming: reads as it goes, for what does not fit on the disk or in memory.
         source_column: name in the source of the texts that `text` is to be written from.
 
     Raises:
         FileNotFoundError: if a path does not exist or holds no such file.
-        ValueError: naming file and line, if a file is empty, not UTF-8 or lacks the column.
+        ValueError: naming file and line, if a file is empty, not UTF-8, lacks the column or cannot be read; naming the
+            splits that there are, if it has no such split.
     """
-    if source in CORPORA:
-        return CORPORA[source]()
-
-    # Columns of the source, and what they are here
-    roles = {text_column: "text"}
+    columns = {"text": text_column}
     if label_column:
-        roles[label_column] = "label"
+        columns["label"] = label_column
     if source_column:
-        roles[source_column] = "source"
+        columns["source"] = source_column
 
-    documents = load_columns(source, roles, split=split, streaming=streaming, sample_by=sample_by)
-    # Blank documents would be rows of nothing but ends.
-    return documents.filter(lambda row: bool(row["text"] and row["text"].strip()))
+    documents = load_columns(source, columns, split=split, streaming=streaming, sample_by=sample_by)
+    return without_gaps(documents, source)
 
 
 def load_columns(
     source: str,
-    roles: dict[str, str],
+    columns: Mapping[str, str],
     split: str = "train",
     streaming: bool = False,
     sample_by: str = "line",
-    builders: Collection[str] = tuple(BUILDERS.values()),
+    suffixes: Collection[str] = SUFFIXES,
 ) -> Any:
     """The columns of a source by the names of their roles; every file is checked first.
 
     Args:
-        roles: name in the source to name in the result; other columns are left out.
-        builders: of `BUILDERS`, those that can hold such columns.
+        columns: name in the source of each role; other columns are left out.
+        suffixes: of the kinds of files that can hold such columns.
     """
-    # 1. A name, files, or the Hub; what looks like a path is one, so that a typo is not looked up there
-    path = Path(source).expanduser()
-    if source in CORPORA:
-        documents: Any = CORPORA[source]()
-    elif path.exists() or path.suffix in BUILDERS or source.startswith((".", "/", "~")):
-        files = find_files(path)
-
-        # Files of one kind, all of them checked before the first is read
-        builder = BUILDERS[files[0].suffix]
-        if builder not in builders:
-            allowed = " or ".join(suffix for suffix, name in BUILDERS.items() if name in builders)
+    if source not in CORPORA and is_local(source):
+        files = find_files(source, split)
+        if files[0].suffix.lower() not in suffixes:
             raise ValueError(
-                f"`dataset` must be {allowed} to hold {' and '.join(roles.values())}, got {source!r}."
+                f"`dataset` must be {' or '.join(suffixes)} to hold {' and '.join(columns)}, got {source!r}."
             )
-        for file in files:
-            check_file(file, roles)
+        if streaming:
+            return stream_files(files, columns, sample_by, source)
+        documents = load_files(files, columns, sample_by)
+        return typed_labels(documents, source) if "label" in columns else documents
 
-        options: dict[str, Any] = {"sample_by": sample_by} if builder == "text" else {}
-        names = [str(file) for file in files]
-        documents = load_dataset(
-            builder, data_files=names, split="train", streaming=streaming, **options
-        )
+    if source in CORPORA:
+        if split != "train":
+            raise ValueError(f"`split` must be train, all that {source!r} has, got {split!r}.")
+        documents: Any = CORPORA[source]()
     else:
-        documents = load_dataset(source, split=split, streaming=streaming)
-
-    # A stream may not know its columns before it is read; then the names are trusted.
-    source_columns = documents.column_names or list(roles)
-    for column in roles:
-        if column not in source_columns:
-            raise ValueError(f"`{source}` has no column {column!r}; it has {source_columns}.")
-    renamed = {column: role for column, role in roles.items() if column != role}
-    return documents.select_columns(list(roles)).rename_columns(renamed)
+        documents = load_from_hub(source, split, streaming)
+    return named_by_role(documents, columns, source)
 
 
-def find_files(path: Path) -> list[Path]:
-    """The data files at `path`, a file or a folder, all of one kind, sorted."""
-    if not path.exists():
-        raise FileNotFoundError(f"`{path}` does not exist.")
-
-    # All the way down, in the order of the names
-    candidates = [path] if path.is_file() else sorted(path.rglob("*"))
-    files = [file for file in candidates if file.is_file() and file.suffix in BUILDERS]
-    if not files:
-        raise FileNotFoundError(f"`{path}` holds no file that ends in {', '.join(BUILDERS)}.")
-
-    kinds = sorted({file.suffix for file in files})
-    if len(kinds) > 1:
-        raise ValueError(
-            f"`{path}` mixes {', '.join(kinds)}; name one file, or a folder of one kind."
-        )
-    return files
-
-
-def check_file(path: Path, columns: Collection[str]):
-    """Raise a ValueError that names the file and line if it is empty, not UTF-8, or lacks a column."""
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        check_columns(str(path), pyarrow.parquet.read_schema(path).names, columns)
-        return
-
-    # Line by line, so that the message can name the line of the mistake
-    number = 0
-    blank = True
-    for number, line in enumerate(utf8_lines(path), start=1):
-        blank = blank and not line.strip()
-        if path.suffix == ".csv" and number == 1:
-            check_columns(f"{path}, line 1", next(csv.reader([line]), []), columns)
-        if path.suffix == ".jsonl" and line.strip():
-            check_json_line(path, number, line, columns)
-    if blank or (path.suffix == ".csv" and number < 2):
-        raise ValueError(f"{path}, line {max(number, 1)}: the file holds no text.")
-
-
-def check_columns(place: str, names: list[str], columns: Collection[str]):
-    for column in columns:
-        if column not in names:
-            raise ValueError(f"{place}: no column {column!r}; it has {names}.")
-
-
-def check_json_line(path: Path, number: int, line: str, columns: Collection[str]):
+def load_from_hub(source: str, split: str, streaming: bool) -> Any:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})."
+        return load_dataset(source, split=split, streaming=streaming)
+    except (FileNotFoundError, ConnectionError) as error:
+        # The name may be a typo of any kind.
+        names = f", nor one of the names {', '.join(sorted(CORPORA))}" if CORPORA else ""
+        raise FileNotFoundError(
+            f"`dataset` {source!r} is no file or folder here{names}, and cannot be had from the Hub: {error}"
         ) from error
-    if not isinstance(record, dict) or not record.keys() >= set(columns):
+
+
+def named_by_role(documents: Any, columns: Mapping[str, str], source: str) -> Any:
+    """The columns of a data set by their roles, texts as strings and labels as integers or words."""
+    # A stream may not know its columns before it is read.
+    names = documents.column_names or list(next(iter(documents), {}))
+    for column in columns.values():
+        if column not in names:
+            raise ValueError(f"`{source}` has no column {column!r}; it has {list(names)}.")
+
+    # One column may have two roles, and a role the name of another column.
+    by_column: dict[str, str] = {}
+    copies = {}
+    for role, column in columns.items():
+        if column in by_column:
+            copies[role] = by_column[column]
+        else:
+            by_column[column] = role
+    documents = documents.select_columns(list(by_column)).rename_columns(by_column)
+    if copies:
+        documents = documents.map(lambda row: {new: row[role] for new, role in copies.items()})
+
+    for role in ("text", "source"):
+        if role in columns:
+            documents = with_strings(documents, role, source, columns[role])
+    if "label" not in columns:
+        return documents
+    if isinstance(documents, IterableDataset):
+        return stream_of_labels(documents, source)
+    return typed_labels(documents, source)
+
+
+def with_strings(documents: Any, role: str, source: str, column: str) -> Any:
+    """A column of texts as strings; numbers and dates are written out."""
+    feature = (documents.features or {}).get(role)
+    if feature is None or feature in (Value("string"), Value("large_string")):
+        return documents
+    if not isinstance(feature, Value) or feature.dtype == "binary":
         raise ValueError(
-            f"{path}, line {number}: expected an object with {list(columns)}, got {line.strip()[:80]!r}."
+            f"`{source}`: the column {column!r} must hold texts, got {feature}; a row holds one text, such as one "
+            "message."
         )
+    return documents.cast_column(role, Value("string"))
 
 
-def utf8_lines(path: Path) -> Iterator[str]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x} at position "
-                    f"{error.start + 1}); convert the file, for example with `iconv -t utf-8`."
-                ) from error
+def stream_of_labels(documents: IterableDataset, source: str) -> IterableDataset:
+    read_label = LabelReader()
+    return documents.map(lambda row: {"label": read_label(row["label"], f"`{source}`")})
+
+
+def without_gaps(documents: Any, source: str) -> Any:
+    """Documents without those that lack a text, source or label, which are counted in a warning."""
+    if isinstance(documents, IterableDataset):
+        return documents.filter(lambda row: missing_part(row) is None)
+
+    kept = []
+    reasons: Counter[str] = Counter()
+    index = 0
+    for batch in documents.iter(batch_size=LOOKED_AT_ONCE):
+        for values in zip(*batch.values(), strict=True):
+            reason = missing_part(dict(zip(batch, values, strict=True)))
+            if reason is None:
+                kept.append(index)
+            else:
+                reasons[reason] += 1
+            index += 1
+    if not kept:
+        raise ValueError(f"`dataset` must hold at least one text, got none in {source!r}.")
+    if not reasons:
+        return documents
+    log_missing(source, reasons, len(documents))
+    return documents.select(kept)
 
 
 def split_documents(
@@ -230,3 +239,32 @@ def split_documents(
 
     cut = len(documents) - held_out
     return documents.select(range(cut)), documents.select(range(cut, len(documents)))
+
+
+def load_train_and_validation(
+    load_split: Callable[..., Any],
+    source: str,
+    split: str = "train",
+    validation_fraction: float = 0.05,
+    validation_documents: int = 1_000,
+) -> tuple[Any, Any]:
+    """`(train, validation)` of a source: its own splits, if it is a folder that has both, or by `split_documents`.
+
+    Of a data set of the Hub the last training texts are held out, as of a file: its other splits stay unseen.
+
+    Args:
+        load_split: returns documents for an argument `split`.
+        source: as in `load_documents`.
+        split: to train on.
+        validation_fraction, validation_documents: as in `split_documents`; of a stream with a split of its own, the
+            first `validation_documents` of that.
+    """
+    train = load_split(split=split)
+    is_folder = source not in CORPORA and is_local(source)
+    if split_name(split) != "train" or not is_folder or not has_split(source, "validation"):
+        return split_documents(train, validation_fraction, validation_documents)
+
+    validation = load_split(split="validation")
+    if isinstance(validation, IterableDataset):
+        validation = Dataset.from_list(list(validation.take(validation_documents)))
+    return train, validation

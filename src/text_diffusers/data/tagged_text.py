@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, List, Value
 
 from text_diffusers.data.detokenization import detokenise
 from text_diffusers.data.rows import Columns, pad_to_length, text_ends
@@ -12,7 +12,7 @@ from text_diffusers.data.sources import load_columns
 # The value that `cross_entropy` ignores
 NO_TAG = -100  # of tokens that belong to no word
 # Kinds of files whose columns can hold lists
-LIST_BUILDERS = ("json", "parquet")
+LIST_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
 def align_tags(offsets: list[tuple[int, int]], owners: list[int], tags: list[int]) -> list[int]:
@@ -67,23 +67,29 @@ def load_tagged(source: str, words_column: str, tags_column: str, split: str = "
     """Documents with the columns `words` and `tags`, two lists of one length; empty ones are left out.
 
     Args:
-        source: a name of `text_diffusers.data.sources.CORPORA`, a .jsonl or .parquet file or a folder of them, or a
-            Hub data set.
+        source: a name of `text_diffusers.data.sources.CORPORA`, a .json, .jsonl or .parquet file or a folder of them,
+            or a Hub data set.
         words_column, tags_column: names in the source.
-        split: of a Hub data set.
+        split: of a Hub data set, or of a folder that has splits.
 
     Raises:
         FileNotFoundError: if a path does not exist.
         ValueError: if the source has no such columns, or a document has not one tag a word.
     """
     # Every document is checked, so that the message can name the one that is wrong.
-    roles = {words_column: "words", tags_column: "tags"}
-    documents = load_columns(source, roles, split=split, builders=LIST_BUILDERS)
+    columns = {"words": words_column, "tags": tags_column}
+    documents = load_columns(source, columns, split=split, suffixes=LIST_SUFFIXES)
+    all_numbers = True
     for number, (words, tags) in enumerate(zip(documents["words"], documents["tags"], strict=True)):
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
             raise ValueError(
                 f"`{source}`, document {number}: expected one tag a word, got {words!r} and {tags!r}."
             )
+        all_numbers = all_numbers and all(str(tag).isdecimal() for tag in tags)
+
+    # Files are read as text; tags that are numbers keep their order.
+    if all_numbers:
+        documents = documents.cast_column("tags", List(Value("int64")))
     return documents.filter(lambda row: len(row["words"]) > 0)
 
 

@@ -4,13 +4,12 @@ from .embedding import (
     estimate_embedding_bound,
     rounding_accuracy,
 )
+from .estimates import BoundEstimate
 from .likelihood import (
-    BoundEstimate,
     Likelihood,
     estimate_bound,
     evaluate_likelihood,
     length_distance,
-    length_nats,
     unigram_entropy,
 )
 from .plots import plot_denoising, plot_rounding
@@ -25,6 +24,7 @@ from .text_metrics import (
     token_entropy,
 )
 from .two_level import TwoLevelBound, estimate_two_level_bound
+from .written_texts import length_nats
 
 __all__ = [
     "BoundEstimate",

@@ -18,7 +18,7 @@ from text_diffusers.common.precision import at_least_float32
 from text_diffusers.common.training_randomness import row_noise
 from text_diffusers.data.rows import Batch, to_device, to_tensors, trimmed
 from text_diffusers.data.tagged_text import NO_TAG
-from text_diffusers.evaluation.likelihood import NOISE_LEVELS
+from text_diffusers.evaluation.estimates import NOISE_LEVELS
 from text_diffusers.evaluation.modules import device_of
 
 # (batch, levels (B,), one generator a row) -> arguments of the classifier

@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 
 from text_diffusers.common.clean_estimate import clean_estimate
-from text_diffusers.common.randomness import randn
+from text_diffusers.common.randomness import rand, randn
 from text_diffusers.common.training_randomness import row_noise
-from text_diffusers.common.validation import require
+from text_diffusers.common.validation import is_int, require
 from text_diffusers.data.rows import to_tensors, unknown_tokens
-from text_diffusers.evaluation.likelihood import NOISE_LEVELS, BoundEstimate, SharedBatches
+from text_diffusers.evaluation.estimates import (
+    NOISE_LEVELS,
+    BoundEstimate,
+    SharedBatches,
+    ratio_error,
+)
 from text_diffusers.evaluation.modules import device_of, evaluating
+from text_diffusers.evaluation.row_bounds import RowBounds, num_strata_of, sampled_bounds
 from text_diffusers.losses.embedding import (
     per_row,
     prior_kl,
@@ -78,10 +84,11 @@ def estimate_embedding_bound(
 ) -> BoundEstimate:
     """Bound of the rows in nats per token, by stratified Monte Carlo.
 
-    Padding is neither noised nor counted, and nor are the tokens of the column `given`, if the model was built with
-    `partial_noising`. In `by_noise` the tenths are of the clock; the reconstruction is in the first, the prior in the
-    last. With `num_times=1` the standard error is that of other rows from the same source and other noise; with more,
-    a row that is drawn again counts as another row.
+    Padding and the tokens of the column `given` are not counted. A model that was built with `partial_noising` is
+    shown given tokens clean, any other as noisy as the rest, which is how a pipeline shows it what is known. In
+    `by_noise` the tenths are of the clock; the reconstruction is in the first, the prior in the last. With
+    `num_times=1` the standard error is that of other rows from the same source and other noise; with more, a row that
+    is drawn again counts as another row.
 
     Args:
         model: `EmbeddingTransformerModel`.
@@ -122,7 +129,7 @@ def estimate_embedding_bound(
                 levels = times * NOISE_LEVELS // len(probs)
                 nats[step].index_add_(0, levels, transitions / probs[times])
                 nats[step, -1] += prior.sum()
-                tokens[step] = counted_tokens(model, batch).sum()
+                tokens[step] = unknown_tokens(batch).sum()
 
     # 2. Per token, by tenths of the clock
     nats = batches.total(nats)
@@ -131,12 +138,76 @@ def estimate_embedding_bound(
         bool(tokens.sum() > 0), "rows", "rows with a token that is neither padding nor given", rows
     )
     by_noise = NOISE_LEVELS * nats.sum(dim=0) / tokens.sum()
-    bound = by_noise.mean()
+    error = ratio_error(nats.sum(dim=1), tokens)
+    return BoundEstimate(float(by_noise.mean()), error, by_noise.tolist())
 
-    # 3. The error of a ratio: batches differ in tokens too, and long ones are not dear ones
-    residuals = nats.sum(dim=1) - bound * tokens
-    error = residuals.std() / tokens.mean() / batches.count**0.5
-    return BoundEstimate(float(bound), float(error), by_noise.tolist())
+
+def embedding_row_bounds(
+    model: Any,
+    scheduler: Any,
+    rows: Sequence[dict[str, Any]],
+    num_times: int = 32,
+    full: bool = False,
+    num_noise: int = 1,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> RowBounds:
+    """The bound of each row, as `monte_carlo_bound`, or if `full` as `full_bound`, gives it for tokens.
+
+    Args:
+        model, scheduler: as in `estimate_embedding_bound`, the model in evaluation mode.
+        rows: mappings with `input_ids`, `attention_mask` and, as far as they are needed, `given` and `label`.
+        num_times: random times a row, of which two fall in each stratum.
+        full: every timestep of the clock has its turn instead.
+        num_noise: draws of the noise at each step, if `full`.
+        batch_size, seed, progress: as in `full_bound`.
+
+    Example:
+        >>> from text_diffusers import EmbeddingDDPMScheduler, EmbeddingTransformerModel
+        >>> from text_diffusers.evaluation.embedding import embedding_row_bounds
+        >>> sizes = {"embedding_dim": 8, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
+        >>> model = EmbeddingTransformerModel(9, num_train_timesteps=50, **sizes).eval()
+        >>> rows = [{"input_ids": [1, 2, 3], "attention_mask": [1, 1, 1]}]
+        >>> embedding_row_bounds(model, EmbeddingDDPMScheduler(50), rows, num_times=4).num_samples
+        4
+    """
+    alphas = cumulative_alphas(model, scheduler)
+    num_steps = len(alphas)
+    probs = time_distribution(alphas)  # (T,)
+
+    # One term of the sum over all timesteps, the prior shared out among them.
+    def one_step(batch: Batch, step: Tensor, generators: list[torch.Generator]) -> Tensor:
+        transitions, prior = bound_terms(model, batch, step.cpu(), alphas, generators)
+        return transitions + prior / num_steps
+
+    # A timestep of the row's stratum, whose term counts for as many as it was unlikely to be drawn.
+    def one_time(batch: Batch, stratum: Tensor, generators: list[torch.Generator]) -> Tensor:
+        uniform = rand((len(stratum), 1), generators, stratum.device).squeeze(1)  # (B,)
+        times = timesteps_at(((stratum + uniform) / num_strata).cpu(), probs)
+        transitions, prior = bound_terms(model, batch, times, alphas, generators)
+        return (transitions / probs[times] + prior) / num_strata
+
+    if full:
+        require(is_int(num_noise, 1), "num_noise", "an integer of at least 1", num_noise)
+        integrand = one_step
+        strata = num_steps
+        num_draws = num_steps * num_noise
+    else:
+        integrand = one_time
+        strata = num_strata = num_strata_of(num_times)
+        num_draws = num_times
+    rows = list(rows)
+    return sampled_bounds(
+        rows,
+        [strata] * len(rows),
+        [num_draws] * len(rows),
+        integrand,
+        device_of(model),
+        batch_size,
+        seed,
+        progress,
+    )
 
 
 def time_distribution(alphas_cumprod: Tensor) -> Tensor:
@@ -195,7 +266,7 @@ def bound_terms(
     # The prior, and the sums over the tokens that count.
     prior = prior_kl(denoised.clean, alphas_cumprod[-1])
 
-    counted = counted_tokens(model, batch)  # (B, L)
+    counted = unknown_tokens(batch)  # (B, L)
     steps = (steps.double() * counted).sum(dim=1)
     prior = (prior.double() * counted).sum(dim=1)
     return steps.cpu(), prior.cpu()
@@ -208,17 +279,17 @@ def denoise(
     alphas_cumprod: Tensor,
     generators: list[torch.Generator],
 ) -> Denoised:
-    """Noise the words that count, row b at `times[b]` from `generators[b]`, and let the model estimate them."""
+    """Noise the words of a batch, row b at `times[b]` from `generators[b]`, and let the model estimate them."""
     tokens = batch["input_ids"]
     config = model.config
     noise = randn((*tokens.shape, config.embedding_dim), generators, tokens.device, torch.float32)
-    counted = counted_tokens(model, batch).unsqueeze(-1)  # (B, L, 1)
+    is_noised = noised_tokens(model, batch).unsqueeze(-1)  # (B, L, 1)
     alpha = alphas_cumprod[times]  # (B,)
 
     def corrupt(clean: Tensor) -> tuple[Tensor, Tensor]:
         mean = per_row(alpha.sqrt(), clean) * clean
         noisy = reparameterize(mean, (1 - alpha).sqrt(), noise.to(clean))
-        return clean, torch.where(counted, noisy, clean)
+        return clean, torch.where(is_noised, noisy, clean)
 
     # Words go in and not embeddings: a model in shards has its embeddings within `forward` only.
     inputs: dict[str, Any] = {
@@ -241,8 +312,12 @@ def denoise(
     return Denoised(output.clean, output.noisy, estimate, logits)
 
 
-def counted_tokens(model: Any, batch: Batch) -> Tensor:
-    """(B, L) bool: tokens that are noised and cost nats, neither padding nor `given` to a model that can be given."""
+def noised_tokens(model: Any, batch: Batch) -> Tensor:
+    """(B, L) bool: tokens that are noised, which those that are `given` are not for a model that can be given some.
+
+    For any other model what is given is as noisy as the rest. The bound of the rest needs no term of it: its noise is
+    drawn from the same process in the bound as in a pipeline, whatever is written beside it.
+    """
     return unknown_tokens(batch) if model.config.partial_noising else batch["attention_mask"].bool()
 
 
@@ -301,7 +376,7 @@ def rounding_accuracy(
         for step, columns in enumerate(rows.iter(batch_size=batch_size)):
             batch = {name: column.to(device) for name, column in to_tensors(columns).items()}
             words = batch["input_ids"]
-            counted = counted_tokens(model, batch)
+            counted = unknown_tokens(batch)
             num_words += int(counted.sum())
             for index, timestep in enumerate(timesteps):
                 _, generators = row_noise(seed, step, len(words))

@@ -5,101 +5,42 @@ A bound is an upper one: the model's own negative log-likelihood is as large or 
 Shapes: B batch, L sequence length, V vocabulary size, N positions.
 """
 
+import logging
 import math
+import operator
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from text_diffusers.common.token_ids import end_ids, start_ids
-from text_diffusers.common.training_randomness import row_noise, token_uniform
-from text_diffusers.common.validation import is_int, require
-from text_diffusers.data.rows import ShuffledRows, encode_texts, unknown_tokens
+from text_diffusers.common.token_ids import padding_id
+from text_diffusers.common.training_randomness import token_uniform
+from text_diffusers.common.validation import require
+from text_diffusers.data.rows import unknown_tokens
 from text_diffusers.evaluation.bounds import block_length
+from text_diffusers.evaluation.embedding import embedding_row_bounds
+from text_diffusers.evaluation.estimates import (
+    NOISE_LEVELS,
+    BoundEstimate,
+    SharedBatches,
+    counted_ids,
+    ratio_error,
+)
 from text_diffusers.evaluation.modules import device_of, evaluating
-from text_diffusers.evaluation.row_bounds import drawn_token_bound, full_bound, monte_carlo_bound
-from text_diffusers.models.language_model import as_denoiser, is_masked_lm
+from text_diffusers.evaluation.row_bounds import (
+    RowBounds,
+    drawn_token_bound,
+    full_bound,
+    monte_carlo_bound,
+)
+from text_diffusers.evaluation.written_texts import predicted_length_nats, texts_of_pipeline
+from text_diffusers.models.language_model import as_denoiser
+from text_diffusers.pipelines.text_lengths import length_model
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
 
-NOISE_LEVELS = 10
-
-
-class BoundEstimate(NamedTuple):
-    """A bound, its standard error, and where it comes from: the integrand's mean in each tenth of the noise.
-
-    All in nats per token; `by_noise` begins next to the data and averages to the bound, `nan` where no time fell. The
-    tenths are of 1 - alpha for the absorbing kernel and of the time for others, which is the same if alpha is linear.
-
-    Example:
-        >>> from text_diffusers.evaluation import BoundEstimate
-        >>> BoundEstimate(bound=2.5, standard_error=0.1, by_noise=[2.0, 3.0]).metrics()["bound_by_noise/0.05"]
-        2.0
-    """
-
-    bound: float
-    standard_error: float
-    by_noise: list[float]
-
-    def metrics(self) -> dict[str, float]:
-        """For trackers: the bound, its error, and the tenths under a heading of their own."""
-        metrics = {"bound": self.bound, "standard_error": self.standard_error}
-        for level, nats in enumerate(self.by_noise):
-            metrics[f"bound_by_noise/{(level + 0.5) / NOISE_LEVELS:.2f}"] = nats
-        return metrics
-
-
-class SharedBatches:
-    """Random batches of a data set and their noise, shared among processes.
-
-    Iterating yields `(step, batch, uniform, generators)`: numbers (B,), one a stratum, and a generator a row. `step`
-    is `None` where a process that has no batch left computes one with the others, as a model in shards needs.
-
-    Args:
-        rows: tokenized data set; it is gone through `num_times` times, or oftener until there are two batches.
-        num_times: random times a row.
-        batch_size: rows in a batch.
-        seed: of the order of the rows and of the noise.
-        device: of the batches.
-        accelerator: of the processes, or None.
-    """
-
-    def __init__(
-        self,
-        rows: Any,
-        num_times: int,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-        accelerator: Any,
-    ):
-        self.order = ShuffledRows(rows, rows_per_step=batch_size, seed=seed)
-        self.count = max(2, -(-len(rows) * num_times // batch_size))  # two at least, for the error
-        self.seed = seed
-        self.device = device
-        self.accelerator = accelerator
-        self.rank = accelerator.process_index if accelerator else 0
-        self.num_processes = accelerator.num_processes if accelerator else 1
-
-    def __iter__(
-        self,
-    ) -> Iterator[tuple[int | None, dict[str, Tensor], Tensor, list[torch.Generator]]]:
-        # Process r of P takes the batches r, r + P, ...; all of them take equally many.
-        for first in range(self.rank, self.count + self.rank, self.num_processes):
-            step = min(first, self.count - 1)
-            batch = {
-                name: column.to(self.device) for name, column in self.order.batch(step).items()
-            }
-            uniform, generators = row_noise(self.seed, step, self.order.rows_per_step)
-            yield (step if first < self.count else None), batch, uniform, generators
-
-    def total(self, values: Tensor) -> Tensor:
-        """The sum of `values`, on the CPU, over the processes."""
-        if self.num_processes == 1:
-            return values
-        return self.accelerator.reduce(values.to(self.device)).cpu()
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -114,17 +55,21 @@ def estimate_bound(
 ) -> BoundEstimate:
     """Bound of the rows in nats per token, by stratified Monte Carlo.
 
-    The standard error is that of other rows from the same source and other noise. `even_times` of `row_bounds` says
-    which times are drawn.
+    The standard error is that of other rows from the same source and other noise; a row that is drawn again counts as
+    another row. `even_times` of `row_bounds` says which times are drawn. Counted are the tokens that are neither
+    padding nor `given`.
 
     Args:
         denoiser: as in `TextDiffusionPipeline`, in evaluation mode.
         scheduler: a token scheduler.
-        rows: tokenized data set.
+        rows: tokenized data set; each of its rows comes equally often.
         num_times: random times a row; times are stratified within each batch.
         batch_size: rows in one call of the denoiser.
         seed: of all draws.
         accelerator: its processes share the batches and all get the same result; each must call this.
+
+    Raises:
+        ValueError: if `num_times` or `batch_size` is below 1, or the rows have nothing to count.
 
     Example:
         >>> from datasets import Dataset
@@ -151,35 +96,45 @@ def estimate_bound(
             nats[step].index_add_(0, levels, bounds.cpu().flatten())
             tokens[step].index_add_(0, levels, unknown_tokens(batch).double().cpu().flatten())
 
-    # 2. Per token; batches are compared by their nats, as all should have equally many tokens
+    # 2. Per token
     nats, tokens = batches.total(torch.stack([nats, tokens]))
-    per_batch = nats.sum(dim=1) / (tokens.sum() / batches.count)
-    error = float(per_batch.std() / batches.count**0.5)
+    require(
+        bool(tokens.sum() > 0), "rows", "rows with a token that is neither padding nor given", rows
+    )
+    bound = float(nats.sum() / tokens.sum())
+    error = ratio_error(nats.sum(dim=1), tokens.sum(dim=1))
     by_noise = nats.sum(dim=0) / tokens.sum(dim=0)
-    return BoundEstimate(float(per_batch.mean()), error, by_noise.tolist())
+    return BoundEstimate(bound, error, by_noise.tolist())
 
 
 class Likelihood(NamedTuple):
     """Cost of texts under a model, from above.
 
-    Standard errors are those of repeated noise, for the same texts; `nan` if nothing was drawn twice.
+    Counted are the tokens that the pipeline writes, the end of a text among them, and neither its start nor what is
+    given. An end that counts as a token is also one character and one byte. Standard errors are those of repeated
+    noise, for the same texts; `nan` if nothing was drawn twice.
 
     Attributes:
         nats_per_token: bound of -log p of all texts, divided by `num_tokens`.
         standard_error: of `nats_per_token`.
         perplexity: exp(`nats_per_token`), per token; depends on the tokenizer.
         perplexity_error: its standard error, `perplexity` times `standard_error`.
-        bits_per_character: the bound in bits, divided by `num_characters`.
+        bits_per_character: the bound in bits, divided by `num_characters`: it compares models of any tokenizers.
         bits_per_byte: the bound in bits, divided by `num_bytes`.
         num_tokens: tokens that count: those of the texts, and one a text for its end, if the model or its length
             histogram tells where a text ends.
-        num_characters: Unicode code points of the texts, without their prompts.
-        num_bytes: UTF-8 bytes of the texts, without their prompts.
+        num_characters: Unicode code points of the texts, without prompts or sources, and one for each end that counts.
+        num_bytes: UTF-8 bytes of the texts, likewise.
         bound: "full" or "monte_carlo".
         num_samples: noisy texts that were predicted, over all texts.
-        num_truncated: texts that were cut at `max_length`.
+        num_truncated: texts that were cut, or whose source was.
         per_text_nats: bound of -log p of each text, in nats.
         per_text_errors: their standard errors, in nats.
+        unigram_entropy: nats per token of the frequencies of the counted tokens, the best bound of a model that
+            ignores context and knows these frequencies.
+        error_over_texts: standard error of `nats_per_token` for other texts from the same source, and other noise;
+            `nan` of a single text.
+        num_never_drawn: texts of a length that the pipeline never draws; each of them costs infinitely much.
     """
 
     nats_per_token: float
@@ -196,34 +151,9 @@ class Likelihood(NamedTuple):
     num_truncated: int
     per_text_nats: list[float]
     per_text_errors: list[float]
-
-
-class EncodedText(NamedTuple):
-    """One text as a row: `start` and `end` are given and free, what is between them costs its bound.
-
-    Attributes:
-        start, predicted, end: token ids.
-        length_nats: cost of the number of tokens under the length histogram.
-        num_tokens: tokens that count.
-        text: the text, cut if `truncated`.
-    """
-
-    start: list[int]
-    predicted: list[int]
-    end: list[int]
-    length_nats: float
-    num_tokens: int
-    text: str
-    truncated: bool
-
-    def row(self, label: int | None) -> dict[str, Any]:
-        """The row of a data set, as the bounds read it."""
-        ids = self.start + self.predicted + self.end
-        given = [True] * len(self.start) + [False] * len(self.predicted) + [True] * len(self.end)
-        row: dict[str, Any] = {"input_ids": ids, "attention_mask": [1] * len(ids), "given": given}
-        if label is not None:
-            row["label"] = label
-        return row
+    unigram_entropy: float
+    error_over_texts: float
+    num_never_drawn: int
 
 
 @torch.no_grad()
@@ -239,36 +169,44 @@ def evaluate_likelihood(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
+    sources: str | Sequence[str] | None = None,
+    denoiser: Any = None,
 ) -> Likelihood:
     """Bound of -log p(text) under a pipeline, as the pipeline would write it.
 
-    The start token and the prompt are given: they stay clean and cost nothing. The pipeline keeps both fixed while it
-    writes, so the bound is one of -log p(text | prompt) for any kernel. With a length histogram the pipeline draws the
-    number of tokens and puts the end there: the text then costs `length_nats` of what the prompt leaves possible,
-    and the end is clean. Without it the model predicts the end, given where it stands. A masked LM of transformers
-    without a histogram is told the number of tokens, at no cost.
+    The start token and the prompt or source are given: they stay as they are and cost nothing. The pipeline keeps them
+    fixed while it writes, so the bound is one of -log p(text | prompt) or -log p(text | source) for any kernel. Where
+    the pipeline draws the number of tokens first, from a length histogram or from what the model predicts of a source,
+    it puts the end there: the text then costs -log p of its length, among those that the prompt leaves possible, and
+    the end is known. Otherwise the model predicts the end, given where it stands. A masked LM of transformers without
+    a histogram is told the number of tokens, at no cost.
 
-    The bound is one of writing step by step at temperature 1, on the scheduler's own grid of `num_train_timesteps` or
-    in continuous time. Temperature, `top_k`, `top_p` and the order of confidence are not in it.
+    The bound is one of writing step by step at temperature 1: over tokens on the scheduler's own grid of
+    `num_train_timesteps` or in continuous time, over word embeddings by all steps of DDPM. Temperature, `top_k`,
+    `top_p`, guidance, controls and the order of confidence are not in it.
 
     Args:
-        pipe: `TextDiffusionPipeline` with a scheduler that has a bound.
+        pipe: a pipeline over tokens with a scheduler that has a bound, or over word embeddings. Of a
+            `ParaGuidePipeline` the bound is that of its denoiser without steering.
         texts: one or more. After a prompt, what follows it, the space before a word included.
-        prompts: one a text.
-        class_labels: one a text, for models that were trained with labels.
-        num_times: random times a text, even, for the Monte-Carlo bound.
+        prompts: one a text, its beginning.
+        class_labels: one a text, by number or name, for models that were trained with labels.
+        num_times: random times a text, for the Monte-Carlo bound; the errors need two at least.
         full: the full sum instead, see `full_bound`.
         num_noise: draws of each term of the full sum; 1 leaves the errors unknown.
-        max_length: cut texts so that prompt, start and end included they have at most so many tokens; a cut text
-            counts as one that ends there, and its characters are those of its tokens, decoded. `num_truncated` says
-            how many were cut.
+        max_length: cut texts so that prompt or source, start and end included they have at most so many tokens; a cut
+            text counts as one that ends there, and its characters are those of its tokens, decoded. A source is cut to
+            half of the row, as in training. `num_truncated` says how many were cut.
         batch_size: noisy texts in one call of the denoiser; the result does not depend on it.
         seed: of all draws; a text's depend on its place in `texts` only.
         progress: show a bar.
+        sources: one a text, from which it is written, for models that were trained with them; not with `prompts`.
+        denoiser: what a training has around the pipeline's own, to be evaluated in its place.
 
     Raises:
         ValueError: naming the text, if it is longer than the model or its histogram, holds the mask token, has nothing
-            to predict, or cannot be written by the model at all; or if an argument does not fit.
+            to predict, or cannot be written by the model at all; or if an argument does not fit, or the pipeline has
+            no such bound.
 
     Example:
         >>> from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline, TextTransformerModel
@@ -285,41 +223,51 @@ def evaluate_likelihood(
     """
     # 1. Check the inputs and encode
     texts = [texts] if isinstance(texts, str) else list(texts)
-    prompts = one_each("prompts", prompts, "", len(texts))
-    labels = one_each("class_labels", class_labels, None, len(texts))
     require(len(texts) > 0, "texts", "at least one text", texts)
-    scheduler = pipe.scheduler
-    require(
-        isinstance(scheduler, D3PMScheduler),
-        "pipe",
-        "a pipeline with a scheduler that has a bound",
-        scheduler,
-    )
-    encoded = encode_for_likelihood(pipe, texts, prompts, max_length)
-    rows = [text.row(label) for text, label in zip(encoded, labels, strict=True)]
+    prompts = one_each("prompts", prompts, len(texts))
+    sources = one_each("sources", sources, len(texts))
+    labels = label_ids(pipe, one_each("class_labels", class_labels, len(texts)))
+    check_has_bound(pipe, sources is not None)
+
+    written = texts_of_pipeline(pipe, texts, prompts, sources, max_length)
+    rows = []
+    for index, text in enumerate(written):
+        rows.append(text.row(None if labels is None else labels[index]))
 
     # 2. Sum over the noise
-    denoiser = as_denoiser(pipe.denoiser, pipe.tokenizer)
+    denoiser = denoiser or as_denoiser(pipe.denoiser, pipe.tokenizer)
     options: Any = {"batch_size": batch_size, "seed": seed, "progress": progress}
     with evaluating(pipe.denoiser):
-        if full:
-            bounds = full_bound(denoiser, scheduler, rows, num_noise=num_noise, **options)
-        else:
-            bounds = monte_carlo_bound(denoiser, scheduler, rows, num_times, **options)
+        bounds = row_bounds_of(
+            pipe, denoiser, rows, full=full, num_times=num_times, num_noise=num_noise, **options
+        )
+        lengths = torch.tensor([text.length_nats for text in written], dtype=torch.float64)
+        if sources is not None and length_model(denoiser) is not None:
+            padding = padding_id(pipe.tokenizer)
+            lengths += predicted_length_nats(denoiser, written, labels, padding, batch_size)
 
-    # 3. Units
-    nats = bounds.nats + torch.tensor([text.length_nats for text in encoded], dtype=torch.float64)
     # A token that the model cannot write has probability 0.
-    impossible = (~nats.isfinite()).nonzero()
+    impossible = (~bounds.nats.isfinite()).nonzero()
     if len(impossible):
         raise ValueError(
             f"`texts[{int(impossible[0])}]` must be of tokens that the model can write, but has others."
         )
 
+    # 3. With what is not noise, the lengths, and in the units that there are
+    nats = bounds.nats + lengths
+    num_never_drawn = int((~nats.isfinite()).sum())
+    if num_never_drawn:
+        logger.warning(
+            f"The bound is infinite: {num_never_drawn} of {len(texts)} texts have a number of tokens that the "
+            "pipeline, by its `lengths`, never draws."
+        )
+
+    counted = [text.counted for text in written]
+    tokens = torch.tensor([len(ids) for ids in counted], dtype=torch.float64)
     total = float(nats.sum())
-    num_tokens = sum(text.num_tokens for text in encoded)
-    num_characters = sum(len(text.text) for text in encoded)
-    num_bytes = sum(len(text.text.encode()) for text in encoded)
+    num_tokens = sum(map(len, counted))
+    num_characters = sum(text.num_characters for text in written)
+    num_bytes = sum(text.num_bytes for text in written)
     error = float(bounds.variance.sum().sqrt()) / num_tokens
     perplexity = float(np.exp(total / num_tokens))
     return Likelihood(
@@ -334,101 +282,93 @@ def evaluate_likelihood(
         num_bytes=num_bytes,
         bound="full" if full else "monte_carlo",
         num_samples=bounds.num_samples,
-        num_truncated=sum(text.truncated for text in encoded),
+        num_truncated=sum(text.truncated for text in written),
         per_text_nats=nats.tolist(),
         per_text_errors=bounds.variance.sqrt().tolist(),
+        unigram_entropy=frequency_entropy(counted),
+        error_over_texts=ratio_error(nats, tokens),
+        num_never_drawn=num_never_drawn,
     )
 
 
-def one_each(name: str, values: Any, default: Any, count: int) -> list[Any]:
-    """`values` as a list, checked to have one value a text; `default` for each text if there are none."""
+def one_each(name: str, values: Any, count: int) -> list[Any] | None:
+    """`values` as a list, checked to have one value a text; `None` if there are none."""
     if values is None:
-        return [default] * count
+        return None
     values = [values] if isinstance(values, str) else list(values)
     require(len(values) == count, name, f"one a text, {count}", len(values))
     return values
 
 
-def encode_for_likelihood(
-    pipe: Any, texts: list[str], prompts: list[str], max_length: int | None
-) -> list[EncodedText]:
-    """The texts as the pipeline would write them after their prompts, checked."""
-    require(
-        max_length is None or is_int(max_length, 1),
-        "max_length",
-        "None or an integer >= 1",
-        max_length,
-    )
-    tokenizer = pipe.tokenizer
-    histogram = pipe.config.lengths  # counts of lengths of 0, 1, ... tokens, or None
-    limit = min(max_length or pipe.max_length, pipe.max_length)
-    start = start_ids(tokenizer)
-    end = end_ids(tokenizer)
+def label_ids(pipe: Any, labels: list[Any] | None) -> list[int] | None:
+    """Labels as numbers, from names or numbers; `None` among them is no label, the number behind those of all labels.
 
-    encoded = []
-    rows = zip(texts, encode_texts(tokenizer, prompts), encode_texts(tokenizer, texts), strict=True)
-    for index, (text, prompt_ids, text_ids) in enumerate(rows):
-        name = f"`texts[{index}]`"
-        room = limit - len(start) - len(prompt_ids) - len(end)
-        truncated = len(text_ids) > room
-        if truncated and (max_length is None or room < 1):
-            advice = ", or pass `max_length`." if max_length is None else "."
-            raise ValueError(
-                f"{name} must fit into {limit} tokens with its prompt, start and end, got "
-                f"{limit - room + len(text_ids)}: shorten it{advice}"
-            )
-
-        # The characters of a cut text are those of its tokens.
-        if truncated:
-            text_ids = text_ids[:room]
-            text = tokenizer.decode(text_ids)
-
-        # A text that the model could never write has no bound.
-        length = len(prompt_ids) + len(text_ids)
-        if histogram and length >= len(histogram):
-            raise ValueError(
-                f"{name} must have at most {len(histogram) - 1} tokens with its prompt, the longest text in the "
-                f"model's length histogram, got {length}."
-            )
-        if tokenizer.mask_token_id in (*prompt_ids, *text_ids):
-            raise ValueError(
-                f"{name} and its prompt must not hold {tokenizer.mask_token}, got {text!r}."
-            )
-        if not text or not text_ids:
-            raise ValueError(f"{name} must hold at least one token, got {text!r}.")
-
-        # Who draws the length, or is told it, puts the end itself; otherwise the model predicts it.
-        end_is_given = bool(histogram) or is_masked_lm(pipe.denoiser)
-        encoded.append(
-            EncodedText(
-                start=start + prompt_ids,
-                predicted=text_ids if end_is_given else text_ids + end,
-                end=end if end_is_given else [],
-                length_nats=length_nats(histogram[len(prompt_ids) :], [len(text_ids)])
-                if histogram
-                else 0.0,
-                num_tokens=len(text_ids) + (0 if end_is_given and not histogram else len(end)),
-                text=text,
-                truncated=truncated,
-            )
-        )
-    return encoded
-
-
-def length_nats(histogram: list[int], lengths: Iterable[int]) -> float:
-    """Nats to tell the lengths of texts, summed, under a histogram with one added to each count.
-
-    A model of one text a row knows where its row ends, so the bound of its tokens is short of this much.
-
-    Example:
-        >>> from text_diffusers.evaluation import length_nats
-        >>> round(length_nats([0, 3, 3], lengths=[1, 2]), 4)  # each of them has 4 of 9 counts
-        1.6219
+    Raises:
+        ValueError: if the model has no label of that name.
     """
-    # A length that the histogram has not seen would be infinitely dear.
-    smoothed = np.asarray(histogram, dtype=np.float64) + 1
-    log_probs = np.log(smoothed / smoothed.sum())
-    return float(-log_probs[np.fromiter(lengths, dtype=np.int64)].sum())
+    if labels is None:
+        return None
+    names = list(pipe.config.get("label_names") or [])
+    ids = []
+    for label in labels:
+        if isinstance(label, str) and label not in names:
+            raise ValueError(
+                f"`class_labels` must be among the model's `label_names`, {names}, got {label!r}."
+            )
+        if label is None:
+            label = pipe.denoiser.config.num_classes
+        # Numbers of numpy and torch are integers too, and fractions are none.
+        ids.append(names.index(label) if isinstance(label, str) else operator.index(label))
+    return ids
+
+
+def check_has_bound(pipe: Any, has_sources: bool):
+    """Refuse a pipeline without a bound of single texts, or without one given their sources."""
+    kind = pipe.kind
+    if kind == "codes":
+        raise ValueError(
+            f"`pipe` must write tokens or word embeddings, got {type(pipe).__name__}: the bound of codes is "
+            "`estimate_two_level_bound`."
+        )
+    if kind == "tokens":
+        require(
+            isinstance(pipe.scheduler, D3PMScheduler),
+            "pipe",
+            "a pipeline with a scheduler that has a bound",
+            pipe.scheduler,
+        )
+        return
+
+    # Some schedulers of diffusers count noise on another scale.
+    require(
+        hasattr(pipe.scheduler, "alphas_cumprod"),
+        "pipe",
+        "a pipeline with a scheduler that has `alphas_cumprod`, whose bound is of them",
+        pipe.scheduler,
+    )
+    if has_sources and not pipe.denoiser.config.partial_noising:
+        raise ValueError(
+            "`sources` need a denoiser with `partial_noising=True`, which was trained with them."
+        )
+
+
+def row_bounds_of(
+    pipe: Any,
+    denoiser: Any,
+    rows: list[dict[str, Any]],
+    full: bool,
+    num_times: int,
+    num_noise: int,
+    **options: Any,
+) -> RowBounds:
+    """The bounds of rows under a pipeline of tokens or of word embeddings."""
+    if pipe.kind == "embeddings":
+        return embedding_row_bounds(
+            denoiser, pipe.scheduler, rows, num_times, full, num_noise, **options
+        )
+    if full:
+        return full_bound(denoiser, pipe.scheduler, rows, num_noise=num_noise, **options)
+    return monte_carlo_bound(denoiser, pipe.scheduler, rows, num_times, **options)
 
 
 def unigram_entropy(rows: Iterable[dict[str, list[int]]]) -> float:
@@ -442,14 +382,14 @@ def unigram_entropy(rows: Iterable[dict[str, list[int]]]) -> float:
         0.6931
     """
     # Only what the bound counts, so that both compare.
-    counts: Counter[int] = Counter()
-    for row in rows:
-        given = row.get("given") or [False] * len(row["input_ids"])
-        columns = zip(row["input_ids"], row["attention_mask"], given, strict=True)
-        for token, real, is_given in columns:
-            if real and not is_given:
-                counts[token] += 1
+    return frequency_entropy(counted_ids(rows))
 
+
+def frequency_entropy(texts: Iterable[Iterable[int]]) -> float:
+    """Entropy of the frequencies of the ids in all texts, in nats."""
+    counts: Counter[int] = Counter()
+    for ids in texts:
+        counts.update(ids)
     frequencies = np.array(list(counts.values()), dtype=np.float64)
     frequencies /= frequencies.sum()
     return float(-(frequencies * np.log(frequencies)).sum())

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 
+from text_diffusers.common.progress import progress_bar
 from text_diffusers.common.randomness import rand
 from text_diffusers.common.validation import is_int, require
 from text_diffusers.data.rows import unknown_tokens
@@ -115,7 +115,8 @@ def full_bound(
         integrand = one_count
         strata = [int(most_unknown(collate([row]), block_length(denoiser))) for row in rows]
     device = device_of(denoiser)
-    return sampled_bounds(rows, strata, num_noise, integrand, device, batch_size, seed, progress)
+    num_draws = [num_noise * number for number in strata]
+    return sampled_bounds(rows, strata, num_draws, integrand, device, batch_size, seed, progress)
 
 
 def monte_carlo_bound(
@@ -130,10 +131,11 @@ def monte_carlo_bound(
     """Unbiased estimate of each row's bound, from random times, two in each of `num_times` / 2 strata.
 
     Arguments as in `full_bound`; works for every kernel and clock. In continuous time, under the absorbing kernel, the
-    number of masked tokens is drawn in place of the time: the expectation is that of `full_bound`.
+    number of masked tokens is drawn in place of the time: the expectation is that of `full_bound`. The last stratum of
+    an odd number of times has three; a single time leaves the variance unknown, `nan`.
 
     Raises:
-        ValueError: if `num_times` is not a positive even number.
+        ValueError: if `num_times` is no integer of at least 1.
 
     Example:
         >>> from text_diffusers import D3PMUniformScheduler, TextTransformerModel
@@ -144,14 +146,8 @@ def monte_carlo_bound(
         >>> bounds.num_samples
         8
     """
-    require(
-        is_int(num_times, 2) and num_times % 2 == 0,
-        "num_times",
-        "an even integer of at least 2",
-        num_times,
-    )
     rows = list(rows)
-    num_strata = num_times // 2
+    num_strata = num_strata_of(num_times)
 
     def one_time(batch: Batch, stratum: Tensor, generators: list[torch.Generator]) -> Tensor:
         length = batch["input_ids"].shape[1]
@@ -188,54 +184,85 @@ def monte_carlo_bound(
     )
     integrand = one_number if continuous else one_time
     strata = [num_strata] * len(rows)
-    return sampled_bounds(
-        rows, strata, 2, integrand, device_of(denoiser), batch_size, seed, progress
-    )
+    num_draws = [num_times] * len(rows)
+    device = device_of(denoiser)
+    return sampled_bounds(rows, strata, num_draws, integrand, device, batch_size, seed, progress)
+
+
+def num_strata_of(num_times: int) -> int:
+    """Strata of which each has two random times, the last one of an odd number three.
+
+    Raises:
+        ValueError: if `num_times` is no integer of at least 1.
+    """
+    require(is_int(num_times, 1), "num_times", "an integer of at least 1", num_times)
+    return max(1, num_times // 2)
 
 
 @torch.no_grad()
 def sampled_bounds(
     rows: list[dict[str, Any]],
     strata: list[int],
-    num_draws: int,
+    num_draws: list[int],
     integrand: Integrand,
     device: torch.device,
     batch_size: int,
     seed: int,
     progress: bool,
 ) -> RowBounds:
-    """Sums over the strata of a row of the mean of `num_draws` values of the integrand.
+    """Sums over the strata of a row of the mean of the integrand in them.
 
     Args:
         strata: the number of them, of each row.
+        num_draws: values of the integrand of each row, as many in each stratum; the last one has what is left over.
         integrand: of a batch, the stratum (B,) of each of its rows, and their generators; (B,) nats.
     """
     # 1. All samples, those of rows of one length next to each other: they share a batch
     order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
-    counts = np.asarray(strata)[order] * num_draws
+    counts = np.asarray(num_draws, dtype=np.int64)[order]
+    strata_of_rows = np.asarray(strata, dtype=np.int64)[order]
     sampled_row = np.repeat(order, counts)  # (S,) of all samples
     sample = np.arange(len(sampled_row)) - np.repeat(counts.cumsum() - counts, counts)
 
+    # A row without anything to predict has no strata, and no samples.
+    draws_of_stratum = np.repeat(counts // strata_of_rows.clip(min=1), counts)
+    last_stratum = np.repeat(strata_of_rows - 1, counts)
+    sampled_stratum = np.minimum(sample // draws_of_stratum, last_stratum)
+
     # 2. Their values
     values = torch.zeros(len(sample), dtype=torch.float64)
-    for first in tqdm(range(0, len(sample), batch_size), disable=not progress):
+    for first in progress_bar(range(0, len(sample), batch_size), disable=not progress):
         now = slice(first, first + batch_size)
         batch = collate([rows[row] for row in sampled_row[now]])
         batch = {name: column.to(device) for name, column in batch.items()}
-        stratum = torch.tensor(sample[now] // num_draws, device=device)
+        stratum = torch.tensor(sampled_stratum[now], device=device)
         pairs = zip(sampled_row[now], sample[now], strict=True)
         generators = [sample_generator(seed, *pair) for pair in pairs]
         values[now] = integrand(batch, stratum, generators).double().cpu()
 
     # 3. Sums over the strata of each row
     nats = torch.zeros(len(rows), dtype=torch.float64)
-    variance = torch.full_like(nats, float("nan"))
-    for row, row_values in zip(order, values.split(counts.tolist()), strict=True):
-        cells = row_values.view(-1, num_draws)  # (strata, draws)
-        nats[row] = cells.mean(dim=1).sum()
-        if num_draws > 1:
-            variance[row] = cells.var(dim=1).sum() / num_draws
+    variance = torch.zeros_like(nats)
+    strata_of_samples = torch.tensor(sampled_stratum)
+    sizes = counts.tolist()
+    columns = zip(
+        order, values.split(sizes), strata_of_samples.split(sizes), strata_of_rows, strict=True
+    )
+    for row, row_values, row_strata, num_strata in columns:
+        means, variances = mean_of_strata(row_values, row_strata, int(num_strata))
+        nats[row] = means.sum()
+        variance[row] = variances.sum()
     return RowBounds(nats, variance, len(sample))
+
+
+def mean_of_strata(values: Tensor, strata: Tensor, num_strata: int) -> tuple[Tensor, Tensor]:
+    """Means of the values (S,) in each stratum, and their variances, `nan` where a stratum has one: (strata,) each."""
+    zeros = torch.zeros(num_strata, dtype=values.dtype)
+    sizes = zeros.index_add(0, strata, torch.ones_like(values))
+    means = zeros.index_add(0, strata, values) / sizes
+    squares = zeros.index_add(0, strata, (values - means[strata]).square())
+    variances = squares / (sizes - 1).masked_fill(sizes < 2, torch.nan)
+    return means, variances / sizes
 
 
 def drawn_token_bound(

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from text_diffusers.common.plain_text import encode_plain
 from text_diffusers.common.validation import require
 from text_diffusers.evaluation.modules import device_of, evaluating
 
@@ -194,7 +195,7 @@ def generative_perplexity(
     Args:
         texts: strings.
         model: any transformers causal LM; put into evaluation mode for the call.
-        tokenizer: its tokenizer, which is called as `tokenizer(texts)["input_ids"]`.
+        tokenizer: its tokenizer, or a function that is called as `tokenizer(texts)["input_ids"]`.
         batch_size: texts in one call of the model; those of about one length go together.
         max_length: tokens of a text beyond it are cut off.
         device: where to compute; by default where the model is. The model is moved there.
@@ -217,7 +218,14 @@ def generative_perplexity(
 
     # Rows of about one length share a batch.
     texts = list(texts)
-    rows = [ids[:max_length] for ids in tokenizer(texts)["input_ids"]] if texts else []
+    if not texts:
+        rows = []
+    elif hasattr(tokenizer, "all_special_ids"):
+        # "<|endoftext|>" in a text is characters, and no end.
+        rows = encode_plain(tokenizer, texts, "texts", with_ends=True)
+    else:
+        rows = tokenizer(texts)["input_ids"]
+    rows = [ids[:max_length] for ids in rows]
     scored = sorted((row for row in rows if len(row) > 1), key=len)
     if not scored:
         raise ValueError(

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from datasets import Dataset
 
 from text_diffusers.data.code_rows import code_rows
+from text_diffusers.data.rows import unknown_tokens
 from text_diffusers.evaluation.bounds import CONDITIONS
-from text_diffusers.evaluation.likelihood import BoundEstimate, estimate_bound
+from text_diffusers.evaluation.estimates import BoundEstimate, count_tokens, ratio_error
+from text_diffusers.evaluation.likelihood import estimate_bound
 from text_diffusers.evaluation.modules import device_of
 from text_diffusers.evaluation.reconstruction import small_batches
 from text_diffusers.models.prompted_denoiser import PromptedDenoiser
@@ -131,10 +133,8 @@ def estimate_two_level_bound(
 def per_token(estimate: BoundEstimate, codes: Dataset, rows: Dataset) -> BoundEstimate:
     """A bound in nats per code of the rows `codes` in nats per counted token of the rows of text that they are of."""
     # A row of codes has another length than its row of text, and rows of text have padding.
-    num_tokens = sum(sum(mask) for mask in rows["attention_mask"])
-    scale = len(codes) * len(codes[0]["input_ids"]) / num_tokens
-    by_noise = [scale * nats for nats in estimate.by_noise]
-    return BoundEstimate(scale * estimate.bound, scale * estimate.standard_error, by_noise)
+    num_codes = len(codes) * len(codes[0]["input_ids"])
+    return estimate.recounted(num_codes / count_tokens(rows))
 
 
 @torch.no_grad()
@@ -144,23 +144,21 @@ def decoder_cross_entropy(autoencoder: Any, rows: Dataset) -> BoundEstimate:
     device = device_of(autoencoder)
     nats = []
     counts = []
-    for batch in small_batches(rows.select_columns(["input_ids", "attention_mask"])):
+    for batch in small_batches(rows):
         tokens = batch["input_ids"].to(device)
-        counted = batch["attention_mask"].to(device)
+        counted = unknown_tokens(batch).to(device)
         codes = autoencoder.encode(tokens)
         logits = autoencoder.decode(codes.fine, codes.coarse).transpose(1, 2)  # (B, V, L)
         losses = F.cross_entropy(logits.float(), tokens, reduction="none") * counted  # (B, L)
         nats.append(losses.double().sum(dim=1).cpu())
-        counts.append(counted.sum(dim=1).cpu())
+        counts.append(counted.double().sum(dim=1).cpu())
 
-    # 2. Per token, with the error of a ratio
+    # 2. Per token, with the error of a ratio, which a single row leaves unknown
     row_nats = torch.cat(nats)
     row_tokens = torch.cat(counts)
-    mean = row_nats.sum() / row_tokens.sum()
-    error = torch.nan  # of a single row
-    if len(row_nats) > 1:
-        error = (row_nats - mean * row_tokens).std() / len(row_nats) ** 0.5
-    return BoundEstimate(float(mean), float(error / row_tokens.double().mean()), [])
+    return BoundEstimate(
+        float(row_nats.sum() / row_tokens.sum()), ratio_error(row_nats, row_tokens), []
+    )
 
 
 def with_plans_of_others(rows: Dataset) -> Dataset:

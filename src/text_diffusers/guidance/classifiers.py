@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from text_diffusers.common.plain_text import encode_plain
 from text_diffusers.common.token_ids import start_ids
 from text_diffusers.common.validation import is_int, is_number, require
 from text_diffusers.guidance.controls import Control, for_each_text
@@ -370,7 +371,8 @@ def style_vector(encoder: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
     features = []
     for first in range(0, len(texts), ROWS_AT_A_TIME):
         rows = []
-        for ids in tokenizer(list(texts[first : first + ROWS_AT_A_TIME]))["input_ids"]:
+        part = texts[first : first + ROWS_AT_A_TIME]
+        for ids in encode_plain(tokenizer, part, "texts", with_ends=True):
             # Some tokenizers put the start token themselves.
             has_start = ids[: len(start)] == start
             rows.append(torch.tensor(ids if has_start else start + ids))

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from text_diffusers.common.plain_text import encode_plain, holds_mask
 from text_diffusers.common.token_ids import end_ids
 from text_diffusers.common.validation import is_int, is_number, require
 from text_diffusers.guidance.soft_text import open_log_probs, soft_text, text_places
@@ -235,9 +236,9 @@ class WordsControl(Control):
         special = set(tokenizer.all_special_ids)
         spellings = []
         for word in self.words:
-            at_start = tokenizer(word, add_special_tokens=False)["input_ids"]
-            elsewhere = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+            at_start, elsewhere = encode_plain(tokenizer, [word, f" {word}"], "words")
             is_spelled = bool(at_start and elsewhere) and special.isdisjoint(at_start + elsewhere)
+            is_spelled = is_spelled and not holds_mask(tokenizer, word)
             require(
                 is_spelled, "words", "made of tokens of the tokenizer, none of them special", word
             )

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from text_diffusers.common.plain_text import encode_plain
 from text_diffusers.common.token_ids import start_ids
 from text_diffusers.common.validation import is_int, is_number, require
 from text_diffusers.guidance.controls import Control, first_possible, for_each_text, forbid
@@ -121,7 +122,7 @@ def tag_tokens(
     for first in range(0, len(texts), batch_size):
         batch = list(texts[first : first + batch_size])
         # "[MASK]" in a text is six characters and not a token.
-        encoded = tokenizer(batch, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        encoded = encode_plain(tokenizer, batch, "texts")
         full_rows = [torch.tensor(ids) for ids in encoded if ids]
         if not full_rows:
             continue

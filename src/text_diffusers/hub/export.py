@@ -15,6 +15,7 @@ import text_diffusers
 from text_diffusers.common.json_files import read_object
 from text_diffusers.hub.model_card import model_card
 from text_diffusers.hub.standalone import PACKAGE, standalone_source
+from text_diffusers.models.language_model import uncompiled
 from text_diffusers.pipelines.loading import INDEX
 from text_diffusers.training.config import NOTE_FILE
 from text_diffusers.training.curves import CURVES_PICTURE, METRICS_FILE
@@ -73,7 +74,8 @@ def save_with_code(
         3
     """
     # Nothing is written before all classes are known.
-    classes = {name: type(part) for name, part in pipe.components.items() if part is not None}
+    components = {name: uncompiled(part) for name, part in pipe.components.items()}
+    classes = {name: type(part) for name, part in components.items() if part is not None}
     for name, owner in {"pipe": type(pipe), **classes}.items():
         if library_of(owner) not in (PACKAGE, *STOCK_LIBRARIES):
             raise ValueError(

@@ -29,6 +29,7 @@ from text_diffusers.hub.card_text import (
     wrapped,
 )
 from text_diffusers.hub.papers import papers_of
+from text_diffusers.models.language_model import uncompiled
 from text_diffusers.training.config import NOTE_FILE
 from text_diffusers.training.curves import (
     CURVES_PICTURE,
@@ -53,7 +54,8 @@ KINDS = {
 # Of the names in metrics.json: meaning and unit.
 FIGURES = {
     "bound": ("upper bound of the negative log-likelihood", "nats per token"),
-    "unigram_entropy": ("entropy of token frequencies", "nats per token"),
+    "bits_per_character": ("the same bound", "bits per character"),
+    "unigram_entropy": ("entropy of the same tokens' frequencies", "nats per token"),
     "coarse_bound": ("of the bound: coarse codes", "nats per token"),
     "fine_bound": ("of the bound: fine codes, given these", "nats per token"),
     "decoder_cross_entropy": ("of the bound: tokens, given the codes", "nats per token"),
@@ -194,6 +196,10 @@ def evaluation_results(record: TrainingRecord) -> list[EvalResult]:
         "perplexity": ("Perplexity per token, upper bound", math.exp(bound)),
     }
 
+    if "bits_per_character" in record.metrics:
+        bits = record.metrics["bits_per_character"]
+        figures["bits-per-character"] = ("Upper bound, bits per character", bits)
+
     # The Hub files a result under an id of its data set, in which few characters are allowed.
     data_set = one_line(record.datasets[0])
     return [
@@ -247,7 +253,7 @@ def parts_section(pipe: Any) -> str:
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             size = f"{count_parameters(part):,} parameters"
-            lines.append((name, f"{code(type(part).__name__)}, {size}"))
+            lines.append((name, f"{code(type(uncompiled(part)).__name__)}, {size}"))
         elif part is not None and hasattr(part, "step"):
             lines.append((name, described_scheduler(part)))
 
@@ -423,7 +429,20 @@ def meaning_of_bound(metrics: dict[str, float]) -> str:
             sentences.append(
                 "The bound is not below it: by this measure the model is not shown to know more than these."
             )
+    # What is counted, by `text_diffusers.evaluation.written_texts`; older figures counted otherwise.
+    if "num_tokens" in metrics:
+        sentences.append(
+            f"Counted are the {metrics['num_tokens']:,.0f} tokens of the texts and their ends, which the model writes, "
+            "and nothing that it is given."
+        )
+    else:
+        sentences.append(
+            "These figures were left by an earlier version, which also counted the start token of texts that have a "
+            "row of their own."
+        )
     sentences.append("Figures per token compare only between models of the same vocabulary.")
+    if "bits_per_character" in metrics:
+        sentences.append("Those per character compare between any; an end counts as a character.")
     return " ".join(sentences)
 
 

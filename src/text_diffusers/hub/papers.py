@@ -4,6 +4,8 @@ import re
 import sys
 from typing import Any
 
+from text_diffusers.models.language_model import uncompiled
+
 ARXIV = re.compile(r"arxiv\.org/abs/(\d{4}\.\d{5})")
 
 # By arXiv number, that is by date
@@ -56,7 +58,7 @@ def papers_of(*parts: Any) -> list[tuple[str, str]]:
     numbers: dict[str, None] = {}
     for part in parts:
         # A scheduler that extends another rests on its paper, too.
-        for owner in type(part).__mro__:
+        for owner in type(uncompiled(part)).__mro__:
             module = owner.__module__
             if module.startswith("text_diffusers."):
                 # The paper stands either at the head of the file or at the class.

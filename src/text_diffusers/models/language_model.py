@@ -34,8 +34,21 @@ class MaskedLMDenoiserOutput(BaseOutput):
     logits: Tensor
 
 
+def uncompiled(model: Any) -> Any:
+    """The model that `torch.compile` was given, if `model` is what came of it; else `model` itself."""
+    return getattr(model, "_orig_mod", model)
+
+
+def runs_compiled(model: Any) -> bool:
+    """Whether a call of `model` is compiled, by `torch.compile(model)` or by `model.compile()` in place."""
+    # Parts of such a model, called by themselves, are not.
+    in_place = getattr(model, "_compiled_call_impl", None) is not None
+    return in_place or uncompiled(model) is not model
+
+
 def is_masked_lm(model: Any) -> bool:
-    """Whether `model` is a transformers model that knows nothing of diffusion."""
+    """Whether `model`, compiled or not, is a transformers model that knows nothing of diffusion."""
+    model = uncompiled(model)
     if not isinstance(model, PreTrainedModel):
         return False
     # A denoiser takes the positions whose prediction is asked for.
@@ -73,10 +86,10 @@ def selected_logits(
 ) -> Tensor:
     """Logits of a masked LM, (N, V) at `positions` (B, L), or (B, L, V) without.
 
-    The head runs at these positions only, if it is one of `HEADS`.
+    The head runs at these positions only, if it is one of `HEADS`, and the model is not compiled as a whole.
     """
-    head = HEADS.get(model.config.model_type)
-    # A head that is not known runs everywhere, and its logits are chosen from.
+    head = None if runs_compiled(model) else HEADS.get(model.config.model_type)
+    # A head that cannot be called by itself runs everywhere, and its logits are chosen from.
     if positions is None or head is None:
         logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits if positions is None else logits[positions]

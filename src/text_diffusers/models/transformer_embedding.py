@@ -6,7 +6,7 @@ rounded to words (`logits`, `round`), as in Diffusion-LM (https://arxiv.org/abs/
 Shapes: B batch, L sequence length, E embedding width, D hidden width, V vocabulary size, K codes of a codebook.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from text_diffusers.models.checks import (
     check_sizes,
     check_transformer_config,
 )
+from text_diffusers.models.text_lengths import last_tokens, require_length_model
 from text_diffusers.models.transformer_blocks import (
     TextTransformerBlock,
     TransformerModel,
@@ -50,6 +51,7 @@ class EmbeddingTransformerOutput(BaseOutput):
             "sample".
         clean, start, noisy: (B, L, E) in training: the embeddings, and what `corrupt` made of them.
         start_logits: (B, L, V) in training: words read off `start`.
+        length_logits: (B, `max_length`) of 0, 1, 2, ... tokens behind each row, by a model that predicts lengths.
     """
 
     sample: Tensor
@@ -58,6 +60,7 @@ class EmbeddingTransformerOutput(BaseOutput):
     start: Tensor | None = None
     noisy: Tensor | None = None
     start_logits: Tensor | None = None
+    length_logits: Tensor | None = None
 
 
 class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
@@ -92,6 +95,8 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
             it draws all alike.
         dropout: probability, during training.
         mask_token_id, pad_token_id: never written.
+        predicts_length: whether the model has a head that says how long a text from a source is, see `length_logits`;
+            needs `partial_noising`.
 
     Raises:
         ValueError: if an argument makes no sense, with its name and limit.
@@ -137,6 +142,7 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         dropout: float = 0.0,
         mask_token_id: int | None = None,
         pad_token_id: int | None = None,
+        predicts_length: bool = False,
     ):
         super().__init__()
         self._check_config()
@@ -165,10 +171,14 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         self.word_head = None
         if categorical_output:
             self.word_head = nn.Linear(hidden_size, vocab_size, bias=False)
+        self.length_head = None
+        if predicts_length:
+            self.length_head = nn.Linear(hidden_size, max_length)
 
         # Outputs start at zero.
         self.apply(init_weights)
         zero_weights(self.modulation_out, self.proj_out, self.word_head, self.self_condition_in)
+        zero_weights(self.length_head)
 
         # 3. Buffers, which are saved with the weights
         if not train_embeddings:
@@ -183,9 +193,9 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
             # Until training measures its losses, all times are alike.
             self.register_buffer("time_density", torch.ones(time_bins, dtype=torch.float64))
         if rounding == "codebook":
-            # Until `set_codebook`, the embeddings of the words, from the first on.
+            # Zeros until `set_codebook`, which stand for the embeddings of the words, whatever these become.
             codes = torch.arange(codebook_size or vocab_size) % vocab_size
-            self.register_buffer("codebook", self.embedding_table().detach()[codes].clone())
+            self.register_buffer("codebook", torch.zeros(len(codes), embedding_dim))
             self.register_buffer("codebook_tokens", codes)
 
     def forward(
@@ -270,7 +280,38 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
             logits = self.logits(prediction)
         if not return_dict:
             return (prediction,)
-        return EmbeddingTransformerOutput(prediction, logits, clean, start, sample, start_logits)
+
+        # 5. At its last token a row that is all source says how much is to follow
+        length_logits = None
+        if self.length_head is not None:
+            length_logits = self.length_head(x[last_tokens(sample[..., 0], attention_mask)])
+        return EmbeddingTransformerOutput(
+            prediction, logits, clean, start, sample, start_logits, length_logits
+        )
+
+    def length_logits(
+        self,
+        source_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Ask how many tokens are to be written from each source, by its clean embeddings alone.
+
+        Args:
+            source_ids: (B, S) tokens "start source end" of each row, with padding on the right.
+            attention_mask: (B, S), 0 at padding.
+            class_labels: (B,) ids; `None` is "no label".
+
+        Returns:
+            (B, `max_length`) logits of 0, 1, 2, ... tokens.
+
+        Raises:
+            ValueError: if the model was built with `predicts_length=False`.
+        """
+        require_length_model(self.config)
+        given = torch.ones_like(source_ids, dtype=torch.bool)
+        output = self(self.embed(source_ids), 0, attention_mask, class_labels, given=given)
+        return output.length_logits
 
     def embedding_table(self) -> Tensor:
         """(V, E) the clean embedding of every word."""
@@ -292,22 +333,54 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         return F.linear(clean, self.embedding_table())
 
     @torch.no_grad()
-    def round(self, clean: Tensor) -> Tensor:
-        """(...) ids of the words that clean estimates (..., E) are rounded to; padding and mask are not among them."""
+    def round(self, clean: Tensor, excluded_ids: Sequence[int] | None = None) -> Tensor:
+        """(...) ids of the words that clean estimates (..., E) are rounded to.
+
+        Args:
+            excluded_ids: ids that are not among them, by default padding and mask.
+
+        Raises:
+            ValueError: if the codebook has no others.
+        """
+        excluded = self._special_ids if excluded_ids is None else excluded_ids
         if self.config.rounding == "codebook":
-            return self.codebook_tokens[distances(clean, self.codebook).argmin(dim=-1)]
+            return self._round_by_codebook(clean, excluded)
         if self.config.rounding == "head":
-            return self._without_special(self.logits(clean)).argmax(dim=-1)
-        return self._nearest_ids(clean)
+            return without_ids(self.logits(clean), excluded).argmax(dim=-1)
+        return self._nearest_ids(clean, excluded)
+
+    def _round_by_codebook(self, clean: Tensor, excluded_ids: Sequence[int]) -> Tensor:
+        codes = self.codebook_tokens
+        excluded = torch.tensor(excluded_ids, dtype=codes.dtype, device=codes.device)
+        is_excluded = torch.isin(codes, excluded)  # (K,)
+        if is_excluded.all():
+            raise ValueError(
+                f"`codebook_tokens` must hold the id of a word, got none but the special ids {list(excluded_ids)}: "
+                "pass others as `token_ids` to `set_codebook`."
+            )
+        scores = -distances(clean, self.codebook)
+        return codes[scores.masked_fill(is_excluded, float("-inf")).argmax(dim=-1)]
+
+    @property
+    def codebook(self) -> Tensor:
+        """(K, E) the vectors that are rounded to; until `set_codebook` the embeddings of their words as they are."""
+        vectors = self._buffers.get("codebook")
+        if vectors is None:
+            raise AttributeError('`codebook` needs a model with `rounding="codebook"`.')
+        # A loader may ask for its shape before there are any numbers.
+        if vectors.is_meta or vectors.any():
+            return vectors
+        return self.embedding_table().detach()[self.codebook_tokens]
 
     @torch.no_grad()
     def nearest_words(self, clean: Tensor) -> Tensor:
         """(..., E) the nearest embeddings of words to clean estimates (..., E)."""
-        return self.embed(self._nearest_ids(clean))
+        return self.embed(self._nearest_ids(clean, self._special_ids))
 
-    def _nearest_ids(self, clean: Tensor) -> Tensor:
-        # As the largest of the negative distances, so that special tokens can be excluded by -inf.
-        return self._without_special(-distances(clean, self.embedding_table())).argmax(dim=-1)
+    def _nearest_ids(self, clean: Tensor, excluded_ids: Sequence[int]) -> Tensor:
+        # As the largest of the negative distances, so that ids can be excluded by -inf.
+        scores = -distances(clean, self.embedding_table())
+        return without_ids(scores, excluded_ids).argmax(dim=-1)
 
     def set_noise(self, alphas_cumprod: Tensor):
         """Tell a model with `categorical_output` the noise of its clock, `alphas_cumprod` (T,).
@@ -332,7 +405,7 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         """Round to the nearest of `vectors` (K, E), which stand for the words `token_ids` (K,).
 
         Raises:
-            ValueError: if the model does not round by a codebook, or the shapes or ids do not fit.
+            ValueError: if the model does not round by a codebook, the shapes or ids do not fit, or none is of a word.
         """
         require(
             self.config.rounding == "codebook",
@@ -348,7 +421,15 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
             )
         is_known = bool(((token_ids >= 0) & (token_ids < self.config.vocab_size)).all())
         require(is_known, "token_ids", f"in the vocabulary of {self.config.vocab_size}", token_ids)
-        self.codebook.copy_(vectors)
+        # Zeros stand for a codebook that was not set.
+        require(bool(vectors.any()), "vectors", "others than zeros", vectors)
+        special = torch.tensor(self._special_ids, dtype=token_ids.dtype, device=token_ids.device)
+        has_word = bool((~torch.isin(token_ids, special)).any())
+        require(has_word, "token_ids", "ids of words, not only of padding and mask", token_ids)
+        # The buffer itself, in the place of which `codebook` may show the embeddings.
+        buffer = self._buffers["codebook"]
+        assert buffer is not None
+        buffer.copy_(vectors)
         self.codebook_tokens.copy_(token_ids)
 
     @torch.no_grad()
@@ -392,15 +473,15 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
             condition = condition + label
         return F.silu(condition).unsqueeze(1)
 
+    @property
+    def _special_ids(self) -> list[int]:
+        """Padding and mask, as far as the model knows them."""
+        ids = (self.config.mask_token_id, self.config.pad_token_id)
+        return [token for token in ids if token is not None]
+
     def _without_special(self, scores: Tensor) -> Tensor:
         """Scores (..., V) with padding and mask made impossible."""
-        # The dtype of no id at all has to be given.
-        special = [
-            i for i in (self.config.mask_token_id, self.config.pad_token_id) if i is not None
-        ]
-        return scores.index_fill(
-            -1, torch.tensor(special, device=scores.device, dtype=torch.long), float("-inf")
-        )
+        return without_ids(scores, self._special_ids)
 
     def _check_config(self):
         config = self.config
@@ -416,6 +497,8 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
             raise ValueError(
                 f'`categorical_output` needs `prediction_type="sample"`, got {config.prediction_type!r}.'
             )
+        if config.predicts_length and not config.partial_noising:
+            raise ValueError("`predicts_length` needs `partial_noising=True`, got False.")
         if config.codebook_size is not None and (
             config.rounding != "codebook" or config.codebook_size < 1
         ):
@@ -428,6 +511,13 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         limit = f"between 0 and `num_train_timesteps`={steps}"
         require(0 <= config.time_bins <= steps, "time_bins", limit, config.time_bins)
         require(config.embedding_scale > 0, "embedding_scale", "above 0", config.embedding_scale)
+
+
+def without_ids(scores: Tensor, ids: Sequence[int]) -> Tensor:
+    """Scores (..., V) with some ids made impossible."""
+    # The dtype of no id at all has to be given.
+    excluded = torch.tensor(ids, device=scores.device, dtype=torch.long)
+    return scores.index_fill(-1, excluded, float("-inf"))
 
 
 def distances(points: Tensor, table: Tensor) -> Tensor:

@@ -34,6 +34,11 @@ from text_diffusers.models.checks import (
     check_transformer_config,
 )
 from text_diffusers.models.chunked_head import CHUNK_SIZE, ChunkedHeadLoss, LossFunction, chunks
+from text_diffusers.models.text_lengths import (
+    check_length_ids,
+    last_tokens,
+    require_length_model,
+)
 from text_diffusers.models.transformer_blocks import (
     TextTransformerBlock,
     TransformerModel,
@@ -69,6 +74,7 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
         block_length: tokens in a block; a token then sees its own block and those before. Blocks begin at multiples
             of it. `None` lets every token see every other.
         mask_token_id, pad_token_id: kept for loaders and checked against V.
+        predicts_length: whether the model was trained to say how long a text from a source is, see `length_logits`.
 
     Raises:
         ValueError: if an argument makes no sense, with its name and limit.
@@ -103,10 +109,12 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
         block_length: int | None = None,
         mask_token_id: int | None = None,
         pad_token_id: int | None = None,
+        predicts_length: bool = False,
     ):
         super().__init__()
         check_config_types(self)
         check_transformer_config(self.config)
+        check_length_ids(self.config)
         check_sizes(self.config, ["block_length"], optional=True)
 
         # Without time and labels there is nothing to modulate by, and norms keep their own weights.
@@ -209,6 +217,38 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
             return TextTransformerOutput(loss=loss) if return_dict else (loss,)
         logits = F.linear(x, self.token_embedding.weight) if self.head is None else self.head(x)
         return TextTransformerOutput(logits=logits) if return_dict else (logits,)
+
+    def length_logits(
+        self,
+        source_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Ask how many tokens are to be written from each source.
+
+        A model that `predicts_length` was trained to answer at the last token of a row that ends with its source: its
+        prediction there, over the ids 0, 1, 2, ..., is that of so many tokens.
+
+        Args:
+            source_ids: (B, S) tokens "start source end" of each row, with padding on the right.
+            attention_mask: (B, S), 0 at padding.
+            class_labels: (B,) ids; `None` is "no label".
+
+        Returns:
+            (B, `max_length`) logits of 0, 1, 2, ... tokens.
+
+        Raises:
+            ValueError: if the model was not trained to.
+        """
+        require_length_model(self.config)
+        logits = self(
+            source_ids,
+            0.0,
+            attention_mask,
+            class_labels,
+            positions=last_tokens(source_ids, attention_mask),
+        ).logits
+        return logits[:, : self.config.max_length]
 
     def new_cache(self, capacity: int | None = None) -> BlockCache:
         """An empty cache of up to `capacity` tokens, by default and at most `max_length`."""

@@ -174,6 +174,12 @@ class TrainingConfig:
         may_change_on_resume=True,
         of_one_start=True,
     )
+    resume_with_other_data: bool = option(
+        False,
+        "resume though the training rows are others than those of the checkpoint",
+        may_change_on_resume=True,
+        of_one_start=True,
+    )
 
     # Trackers and process
     report_to: list[str] = option(
@@ -224,7 +230,7 @@ def marked_options(config: Any, mark: str, value: Any = True) -> list[str]:
     Example:
         >>> from text_diffusers.training.config import TrainingConfig, marked_options
         >>> marked_options(TrainingConfig, "of_one_start")
-        ['overwrite_output_dir', 'resume_from_checkpoint']
+        ['overwrite_output_dir', 'resume_from_checkpoint', 'resume_with_other_data']
     """
     names = []
     for option in fields(config):

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from text_diffusers.common.clean_estimate import clean_estimate
@@ -27,6 +28,12 @@ from text_diffusers.losses.embedding import (
     transition_kl,
 )
 from text_diffusers.losses.time_density import draw_times
+from text_diffusers.training.lengths import (
+    ASKED_SHARE,
+    ask_for_lengths,
+    asked_positions,
+    text_sizes,
+)
 
 BEGINNINGS = 0.25  # of the rows with given words; in the others any words are given
 LOG_LEAST_HIDDEN = math.log(0.05)
@@ -97,21 +104,43 @@ class EmbeddingLoss:
         return times, weights if self.time_sampling == "loss_aware" else torch.ones_like(weights)
 
     def __call__(
-        self, model: Any, batch: Batch, times: Tensor, generators: list[torch.Generator]
+        self,
+        model: Any,
+        batch: Batch,
+        times: Tensor,
+        generators: list[torch.Generator],
+        weights: Tensor | None = None,
+        asks_lengths: bool = True,
     ) -> Tensor:
-        """(B, L) the loss of every token at `times` (B,), zero at padding and at given tokens."""
+        """(B, L) the loss of every token at `times` (B,), zero at padding and at given tokens.
+
+        The loss of a row that is asked for the length of its text stands at the last token of its source.
+
+        Args:
+            weights: (B,) of the losses of texts; 1 by default.
+            asks_lengths: whether some rows are asked for a length, if the model predicts lengths.
+        """
+        # Of pairs, some rows are asked how long the text is, and show none of it.
+        lengths = text_sizes(batch)
+        asked = None
+        if self.model_config.predicts_length and asks_lengths:
+            batch, asked = ask_for_lengths(batch, generators)
+            times = times.masked_fill(asked.to(times.device), 0)
+
         # 1. Draw everything that is random: three coins a row, given words, and two tensors of noise
         tokens = batch["input_ids"]
         batch_size, length = tokens.shape
         coins = rand((batch_size, 3), generators, torch.device("cpu"))
         if self.given_words:
-            batch = batch | {"given": self._choose_given(batch, coins[:, 1:], generators)}
+            chosen = self._choose_given(batch, coins[:, 1:], generators)
+            batch = batch | {"given": chosen | batch.get("given", False)}
         shape = (batch_size, length, self.model_config.embedding_dim)
         noise = randn(shape, generators, tokens.device, torch.float32)
         start_noise = randn(shape, generators, tokens.device, torch.float32)
 
         # 2. Corrupt within the model, since one in shards has its embeddings within `forward` only
-        given = batch.get("given")
+        # A model without partial noising is shown what is given as noisy as the rest, and learns nothing of it.
+        given = batch.get("given") if self.model_config.partial_noising else None
         times = times.to(tokens.device)
 
         def corrupt(clean: Tensor, rows: Any = slice(None)) -> tuple[Tensor, Tensor]:
@@ -139,7 +168,16 @@ class EmbeddingLoss:
 
         # 4. Compare
         losses = OBJECTIVES[self.objective](self, output, noise, times.cpu(), tokens)
-        return losses * unknown_tokens(batch)
+        losses = losses * unknown_tokens(batch)
+        if weights is not None:
+            losses = losses * weights.to(losses).unsqueeze(1)
+        if asked is None:
+            return losses
+
+        # 5. Lengths, of the rows that were asked
+        length_losses = F.cross_entropy(output.length_logits.float(), lengths, reduction="none")
+        asked_losses = length_losses.unsqueeze(1) * asked_positions(batch, asked)
+        return losses / (1 - ASKED_SHARE) + asked_losses / ASKED_SHARE
 
     def _choose_given(
         self, batch: Batch, coins: Tensor, generators: list[torch.Generator]
@@ -209,7 +247,7 @@ class EmbeddingLoss:
             generators = [torch.Generator().manual_seed(row) for row in range(count)]
             spread = (torch.arange(count) + 0.5) / count
             times = ((part + spread) / num_bins * len(self.alphas)).long()
-            losses = self(model, batch, times, generators)
+            losses = self(model, batch, times, generators, asks_lengths=False)
             losses_of_bins.append((losses.sum(dim=1) / counted.sum(dim=1)).cpu())
         return torch.stack(losses_of_bins)
 

@@ -134,6 +134,47 @@ class TextStatistics:
 
 
 @torch.no_grad()
+def start_from_words(
+    denoiser: Any,
+    vectors: Tensor | None = None,
+    token_ids: list[int] | None = None,
+    shared_variance: float = 0.8,
+    sets_head: bool = True,
+):
+    """Set the embeddings and the head of a `TextTransformerModel` from what is known of its words.
+
+    Where a word is masked, the network only has to find its embedding somewhere to predict it, so the head starts as
+    the transpose of the embeddings: a word of the source can be repeated before it was ever learned. Vectors of
+    neighbours make words alike that stand in the same company, and spare a short run its plateau; a random part keeps
+    apart those that a text must not confuse, such as names.
+
+    Args:
+        denoiser: changed in place; its other weights stay.
+        vectors: (V, D) of unit variance, from `cooccurrence_vectors`; `None` leaves embeddings random.
+        token_ids: of the words that have such vectors.
+        shared_variance: of embeddings, the share that comes from `vectors`; the rest is random.
+        sets_head: whether the head starts so as well, for absorbing noise, whose masks hide what is predicted.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import TextTransformerModel
+        >>> from text_diffusers.training.initialization import start_from_words
+        >>> denoiser = TextTransformerModel(9, hidden_size=16, num_layers=1, num_attention_heads=2)
+        >>> start_from_words(denoiser)
+        >>> torch.equal(denoiser.head.weight, denoiser.token_embedding.weight / 4)
+        True
+    """
+    embeddings = denoiser.token_embedding.weight  # (V, D)
+    if vectors is not None:
+        shared = shared_variance**0.5 * vectors[token_ids]
+        own = (1 - shared_variance) ** 0.5 * embeddings[token_ids]
+        embeddings[token_ids] = (shared + own).to(embeddings)
+    # A tied head has no weight of its own.
+    if sets_head and denoiser.head is not None:
+        denoiser.head.weight.copy_(embeddings * denoiser.config.hidden_size**-0.5)
+
+
+@torch.no_grad()
 def start_from_codebooks(denoiser: Any, autoencoder: Any, level: str):
     """Set the embeddings and the head of a `CodeTransformerModel` by the codebooks of an `AutoencoderVQTextModel`.
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -23,9 +24,10 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from text_diffusers.common.progress import print_beside_bars, progress_bar
 from text_diffusers.common.training_randomness import row_noise
+from text_diffusers.data.digest import rows_digest
 from text_diffusers.data.rows import Batch, ShuffledRows, unknown_tokens
 from text_diffusers.training.checkpoints import (
     CHECKPOINT_FOLDER,
@@ -78,6 +80,8 @@ class TrainingLoop:
         loss_function: `(model, batch, uniform, generators) -> loss`, a scalar: the sum over the tokens of the
             micro-batch. `uniform` (B,) are stratified over the global batch; there is one generator a row.
         rows: order of the training rows, with G rows a step.
+        data: what a checkpoint knows the training data by; by default these rows. Rows that were computed may differ
+            in a few places on another machine.
         evaluate: `model -> {name: number}`, on all processes; "bound" is compared with and without averaging.
         write: `model -> texts`, on all processes, for the trackers' table of samples.
         on_validation: `(step, metrics)`, on all processes after each validation; may raise to end the run. The metrics
@@ -92,6 +96,7 @@ class TrainingLoop:
     evaluate: Callable[[Any], dict[str, float]] | None = None
     write: Callable[[Any], list[str]] | None = None
     on_validation: Callable[[int, dict[str, float]], None] | None = None
+    data: Any = None
 
     def __post_init__(self):
         config = self.config
@@ -104,7 +109,8 @@ class TrainingLoop:
         architecture = type(model)  # FSDP2 gives the prepared model a class of its own
         settings = dict(model.config)
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, config))
-        self.unwrapped: Any = accelerator.unwrap_model(self.model)
+        # Weights go by the names that they have in the model itself, compiled by `--dynamo_backend` or not.
+        self.unwrapped: Any = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.state = make_state(
             accelerator,
             self.unwrapped,
@@ -133,6 +139,11 @@ class TrainingLoop:
     @property
     def checkpoint_folder(self) -> Path:
         return Path(self.config.output_dir) / CHECKPOINT_FOLDER
+
+    @cached_property
+    def data_digest(self) -> str:
+        """By which a checkpoint knows the training data. For the main process."""
+        return rows_digest(self.rows.rows if self.data is None else self.data)
 
     @property
     def local_rows(self) -> range:
@@ -163,7 +174,8 @@ class TrainingLoop:
         tuned = self.config.num_cpu_threads == 0 and self.accelerator.device.type == "cpu"
         tuner = ThreadTuner(most_threads(self.accelerator)) if tuned else None
         silent = not self.accelerator.is_main_process
-        with StopRequest() as stop, tqdm(total=num_steps, initial=self.step, disable=silent) as bar:
+        bar = progress_bar(total=num_steps, initial=self.step, disable=silent)
+        with StopRequest() as stop, bar:
             while self.progress < 1:
                 # 1. Take a step, and see how long it took
                 if tuner:
@@ -363,7 +375,7 @@ class TrainingLoop:
             plain = {name: value for name, value in metrics.items() if "/" not in name}
             self.curves.add(self.step, {"seconds": round(self.elapsed, 3), "validation": plain})
             log_texts(self.accelerator, "samples", texts, self.step)
-            tqdm.write(
+            print_beside_bars(
                 f"step {self.step}: "
                 + ", ".join(f"{name} {value:.4f}" for name, value in plain.items())
             )
@@ -474,6 +486,7 @@ class TrainingLoop:
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "run_id": self.run_id,
             "recent_losses": self.recent_losses,
+            "data": self.data_digest,
             "config": asdict(self.config),
         }
 
@@ -493,6 +506,7 @@ class TrainingLoop:
         before = counters["config"] | {"rows_per_step": counters["rows_per_step"]}
         for change in changes(before, self.config, self.rows.rows_per_step):
             logger.warning(f"{change}: the run goes on, but not as it would have.")
+        self._check_data(path, counters)
 
         # 2. Take everything over
         self.state.load_tensors(tensors)
@@ -507,6 +521,25 @@ class TrainingLoop:
         if before["train_batch_size"] == self.config.train_batch_size:
             self.micro_batch_size = counters["micro_batch_size"]  # halved when memory was short
         self.accelerator.print(f"Resumed from {path} at step {self.step}")
+
+    def _check_data(self, path: Path, counters: dict[str, Any]):
+        """Refuse to go on with other training rows, unless that is meant; older checkpoints do not know theirs."""
+        # The main process reads the data, and all hear of it.
+        known = counters.get("data")
+        differs = [False]
+        if self.accelerator.is_main_process and known is not None:
+            differs = [known != self.data_digest]
+        if not broadcast_object_list(differs)[0]:
+            return
+
+        if not self.config.resume_with_other_data:
+            raise ValueError(
+                f"`resume_from_checkpoint`: the training rows are others than those of {path}. If that is meant, "
+                "`--resume_with_other_data true` goes on with them."
+            )
+        logger.warning(
+            f"The training rows are others than those of {path}: the run goes on with them."
+        )
 
     def _chosen_checkpoint(self) -> Path | None:
         """The checkpoint to resume from, as the main process finds it."""

@@ -1,42 +1,129 @@
-"""Further training of a masked LM of transformers as an absorbing diffusion model: loading, checks and saving.
+"""Models to train further: where they are, and masked LMs of transformers as absorbing diffusion models.
 
-Its rows are "start text end" of one text each, as it knows them. Both ends are given, in training as in writing: a
-masked LM was never asked for them, so a pipeline with it puts the end where its histogram of lengths says.
+The rows of a masked LM are "start text end" of one text each, as it knows them. Both ends are given, in training as
+in writing: it was never asked for them, so a pipeline with it puts the end where its histogram of lengths says.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+)
 
 from text_diffusers.models.language_model import MaskedLMDenoiser, ids_never_predicted, is_masked_lm
 from text_diffusers.models.transformer_text import TextTransformerModel
+from text_diffusers.pipelines.loading import INDEX, shipped_folder
 from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
 from text_diffusers.training.config import marked_options
 
+MODEL_CONFIG = "config.json"  # of a transformers model
+
 
 def saved_pipeline(model_name_or_path: str) -> dict[str, Any] | None:
-    """The `model_index.json` of a folder or Hub name, if that is a pipeline."""
+    """The `model_index.json` of a folder, a shipped model or a Hub name, if that is a pipeline; `None` if a model.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    if file_of(model_name_or_path, INDEX) is not None:
+        index: Any = TextDiffusionPipeline.load_config(
+            local_folder(model_name_or_path) or model_name_or_path
+        )
+        return index
+
+    # Without an index it is a model by itself, which has a configuration.
+    if file_of(model_name_or_path, MODEL_CONFIG) is None:
+        raise not_found("model_name_or_path", model_name_or_path, f"{INDEX} or {MODEL_CONFIG}")
+    return None
+
+
+def saved_label_names(model_name_or_path: str) -> list[str]:
+    """The names of the class labels of a saved pipeline; none for a model by itself, or without names."""
+    names = (saved_pipeline(model_name_or_path) or {}).get("label_names") or []
+    # Stock diffusers has them by their numbers.
+    return list(names.values()) if isinstance(names, dict) else list(names)
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder `name`, or that of the shipped model of this name; `None` for what may be on the Hub."""
+    return Path(name) if Path(name).is_dir() else shipped_folder(name)
+
+
+def file_of(name: str, file: str) -> Path | None:
+    """A file of a folder, a shipped model or a Hub repository, or `None` if there is none or it cannot be had."""
+    folder = local_folder(name)
+    if folder is not None:
+        return folder / file if (folder / file).is_file() else None
     try:
-        index: Any = TextDiffusionPipeline.load_config(model_name_or_path)
-    except OSError:  # no such file there
+        return Path(hf_hub_download(name, file))
+    except (
+        OSError,
+        EntryNotFoundError,
+        HFValidationError,
+    ):  # the last: no repository can have the name
         return None
-    return index
+
+
+def not_found(option: str, name: str, wanted: str, reason: str | None = None) -> ValueError:
+    """The error of a name that stands for nothing, which says where it was looked for, and for what."""
+    if local_folder(name) is not None:
+        because = f": {reason}" if reason else "."
+        return ValueError(f"`{option}`={name!r} is a folder, but holds no {wanted}{because}")
+    return ValueError(
+        f"`{option}`={name!r} is no folder here, no model that comes with this package, such as chat-and-novels, and "
+        f"no repository of the Hub with a {wanted} that can be reached from here."
+    )
 
 
 def holds_masked_lm(model_name_or_path: str | None) -> bool:
-    """Whether training starts from a masked LM, by itself or in a saved pipeline."""
+    """Whether training starts from a masked LM, by itself or in a saved pipeline.
+
+    Raises:
+        ValueError: if there is no model of this name, or one of another kind.
+    """
     if model_name_or_path is None:
         return False
     # A folder without an index is a model by itself; the index says who made a pipeline's denoiser.
     index = saved_pipeline(model_name_or_path)
-    return index is None or index["denoiser"][0] == "transformers"
+    if index is not None:
+        return index["denoiser"][0] == "transformers"
+
+    try:
+        architecture = AutoConfig.from_pretrained(model_name_or_path)
+    except ValueError:  # a part of a pipeline, or of another library
+        architecture = None
+    if type(architecture) not in MODEL_FOR_MASKED_LM_MAPPING:
+        kind = getattr(architecture, "model_type", "no model of transformers")
+        raise ValueError(
+            f"`model_name_or_path`={model_name_or_path!r} must be a saved pipeline or a masked LM, got {kind}."
+        )
+    return True
 
 
-def tokenizer_folder(model_name_or_path: str) -> dict[str, str]:
-    """Where in `model_name_or_path` the tokenizer is, as arguments of `from_pretrained`."""
-    return {} if saved_pipeline(model_name_or_path) is None else {"subfolder": "tokenizer"}
+def load_tokenizer(name: str, option: str = "tokenizer") -> Any:
+    """The tokenizer of a folder, a shipped model or a Hub name, by itself or of a saved pipeline.
+
+    Args:
+        option: with which it was asked for.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    # A pipeline has it in a folder of its own.
+    place = {"subfolder": "tokenizer"} if file_of(name, INDEX) else {}
+    try:
+        return AutoTokenizer.from_pretrained(local_folder(name) or name, **place)
+    except Exception as error:  # whatever a library meets in damaged files
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise not_found(option, name, "tokenizer", reason) from error
 
 
 def check_masked_lm_options(config: Any):

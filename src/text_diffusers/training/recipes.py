@@ -1,13 +1,19 @@
 """The ends of every training script: its command line, seeded texts of its pipeline, and the figures it leaves."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import diffusers
+import huggingface_hub
 import torch
+import transformers
 
+from text_diffusers.common.progress import draws_over_lines
 from text_diffusers.models.language_model import is_masked_lm
 from text_diffusers.training.config import OptionParser, TrainingConfig
 from text_diffusers.training.text_options import TextData, TextTrainingConfig
@@ -18,11 +24,24 @@ ValidationCallback = Callable[[int, dict[str, float]], None]
 
 def run(main: Callable[[Any], Any], config_class: Any):
     """Call `main` with the options on the command line; a mistake in them ends the script with one line."""
+    if not draws_over_lines(sys.stderr):
+        hide_bars_of_libraries()
     try:
         (config,) = OptionParser(config_class).parse_args_into_dataclasses()
         main(config)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except (ValueError, OSError, ImportError) as error:
+        # Of several processes only the first speaks; some messages of libraries have several lines.
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(1)
+        sys.exit(f"{Path(sys.argv[0]).name}: {' '.join(str(error).split())}")
+
+
+def hide_bars_of_libraries():
+    """Leave out the bars of reading, saving and loading, which in a log would be drawn one behind the other."""
+    datasets.disable_progress_bars()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.disable_progress_bars()
 
 
 def write_texts(

@@ -43,7 +43,8 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     """An Accelerator, and on a CPU all threads: `accelerate launch` would leave a process one.
 
     Raises:
-        ValueError: if the launcher was asked for several processes and started one.
+        ValueError: if the launcher was asked for several processes and started one, or for a precision that the
+            device does not have.
     """
     with_fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
@@ -62,6 +63,10 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
         ),
     )
     check_processes(accelerator)
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError(
+            "`mixed_precision` must be no or bf16 on a CPU, for which Accelerate has no fp16, got fp16."
+        )
 
     # 2. Shards. Autocast lowers the precision where it is safe; FSDP2 would lower the times too.
     if accelerator.is_fsdp2:

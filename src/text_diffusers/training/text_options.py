@@ -1,41 +1,36 @@
-"""The beginning of every recipe on text: its options of the data, and tokenizer and rows made by them.
-
-Shapes: B written texts, L row length in tokens.
-"""
+"""The beginning of every recipe on text: its options of the data, and tokenizer and rows made by them."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import AutoTokenizer
+from datasets import Dataset, IterableDataset
 
 from text_diffusers.data.detokenization import detokenise
+from text_diffusers.data.labels import check_classes, number_labels
 from text_diffusers.data.rows import (
     ROWS_PER_MAP,
     CroppedRows,
+    GroupedRows,
     ShuffledRows,
-    encode_texts,
-    tensor_batches,
+    each_encoded,
     tokenize,
-    unknown_tokens,
 )
-from text_diffusers.data.sources import load_documents, split_documents
+from text_diffusers.data.sources import load_documents, load_train_and_validation
 from text_diffusers.data.tagged_text import load_tagged, name_tags, tagged_rows
-from text_diffusers.data.tokenizers import add_missing_tokens, train_tokenizer
-from text_diffusers.evaluation.likelihood import (
-    BoundEstimate,
-    length_distance,
-    length_nats,
-    unigram_entropy,
+from text_diffusers.data.tokenizers import (
+    LOOKED_AT_TEXTS,
+    add_missing_tokens,
+    check_script,
+    train_tokenizer,
 )
+from text_diffusers.evaluation.written_texts import smoothed_lengths
 from text_diffusers.training.config import TrainingConfig, option
-from text_diffusers.training.masked_lm import tokenizer_folder
+from text_diffusers.training.masked_lm import load_tokenizer, saved_label_names
 
 TOKENIZER_DOCUMENTS = 200_000
 
@@ -57,14 +52,18 @@ class TextTrainingConfig(TrainingConfig):
     dataset: str = option("chitchat", '"chitchat", a file, a folder, or a Hub data set')
     text_column: str = option("text", "column of the texts")
     label_column: str | None = option(
-        None, "column of class labels, integers from 0", not_for="masked_lm"
+        None,
+        "column of class labels: integers from 0, or words, which become their names",
+        not_for="masked_lm",
     )
-    split: str = option("train", "split of a Hub data set")
+    split: str = option("train", "split of a folder or a Hub data set")
     sample_by: str = option("line", "a text in a .txt file: line, paragraph or document")
     streaming: bool = option(False, "read as training goes, for very large data")
 
     # Held-out texts
-    validation_fraction: float = option(0.05, "share of the texts, the last, held out")
+    validation_fraction: float = option(
+        0.05, "share of the texts, the last, held out; or the folder's validation split"
+    )
     validation_documents: int = option(1_000, "texts of a stream, the first, held out")
     validation_rows: int = option(
         1_000,
@@ -112,6 +111,15 @@ class TextTrainingConfig(TrainingConfig):
             )
 
 
+def check_label_names(config: Any):
+    """Refuse names of labels without a column of labels, and two labels of one name."""
+    names = config.label_names
+    if names is not None and not config.label_column:
+        raise ValueError(f"`label_names` needs a `label_column`, got {names}.")
+    if names is not None and len(set(names)) < len(names):
+        raise ValueError(f"`label_names` must differ from each other, got {names}.")
+
+
 @dataclass
 class TextData:
     """The texts as training needs them.
@@ -121,7 +129,9 @@ class TextData:
         train_rows, validation_rows: tokenized data sets.
         validation_documents: the texts of `validation_rows`.
         num_classes: of the labels or tags; `None` without.
-        lengths: how many training texts have 0, 1, 2, ... tokens; `None` if rows are packed, streamed or pairs.
+        label_names: of the labels, if they have any.
+        lengths: how many training texts have 0, 1, 2, ... tokens, smoothed: what is drawn, and what a held-out text
+            is charged for its length; `None` if rows are packed, streamed or pairs.
     """
 
     tokenizer: Any
@@ -130,6 +140,7 @@ class TextData:
     validation_documents: Any
     num_classes: int | None
     lengths: list[int] | None
+    label_names: list[str] | None = None
 
     def spread_validation_rows(self, most: int) -> Any:
         """At most so many of the validation rows, spread over all of them: neighbours are alike."""
@@ -144,6 +155,8 @@ def prepare_data(
     pretrained: str | None = None,
     given_ends: bool = False,
     source_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    known_classes: bool = False,
 ) -> TextData:
     """Read the texts, train or load the tokenizer, and cut rows; the main process first, the others from its cache.
 
@@ -151,28 +164,48 @@ def prepare_data(
         pretrained: a pipeline or model to train further, whose tokenizer is taken.
         given_ends: whether the model is shown where a text begins and ends.
         source_column: column of the texts that are given, to learn to write `text_column` from them.
+        label_names: of the classes, in their order; by default words that are labels are in that of the alphabet. An
+            empty list is of classes without names, of which labels must be the numbers.
+        known_classes: whether the model has learned its classes before, so that texts may lack some.
+
+    Raises:
+        ValueError: if the texts cannot be read, or a label is none of `label_names`, or no text is there to learn it.
     """
     # What the main process has made, the others find in the cache of `datasets`.
     with accelerator.main_process_first():
         # 1. Documents, and those that are held out
-        documents = load_documents(
+        load_split = partial(
+            load_documents,
             config.dataset,
             text_column=config.text_column,
             label_column=config.label_column,
-            split=config.split,
             sample_by=config.sample_by,
             streaming=config.streaming,
             source_column=source_column,
         )
-        train: Any
-        train, validation = split_documents(
-            documents, config.validation_fraction, config.validation_documents
+        train, validation = load_train_and_validation(
+            load_split,
+            config.dataset,
+            config.split,
+            config.validation_fraction,
+            config.validation_documents,
         )
+
+        # Labels from 0, and a text to learn each of them from
+        num_classes = None
+        names = None
+        if config.label_column is not None:
+            train, names = number_labels(train, label_names)
+            validation, _ = number_labels(validation, names)
+            num_classes = check_classes(train, validation, names, known_classes)
 
         # 2. The tokenizer, of targets and sources alike
         columns = ("text", "source") if source_column else ("text",)
         texts = (row[column] for row in islice(train, TOKENIZER_DOCUMENTS) for column in columns)
         tokenizer = load_or_train_tokenizer(config, accelerator, pretrained, texts)
+        if accelerator.is_main_process:
+            spread = spread_documents(train, LOOKED_AT_TEXTS)
+            check_script(tokenizer, (row[column] for row in spread for column in columns))
 
         # 3. Rows of tokens
         make_rows = partial(
@@ -185,18 +218,42 @@ def prepare_data(
         train_rows = make_rows(train)
         validation_rows = make_rows(validation)
 
-    # 4. The labels that there are, from 0 to the largest
-    num_classes = None
-    if config.label_column is not None:
-        num_classes = max(row["label"] for row in train) + 1
-
-    # 5. The histogram of lengths, for models that do not predict where a text ends
+    # 4. The histogram of lengths, for models that do not predict where a text ends
     lengths = None
     if not config.packing and not config.streaming and not source_column:
         counts = Counter(text_lengths(tokenizer, train, train_rows, config))
-        lengths = [counts[n] for n in range(config.length - 1)]
-        accelerator.print(f"{lengths[-1]:,} of {len(train):,} texts fill a row or are cut to it")
-    return TextData(tokenizer, train_rows, validation_rows, validation, num_classes, lengths)
+        lengths = smoothed_lengths([counts[n] for n in range(config.length - 1)])
+        num_full = counts[config.length - 2]
+        accelerator.print(f"{num_full:,} of {len(train):,} texts fill a row or are cut to it")
+    return TextData(
+        tokenizer,
+        train_rows,
+        validation_rows,
+        validation,
+        num_classes,
+        lengths,
+        label_names=names or None,
+    )
+
+
+def known_label_names(config: Any) -> list[str] | None:
+    """Names of the labels before the data is read: as configured, or of the pipeline that is trained further."""
+    if config.model_name_or_path:
+        return saved_label_names(config.model_name_or_path)
+    return config.label_names
+
+
+def chosen_label_names(config: Any, data: TextData) -> list[str] | None:
+    """Names of the labels for a pipeline: those before, or the words that are labels in the data.
+
+    Raises:
+        ValueError: if the configured names are not as many as the labels of the data.
+    """
+    if config.label_names is not None and len(config.label_names) != data.num_classes:
+        raise ValueError(
+            f"`label_names` must name the {data.num_classes} labels of the data, got {config.label_names}."
+        )
+    return known_label_names(config) or data.label_names
 
 
 def prepare_tagged_data(
@@ -213,14 +270,20 @@ def prepare_tagged_data(
     """
     with accelerator.main_process_first():
         # 1. Documents, their tags, and those that are held out
-        documents = load_tagged(config.dataset, words_column, tags_column, config.split)
-        tag_ids, names = name_tags(tag for tags in documents["tags"] for tag in tags)
-        train: Any
-        train, validation = split_documents(documents, config.validation_fraction)
+        load_split = partial(load_tagged, config.dataset, words_column, tags_column)
+        train, validation = load_train_and_validation(
+            load_split, config.dataset, config.split, config.validation_fraction
+        )
+        tag_ids, names = name_tags(
+            tag for tags in chain(train["tags"], validation["tags"]) for tag in tags
+        )
 
         # 2. The tokenizer, of plain text
         texts = (detokenise(row["words"])[0] for row in islice(train, TOKENIZER_DOCUMENTS))
         tokenizer = load_or_train_tokenizer(config, accelerator, pretrained, texts)
+        if accelerator.is_main_process:
+            spread = spread_documents(train, LOOKED_AT_TEXTS)
+            check_script(tokenizer, (detokenise(row["words"])[0] for row in spread))
         if not tokenizer.is_fast:
             raise ValueError(
                 "`tokenizer` must be a fast one: tags need the characters of each token."
@@ -251,19 +314,26 @@ def load_or_train_tokenizer(
     folder = Path(config.output_dir) / "tokenizer"
     reused = not accelerator.is_main_process or (config.resume_from_checkpoint and folder.exists())
     if pretrained:
-        tokenizer = add_missing_tokens(
-            AutoTokenizer.from_pretrained(pretrained, **tokenizer_folder(pretrained))
-        )
+        # A mistake in the name is one in the option that has it.
+        options = {value: name for name, value in vars(config).items() if isinstance(value, str)}
+        option = options.get(pretrained, "tokenizer")
+        tokenizer = add_missing_tokens(load_tokenizer(pretrained, option))
     elif config.tokenizer or reused:
-        tokenizer = add_missing_tokens(
-            AutoTokenizer.from_pretrained(config.tokenizer or str(folder))
-        )
+        tokenizer = add_missing_tokens(load_tokenizer(config.tokenizer or str(folder)))
     else:
         tokenizer = train_tokenizer(texts, config.vocab_size)
 
     if accelerator.is_main_process:
         tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def spread_documents(documents: Any, most: int) -> Any:
+    """At most so many documents, spread over all of them; of a stream the first."""
+    if isinstance(documents, IterableDataset):
+        return documents.take(most)
+    count = len(documents)
+    return documents.select(range(0, count, -(-count // most)))
 
 
 def text_lengths(
@@ -278,64 +348,21 @@ def text_lengths(
         rooms: Iterable[int] = [given.count(False) - 1 for given in rows["given"]]
     else:
         rooms = repeat(config.length - 1)
-    ids = encode_texts(tokenizer, list(documents["text"]))
+    ids = each_encoded(tokenizer, (row["text"] for row in documents))
     return [min(len(text), room) for text, room in zip(ids, rooms, strict=False)]
-
-
-def bound_metrics(
-    estimate: BoundEstimate, rows: Any, lengths: list[int] | None, data_lengths: list[int]
-) -> dict[str, float]:
-    """The bound of a model on held-out `rows` beside the entropy of their token frequencies, also printed.
-
-    Args:
-        estimate: the bound of these rows, in nats per token.
-        lengths: the model's histogram of lengths, whose cost is added, if it does not predict where a text ends.
-        data_lengths: tokens of the held-out texts.
-    """
-    bound = estimate.bound
-    # The bound counts tokens of text; the end of a text is paid for by the histogram.
-    if lengths:
-        counted = sum(int(unknown_tokens(batch).sum()) for batch in tensor_batches(rows, len(rows)))
-        bound += length_nats(lengths, data_lengths) / counted
-    entropy = unigram_entropy(rows)
-
-    print(f"\nvalidation bound   {bound:.3f} +- {estimate.standard_error:.3f} nats per token")
-    print(f"unigram entropy    {entropy:.3f} nats per token, {entropy - bound:.3f} above the bound")
-    return {
-        "bound": bound,
-        "standard_error": estimate.standard_error,
-        "unigram_entropy": entropy,
-        "gap": entropy - bound,
-    }
-
-
-def length_metrics(
-    tokens: Tensor, tokenizer: Any, data_lengths: list[int], drawn: bool
-) -> dict[str, float]:
-    """Compare the lengths of written texts, `tokens` (B, L), with those of the data, and print it.
-
-    Args:
-        drawn: whether the lengths come from a histogram, and not from the model.
-    """
-    # Written texts end in special tokens, which the data's lengths do not count either.
-    special = torch.tensor(tokenizer.all_special_ids, device=tokens.device)
-    lengths = (~torch.isin(tokens, special)).sum(dim=1).tolist()
-    distance = length_distance(lengths, data_lengths)
-    mean = sum(lengths) / len(lengths)
-    mean_of_data = sum(data_lengths) / len(data_lengths)
-
-    origin = "the stored histogram" if drawn else "the model's [EOS]"
-    print(
-        f"text lengths       {mean:.1f} tokens on average, data {mean_of_data:.1f}, Wasserstein distance "
-        f"{distance:.1f}; from {origin}"
-    )
-    return {"length_distance": distance, "mean_length": mean, "mean_length_of_data": mean_of_data}
 
 
 def row_order(config: TextTrainingConfig, rows: Any, per_step: int) -> ShuffledRows:
     """The order of training rows, `per_step` in a global batch; with `min_length` some steps show parts of them."""
     if config.min_length is None:
-        return ShuffledRows(rows, per_step, config.seed)
+        # A stream comes as it comes, and packed rows are all full.
+        grouped = (
+            not config.packing
+            and isinstance(rows, Dataset)
+            and "attention_mask" in rows.column_names
+        )
+        order = GroupedRows if grouped else ShuffledRows
+        return order(rows, per_step, config.seed)
     num_halvings = (config.length // config.min_length).bit_length() - 1
     return CroppedRows(rows, per_step, config.seed, num_halvings)
 

@@ -1,0 +1,249 @@
+"""Figures of held-out texts, the same in every recipe: the bound during training and at its end, and lengths.
+
+What is counted is said by `text_diffusers.evaluation.written_texts`. Shapes: B written texts, L row length in tokens.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from text_diffusers.common.token_ids import padding_id
+from text_diffusers.data.rows import encode_texts
+from text_diffusers.evaluation.estimates import BoundEstimate, count_tokens, counted_ids
+from text_diffusers.evaluation.likelihood import (
+    evaluate_likelihood,
+    length_distance,
+    unigram_entropy,
+)
+from text_diffusers.evaluation.modules import evaluating
+from text_diffusers.evaluation.written_texts import (
+    WrittenText,
+    padded_rows,
+    predicted_length_nats,
+    written_texts,
+)
+from text_diffusers.models.language_model import MaskedLMDenoiser, is_masked_lm
+from text_diffusers.pipelines.text_lengths import length_model
+
+# Random times a held-out text in the figures that a training leaves
+BOUND_TIMES = 2
+
+
+@dataclass
+class ValidationRows:
+    """Rows of which a bound is estimated in training, and how it becomes one per counted token.
+
+    Attributes:
+        rows: tokenized data set.
+        texts: what it is made of, if it holds one text or pair a row.
+        labels: of these texts, if they have any.
+        pad_token_id: of the tokenizer.
+        predicts_length: whether the model says how long they are.
+    """
+
+    rows: Any
+    texts: list[WrittenText] = field(default_factory=list)
+    labels: list[int] | None = None
+    pad_token_id: int = 0
+    predicts_length: bool = False
+
+    def __post_init__(self):
+        self.num_counted = sum(len(text.counted) for text in self.texts)
+        self.num_predicted = count_tokens(self.rows) if self.texts else 0
+
+    def counted(self, estimate: BoundEstimate, model: Any) -> BoundEstimate:
+        """A bound of the rows under a model, in nats per predicted token, in nats per counted one."""
+        # Every token of a packed row is predicted.
+        if not self.texts:
+            return estimate
+        length_nats = sum(text.length_nats for text in self.texts)
+        if self.predicts_length:
+            with evaluating(model):
+                predicted = predicted_length_nats(model, self.texts, self.labels, self.pad_token_id)
+            length_nats += float(predicted.sum())
+        return estimate.recounted(
+            self.num_predicted / self.num_counted, length_nats / self.num_counted
+        )
+
+
+def make_validation_rows(config: Any, data: Any, denoiser: Any) -> ValidationRows:
+    """At most `config.validation_rows` held-out rows, spread over all of them.
+
+    Rows of one text or pair each are those that the pipeline would write: where it draws lengths the end stands where
+    it is put, and the length is paid for.
+
+    Args:
+        config: `TextTrainingConfig`.
+        data: `TextData`.
+        denoiser: that is trained.
+    """
+    # Packed rows are read as they are: every token of the stream counts.
+    if config.packing:
+        return ValidationRows(data.spread_validation_rows(config.validation_rows))
+
+    documents = texts_with_tokens(data.validation_documents, data.tokenizer)
+    stride = -(-len(documents) // config.validation_rows)
+    inputs = inputs_of(documents.select(range(0, len(documents), stride)))
+    labels = inputs.pop("class_labels", None)
+    predicts_length = length_model(denoiser) is not None and "sources" in inputs
+    written = written_texts(
+        data.tokenizer,
+        **inputs,
+        max_length=config.length,
+        histogram=data.lengths,
+        predicts_end=not isinstance(denoiser, MaskedLMDenoiser),
+        predicts_length=predicts_length,
+        cuts_texts=True,
+    )
+    padding = padding_id(data.tokenizer)
+    rows = padded_rows(written, padding, labels)
+    return ValidationRows(rows, written, labels, padding, predicts_length)
+
+
+def texts_with_tokens(documents: Any, tokenizer: Any) -> Any:
+    """The documents whose texts have a token: a tokenizer may drop what is blank."""
+    ids = encode_texts(tokenizer, list(documents["text"]))
+    return documents.select([index for index, text_ids in enumerate(ids) if text_ids])
+
+
+def inputs_of(documents: Any) -> dict[str, Any]:
+    """The columns of documents as arguments of `evaluate_likelihood`."""
+    names = {"text": "texts", "source": "sources", "label": "class_labels"}
+    columns = [name for name in names if name in documents.column_names]
+    return {names[name]: list(documents[name]) for name in columns}
+
+
+def report_texts(config: Any, data: Any, pipe: Any, denoiser: Any = None) -> dict[str, float]:
+    """`bound_metrics` of all held-out texts or pairs of a recipe with one a row, by `evaluate_likelihood`.
+
+    Args:
+        config: `TextTrainingConfig`.
+        data: `TextData`.
+        pipe: the trained pipeline.
+        denoiser: a masked LM that may also predict an unknown word, for texts that hold one.
+    """
+    documents = texts_with_tokens(data.validation_documents, pipe.tokenizer)
+    inputs = inputs_of(documents)
+
+    # No pipeline with a masked LM writes an unknown word, which would make the bound infinite.
+    if is_masked_lm(pipe.denoiser):
+        unknown = pipe.tokenizer.unk_token_id
+        ids = encode_texts(pipe.tokenizer, inputs["texts"])
+        num_unknown = sum(unknown in text_ids for text_ids in ids)
+        if num_unknown:
+            print(
+                f"\n{num_unknown:,} of {len(ids):,} held-out texts have a word that the tokenizer does not know, "
+                "which the bound takes for a word like others"
+            )
+        else:
+            denoiser = None
+
+    likelihood = evaluate_likelihood(
+        pipe,
+        **inputs,
+        num_times=BOUND_TIMES,
+        max_length=config.length,
+        seed=config.seed,
+        denoiser=denoiser,
+    )
+    return bound_metrics(
+        likelihood.nats_per_token,
+        likelihood.error_over_texts,
+        likelihood.unigram_entropy,
+        likelihood.num_tokens,
+        likelihood.num_characters,
+    )
+
+
+def report_rows(
+    estimate: BoundEstimate, rows: Any, documents: Any = None, tokenizer: Any = None
+) -> dict[str, float]:
+    """`bound_metrics` of held-out rows.
+
+    Args:
+        estimate: their bound in nats per counted token.
+        documents: the texts of packed rows, of which every token counts; else their characters are those of the
+            counted tokens, decoded by the `tokenizer`.
+    """
+    if documents is not None:
+        num_characters = sum(len(text) + 1 for text in documents["text"])
+    else:
+        num_characters = count_characters(rows, tokenizer)
+    return bound_metrics(
+        estimate.bound,
+        estimate.standard_error,
+        unigram_entropy(rows),
+        count_tokens(rows),
+        num_characters,
+    )
+
+
+def bound_metrics(
+    bound: float, standard_error: float, entropy: float, num_tokens: int, num_characters: int
+) -> dict[str, float]:
+    """The bound of a model on held-out text beside the entropy of the same tokens' frequencies, also printed.
+
+    Args:
+        bound, standard_error, entropy: in nats per counted token.
+        num_tokens: that are counted: what the pipeline writes, ends included.
+        num_characters: of the same texts, an end that is counted being one.
+    """
+    bits_per_character = bound * num_tokens / num_characters / math.log(2)
+    print(
+        f"\nvalidation bound   {bound:.3f} +- {standard_error:.3f} nats per token, {bits_per_character:.3f} bits per "
+        "character"
+    )
+    print(f"unigram entropy    {entropy:.3f} nats per token, {entropy - bound:.3f} above the bound")
+    print(f"counted            {num_tokens:,} tokens, {num_characters:,} characters, ends included")
+    return {
+        "bound": bound,
+        "standard_error": standard_error,
+        "bits_per_character": bits_per_character,
+        "unigram_entropy": entropy,
+        "gap": entropy - bound,
+        "num_tokens": num_tokens,
+        "num_characters": num_characters,
+    }
+
+
+def count_characters(rows: Any, tokenizer: Any) -> int:
+    """Characters of the counted tokens of rows, each end, as any special token, being one."""
+    special_ids = set(tokenizer.all_special_ids)
+    num_characters = 0
+    for ids in counted_ids(rows):
+        # Texts that share a row are decoded apart: some decoders put a space between words.
+        text_ids: list[int] = []
+        for token in [*ids, None]:
+            if token is not None and token not in special_ids:
+                text_ids.append(token)
+                continue
+            num_characters += len(tokenizer.decode(text_ids)) if text_ids else 0
+            num_characters += token is not None
+            text_ids = []
+    return num_characters
+
+
+def length_metrics(
+    tokens: Tensor, tokenizer: Any, data_lengths: list[int], drawn: bool
+) -> dict[str, float]:
+    """Compare the lengths of written texts, `tokens` (B, L), with those of the data, and print it.
+
+    Args:
+        drawn: whether the lengths come from a histogram, and not from the model.
+    """
+    # Written texts end in special tokens, which the data's lengths do not count either.
+    special = torch.tensor(tokenizer.all_special_ids, device=tokens.device)
+    lengths = (~torch.isin(tokens, special)).sum(dim=1).tolist()
+    distance = length_distance(lengths, data_lengths)
+    mean = sum(lengths) / len(lengths)
+    mean_of_data = sum(data_lengths) / len(data_lengths)
+
+    origin = "the stored histogram" if drawn else "the model's [EOS]"
+    print(
+        f"text lengths       {mean:.1f} tokens on average, data {mean_of_data:.1f}, Wasserstein distance "
+        f"{distance:.1f}; from {origin}"
+    )
+    return {"length_distance": distance, "mean_length": mean, "mean_length_of_data": mean_of_data}

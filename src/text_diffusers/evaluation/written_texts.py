@@ -1,0 +1,337 @@
+"""Texts as a pipeline writes them: what it is given, what it writes, and what of that is counted.
+
+One definition for every figure per token. Counted are the tokens that the pipeline writes, the end of a text among
+them, and nothing that is given or always the same, such as the token that texts begin with. Where the number of tokens
+is drawn first, from a histogram or from what the model says of a source, the end is put where it says: it still counts
+as a token, and the length is what it costs. Characters and bytes are those of the same texts, the end counting as one.
+
+Shapes: R texts.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from text_diffusers.common.token_ids import end_ids, start_ids
+from text_diffusers.common.validation import is_int, require
+from text_diffusers.data.rows import encode_texts
+from text_diffusers.evaluation.modules import device_of
+from text_diffusers.models.language_model import is_masked_lm
+from text_diffusers.pipelines.text_lengths import length_log_probs, length_model, source_batch
+
+
+class WrittenText(NamedTuple):
+    """One text as a row "given, tokens, end".
+
+    Attributes:
+        given: ids of the start and of the prompt or source; they stay clean and cost nothing.
+        tokens: ids of the text.
+        end: ids of the end, none for a tokenizer without such a token.
+        end_is_given: whether the model is shown the end instead of predicting it.
+        end_is_counted: whether it is paid for, by itself or by the length.
+        length_nats: cost of the number of tokens under the histogram; that of a length which the model predicts is not
+            among it, see `predicted_length_nats`.
+        text: the text, as far as it is in `tokens`.
+        truncated: whether the text, or its source, was cut.
+    """
+
+    given: list[int]
+    tokens: list[int]
+    end: list[int]
+    end_is_given: bool
+    end_is_counted: bool
+    length_nats: float
+    text: str
+    truncated: bool
+
+    @property
+    def counted(self) -> list[int]:
+        """Ids of the tokens that count."""
+        return [*self.tokens, *self.end] if self.end_is_counted else self.tokens
+
+    @property
+    def num_characters(self) -> int:
+        """Unicode code points of the text, and one for an end that counts."""
+        return len(self.text) + len(self.counted) - len(self.tokens)
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of the text, and one for an end that counts."""
+        return len(self.text.encode()) + len(self.counted) - len(self.tokens)
+
+    def row(self, label: int | None = None) -> dict[str, Any]:
+        """The row of a data set, as the bounds read it."""
+        ids = [*self.given, *self.tokens, *self.end]
+        is_given = [True] * len(self.given) + [False] * len(self.tokens)
+        is_given += [self.end_is_given] * len(self.end)
+        row: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": [1] * len(ids),
+            "given": is_given,
+        }
+        if label is not None:
+            row["label"] = label
+        return row
+
+
+def texts_of_pipeline(
+    pipe: Any,
+    texts: Sequence[str],
+    prompts: Sequence[str] | None = None,
+    sources: Sequence[str] | None = None,
+    max_length: int | None = None,
+) -> list[WrittenText]:
+    """The texts as a pipeline of tokens or of word embeddings would write them; arguments as in `written_texts`."""
+    require(
+        max_length is None or is_int(max_length, 1),
+        "max_length",
+        "None or an integer >= 1",
+        max_length,
+    )
+    return written_texts(
+        pipe.tokenizer,
+        texts,
+        prompts,
+        sources,
+        max_length=min(max_length or pipe.max_length, pipe.max_length),
+        histogram=pipe.config.lengths,
+        predicts_end=not is_masked_lm(pipe.denoiser),
+        predicts_length=length_model(pipe.denoiser) is not None,
+        cuts_texts=max_length is not None,
+    )
+
+
+def written_texts(
+    tokenizer: Any,
+    texts: Sequence[str],
+    prompts: Sequence[str] | None = None,
+    sources: Sequence[str] | None = None,
+    *,
+    max_length: int,
+    histogram: Sequence[int] | None,
+    predicts_end: bool = True,
+    predicts_length: bool = False,
+    cuts_texts: bool = False,
+) -> list[WrittenText]:
+    """The texts as a pipeline would write them after their prompts, or from their sources.
+
+    Args:
+        prompts: beginnings of the texts, one each; `texts` are what follows them.
+        sources: other texts, one each, from which the texts are written.
+        max_length: tokens of the longest row, start, prompt or source, and end included.
+        histogram: counts of texts of 0, 1, ... tokens, from which the pipeline draws lengths.
+        predicts_end: whether the model says where a text ends, where there is no histogram.
+        predicts_length: whether the model says of a source how long the text is, before any of it is written.
+        cuts_texts: cut what does not fit: texts to what is left of a row, and sources to what they have in training.
+
+    Raises:
+        ValueError: naming the text, if it cannot be written by such a pipeline.
+    """
+    if prompts is not None and sources is not None:
+        raise ValueError(
+            "`sources` excludes `prompts`: what is written from a source begins by itself."
+        )
+    start = start_ids(tokenizer)
+    end = end_ids(tokenizer)
+    has_sources = sources is not None
+
+    # A length is drawn from what the model says of the source, or else from the histogram.
+    asks_model = has_sources and predicts_length
+    if asks_model:
+        histogram = None
+    length_is_drawn = asks_model or bool(histogram)
+    before = encode_texts(tokenizer, list(sources or prompts or [""] * len(texts)))
+
+    written = []
+    for index, (text, text_ids) in enumerate(
+        zip(texts, encode_texts(tokenizer, list(texts)), strict=True)
+    ):
+        name = f"`texts[{index}]`"
+        if not text or not text_ids:
+            raise ValueError(f"{name} must hold at least one token, got {text!r}.")
+
+        # 1. What is given: a source stands between start and end, a prompt is the beginning of the text itself
+        truncated = False
+        known = before[index]
+        if has_sources:
+            if cuts_texts and len(known) > source_room(max_length):
+                known = known[: source_room(max_length)]
+                truncated = True
+            given = [*start, *known, *end]
+            num_known = 0
+        else:
+            given = [*start, *known]
+            num_known = len(known)
+
+        # 2. The text, as far as there is room for it
+        room = max_length - len(given) - len(end)
+        if histogram and cuts_texts:
+            room = min(room, len(histogram) - 1 - num_known)
+        if len(text_ids) > room and cuts_texts and room > 0:
+            text_ids = text_ids[:room]
+            # The characters of a cut text are those of its tokens.
+            text = tokenizer.decode(text_ids)
+            truncated = True
+        check_fits(name, len(given) + len(text_ids) + len(end), max_length, cuts_texts)
+        check_ids(name, tokenizer, [*known, *text_ids], text)
+
+        # 3. Its length. Who draws the length, or is told it, puts the end itself; otherwise the model predicts it.
+        cost = 0.0
+        if histogram:
+            cost = checked_length_nats(name, histogram, num_known, len(text_ids))
+        written.append(
+            WrittenText(
+                given=given,
+                tokens=text_ids,
+                end=end,
+                end_is_given=length_is_drawn or not predicts_end,
+                end_is_counted=length_is_drawn or predicts_end,
+                length_nats=cost,
+                text=text,
+                truncated=truncated,
+            )
+        )
+    return written
+
+
+def source_room(max_length: int) -> int:
+    """Tokens of a source in a row of `max_length`: with the tokens around it, it takes half of the row at most."""
+    return max(0, max_length // 2 - 2)
+
+
+def check_fits(name: str, num_tokens: int, max_length: int, cuts_texts: bool):
+    """Refuse a row that is too long."""
+    if num_tokens > max_length:
+        advice = "." if cuts_texts else ", or pass `max_length`."
+        raise ValueError(
+            f"{name} must fit into {max_length} tokens with its prompt or source, start and end, got {num_tokens}: "
+            f"shorten it{advice}"
+        )
+
+
+def check_ids(name: str, tokenizer: Any, ids: Sequence[int], text: str):
+    """Refuse what would be taken for a token that is still to be written."""
+    if tokenizer.mask_token_id in ids:
+        raise ValueError(
+            f"{name} and its prompt must not hold {tokenizer.mask_token}, got {text!r}."
+        )
+
+
+def checked_length_nats(name: str, histogram: Sequence[int], num_known: int, length: int) -> float:
+    """`length_nats` of one text among the lengths that its prompt of `num_known` tokens leaves possible.
+
+    Raises:
+        ValueError: if the text is beyond the histogram, or nothing is left of it.
+    """
+    if num_known + length >= len(histogram):
+        raise ValueError(
+            f"{name} must have at most {len(histogram) - 1} tokens with its prompt, the longest text in the "
+            f"model's length histogram, got {num_known + length}."
+        )
+    possible = list(histogram[num_known:])
+    if not any(possible):
+        raise ValueError(
+            f"{name} must have a prompt below the longest text in the model's length histogram, got one of "
+            f"{num_known} tokens."
+        )
+    return length_nats(possible, [length])
+
+
+def length_nats(histogram: Sequence[int], lengths: Iterable[int]) -> float:
+    """Nats to tell the lengths of texts, summed, under the histogram that a pipeline draws them from.
+
+    Infinite if one of them is never drawn.
+
+    Example:
+        >>> from text_diffusers.evaluation import length_nats
+        >>> round(length_nats([0, 1, 3], lengths=[2, 2]), 4)  # twice 3 of 4 counts
+        0.5754
+        >>> length_nats([0, 1, 3], lengths=[0])
+        inf
+    """
+    counts = np.asarray(histogram, dtype=np.float64)
+    lengths = np.fromiter(lengths, dtype=np.int64)
+
+    # What is beyond the histogram is not drawn either.
+    is_within = (lengths >= 0) & (lengths < len(counts))
+    drawn = np.where(is_within, counts[lengths * is_within], 0.0)
+    if not drawn.all():
+        return float("inf")
+    return float((np.log(counts.sum()) - np.log(drawn)).sum())
+
+
+@torch.no_grad()
+def predicted_length_nats(
+    denoiser: Any,
+    texts: Sequence[WrittenText],
+    labels: Sequence[int] | None,
+    pad_token_id: int,
+    batch_size: int = 64,
+) -> Tensor:
+    """(R,) float64 nats of the numbers of tokens, as the model predicts them of the sources and a pipeline draws them.
+
+    Args:
+        denoiser: with `length_logits`.
+        texts: with sources.
+        labels: one a text, or `None`.
+    """
+    length_logits = length_model(denoiser)
+    require(length_logits is not None, "denoiser", "a model with `predicts_length=True`", denoiser)
+    device = device_of(denoiser)
+    nats = []
+    for first in range(0, len(texts), batch_size):
+        part = texts[first : first + batch_size]
+        part_labels = None if labels is None else torch.tensor(labels[first : first + batch_size])
+        sources = source_batch([text.given for text in part], part_labels, pad_token_id, device)
+
+        # Behind the source there is room for the text and its end.
+        rooms = [denoiser.config.max_length - len(text.given) - 1 for text in part]
+        log_probs = length_log_probs(length_logits, sources, rooms).cpu()  # (B, L)
+        sizes = torch.tensor([len(text.tokens) for text in part])
+        nats.append(-log_probs.gather(1, sizes.unsqueeze(1)).squeeze(1))
+    return torch.cat(nats)
+
+
+def smoothed_lengths(counts: Sequence[int]) -> list[int]:
+    """A histogram from which every length but 0 is drawn now and then, so that held-out texts have a finite cost.
+
+    One is added to each count. Where there are few texts their counts are multiplied before, so that what is added
+    stays below a hundredth of all: else lengths that no text has would be most of what is drawn.
+
+    Args:
+        counts: numbers of texts of 0, 1, ... tokens.
+
+    Example:
+        >>> from text_diffusers.evaluation.written_texts import smoothed_lengths
+        >>> smoothed_lengths([0, 400, 0])
+        [0, 401, 1]
+        >>> smoothed_lengths([0, 0, 4])
+        [0, 1, 201]
+    """
+    num_added = len(counts) - 1
+    weight = max(1, -(-100 * num_added // max(1, sum(counts))))
+    return [weight * counts[0], *(weight * count + 1 for count in counts[1:])]
+
+
+def padded_rows(texts: Sequence[WrittenText], pad_token_id: int, labels: Any = None) -> Dataset:
+    """The rows of texts as a tokenized data set, padded to the longest.
+
+    Args:
+        labels: one a text, or `None`.
+    """
+    rows = [text.row() for text in texts]
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    columns: dict[str, list] = {"input_ids": [], "attention_mask": [], "given": []}
+    for row in rows:
+        missing = longest - len(row["input_ids"])
+        columns["input_ids"].append(row["input_ids"] + [pad_token_id] * missing)
+        columns["attention_mask"].append(row["attention_mask"] + [0] * missing)
+        columns["given"].append(row["given"] + [False] * missing)
+    if labels is not None:
+        columns["label"] = list(labels)
+    return Dataset.from_dict(columns)
