@@ -43,6 +43,13 @@ class CallState:
                 self.schedulers[name] = own_copy(scheduler)
                 self._beginnings[name] = dict(vars(self.schedulers[name]))
 
+    def step_by(self, name: str, scheduler: Any):
+        """Let the call step another scheduler than the copy that it began with, such as one with other settings."""
+        if scheduler is not self.schedulers.get(name):
+            self.schedulers[name] = scheduler
+            # The pipeline's own has other settings, and shows nothing of it.
+            self.shared_schedulers.pop(name, None)
+
     def __enter__(self):
         # A callback may call the pipeline again, or another one.
         self._token: Token = CALL_UNDER_WAY.set(self)
@@ -54,14 +61,14 @@ class CallState:
     def _show_grids(self):
         """Let the pipeline's own schedulers show the grid of this call, for whoever asks afterwards."""
         # No call reads it there. Settings stay as they are.
-        for name, own in self.schedulers.items():
+        for name, shared in self.shared_schedulers.items():
             beginning = self._beginnings[name]
             changed = {
                 key: value
-                for key, value in vars(own).items()
+                for key, value in vars(self.schedulers[name]).items()
                 if key != CONFIGURATION and beginning.get(key, beginning) is not value
             }
-            vars(self.shared_schedulers[name]).update(changed)
+            vars(shared).update(changed)
 
 
 # In the thread or task that runs a step or a callback, the call that it belongs to.

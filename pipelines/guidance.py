@@ -182,21 +182,28 @@ def guided_log_reverse(
         control: logits (N, V) to what controls make of them, if any is due.
         posterior_control: log p(x_s | x_t) (N, S) likewise.
     """
-    # 1. The guided prediction. A control may change what it gets in its place.
+    # 1. Both predictions; under absorbing noise, or without guidance, one will do
+    predictions = []
+    if uncond is not None and step.scheduler.corruption != "absorbing":
+        predictions = [step.scores(cond), step.scores(uncond)]
+
+    # Where nothing is done to the guided prediction, it need not be known.
+    is_shaped = step.scheduler.shapes_predictions
+    if predictions and control is None and not is_shaped:
+        log_weights = step.log_probs(predictions)
+        return log_weights if posterior_control is None else posterior_control(log_weights)
+
+    # 2. The guided prediction, and both changed as controls change it. A control may do so in its place.
     guided = cond if uncond is None else guide(cond, uncond, step.scale)
     controlled = guided if control is None else control(guided.clone())
     target = step.scores(controlled)  # (N, V)
-
-    # 2. Both predictions, changed as controls have changed it
-    if uncond is None or step.scheduler.corruption == "absorbing":
+    if not predictions:
         predictions = [target]
-    else:
-        predictions = [step.scores(cond), step.scores(uncond)]
-        if control is not None:
-            predictions = changed_alike(predictions, step.scores(guided), target)
+    elif control is not None:
+        predictions = changed_alike(predictions, step.scores(guided), target)
 
     # 3. Both predictions, changed as shaping changes it
-    if not step.scheduler.shapes_predictions:
+    if not is_shaped:
         log_weights = step.log_probs(predictions)
         return log_weights if posterior_control is None else posterior_control(log_weights)
     if posterior_control is None:

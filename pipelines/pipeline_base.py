@@ -4,14 +4,13 @@ import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.utils import logging
 from torch import Tensor
-from typing_extensions import Self
 
 from text_diffusers.common.json_files import read_object
 from text_diffusers.common.progress import progress_bar

@@ -140,7 +140,7 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], name: str = "prompt")
             f"`{name}` must not hold {tokenizer.mask_token}; give it as `text` to fill it in."
         )
     start = start_ids(tokenizer)
-    return [start + row for row in encode_plain(tokenizer, prompts, name)]
+    return [[*start, *row] for row in encode_plain(tokenizer, prompts, name)]
 
 
 def encode_sources(tokenizer: Any, source: str | Sequence[str], name: str = "source") -> list[Row]:

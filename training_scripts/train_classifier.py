@@ -32,17 +32,17 @@ from text_diffusers.evaluation.classifier import (
 )
 from text_diffusers.models.language_model import as_denoiser, is_masked_lm
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
-from text_diffusers.training.classifier import (
+from text_diffusers.training.config import option, refuse_parts_of_a_pipeline
+from text_diffusers.training.loop import TrainingLoop
+from text_diffusers.training.recipes import ValidationCallback, run, save_metrics
+from text_diffusers.training.runtime import end_training, make_accelerator
+from text_diffusers.training.steps.classifier import (
     EmbeddingCorruption,
     TokenCorruption,
     check_labels,
     noise_levels,
     one_label_each,
 )
-from text_diffusers.training.config import option, refuse_parts_of_a_pipeline
-from text_diffusers.training.loop import TrainingLoop
-from text_diffusers.training.recipes import ValidationCallback, run, save_metrics
-from text_diffusers.training.runtime import end_training, make_accelerator
 from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,

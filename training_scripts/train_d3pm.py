@@ -27,7 +27,6 @@ from text_diffusers.evaluation.held_out import (
 from text_diffusers.evaluation.likelihood import estimate_bound
 from text_diffusers.kernels import BIT_CODES, KERNELS, KernelConfig, make_scheduler
 from text_diffusers.models.text_lengths import check_length_ids
-from text_diffusers.training.condition_dropout import drop_conditions
 from text_diffusers.training.config import marked_options, option, refuse_parts_of_a_pipeline
 from text_diffusers.training.initialization import (
     LARGEST_VOCABULARY,
@@ -45,6 +44,8 @@ from text_diffusers.training.masked_lm import (
 )
 from text_diffusers.training.recipes import ValidationCallback, run, save_metrics, write_texts
 from text_diffusers.training.runtime import end_training, make_accelerator
+from text_diffusers.training.steps.condition_dropout import drop_conditions
+from text_diffusers.training.steps.tokens import ALL_TIME_SAMPLINGS, TokenCorruption
 from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,
@@ -56,7 +57,6 @@ from text_diffusers.training.text_options import (
     rows_per_step,
     text_lengths,
 )
-from text_diffusers.training.tokens import ALL_TIME_SAMPLINGS, TokenCorruption
 
 COUNTED_ROWS = 200_000  # for the frequencies and neighbours of tokens
 WRITING_STEPS = 128

@@ -31,9 +31,7 @@ from text_diffusers.evaluation.held_out import (
 from text_diffusers.evaluation.plots import plot_rounding
 from text_diffusers.losses.time_density import TIME_DENSITIES
 from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES
-from text_diffusers.training.condition_dropout import drop_conditions
 from text_diffusers.training.config import marked_options, option, refuse_parts_of_a_pipeline
-from text_diffusers.training.embedding import OBJECTIVES, TIMED_ROWS, EmbeddingLoss
 from text_diffusers.training.initialization import (
     LARGEST_VOCABULARY,
     TextStatistics,
@@ -42,6 +40,8 @@ from text_diffusers.training.initialization import (
 from text_diffusers.training.loop import TrainingLoop
 from text_diffusers.training.recipes import ValidationCallback, run, save_metrics, write_texts
 from text_diffusers.training.runtime import end_training, make_accelerator
+from text_diffusers.training.steps.condition_dropout import drop_conditions
+from text_diffusers.training.steps.embedding import OBJECTIVES, TIMED_ROWS, EmbeddingLoss
 from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,

@@ -36,7 +36,12 @@ from text_diffusers.evaluation.two_level import estimate_two_level_bound, per_to
 from text_diffusers.models.prompted_denoiser import PromptedDenoiser
 from text_diffusers.pipelines.two_level_vq.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
 from text_diffusers.training.checkpoints import CHECKPOINT_FOLDER
-from text_diffusers.training.codes import (
+from text_diffusers.training.config import note_training, option, refuse_parts_of_a_pipeline
+from text_diffusers.training.initialization import start_from_codebooks
+from text_diffusers.training.loop import TrainingLoop
+from text_diffusers.training.recipes import ValidationCallback, run, save_metrics
+from text_diffusers.training.runtime import end_training, make_accelerator, refuse_shards
+from text_diffusers.training.steps.codes import (
     check_autoencoder_of,
     load_prompt_encoder,
     note_autoencoder,
@@ -44,11 +49,7 @@ from text_diffusers.training.codes import (
     shown_plans,
     shown_prompts,
 )
-from text_diffusers.training.config import note_training, option, refuse_parts_of_a_pipeline
-from text_diffusers.training.initialization import start_from_codebooks
-from text_diffusers.training.loop import TrainingLoop
-from text_diffusers.training.recipes import ValidationCallback, run, save_metrics
-from text_diffusers.training.runtime import end_training, make_accelerator, refuse_shards
+from text_diffusers.training.steps.tokens import ALL_TIME_SAMPLINGS, TokenCorruption
 from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,
@@ -56,7 +57,6 @@ from text_diffusers.training.text_options import (
     row_order,
     rows_per_step,
 )
-from text_diffusers.training.tokens import ALL_TIME_SAMPLINGS, TokenCorruption
 
 
 @dataclass

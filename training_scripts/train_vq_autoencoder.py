@@ -16,11 +16,11 @@ from text_diffusers import AutoencoderVQTextModel
 from text_diffusers.data.rows import text_ends
 from text_diffusers.evaluation.likelihood import unigram_entropy
 from text_diffusers.evaluation.reconstruction import evaluate_reconstruction, reconstructions
-from text_diffusers.training.autoencoder import CodeNoise, autoencoder_loss
 from text_diffusers.training.config import option
 from text_diffusers.training.loop import TrainingLoop
 from text_diffusers.training.recipes import ValidationCallback, run, save_metrics
 from text_diffusers.training.runtime import end_training, make_accelerator, refuse_shards
+from text_diffusers.training.steps.autoencoder import CodeNoise, autoencoder_loss
 from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,

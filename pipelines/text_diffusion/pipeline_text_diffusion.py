@@ -17,6 +17,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from text_diffusers.models.language_model import is_masked_lm
+from text_diffusers.pipelines.call_state import call_of
 from text_diffusers.pipelines.component_checks import check_token_components, longest_row
 from text_diffusers.pipelines.guidance import (
     ReverseStep,
@@ -510,7 +511,12 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
     def _token_scheduler(self, **shaping: Any) -> Any:
         """The scheduler, or an adapter of one of diffusers' own, with the temperature, top_k and top_p of a call."""
-        return as_token_scheduler(with_shaping(self.scheduler, **shaping), self.tokenizer)
+        scheduler = with_shaping(self.scheduler, **shaping)
+        call = call_of(self)
+        if call is not None:
+            # Callbacks see it as `pipe.scheduler`.
+            call.step_by("scheduler", scheduler)
+        return as_token_scheduler(scheduler, self.tokenizer)
 
     # Checks
 

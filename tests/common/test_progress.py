@@ -26,8 +26,8 @@ def test_a_log_gets_whole_lines_and_the_last_says_that_all_is_done():
     work(log, desc="training")
     assert "\r" not in log.getvalue()
     lines = log.getvalue().splitlines()
-    assert len(lines) == 1  # nothing took long
-    assert lines[0].startswith("training: 100% 50/50 [") and "loss=1.5" in lines[0]
+    assert lines[-1].startswith("training: 100% 50/50 [") and "loss=1.5" in lines[-1]
+    assert len(lines) < 50
 
 
 def test_a_line_is_written_when_it_is_time():
@@ -69,5 +69,6 @@ def test_pipelines_and_loops_write_lines_to_a_log(pipe, make_loop, monkeypatch, 
     pipe(length=5, num_inference_steps=4)
     make_loop(max_train_steps=2).run()
     lines = [line for line in log.getvalue().splitlines() if "it/s" in line or "s/it" in line]
-    assert "\r" not in log.getvalue() and len(lines) == 2
-    assert lines[0].startswith(settings.get("desc", "100%")) and "2/2" in lines[1]
+    assert "\r" not in log.getvalue() and "100% 2/2 [" in lines[-1]
+    name = f"{settings['desc']}: " if settings else ""
+    assert any(line.startswith(f"{name}100% 4/4 [") for line in lines)

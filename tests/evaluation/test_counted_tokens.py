@@ -35,6 +35,7 @@ from text_diffusers.evaluation.likelihood import (
 from text_diffusers.evaluation.row_bounds import monte_carlo_bound
 from text_diffusers.evaluation.two_level import per_token
 from text_diffusers.evaluation.written_texts import smoothed_lengths
+from text_diffusers.training.tracking import CURVES_FILE, read_curves
 
 SMALL = {
     "vocab_size": 300,
@@ -131,6 +132,11 @@ def test_recipe_likelihood_and_command_line_agree_to_the_last_digit(
         cut = pipe.tokenizer.decode(rows[2]["input_ids"][1:-1])
         whole = sum(len(text) + 1 for text in held_out["text"][:2])
         assert likelihood.num_characters == whole + len(cut) + 1
+
+    # The bound on the way is of the same tokens, by other draws.
+    validation = read_curves(folder / CURVES_FILE)[-1]["validation"]
+    error = math.hypot(validation["standard_error"], metrics["standard_error"])
+    assert abs(validation["bound"] - metrics["bound"]) < 4 * error + 0.01
 
     # ParaGuide has the bound of its denoiser.
     if kind == "source":

@@ -15,7 +15,7 @@ from text_diffusers.evaluation.reconstruction import (
     evaluate_reconstruction,
     reconstructions,
 )
-from text_diffusers.training.autoencoder import CodeNoise, autoencoder_loss
+from text_diffusers.training.steps.autoencoder import CodeNoise, autoencoder_loss
 
 VOCAB, END, MASK = 50, 48, 49
 SILENT = CodeNoise(input_masking=0.0, fine_dropout=0.0, code_corruption=0.0)

@@ -20,7 +20,7 @@ from text_diffusers import (
 from text_diffusers.common.training_randomness import row_noise
 from text_diffusers.data.rows import ShuffledRows, to_tensors, unknown_tokens
 from text_diffusers.evaluation.classifier import clean_text, evaluate_classifier, label_losses
-from text_diffusers.training.classifier import (
+from text_diffusers.training.steps.classifier import (
     EmbeddingCorruption,
     TokenCorruption,
     check_labels,

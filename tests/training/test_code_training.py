@@ -29,7 +29,7 @@ from text_diffusers.evaluation.two_level import (
     with_plans_of_others,
 )
 from text_diffusers.models.prompted_denoiser import PromptedDenoiser
-from text_diffusers.training.codes import (
+from text_diffusers.training.steps.codes import (
     load_prompt_encoder,
     shown_plans,
     shown_prompts,

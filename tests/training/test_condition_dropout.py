@@ -7,7 +7,7 @@ from support.oracles import chi_square_passes
 
 from text_diffusers.common.training_randomness import row_noise
 from text_diffusers.data.rows import one_framed_row_each, one_pair_each, to_tensors, unknown_tokens
-from text_diffusers.training.condition_dropout import drop_conditions
+from text_diffusers.training.steps.condition_dropout import drop_conditions
 
 SOURCES = ["the cat sat on the mat", "a bird", "", "she was late for the train and ran all the way"]
 TEXTS = ["the dog", "sang in the tree while the cat slept", "a bird sang", "the cat was not happy"]

@@ -7,7 +7,7 @@ from datasets import Dataset
 from text_diffusers import EmbeddingDDIMScheduler, EmbeddingTransformerModel
 from text_diffusers.data.rows import trimmed
 from text_diffusers.evaluation.embedding import bound_terms
-from text_diffusers.training.embedding import OBJECTIVES, EmbeddingLoss
+from text_diffusers.training.steps.embedding import OBJECTIVES, EmbeddingLoss
 
 LENGTHS = [12, 7, 3]
 

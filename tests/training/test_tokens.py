@@ -14,8 +14,8 @@ from text_diffusers import (
 )
 from text_diffusers.common.training_randomness import masks_by_count
 from text_diffusers.data.rows import tensor_batches, tokenize, unknown_tokens
-from text_diffusers.training.lengths import ASKED_SHARE
-from text_diffusers.training.tokens import MaskCountLoss, TokenCorruption
+from text_diffusers.training.steps.lengths import ASKED_SHARE
+from text_diffusers.training.steps.tokens import MaskCountLoss, TokenCorruption
 
 MASK = 6
 

@@ -23,8 +23,8 @@ from text_diffusers.common.training_randomness import row_noise
 from text_diffusers.data.code_rows import code_rows
 from text_diffusers.data.rows import ShuffledRows
 from text_diffusers.evaluation.bounds import batch_bound
-from text_diffusers.training.codes import shown_plans, shown_prompts
 from text_diffusers.training.runtime import make_accelerator
+from text_diffusers.training.steps.codes import shown_plans, shown_prompts
 
 train_two_level = load_script("train_two_level")
 

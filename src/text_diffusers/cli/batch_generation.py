@@ -186,9 +186,9 @@ def generate_file(
 
     # Refusals are kept back until a text was written: it may be the settings that do not fit.
     kept_back: list[Line] = []
-    bar = progress_bar(
-        total=len(requests), initial=num_done, disable=not state.is_main_process, unit="text"
-    )
+    # In a terminal, of the first process: `None` lets tqdm find out whether there is one.
+    hide_bar = None if state.is_main_process else True
+    bar = progress_bar(total=len(requests), initial=num_done, disable=hide_bar, unit="text")
     with bar:
         for first in range(first_batch, len(batches), state.num_processes):
             written = write_round(writer, batches[first : first + state.num_processes], state)

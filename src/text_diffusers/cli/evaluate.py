@@ -1,6 +1,7 @@
 """`text-diffusers evaluate`: a bound of -log p of texts under a model."""
 
 import json
+import sys
 from typing import Annotated
 
 import typer
@@ -75,7 +76,7 @@ def evaluate(
         num_times=num_times,
         batch_size=batch_size,
         seed=seed,
-        progress=True,
+        progress=sys.stderr.isatty(),
         sources=sources,
     )
     typer.echo(json.dumps(evaluation.record(), indent=2) if as_json else report(evaluation))

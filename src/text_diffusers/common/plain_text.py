@@ -41,6 +41,8 @@ def encode_plain(
     refuse_special(tokenizer, texts, rows, name)
     if not with_ends:
         return rows
+
+    # Once more, as among these ends no name in the text could be told.
     options = {"split_special_tokens": True, "add_special_tokens": True}
     return call_tokenizer(tokenizer, list(texts), **options)["input_ids"]
 
@@ -89,12 +91,14 @@ def refuse_special(tokenizer: Any, texts: Sequence[str], rows: Sequence[list[int
     """Raise a `ValueError` if the ids of a plain text have a special token among them, other than the unknown word."""
     special_ids = set(tokenizer.all_special_ids)
     unknown = tokenizer.unk_token_id
+
     for text, row in zip(texts, rows, strict=True):
         found = special_ids.intersection(row)
         # The token of unknown words may have another role too; then its name tells whether it was written.
         if unknown in found:
             is_named = has_other_role(tokenizer, unknown) and tokenizer.unk_token in text
             found -= set() if is_named else {unknown}
+
         if found:
             token = tokenizer.convert_ids_to_tokens(min(found))
             raise ValueError(

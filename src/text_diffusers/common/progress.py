@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from tqdm.std import tqdm as text_tqdm
 
 # Seconds between lines in a log: they double from the first to the last
-FIRST_INTERVAL = 0.5
+FIRST_INTERVAL = 0.1
 LONGEST_INTERVAL = 30.0
 
 WITH_TOTAL = (
@@ -45,7 +45,7 @@ def print_beside_bars(text: str):
 
 
 class ProgressLines(text_tqdm):
-    """A tqdm that writes its state on lines of their own: soon at first, every `mininterval` seconds later, and at last."""
+    """A tqdm that writes its state on lines of their own: soon at first, later every `mininterval` seconds."""
 
     def __init__(self, iterable: Iterable[Any] | None = None, **settings: Any):
         self._longest_interval = settings.pop("mininterval", LONGEST_INTERVAL)

@@ -280,13 +280,17 @@ def predicted_length_nats(
         labels: one a text, or `None`.
     """
     length_logits = length_model(denoiser)
-    require(length_logits is not None, "denoiser", "a model with `predicts_length=True`", denoiser)
+    if length_logits is None:
+        raise ValueError(
+            f"`denoiser` must be a model with `predicts_length=True`, got {denoiser!r}."
+        )
     device = device_of(denoiser)
     nats = []
     for first in range(0, len(texts), batch_size):
         part = texts[first : first + batch_size]
         part_labels = None if labels is None else torch.tensor(labels[first : first + batch_size])
-        sources = source_batch([text.given for text in part], part_labels, pad_token_id, device)
+        given: list[Any] = [text.given for text in part]
+        sources = source_batch(given, part_labels, pad_token_id, device)
 
         # Behind the source there is room for the text and its end.
         rooms = [denoiser.config.max_length - len(text.given) - 1 for text in part]

@@ -28,7 +28,7 @@ from text_diffusers.losses.embedding import (
     transition_kl,
 )
 from text_diffusers.losses.time_density import draw_times
-from text_diffusers.training.lengths import (
+from text_diffusers.training.steps.lengths import (
     ASKED_SHARE,
     ask_for_lengths,
     asked_positions,
@@ -59,7 +59,7 @@ class EmbeddingLoss:
     Example:
         >>> import torch
         >>> from text_diffusers import EmbeddingDDIMScheduler, EmbeddingTransformerModel
-        >>> from text_diffusers.training.embedding import EmbeddingLoss
+        >>> from text_diffusers.training.steps.embedding import EmbeddingLoss
         >>> model = EmbeddingTransformerModel(9, 4, hidden_size=8, num_layers=1, num_attention_heads=2)
         >>> loss = EmbeddingLoss(EmbeddingDDIMScheduler(), model)
         >>> times, weights = loss.draw_times(torch.tensor([0.0, 0.5]), density=None)

@@ -31,7 +31,7 @@ def noise_levels(uniform: Tensor, clean_fraction: float) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from text_diffusers.training.classifier import noise_levels
+        >>> from text_diffusers.training.steps.classifier import noise_levels
         >>> noise_levels(torch.tensor([0.1, 0.5, 0.75]), clean_fraction=0.5)
         tensor([0.0000, 0.0000, 0.5000])
     """
@@ -68,7 +68,7 @@ class TokenCorruption:
     Example:
         >>> import torch
         >>> from text_diffusers import D3PMAbsorbingScheduler
-        >>> from text_diffusers.training.classifier import TokenCorruption
+        >>> from text_diffusers.training.steps.classifier import TokenCorruption
         >>> corrupt = TokenCorruption(D3PMAbsorbingScheduler(mask_token_id=9), start_id=0, end_id=None)
         >>> batch = {"input_ids": torch.tensor([[0, 5, 6]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
         >>> corrupt(batch, torch.ones(1), [torch.Generator().manual_seed(0)])["input_ids"]

@@ -242,6 +242,12 @@ def test_a_scheduler_shows_the_grid_of_the_last_step_and_keeps_its_settings():
     scheduler = pipe.scheduler
     config = dict(scheduler.config)
 
+    def warm(pipe, step, timestep, tensors):
+        assert len(pipe.scheduler.timesteps) == 6
+        assert pipe.scheduler.config.temperature == 0.5
+
+    pipe(max_new_tokens=4, num_inference_steps=6, temperature=0.5, callback_on_step_end=warm)
+
     def cool(pipe, step, timestep, tensors):
         assert pipe.scheduler is not scheduler
         pipe.scheduler.register_to_config(temperature=0.0)

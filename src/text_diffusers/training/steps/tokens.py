@@ -17,7 +17,7 @@ from text_diffusers.common.training_randomness import (
 from text_diffusers.data.rows import Batch, unknown_tokens
 from text_diffusers.evaluation.bounds import D3PMLoss
 from text_diffusers.losses.discrete import absorbing_bound
-from text_diffusers.training.lengths import (
+from text_diffusers.training.steps.lengths import (
     LossWithLengths,
     ask_for_lengths,
     asked_positions,
@@ -85,7 +85,7 @@ class TokenCorruption:
     Example:
         >>> import torch
         >>> from text_diffusers import D3PMAbsorbingScheduler, TextTransformerModel
-        >>> from text_diffusers.training.tokens import TokenCorruption
+        >>> from text_diffusers.training.steps.tokens import TokenCorruption
         >>> model = TextTransformerModel(vocab_size=9, hidden_size=8, num_layers=1, num_attention_heads=2)
         >>> corruption = TokenCorruption(D3PMAbsorbingScheduler(mask_token_id=8), model.config)
         >>> rows = {"input_ids": torch.zeros(2, 6, dtype=torch.long), "attention_mask": torch.ones(2, 6)}

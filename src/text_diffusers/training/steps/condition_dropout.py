@@ -39,7 +39,7 @@ def drop_conditions(
 
     Example:
         >>> import torch
-        >>> from text_diffusers.training.condition_dropout import drop_conditions
+        >>> from text_diffusers.training.steps.condition_dropout import drop_conditions
         >>> tokens = torch.zeros(4, 8, dtype=torch.long)
         >>> batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "label": torch.arange(4)}
         >>> generators = [torch.Generator().manual_seed(row) for row in range(4)]

@@ -26,7 +26,7 @@ def ask_for_lengths(batch: Batch, generators: list[torch.Generator]) -> tuple[Ba
 
     Example:
         >>> import torch
-        >>> from text_diffusers.training.lengths import ask_for_lengths
+        >>> from text_diffusers.training.steps.lengths import ask_for_lengths
         >>> batch = {"attention_mask": torch.ones(40, 3), "given": torch.tensor([[True, False, False]] * 40)}
         >>> batch, asked = ask_for_lengths(batch, [torch.Generator().manual_seed(row) for row in range(40)])
         >>> batch["attention_mask"][asked][0].tolist()

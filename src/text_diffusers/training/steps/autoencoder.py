@@ -27,7 +27,7 @@ class CodeNoise:
     Example:
         >>> import torch
         >>> from types import SimpleNamespace
-        >>> from text_diffusers.training.autoencoder import CodeNoise
+        >>> from text_diffusers.training.steps.autoencoder import CodeNoise
         >>> sizes = SimpleNamespace(patch_length=2, num_fine_codes=9, coarse_ratio=None)
         >>> drawn = CodeNoise().draw(sizes, torch.Size([1, 8]), [torch.Generator().manual_seed(0)])
         >>> {name: tuple(values.shape) for name, values in drawn.items()}
