@@ -16,9 +16,9 @@ and is not trained again; processes that train different ones may share the fold
 - CPU minutes are those of training steps on one thread. A short run measures the cost of a step, once for all seeds,
   and the budget divided by it is the number of steps, so a run can be repeated. Contention makes a step look dearer:
   the table has the CPU minutes that the steps took in the end.
-- nats per token: of all tokens of the held-out rows, ends included, as recipes and `evaluate_likelihood` count; a bound
-  for diffusion, exact for GPT-2. No model is shown a token of a row for free: GPT-2 predicts the first one too, after an
-  [EOS] that is put before every row.
+- nats per token: of all tokens of the held-out rows, ends included, as recipes and `evaluate_likelihood` count; a
+  bound for diffusion, exact for GPT-2. No model is shown a token of a row for free: GPT-2 predicts the first one too,
+  after an [EOS] that is put before every row.
 - bits per character: the same, the end of a text counting as one character.
 - Texts are full rows from pure noise, or from [EOS] by GPT-2, at temperature 1. `data` is as many held-out rows.
 """

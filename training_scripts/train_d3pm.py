@@ -361,7 +361,7 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
         estimate = estimate_bound(
             model, fine_scheduler, validation.rows, seed=config.seed, accelerator=accelerator
         )
-        return validation.counted(estimate, model).metrics()
+        return validation.metrics(estimate, model)
 
     # Users write under the fine schedule, so samples on the way do, too.
     def make_pipeline(model) -> TextDiffusionPipeline:

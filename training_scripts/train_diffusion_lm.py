@@ -354,7 +354,7 @@ def main(config: DiffusionLMConfig, on_validation: ValidationCallback | None = N
         estimate = estimate_embedding_bound(
             model, scheduler, validation.rows, seed=config.seed, accelerator=accelerator
         )
-        return validation.counted(estimate, model).metrics() | word_distances(model, scheduler)
+        return validation.metrics(estimate, model) | word_distances(model, scheduler)
 
     def make_pipeline(model) -> DiffusionLMPipeline:
         # A codebook begins with the embeddings as they are now; several codes of a word are for users to set.

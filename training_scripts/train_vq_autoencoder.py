@@ -6,6 +6,7 @@
 model, loss, training, report. Shapes: B batch, L row length in tokens.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from accelerate.utils import set_seed
 
 from text_diffusers import AutoencoderVQTextModel
 from text_diffusers.data.rows import text_ends
+from text_diffusers.evaluation.estimates import count_tokens
+from text_diffusers.evaluation.held_out import count_characters
 from text_diffusers.evaluation.likelihood import unigram_entropy
 from text_diffusers.evaluation.reconstruction import evaluate_reconstruction, reconstructions
 from text_diffusers.training.config import option
@@ -212,11 +215,16 @@ def report(
     """Print, save and return what the codes keep of the held-out split."""
     metrics = evaluate_reconstruction(model, data.validation_rows, end).metrics()
     # What guessing by frequency would cost, as a yardstick
-    metrics["unigram_entropy"] = unigram_entropy(data.validation_rows)
+    rows = data.validation_rows
+    metrics["unigram_entropy"] = unigram_entropy(rows)
+    tokens_per_character = count_tokens(rows) / count_characters(rows, data.tokenizer)
+    bits = metrics["cross_entropy"] * tokens_per_character / math.log(2)
+    metrics["bits_per_character"] = bits
 
     print(f"\nunigram entropy    {metrics['unigram_entropy']:.3f} nats per token")
     print(
-        f"reconstruction     {metrics['cross_entropy']:.3f} nats per token, {metrics['accuracy']:.1%} of the tokens"
+        f"reconstruction     {metrics['cross_entropy']:.3f} nats per token, {bits:.3f} bits per character, "
+        f"{metrics['accuracy']:.1%} of the tokens"
     )
     if config.levels == 2:
         print(

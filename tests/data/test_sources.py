@@ -362,6 +362,30 @@ def test_names_that_stand_for_nothing_are_refused(tmp_path):
     del CORPORA["two_texts"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_other_data_sets_are_read_by_the_same_rules(stream):
+    def load(columns, **options):
+        documents = Dataset.from_dict(columns)
+        register_corpora(
+            {"other": lambda: documents.to_iterable_dataset() if stream else documents}
+        )
+        return load_documents("other", **options)
+
+    columns = {
+        "text": ["a", None, "b", " ", "c"],
+        "mood": [1.0, 0.0, 0.0, 1.0, None],
+        "more": [[1]] * 5,
+    }
+    labelled = load(columns, label_column="mood")
+    assert list(labelled) == [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    assert texts_of(load({"text": [7, 10]})) == ["7", "10"]
+    with pytest.raises(ValueError, match="`other`, row 2: a label must be a whole number"):
+        list(load({"text": ["a", "b"], "mood": [1, -1]}, label_column="mood"))
+    with pytest.raises(ValueError, match="`other`: the column 'text' must hold texts, got"):
+        list(load({"text": [[{"role": "user", "content": "Hi"}]]}))
+    del CORPORA["other"]
+
+
 # Splits
 
 

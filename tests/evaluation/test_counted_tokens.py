@@ -137,6 +137,9 @@ def test_recipe_likelihood_and_command_line_agree_to_the_last_digit(
     validation = read_curves(folder / CURVES_FILE)[-1]["validation"]
     error = math.hypot(validation["standard_error"], metrics["standard_error"])
     assert abs(validation["bound"] - metrics["bound"]) < 4 * error + 0.01
+    assert validation["bits_per_character"] == pytest.approx(
+        validation["bound"] * metrics["num_tokens"] / metrics["num_characters"] / math.log(2)
+    )
 
     # ParaGuide has the bound of its denoiser.
     if kind == "source":

@@ -1,4 +1,4 @@
-"""Laws of the models and tokenizers that training starts from: what a name stands for, and what is said of mistakes."""
+"""Laws of the models and tokenizers that training starts from: what a name stands for, what mistakes say."""
 
 import pytest
 from support.masked_lms import make_masked_lm

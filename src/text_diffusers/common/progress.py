@@ -74,11 +74,12 @@ class ProgressLines(text_tqdm):
         if self.leave and self.n != self._line_of:
             self._write_line()
         self.disable = True
-        self._decr_instances(self)
+        instances: Any = type(self)
+        instances._decr_instances(self)
 
     def _write_line(self):
         layout = WITHOUT_TOTAL if self.total is None else WITH_TOTAL
-        state = self.format_dict | {"bar_format": layout, "ncols": None}
+        state = {**self.format_dict, "bar_format": layout, "ncols": None}
         # tqdm adds the colon to its own layouts only.
         name = state["prefix"].rstrip(": ")
         state["prefix"] = f"{name}: " if name else ""

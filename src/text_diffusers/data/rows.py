@@ -105,7 +105,8 @@ def pack_rows(columns: Any, tokenizer: PreTrainedTokenizerFast, length: int) -> 
 
     # 2. The last row of a map is short: rows do not run on from one map into the next
     missing = -len(stream) % length
-    stream.extend([tokenizer.pad_token_id] * missing)
+    padding: Any = tokenizer.pad_token_id
+    stream.extend([padding] * missing)
     tokens = np.frombuffer(stream, dtype=np.int32)
     mask = np.ones(len(tokens), dtype=np.int8)
     mask[len(tokens) - missing :] = 0

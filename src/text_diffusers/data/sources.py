@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from datasets import Dataset, IterableDataset, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 
 from text_diffusers.data.labels import LabelReader, typed_labels
 from text_diffusers.data.local_files import (
@@ -21,6 +21,7 @@ from text_diffusers.data.local_files import (
     split_name,
     stream_files,
 )
+from text_diffusers.data.record_files import Row
 
 # Documents that are looked at together; they may be books.
 LOOKED_AT_ONCE = 100
@@ -135,16 +136,13 @@ def named_by_role(documents: Any, columns: Mapping[str, str], source: str) -> An
             raise ValueError(f"`{source}` has no column {column!r}; it has {list(names)}.")
 
     # One column may have two roles, and a role the name of another column.
-    by_column: dict[str, str] = {}
-    copies = {}
-    for role, column in columns.items():
-        if column in by_column:
-            copies[role] = by_column[column]
-        else:
-            by_column[column] = role
-    documents = documents.select_columns(list(by_column)).rename_columns(by_column)
-    if copies:
-        documents = documents.map(lambda row: {new: row[role] for new, role in copies.items()})
+    used = list(dict.fromkeys(columns.values()))
+    renamed = {column: role for role, column in columns.items() if column != role}
+    documents = documents.select_columns(used)
+    if isinstance(documents, Dataset) and len(used) == len(columns):
+        documents = documents.rename_columns(renamed)
+    elif renamed:
+        documents = picked_columns(documents, columns, used)
 
     for role in ("text", "source"):
         if role in columns:
@@ -154,6 +152,18 @@ def named_by_role(documents: Any, columns: Mapping[str, str], source: str) -> An
     if isinstance(documents, IterableDataset):
         return stream_of_labels(documents, source)
     return typed_labels(documents, source)
+
+
+def picked_columns(documents: Any, columns: Mapping[str, str], used: list[str]) -> Any:
+    """The columns by their roles, as a map: streams cannot exchange names, and no data set has one column twice."""
+
+    def by_role(row: Row) -> Row:
+        return {role: row[column] for role, column in columns.items()}
+
+    features = None
+    if documents.features is not None:
+        features = Features({role: documents.features[name] for role, name in columns.items()})
+    return documents.map(by_role, remove_columns=used, features=features)
 
 
 def with_strings(documents: Any, role: str, source: str, column: str) -> Any:
@@ -170,8 +180,13 @@ def with_strings(documents: Any, role: str, source: str, column: str) -> Any:
 
 
 def stream_of_labels(documents: IterableDataset, source: str) -> IterableDataset:
+    """As `typed_labels`, row by row."""
     read_label = LabelReader()
-    return documents.map(lambda row: {"label": read_label(row["label"], f"`{source}`")})
+
+    def typed(row: Row, index: int) -> Row:
+        return {"label": read_label(row["label"], f"`{source}`, row {index + 1}")}
+
+    return documents.map(typed, with_indices=True)
 
 
 def without_gaps(documents: Any, source: str) -> Any:

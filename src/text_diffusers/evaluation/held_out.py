@@ -38,31 +38,41 @@ class ValidationRows:
 
     Attributes:
         rows: tokenized data set.
-        texts: what it is made of, if it holds one text or pair a row.
+        tokenizer: of the rows.
+        texts: what they are made of, if there is one text or pair in each.
         labels: of these texts, if they have any.
-        pad_token_id: of the tokenizer.
         predicts_length: whether the model says how long they are.
     """
 
     rows: Any
+    tokenizer: Any
     texts: list[WrittenText] = field(default_factory=list)
     labels: list[int] | None = None
-    pad_token_id: int = 0
     predicts_length: bool = False
 
     def __post_init__(self):
-        self.num_counted = sum(len(text.counted) for text in self.texts)
-        self.num_predicted = count_tokens(self.rows) if self.texts else 0
+        self.num_predicted = count_tokens(self.rows)
+        if self.texts:
+            self.num_counted = sum(len(text.counted) for text in self.texts)
+            self.num_characters = sum(text.num_characters for text in self.texts)
+        else:
+            # Every token of a packed row is predicted.
+            self.num_counted = self.num_predicted
+            self.num_characters = count_characters(self.rows, self.tokenizer)
+
+    def metrics(self, estimate: BoundEstimate, model: Any) -> dict[str, float]:
+        """For trackers: a bound in nats per predicted token as one per counted token, and in bits per character."""
+        counted = self.counted(estimate, model)
+        bits = counted.bound * self.num_counted / self.num_characters / math.log(2)
+        return counted.metrics() | {"bits_per_character": bits}
 
     def counted(self, estimate: BoundEstimate, model: Any) -> BoundEstimate:
         """A bound of the rows under a model, in nats per predicted token, in nats per counted one."""
-        # Every token of a packed row is predicted.
-        if not self.texts:
-            return estimate
         length_nats = sum(text.length_nats for text in self.texts)
         if self.predicts_length:
             with evaluating(model):
-                predicted = predicted_length_nats(model, self.texts, self.labels, self.pad_token_id)
+                padding = padding_id(self.tokenizer)
+                predicted = predicted_length_nats(model, self.texts, self.labels, padding)
             length_nats += float(predicted.sum())
         return estimate.recounted(
             self.num_predicted / self.num_counted, length_nats / self.num_counted
@@ -82,7 +92,8 @@ def make_validation_rows(config: Any, data: Any, denoiser: Any) -> ValidationRow
     """
     # Packed rows are read as they are: every token of the stream counts.
     if config.packing:
-        return ValidationRows(data.spread_validation_rows(config.validation_rows))
+        rows = data.spread_validation_rows(config.validation_rows)
+        return ValidationRows(rows, data.tokenizer)
 
     documents = texts_with_tokens(data.validation_documents, data.tokenizer)
     stride = -(-len(documents) // config.validation_rows)
@@ -98,15 +109,23 @@ def make_validation_rows(config: Any, data: Any, denoiser: Any) -> ValidationRow
         predicts_length=predicts_length,
         cuts_texts=True,
     )
-    padding = padding_id(data.tokenizer)
-    rows = padded_rows(written, padding, labels)
-    return ValidationRows(rows, written, labels, padding, predicts_length)
+    rows = padded_rows(written, padding_id(data.tokenizer), labels)
+    return ValidationRows(rows, data.tokenizer, written, labels, predicts_length)
 
 
 def texts_with_tokens(documents: Any, tokenizer: Any) -> Any:
-    """The documents whose texts have a token: a tokenizer may drop what is blank."""
+    """The documents whose texts have a token: a tokenizer may drop what is blank.
+
+    Raises:
+        ValueError: if there is none.
+    """
     ids = encode_texts(tokenizer, list(documents["text"]))
-    return documents.select([index for index, text_ids in enumerate(ids) if text_ids])
+    places = [index for index, text_ids in enumerate(ids) if text_ids]
+    if not places:
+        raise ValueError(
+            f"`dataset` must have a held-out text with a token, got {len(documents):,} without."
+        )
+    return documents.select(places)
 
 
 def inputs_of(documents: Any) -> dict[str, Any]:
@@ -126,6 +145,9 @@ def report_texts(config: Any, data: Any, pipe: Any, denoiser: Any = None) -> dic
         denoiser: a masked LM that may also predict an unknown word, for texts that hold one.
     """
     documents = texts_with_tokens(data.validation_documents, pipe.tokenizer)
+    num_blank = len(data.validation_documents) - len(documents)
+    if num_blank:
+        print(f"\n{num_blank:,} held-out texts have no token, and are left out of the bound")
     inputs = inputs_of(documents)
 
     # No pipeline with a masked LM writes an unknown word, which would make the bound infinite.

@@ -432,8 +432,8 @@ def meaning_of_bound(metrics: dict[str, float]) -> str:
     # What is counted, by `text_diffusers.evaluation.written_texts`; older figures counted otherwise.
     if "num_tokens" in metrics:
         sentences.append(
-            f"Counted are the {metrics['num_tokens']:,.0f} tokens of the texts and their ends, which the model writes, "
-            "and nothing that it is given."
+            f"Counted are the {metrics['num_tokens']:,.0f} tokens of the texts and their ends, which the model "
+            "writes, and nothing that it is given."
         )
     else:
         sentences.append(
