@@ -372,7 +372,7 @@ class GroupedRows(ShuffledRows):
 
     def __init__(self, rows: Dataset, rows_per_step: int, seed: int = 0):
         super().__init__(rows, rows_per_step, seed)
-        masks = rows.select_columns("attention_mask").with_format("numpy")
+        masks: Any = rows.select_columns("attention_mask").with_format("numpy")
         lengths = [
             np.asarray(batch["attention_mask"]).sum(axis=1)
             for batch in masks.iter(batch_size=ROWS_PER_BATCH)
