@@ -45,8 +45,9 @@ def mostly_slow(values, fast):
     return cases
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread():
+    """Recipes set the number of threads of the process, and a test after them would have as many."""
     torch.set_num_threads(1)
 
 

@@ -57,6 +57,8 @@ def requests_of(prompts):
 
 
 def write_file(pipe, path, prompts=PROMPTS, batch_size=4, overwrite=False, **settings):
+    # A fork has none of the threads that torch may have had before.
+    torch.set_num_threads(1)
     return generate_file(
         writer_of(pipe, **settings), requests_of(prompts), path, batch_size, overwrite
     )

@@ -21,6 +21,7 @@ from text_diffusers.data.sources import (
     load_train_and_validation,
     register_corpora,
 )
+from text_diffusers.data.tagged_text import load_tagged
 
 # Words that tables take for missing, numbers and dates, marks of the formats, any script, and other separators
 TEXTS = [
@@ -344,6 +345,27 @@ def test_what_cannot_be_read_is_refused_with_file_and_line(tmp_path, name, conte
             load_documents(str(tmp_path / name), streaming=streaming)
 
 
+def test_half_of_a_character_is_no_label_and_matters_in_no_other_column(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "label": "\\ud83d"}\n')
+    assert load_documents(str(path))["text"][:] == ["a"]
+    with pytest.raises(ValueError, match="line 1: `label` must be valid Unicode"):
+        load_documents(str(path), label_column="label")
+
+
+def test_tags_are_words_or_numbers_and_words_are_as_they_stand(tmp_path):
+    rows = [{"words": ["In", 1990, "NA"], "tags": [2, 0, 10]}, {"words": [], "tags": []}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_tagged(str(tmp_path / "a.jsonl"), "words", "tags")
+    assert found[:] == {"words": [["In", "1990", "NA"]], "tags": [[2, 0, 10]]}
+    for words in ("In 1990", [None], [["In"]]):
+        (tmp_path / "b.jsonl").write_text(json.dumps({"words": words, "tags": [1]}))
+        with pytest.raises(
+            ValueError, match=r"b\.jsonl, line 1: `words` must hold a list of words"
+        ):
+            load_tagged(str(tmp_path / "b.jsonl"), "words", "tags")
+
+
 def test_names_that_stand_for_nothing_are_refused(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="`dataset` 'imdbb' is no file or folder here, .*from the Hub"
@@ -551,6 +573,8 @@ def test_only_classes_with_texts_are_learned(caplog):
         classes([0, 1], [2])
     with pytest.raises(ValueError, match=r"must be among the names \['a', 'b'\], got 'c'"):
         classes(["a", "b"], ["c"])
+    with pytest.raises(ValueError, match=r"got 0, 1850, 1999: no text has 1, 2, 3, .*, 20\. Make"):
+        classes([1999, 0, 1850])
     assert classes([1, 2], known_classes=True) == (3, None) and not caplog.records
     assert classes(["b"], names=["a", "b"])[0] == 2
     assert "No text has the labels 'a': nothing is learned of them" in caplog.text

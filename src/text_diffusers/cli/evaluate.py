@@ -12,7 +12,7 @@ from text_diffusers.cli import options
 DataSet = Annotated[
     str,
     typer.Option(
-        help="file or folder of .txt, .csv, .tsv, .json, .jsonl or .parquet, Hub data set, or a corpus's name"
+        help="file or folder of .txt, .csv, .tsv, .json, .jsonl or .parquet, or a Hub data set"
     ),
 ]
 TextColumn = Annotated[str, typer.Option(help="column of the texts")]
@@ -57,9 +57,7 @@ def evaluate(
     """
     # Not a required option: the message here says what a data set can be.
     if not dataset:
-        raise ValueError(
-            "`--dataset` must be given: a file, a folder, a Hub data set or the name of a corpus."
-        )
+        raise ValueError("`--dataset` must be given: a file, a folder or a Hub data set.")
     from text_diffusers.cli.text_bounds import evaluate_texts, load_texts, report
     from text_diffusers.cli.writer import load_pipeline
 

@@ -47,7 +47,7 @@ def publish(
     `text-diffusers publish runs/quickstart me/mine --license apache-2.0 --dry-run look_at_me`
     """
     # What can be seen to be wrong is said before the model is loaded.
-    token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
+    token = None if token_file is None else token_file.read_text(encoding="utf-8-sig").strip()
 
     # The folder of a dry run holds just what would be uploaded, and nothing from before.
     if dry_run is not None and dry_run.exists() and any(dry_run.iterdir()):

@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 from datasets import ClassLabel, Dataset, IterableDataset
@@ -219,13 +220,16 @@ def check_classes(
             f"`label_column` holds {called(held_out, names)} in held-out texts only, and nothing to learn it from: "
             "shuffle the texts, or hold out others."
         )
-    missing = set(range(num_classes if names is None else len(names))) - present
+    numbers = range(num_classes if names is None else len(names))
+    absent = (number for number in numbers if number not in present)
+    # Numbers may be as large as years, so the first are enough.
+    missing = list(islice(absent, SHOWN_LABELS))
     if missing and names is None:
         labels = sorted(present)
         example = " ".join(str(label) for label in labels[:SHOWN_LABELS])
         raise ValueError(
             f"`label_column` must hold the numbers from 0 on without a gap, got {shown(labels)}: no text has "
-            f"{shown(sorted(missing))}. Make them names, `--label_names {example}`, or words, or number them anew."
+            f"{shown(missing)}. Make them names, `--label_names {example}`, or words, or number them anew."
         )
     if missing:
         logger.warning(

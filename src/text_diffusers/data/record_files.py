@@ -56,7 +56,7 @@ def read_rows(
             value = record[column]
             if role == "label":
                 label = read_label(value, place)
-                row[role] = None if label is None else str(label)
+                row[role] = None if label is None else as_text(str(label), place, column)
             elif role in ("words", "tags"):
                 row[role] = as_list(value, place, column)
             else:

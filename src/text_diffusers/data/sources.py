@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
+from datasets.exceptions import DatasetsError
 
 from text_diffusers.data.labels import LabelReader, typed_labels
 from text_diffusers.data.local_files import (
@@ -124,6 +125,10 @@ def load_from_hub(source: str, split: str, streaming: bool) -> Any:
         names = f", nor one of the names {', '.join(sorted(CORPORA))}" if CORPORA else ""
         raise FileNotFoundError(
             f"`dataset` {source!r} is no file or folder here{names}, and cannot be had from the Hub: {error}"
+        ) from error
+    except DatasetsError as error:
+        raise ValueError(
+            f"`dataset` {source!r} of the Hub cannot be read: {error.__cause__ or error}"
         ) from error
 
 
