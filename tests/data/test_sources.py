@@ -385,7 +385,7 @@ def test_names_that_stand_for_nothing_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_other_data_sets_are_read_by_the_same_rules(stream):
+def test_other_data_sets_are_read_by_the_same_rules(stream, caplog):
     def load(columns, **options):
         documents = Dataset.from_dict(columns)
         register_corpora(
@@ -400,6 +400,7 @@ def test_other_data_sets_are_read_by_the_same_rules(stream):
     }
     labelled = load(columns, label_column="mood")
     assert list(labelled) == [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
+    assert ("rows with a null text are left out" if stream else "1 with a null text") in caplog.text
     assert texts_of(load({"text": [7, 10]})) == ["7", "10"]
     with pytest.raises(ValueError, match="`other`, row 2: a label must be a whole number"):
         list(load({"text": ["a", "b"], "mood": [1, -1]}, label_column="mood"))

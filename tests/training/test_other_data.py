@@ -69,6 +69,7 @@ def test_a_precision_that_the_device_does_not_have_is_refused(tmp_path):
         make_accelerator(config)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_trained_and_saved_under_its_own_names(make_loop, monkeypatch):
     plain = make_loop("plain")
     losses = plain.run()

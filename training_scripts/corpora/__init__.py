@@ -7,8 +7,8 @@ that are fetched at set-up.
 To add a corpus `poems`:
 
 1. Write `corpora/poems.py` with a function that returns a `datasets.Dataset`. It needs the column `text`; it may have
-   `label` (integers from 0) and `source` (what `text` is to be written from). Recipes hold out the last documents, so
-   return them in a random order that depends on a seed only.
+   `label` (numbers from 0, or words) and `source` (what `text` is to be written from). Recipes hold out the last
+   documents, so return them in a random order that depends on a seed only.
 2. If its files are fetched into `data/poems`, find them by `parts.data_folder`, which names the make target that
    fetches them, and write that target into the Makefile.
 3. Add a line to `CORPORA` below: the module, the function, and the function's arguments.

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from datasets import Dataset, Features, IterableDataset, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
 from text_diffusers.data.labels import LabelReader, typed_labels
@@ -18,6 +18,7 @@ from text_diffusers.data.local_files import (
     is_local,
     load_files,
     log_missing,
+    log_once,
     missing_part,
     split_name,
     stream_files,
@@ -186,6 +187,8 @@ def with_strings(documents: Any, role: str, source: str, column: str) -> Any:
 
 def stream_of_labels(documents: IterableDataset, source: str) -> IterableDataset:
     """As `typed_labels`, row by row."""
+    if isinstance((documents.features or {}).get("label"), ClassLabel):
+        return documents
     read_label = LabelReader()
 
     def typed(row: Row, index: int) -> Row:
@@ -197,7 +200,9 @@ def stream_of_labels(documents: IterableDataset, source: str) -> IterableDataset
 def without_gaps(documents: Any, source: str) -> Any:
     """Documents without those that lack a text, source or label, which are counted in a warning."""
     if isinstance(documents, IterableDataset):
-        return documents.filter(lambda row: missing_part(row) is None)
+        # The files of a stream were read, and what they lack counted.
+        counted = source not in CORPORA and is_local(source)
+        return documents.filter(CompleteRows(source, warned=counted))
 
     kept = []
     reasons: Counter[str] = Counter()
@@ -216,6 +221,21 @@ def without_gaps(documents: Any, source: str) -> Any:
         return documents
     log_missing(source, reasons, len(documents))
     return documents.select(kept)
+
+
+class CompleteRows:
+    """Whether a row of a stream is complete, with a warning at the first that is not."""
+
+    def __init__(self, source: str, warned: bool):
+        self.source = source
+        self.warned = warned
+
+    def __call__(self, row: Row) -> bool:
+        reason = missing_part(row)
+        if reason is not None and not self.warned:
+            log_once(f"`{self.source}`: rows {reason} are left out, and any others with a gap.")
+            self.warned = True
+        return reason is None
 
 
 def split_documents(
