@@ -169,6 +169,7 @@ def test_earlier_names_of_pipelines_are_those_that_took_them_in():
         text_diffusers.NoSuchPipeline  # noqa: B018
 
 
+@pytest.mark.slow
 def test_leaves_load_by_path_where_the_package_is_not_imported(tmp_path):
     """As stock diffusers loads a file beside the weights: in a process that cannot import text_diffusers.
 

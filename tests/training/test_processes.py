@@ -236,6 +236,7 @@ def test_two_processes_start_a_codebook_and_replace_its_dead_codes_together(code
     assert set(owners) == {0, 1}
 
 
+@pytest.mark.slow
 def test_k_means_of_two_processes_is_that_of_all_vectors(codebooks):
     """Of which a code is the mean of the vectors of both that are nearest to it."""
     first, second = (process["k-means"] for process in codebooks[2])
