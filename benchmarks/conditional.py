@@ -102,8 +102,10 @@ SAMPLES = {
 }
 
 
-def train_recipe(options: ConditionalConfig, system: str, turns: Sequence[Turn], folder: Path):
-    """Train a diffusion model by its recipe, as a user would, into `folder`."""
+def train_recipe(
+    options: ConditionalConfig, system: str, turns: Sequence[Turn], folder: Path
+) -> int:
+    """Train a diffusion model by its recipe, as a user would, into `folder`; returns the number of steps."""
     data = folder.with_suffix(".csv")
     data.parent.mkdir(parents=True, exist_ok=True)
     columns = columns_of(turns)
@@ -144,7 +146,7 @@ def diffusion_records(
     options: ConditionalConfig, system: str, language: str, turns: Sequence[Turn]
 ) -> list[Record]:
     """The figures of a diffusion model, one record for each way to ask it."""
-    folder = options_folder(options, system, language)
+    folder = model_folder(options, system, language)
     steps = read_or_make(
         folder.with_suffix(".json"),
         lambda: train_recipe(options, system, turns[:TRAINED], folder),
@@ -186,7 +188,7 @@ def gpt2_records(
 ) -> list[Record]:
     """The figures of the autoregressive model, with the tokenizer of the diffusion model."""
     torch.manual_seed(options.seed)
-    folder = options_folder(options, "d3pm", language)
+    folder = model_folder(options, "d3pm", language)
     tokenizer = TextDiffusionPipeline.from_pretrained(folder).tokenizer
     model = AutoregressiveReplies(
         tokenizer,
@@ -214,7 +216,7 @@ def gpt2_records(
 RECORDS = {"d3pm": diffusion_records, "diffusion_lm": diffusion_records, "gpt2": gpt2_records}
 
 
-def options_folder(options: ConditionalConfig, system: str, language: str) -> Path:
+def model_folder(options: ConditionalConfig, system: str, language: str) -> Path:
     """Where the model of a system is saved."""
     return Path(options.output_dir, language, system)
 
@@ -242,7 +244,7 @@ def report(options: ConditionalConfig, results: dict[str, list[Record]]):
 
 def entropy(options: ConditionalConfig, language: str) -> float:
     """Nats per token of the replies, their ends included, that no model can be below."""
-    folder = options_folder(options, "d3pm", language)
+    folder = model_folder(options, "d3pm", language)
     tokenizer = TextDiffusionPipeline.from_pretrained(folder).tokenizer
     replies = [turn.reply for turn in make_turns(language, TRAINED + ASKED)[-ASKED:]]
     num_tokens = sum(len(ids) + 1 for ids in encode_texts(tokenizer, replies))

@@ -106,7 +106,10 @@ class TextBatch:
 
 
 def lay_out(
-    rows: list[Row], pad_token_id: int, device: torch.device | str | None = None
+    rows: list[Row],
+    pad_token_id: int,
+    device: torch.device | str | None = None,
+    class_labels: Tensor | None = None,
 ) -> TextBatch:
     """A batch of rows padded on the right; a `None` is to be written, and holds the padding until then."""
     length = max(len(row) for row in rows)
@@ -125,7 +128,10 @@ def lay_out(
 
     # Rows are filled in on the CPU, and moved once.
     tokens = tokens.to(device)
-    return TextBatch(tokens, editable.to(device), attention_mask.to(device), laid_out=tokens)
+    labels = None if class_labels is None else class_labels.to(device)
+    return TextBatch(
+        tokens, editable.to(device), attention_mask.to(device), labels, laid_out=tokens
+    )
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], name: str = "prompt") -> list[Row]:

@@ -41,7 +41,6 @@ from text_diffusers.pipelines.text_lengths import (
     LengthLogits,
     draw_lengths,
     length_log_probs,
-    source_batch,
 )
 
 
@@ -200,7 +199,7 @@ def prepare_batch(
     rows, given_texts = encode_inputs(tokenizer, inputs, guidance)
     num_texts = len(rows)
     # Checked before anything is drawn
-    conditional_scales(
+    scales = conditional_scales(
         guidance.guidance_scale, num_texts, inputs.repeats, has_condition=guide_by is not None
     )
 
@@ -218,6 +217,20 @@ def prepare_batch(
 
     # 3. A blank for each token that is to be written
     beginnings = [len(row) for row in rows]
+    pad_token_id = padding_id(tokenizer)
+    # The same rows without the condition, if there is one to compare with
+    without_condition = None
+    if guide_by is not None:
+        without_condition = partial(
+            unconditional_view,
+            beginnings=beginnings,
+            negatives=negatives,
+            class_labels=labels,
+            guide_by=guide_by,
+            limits=limits,
+            pad_token_id=pad_token_id,
+            device=device,
+        )
     # A text begins behind its source, or behind the start token, prompt included.
     starts = beginnings if inputs.source is not None else [len(start_ids(tokenizer))] * len(rows)
     # A control may fix the lengths, which else are given, drawn, or left to the end token.
@@ -226,18 +239,16 @@ def prepare_batch(
         planned = repeat_rows(lengths, inputs.repeats)
     # A model may say itself how long a text from this source is.
     if planned is None and inputs.source is not None and limits.length_logits is not None:
-        planned = predicted_lengths(
-            rows,
-            negatives,
-            labels,
-            inputs,
-            guidance,
-            limits,
-            guide_by=guide_by,
-            generators=generators,
-            pad_token_id=padding_id(tokenizer),
-            device=device,
+        # What guides the first step guides the length.
+        is_guided = guidance.guidance_interval[0] == 0 and any(scale != 1 for scale in scales)
+        log_probs = length_log_probs(
+            limits.length_logits,
+            lay_out(rows, pad_token_id, device, labels),
+            rooms_behind(rows, inputs, limits),
+            without_condition(rows) if without_condition and is_guided else None,
+            torch.tensor(scales, device=device),
         )
+        planned = draw_lengths(log_probs, generators)
 
     # Where the length is fixed the end token is put in place, and not left to the model.
     end = end_ids(tokenizer) if limits.predicts_end else []
@@ -254,9 +265,7 @@ def prepare_batch(
     limits.check_length(max(len(row) for row in rows))
 
     # 4. The batch, and what leads it
-    pad_token_id = padding_id(tokenizer)
-    batch = lay_out(rows, pad_token_id, device)
-    batch.class_labels = None if labels is None else labels.to(device)
+    batch = lay_out(rows, pad_token_id, device, labels)
     # A text without a fixed length ends at the first end token that the model writes.
     batch.ends_at_eos = inputs.text is None and planned is None and limits.predicts_end
     batch.starts = starts
@@ -268,73 +277,32 @@ def prepare_batch(
     batch.repeats = inputs.repeats
 
     # A callback may set another scale, which may then need the view without the condition.
-    if guide_by is not None:
-        batch.make_unconditional = partial(
-            unconditional_view,
-            rows,
-            beginnings,
-            negatives,
-            batch.class_labels,
-            guide_by=guide_by,
-            limits=limits,
-            pad_token_id=pad_token_id,
-            device=device,
-        )
+    if without_condition:
+        batch.make_unconditional = partial(without_condition, rows)
     set_guidance_scale(batch, guidance.guidance_scale)
     return batch
 
 
-def predicted_lengths(
-    rows: list[Row],
-    negatives: list[Row],
-    labels: Tensor | None,
-    inputs: TextInputs,
-    guidance: GuidanceInputs,
-    limits: RowLimits,
-    *,
-    guide_by: str | None,
-    generators: list[torch.Generator],
-    pad_token_id: int,
-    device: torch.device | str | None,
-) -> list[int]:
-    """Tokens of each text, drawn from what the model predicts of its source, under the guidance of the first step."""
-    assert limits.length_logits is not None
-    sources = source_batch(rows, labels, pad_token_id, device)
+def rooms_behind(rows: list[Row], inputs: TextInputs, limits: RowLimits) -> list[int]:
+    """The most tokens of the text behind each row that ends with its source.
 
-    # What guides the first step guides the length.
-    unconditional = None
-    num_texts = len(rows) // inputs.repeats
-    scales = conditional_scales(
-        guidance.guidance_scale, num_texts, inputs.repeats, has_condition=guide_by is not None
-    )
-    if guide_by is not None and any(scale != 1 for scale in scales):
-        unconditional = source_batch(
-            rows if guide_by == "label" else negatives,
-            unconditional_labels(labels, guide_by, limits),
-            pad_token_id,
-            device,
-        )
-    if guidance.guidance_interval[0] > 0:
-        scales = [1.0] * len(rows)
-
-    # Behind the source there is room for the text and its end.
+    Raises:
+        ValueError: if a source leaves no room for a token and the end.
+    """
     rooms = []
     for row in rows:
         limits.check_length(len(row) + 2)
         room = limits.max_length - len(row) - 1
         rooms.append(min(room, inputs.max_new_tokens or room))
-    log_probs = length_log_probs(
-        limits.length_logits, sources, rooms, unconditional, torch.tensor(scales, device=device)
-    )
-    return draw_lengths(log_probs, generators)
+    return rooms
 
 
 def unconditional_view(
     rows: list[Row],
+    *,
     beginnings: list[int],
     negatives: list[Row],
     class_labels: Tensor | None,
-    *,
     guide_by: str,
     limits: RowLimits,
     pad_token_id: int,
@@ -363,9 +331,8 @@ def unconditional_view(
             for row, beginning, negative in zip(rows, beginnings, negatives, strict=True)
         ]
     limits.check_length(max(len(row) for row in rows))
-    view = lay_out(rows, pad_token_id, device)
-    view.class_labels = unconditional_labels(class_labels, guide_by, limits)
-    return view
+    labels = unconditional_labels(class_labels, guide_by, limits)
+    return lay_out(rows, pad_token_id, device, labels)
 
 
 def encode_inputs(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from text_diffusers.pipelines.guidance import guide
-from text_diffusers.pipelines.text_batch import Row, TextBatch, lay_out
+from text_diffusers.pipelines.text_batch import TextBatch
 
 # `(source_ids (B, S), attention_mask (B, S), class_labels (B,)) -> (B, L)`, logits of 0, 1, 2, ... tokens
 LengthLogits = Callable[[Tensor, Tensor, Any], Tensor]
@@ -60,12 +60,3 @@ def draw_lengths(log_probs: Tensor, generators: list[torch.Generator]) -> list[i
         int(torch.multinomial(row.exp(), 1, generator=generator))
         for row, generator in zip(log_probs.cpu(), generators, strict=True)
     ]
-
-
-def source_batch(
-    rows: list[Row], class_labels: Tensor | None, pad_token_id: int, device: Any
-) -> TextBatch:
-    """Rows that end with their source, as a denoiser is asked for the lengths behind it."""
-    batch = lay_out(rows, pad_token_id, device)
-    batch.class_labels = None if class_labels is None else class_labels.to(device)
-    return batch

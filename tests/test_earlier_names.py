@@ -31,6 +31,10 @@ SHOWN = [
     ("text_diffusers.hub", "push_to_hub", "text_diffusers.hub.export"),
     ("text_diffusers.hub", "save_with_code", "text_diffusers.hub.export"),
     ("text_diffusers.model_card", "model_card", "text_diffusers.hub.model_card"),
+    ("text_diffusers.data", "load_documents", "text_diffusers.data.sources"),
+    ("text_diffusers.data", "train_tokenizer", "text_diffusers.data.tokenizers"),
+    ("text_diffusers.rows", "tokenize", "text_diffusers.data.rows"),
+    ("text_diffusers.pipelines.guided_steps", "guide", "text_diffusers.pipelines.guidance"),
     ("text_diffusers.samplers", "samplers_for", "text_diffusers.samplers"),
     ("text_diffusers.samplers", "with_sampler", "text_diffusers.samplers"),
 ]
@@ -43,14 +47,14 @@ def test_an_import_of_the_first_edition_gives_what_now_stands_elsewhere(module, 
     assert shown.__module__ == home
 
 
-@pytest.mark.parametrize("room", ["guidance", "evaluation", "hub"])
+@pytest.mark.parametrize("room", ["data", "guidance", "evaluation", "hub"])
 def test_every_public_name_of_a_room_can_be_imported(room):
     package = import_module(f"text_diffusers.{room}")
     for name in package.__all__:
         assert callable(getattr(package, name))
 
 
-@pytest.mark.parametrize("room", ["guidance", "evaluation", "hub"])
+@pytest.mark.parametrize("room", ["data", "guidance", "evaluation", "hub"])
 def test_no_public_name_of_a_room_is_that_of_one_of_its_modules(room):
     """Importing the module would put it in the place of the function."""
     package = import_module(f"text_diffusers.{room}")

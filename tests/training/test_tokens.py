@@ -227,3 +227,46 @@ def test_a_reply_has_the_length_that_its_question_asks_for(tokenizer):
     assert (short != tokenizer.pad_token_id).sum() == 3
     exact = pipe(source="one", length=5, num_inference_steps=2, output_type="tokens").tokens
     assert (exact != tokenizer.pad_token_id).sum() == 6
+
+
+def test_lengths_are_guided_as_texts_are(tokenizer):
+    """At scale 0 a reply, its length included, is that of the question without its label."""
+    torch.manual_seed(0)
+    model = TextTransformerModel(
+        len(tokenizer),
+        hidden_size=16,
+        num_layers=1,
+        num_attention_heads=2,
+        max_length=20,
+        num_classes=2,
+        predicts_length=True,
+    )
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    pipe = TextDiffusionPipeline(
+        tokenizer, model.eval(), D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    )
+    pipe.set_progress_bar_config(disable=True)
+
+    def write(**arguments):
+        return pipe(
+            source=["the cat"] * 40,
+            num_inference_steps=4,
+            output_type="tokens",
+            generator=generators(40),
+            **arguments,
+        ).tokens
+
+    unlabelled = write()
+    labelled = write(class_labels=1)
+    assert torch.equal(write(class_labels=1, guidance_scale=0.0), unlabelled)
+    assert not torch.equal(labelled, unlabelled)
+
+    # A scale that begins later leaves the length as it is.
+    later = write(class_labels=1, guidance_scale=3.0, guidance_interval=(0.5, 1.0))
+    padding = tokenizer.pad_token_id
+    assert torch.equal(later == padding, labelled == padding)
+    stronger = write(class_labels=1, guidance_scale=3.0)
+    assert stronger.shape != labelled.shape or not torch.equal(
+        stronger == padding, labelled == padding
+    )

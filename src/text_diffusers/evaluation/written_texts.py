@@ -21,7 +21,8 @@ from text_diffusers.common.validation import is_int, require
 from text_diffusers.data.rows import encode_texts
 from text_diffusers.evaluation.modules import device_of
 from text_diffusers.models.language_model import is_masked_lm
-from text_diffusers.pipelines.text_lengths import length_log_probs, length_model, source_batch
+from text_diffusers.pipelines.text_batch import lay_out
+from text_diffusers.pipelines.text_lengths import length_log_probs, length_model
 
 
 class WrittenText(NamedTuple):
@@ -290,7 +291,7 @@ def predicted_length_nats(
         part = texts[first : first + batch_size]
         part_labels = None if labels is None else torch.tensor(labels[first : first + batch_size])
         given: list[Any] = [text.given for text in part]
-        sources = source_batch(given, part_labels, pad_token_id, device)
+        sources = lay_out(given, pad_token_id, device, part_labels)
 
         # Behind the source there is room for the text and its end.
         rooms = [denoiser.config.max_length - len(text.given) - 1 for text in part]
