@@ -1,11 +1,14 @@
 """Absorbing diffusion that commits the tokens a model is surest of first.
 
 Orders: confidence (MaskGIT, https://arxiv.org/abs/2202.04200, and LLaDA, https://arxiv.org/abs/2502.09992), entropy
-and margin (Dream, https://arxiv.org/abs/2508.15487), random. How many at a step: a quota, a threshold (Fast-dLLM,
-https://arxiv.org/abs/2505.22618) or a bound on the entropy (EB-Sampler, https://arxiv.org/abs/2505.24857).
+and margin (Dream, https://arxiv.org/abs/2508.15487), random, left to right (SDAR, https://arxiv.org/abs/2510.06303).
+How many at a step: a quota, a threshold (Fast-dLLM, https://arxiv.org/abs/2505.22618) or a bound on the entropy
+(EB-Sampler, https://arxiv.org/abs/2505.24857).
 
-Shapes: B batch, L sequence length, V vocabulary size, N selected positions.
+Shapes: B batch, L sequence length, V vocabulary size, N selected positions, n steps.
 """
+
+from collections.abc import Sequence
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -13,8 +16,8 @@ from torch import Tensor
 
 from text_diffusers.common.randomness import Generators, rand_like
 from text_diffusers.common.sampling import MASS_BLOCK, in_row_blocks, sample_tokens, token_weights
-from text_diffusers.common.validation import require, require_key, require_number
-from text_diffusers.schedulers.noise_schedules import Time
+from text_diffusers.common.validation import is_number, require, require_key, require_number
+from text_diffusers.schedulers.noise_schedules import Device, Time
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
 
 
@@ -54,7 +57,63 @@ LOG_SCORES = {
     "entropy": torch.neg,
     "margin": torch.log,
 }
-ORDERS = (*MEASURES, "random")
+ORDERS = (*MEASURES, "left_to_right", "random")
+
+
+def proportional_quota(masks: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
+    """(B,) all but the share of the `masks` (B,) that is masked at s; what stays is rounded, halves to even."""
+    left = masks.double() * (1 - alpha_s) / (1 - alpha_t)
+    # First to 9 digits, so that halves are halves in any arithmetic.
+    return masks - left.round(decimals=9).round().long()
+
+
+def truncated_quota(masks: Tensor, alpha_t: float, alpha_s: float) -> Tensor:
+    """(B,) the share of the `masks` (B,) that is revealed by s, rounded down."""
+    revealed = masks.double() * (1 - (1 - alpha_s) / (1 - alpha_t))
+    # First to 9 digits, so that whole numbers are whole in any arithmetic.
+    return revealed.round(decimals=9).long()
+
+
+def even_schedule(masks: Tensor, alphas: Tensor) -> Tensor:
+    """(n, B) equal parts of the `masks` (B,); the first steps take one more where they do not divide."""
+    num_steps = len(alphas) - 1
+    step = torch.arange(num_steps, device=masks.device).unsqueeze(1)
+    return masks // num_steps + (step < masks % num_steps)
+
+
+def rounded_schedule(masks: Tensor, alphas: Tensor) -> Tensor:
+    """(n, B) at each step the share that is revealed of the `masks` (B,) left by the steps before, rounded to even.
+
+    Args:
+        masks: (B,).
+        alphas: (n + 1,) at both ends of every step.
+    """
+    # In float32 as the published sampler, since rounding errors decide to which side a half falls.
+    noise = (1 - alphas).float()
+    # Noise too small for float32 is none, and such a step reveals all.
+    left = (noise[1:] / noise[:-1]).nan_to_num(nan=0.0)
+    reveal = (1 - left.double()).clamp(0, 1)
+
+    quotas = []
+    for share in reveal.tolist():
+        quota = (masks.double() * share).round().long().minimum(masks)
+        quotas.append(quota)
+        masks = masks - quota
+    return torch.stack(quotas)
+
+
+# Of the masks that a row has at a step.
+STEP_QUOTAS = {
+    "proportional": proportional_quota,
+    "truncated": truncated_quota,
+}
+
+# For a whole run, of the masks that a row has when it begins.
+RUN_SCHEDULES = {
+    "even": even_schedule,
+    "rounded": rounded_schedule,
+}
+QUOTAS = (*STEP_QUOTAS, *RUN_SCHEDULES)
 
 
 class ConfidenceScheduler(D3PMAbsorbingScheduler):
@@ -65,21 +124,46 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
 
     - "confidence": probability of the candidate; "margin": that of the most probable token minus that of the second;
       "entropy": the lowest first. They are of the distribution the candidates are drawn from, shaped by `temperature`,
-      `top_k` and `top_p`; a greedy candidate, `temperature=0`, is judged by the model's own distribution (without the
-      mask), because its own has no uncertainty.
-    - "random": uniformly random.
+      `top_k` and `top_p`; a greedy candidate, `temperature=0`, is judged by the model's own distribution, because its
+      own has no uncertainty. The mask is in neither, unless `allow_mask` lets it.
+    - "random": uniformly random; "left_to_right": as the text is read.
 
-    How many are committed:
+    How many are committed in the step from time t to s is a `quota` of the row's masks, with
+    r = (1 - alpha_s) / (1 - alpha_t) the share of them that stays:
 
-    - by default a quota: of the m masks of a row, round(m (1 - alpha_s) / (1 - alpha_t)) stay in the step from time t
-      to s, halves to even, and so none after the last. `select` leaves out rows whose quota is zero.
+    - "proportional", the default: of m masks round(m r) stay, halves to even.
+    - "truncated": floor(m (1 - r)) are committed.
+    - "even": the masks are divided evenly over the steps, the remainder going to the first.
+    - "rounded": round(m (1 - r)) are committed, m being what this rule leaves of the masks at the start.
+
+    The last two count the masks when a run begins, at the first step after `set_timesteps`. `select` leaves out rows
+    whose quota is zero. More can be committed by
+
     - `threshold`: every candidate whose probability exceeds it.
     - `entropy_bound`: the longest run of best candidates whose entropies, without the largest, add up to no more.
 
-    With the last two a row gets at least its best candidate at each step, whatever the quota, and is usually done
-    early; steps after that cost nothing, but what is still masked at the last step is committed at once. So give them
-    as many steps as there are tokens to write. Positions that a caller leaves out count neither for the quota nor for
-    the bound.
+    With these a row gets at least its quota if one is named, else at least its best candidate, at each step, and is
+    usually done early; steps after that cost nothing. What is still masked at the last step is committed at once, so
+    without a named quota give them as many steps as there are tokens to write. Positions that a caller leaves out
+    count neither for the quota nor for the bound.
+
+    Published samplers, a run being a block where there are blocks, with `allow_mask=True`, and `temperature=0` where
+    theirs is greedy:
+
+    | sampler | options |
+    |---|---|
+    | LLaDA, iLLaDA: `low_confidence` | `quota="even"` |
+    | Dream: `maskgit_plus` | `quota="truncated", grid_end=1e-3` |
+    | Dream: `entropy`, `topk_margin` | the same, and `order="entropy"`, `order="margin"` |
+    | dllm (Tiny-A2D, BERT-Chat): MDLM, BD3LM | `quota="rounded"` |
+    | SDAR: `sequential` | `quota="even", order="left_to_right"` |
+    | SDAR: `low_confidence_static` | `quota="even"` |
+    | SDAR: `low_confidence_dynamic` | `quota="even", threshold=0.85` |
+    | LLaDA2.0 | `quota="even", threshold=0.95` |
+    | LLaDA2.1, which also edits | diffusers' `BlockRefinementScheduler` |
+
+    SDAR and LLaDA2.0 divide the length of a block, also where the prompt ends in it; with as many steps as a block
+    has tokens that is the same. Dream divides the masks of the whole batch, here it is those of a row.
 
     With an exact model, one token a step reaches the distribution of the data in every order that does not look at
     the candidates: all but "confidence". `reverse_probs` remains that of `D3PMAbsorbingScheduler`.
@@ -87,15 +171,21 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
     Args:
         mask_token_id, num_train_timesteps, schedule, min_timestep, temperature, top_k, top_p: as in
             `D3PMAbsorbingScheduler`.
-        order: "confidence", "entropy", "margin" or "random"; by default "entropy" with `entropy_bound`, else
-            "confidence".
+        order: "confidence", "entropy", "margin", "random" or "left_to_right"; by default "entropy" with
+            `entropy_bound`, else "confidence".
         threshold: a probability.
         entropy_bound: in nats.
         order_temperature: scale of Gumbel noise on the log-probability, log-margin or negative entropy that ranks
-            the candidates; 0 ranks without noise. A random order stays as it is.
+            the candidates; 0 ranks without noise. The orders "random" and "left_to_right" stay as they are.
+        quota: "proportional", "truncated", "even" or "rounded"; by default "proportional", or one token at least with
+            `threshold` or `entropy_bound`.
+        allow_mask: whether the mask is a token like others: it counts in the distribution and may be the candidate. A
+            position that commits it stays masked, also after the last step.
+        grid_end: where an even grid of `set_timesteps` ends. The last step still leads to clean text.
 
     Raises:
-        ValueError: if an argument is out of its range, or both `threshold` and `entropy_bound` are given.
+        ValueError: if an argument is out of its range, both `threshold` and `entropy_bound` are given, or a grid of T
+            steps is to end elsewhere than at 0.
 
     Example:
         >>> import torch
@@ -129,7 +219,14 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         threshold: float | None = None,
         entropy_bound: float | None = None,
         order_temperature: float = 0.0,
+        quota: str | None = None,
+        allow_mask: bool = False,
+        grid_end: float = 0.0,
     ):
+        is_end = is_number(grid_end, 0) and grid_end < 1
+        require(is_end, "grid_end", "a number of at least 0 and below 1", grid_end)
+        on_clock = num_train_timesteps is None or grid_end == 0
+        require(on_clock, "grid_end", "0 if `num_train_timesteps` is given", grid_end)
         self._set_up()
         require_key("order", order, ORDERS, optional=True)
         require_number("threshold", threshold, 0, 1, optional=True)
@@ -137,23 +234,72 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         require_number("order_temperature", order_temperature, 0)
         one_rule = threshold is None or entropy_bound is None
         require(one_rule, "entropy_bound", "None if `threshold` is given", entropy_bound)
+        require_key("quota", quota, QUOTAS, optional=True)
+        require(isinstance(allow_mask, bool), "allow_mask", "True or False", allow_mask)
         self._order = order or ("confidence" if entropy_bound is None else "entropy")
+        self._quota_rule = quota or "proportional"
+        self._is_adaptive = threshold is not None or entropy_bound is not None
+
+    # The clock, and the quotas of a run
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Device = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+    ):
+        """As in `D3PMAbsorbingScheduler`, an even grid ending at `grid_end`; a run begins anew."""
+        super().set_timesteps(num_inference_steps, device, timesteps)
+        if timesteps is None and self.config.grid_end > 0:
+            grid = self.config.grid_end + (1 - self.config.grid_end) * self._grid
+            # The last step commits what is left, wherever the grid ends.
+            grid[-1] = 0
+            self._set_grid(grid, device)
+
+    def _set_grid(self, grid: Tensor, device: Device):
+        super()._set_grid(grid, device)
+        # (steps left, B) quotas from the step at which the run began
+        self._schedule: Tensor | None = None
+        self._first_step = 0
 
     def select(self, timestep: Time, sample: Tensor, generator: Generators = None) -> Tensor:
         """(B, L) bool: the masked positions of the rows in which the step from `timestep` commits a token."""
         masked = sample == self.config.mask_token_id
-        quota = self._quota(masked.sum(dim=1), timestep)  # (B,)
-        # A threshold and a bound commit at least one token of each row, whatever the quota.
-        if self.config.threshold is not None or self.config.entropy_bound is not None:
+        step = self._grid_index(timestep)
+        # A threshold and a bound may commit a token of each row, whatever the quota.
+        if self._is_adaptive:
             return masked
-        return masked & (quota > 0).unsqueeze(1)
 
-    def _quota(self, masks: Tensor, timestep: Time) -> Tensor:
-        """(B,) tokens to commit at the step from `timestep` in rows with `masks` (B,) masked tokens."""
-        alpha_t, alpha_s = self._alphas(timestep)
-        left = masks.double() * (1 - alpha_s) / (1 - alpha_t)
-        # First to 9 digits, so that halves are halves in any arithmetic.
-        return masks - left.round(decimals=9).round().long()
+        # The first step of a run counts the masks, and only `step` is told which of them are to be written.
+        if self._quota_rule in RUN_SCHEDULES and self._begins_run(step):
+            return masked
+        return masked & (self._quota(masked, timestep) > 0).unsqueeze(1)
+
+    def _begins_run(self, step: int) -> bool:
+        return self._schedule is None or step <= self._first_step
+
+    def _quota(self, positions: Tensor, timestep: Time) -> Tensor:
+        """(B,) tokens to commit at the step from `timestep` among `positions` (B, L), which are masked.
+
+        Raises:
+            ValueError: if the batch has other rows than the run began with.
+        """
+        masks = positions.sum(dim=1)
+        if self._quota_rule in STEP_QUOTAS:
+            return STEP_QUOTAS[self._quota_rule](masks, *self._alphas(timestep))
+
+        step = self._grid_index(timestep)
+        schedule = self._schedule
+        if schedule is None or self._begins_run(step):
+            alphas = self._alpha(self._grid[step:].float())
+            schedule = RUN_SCHEDULES[self._quota_rule](masks, alphas)
+            self._schedule = schedule
+            self._first_step = step
+
+        num_rows = schedule.shape[1]
+        limit = f"of {num_rows} rows as in the steps before"
+        require(len(masks) == num_rows, "sample", limit, len(masks))
+        return schedule[step - self._first_step]
 
     def _next(
         self,
@@ -178,6 +324,8 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
             logits: (N, V).
             uniform: (N,) random numbers.
         """
+        excluded = None if self.config.allow_mask else self.config.mask_token_id
+        shaping = {**self._shaping(), "mask_token_id": excluded}
         needed = {self._order}
         if self.config.threshold is not None:
             needed.add("confidence")
@@ -188,12 +336,12 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         measures: dict[str, list[Tensor]] = {name: [] for name in MEASURES if name in needed}
         for block, drawn in in_row_blocks(logits, uniform):
             if self.config.temperature > 0:
-                weights = self._weights(block)
+                weights = token_weights(block, **shaping)
                 tokens = sample_tokens(weights, drawn)
             else:
                 # Greedy candidates are judged by the distribution of the model itself.
-                weights = token_weights(block, mask_token_id=self.config.mask_token_id)
-                tokens = most_probable_tokens(block, self.config.mask_token_id)
+                weights = token_weights(block, mask_token_id=excluded)
+                tokens = most_probable_tokens(block, excluded)
 
             candidates.append(tokens)
             total = row_sums(weights)  # (n,)
@@ -212,26 +360,31 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         generator: Generators,
     ) -> Tensor:
         """(B, L) bool: the selected positions whose candidates are kept."""
+        quota = self._quota(positions, timestep)  # (B,)
         _, alpha_s = self._alphas(timestep)
-        if alpha_s == 1:
-            return positions  # the last step leaves no mask
+        # The last step leaves no mask, but those that a schedule goes by when masks are written too.
+        keeps_schedule = self.config.allow_mask and self._quota_rule in RUN_SCHEDULES
+        if alpha_s == 1 and not keeps_schedule:
+            return positions
 
+        # Unless a quota is named, adaptive rules keep the best candidate of a row in any case.
+        if self._is_adaptive and self.config.quota is None:
+            quota = torch.ones_like(quota)
         rank = self._ranks(measures, positions, generator)  # (B, L)
-        threshold = self.config.threshold
-        entropy_bound = self.config.entropy_bound
-        if threshold is not None:
-            confident = positions.masked_scatter(positions, measures["confidence"] > threshold)
-            # The best candidate of a row is kept in any case.
-            return confident | (positions & (rank == 0))
+        committed = positions & (rank < quota.unsqueeze(1))
 
+        threshold = self.config.threshold
+        if threshold is not None:
+            committed |= positions.masked_scatter(positions, measures["confidence"] > threshold)
+
+        entropy_bound = self.config.entropy_bound
         if entropy_bound is not None:
             entropies = on_grid(measures["entropy"], positions)  # (B, L)
             # In the order of the row, all but the largest of the candidates so far.
             entropies = torch.zeros_like(entropies).scatter(1, rank, entropies)
             spent = entropies.cumsum(dim=1) - entropies.cummax(dim=1).values
-            return positions & (spent <= entropy_bound).gather(1, rank)
-
-        return rank < self._quota(positions.sum(dim=1), timestep).unsqueeze(1)
+            committed |= positions & (spent <= entropy_bound).gather(1, rank)
+        return committed
 
     def _ranks(
         self,
@@ -243,6 +396,10 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         if self._order == "random":
             scores = torch.zeros(positions.shape, dtype=torch.float64, device=positions.device)
             scale = 1.0
+        elif self._order == "left_to_right":
+            # Ties go to the left.
+            scores = torch.zeros(positions.shape, dtype=torch.float64, device=positions.device)
+            scale = 0.0
         else:
             scores = on_grid(LOG_SCORES[self._order](measures[self._order]), positions)
             scale = self.config.order_temperature
@@ -262,9 +419,11 @@ def on_grid(values: Tensor, positions: Tensor) -> Tensor:
     return values.new_zeros(positions.shape).masked_scatter(positions, values)
 
 
-def most_probable_tokens(logits: Tensor, mask_token_id: int) -> Tensor:
-    """(N,) the ids of the largest logits (N, V), the mask aside; a second look only where the mask comes first."""
+def most_probable_tokens(logits: Tensor, mask_token_id: int | None) -> Tensor:
+    """(N,) the ids of the largest logits (N, V), a given mask aside; a second look only where it comes first."""
     tokens = logits.argmax(dim=-1)
+    if mask_token_id is None:
+        return tokens
     masks = tokens == mask_token_id
     if masks.any():
         others = logits[masks]  # a copy

@@ -409,6 +409,7 @@ def test_the_last_step_commits_all_that_is_left(config):
         ({"entropy_bound": 9.0}, 2, 11),
         ({"order": "margin", "order_temperature": 0.3}, 8, 12),
         ({"order": "random"}, 8, 12),
+        ({"quota": "even", "order": "left_to_right"}, 8, 12),
     ],
 )
 def test_a_pipeline_stops_early_and_a_text_is_the_same_alone_and_in_a_batch(
@@ -426,11 +427,181 @@ def test_a_pipeline_stops_early_and_a_text_is_the_same_alone_and_in_a_batch(
         assert pipe(prompt, generator=seeded(i), **settings).texts[0] == together.texts[i]
 
 
+# Quotas by name
+
+
+def masks_left(quota, masks, times):
+    """The masks of a row after each step between `times` by the definition of a quota, the schedule being linear."""
+    steps = len(times) - 1
+    left = [masks]
+    for step in range(steps):
+        now, then = times[step], times[step + 1]
+        if quota == "even":
+            committed = masks // steps + (1 if step < masks % steps else 0)
+        elif quota == "truncated":
+            committed = math.floor(left[-1] * (1 - then / now))
+        else:
+            now, then = np.float32(now), np.float32(then)
+            one = np.float32(1)
+            stay = (one - (one - then)) / (one - (one - now))
+            committed = round(left[-1] * (1 - float(stay)))
+        left.append(left[-1] - committed)
+    return left[1:]
+
+
+@pytest.mark.parametrize("quota", ["even", "truncated", "rounded"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 6, 8, 16])
+def test_a_named_quota_leaves_as_many_masks_as_its_definition(quota, steps):
+    length = 13
+    scheduler = ConfidenceScheduler(MASK, quota=quota)
+    scheduler.set_timesteps(steps)
+    tokens = scheduler.prior((length + 1, length))
+    for row in range(length + 1):
+        tokens[row, row:] = 0
+    states = denoise(scheduler, flat(), tokens, seeded(0))
+    counts = torch.stack([(state == MASK).sum(dim=1) for state in states[1:]])
+
+    # Fractions, where a floor must be exact; floats, where halves fall as they round.
+    times = [Fraction(steps - step, steps) for step in range(steps + 1)]
+    if quota == "rounded":
+        times = [float(time) for time in times]
+    for masks in range(length + 1):
+        assert counts[:, masks].tolist() == masks_left(quota, masks, times)
+    assert not counts[-1].any()
+
+
+def test_an_even_grid_ends_where_it_is_told_to():
+    """Dream's times, https://arxiv.org/abs/2508.15487: of 8 masks in 8 steps none is committed at the first."""
+    scheduler = ConfidenceScheduler(MASK, quota="truncated", grid_end=1e-3)
+    scheduler.set_timesteps(8)
+    times = torch.linspace(1, 1e-3, 9, dtype=torch.float64)
+    torch.testing.assert_close(scheduler.timesteps.double(), times[:-1], rtol=1e-6, atol=0)
+    states = denoise(scheduler, flat(), scheduler.prior((1, 8)), seeded(0))
+    assert [int((state == MASK).sum()) for state in states] == [8, 8, 7, 6, 5, 4, 3, 2, 0]
+
+    scheduler.set_timesteps(timesteps=[1.0, 0.5])
+    assert scheduler.timesteps.tolist() == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("order", ["confidence", "left_to_right"])
+@pytest.mark.parametrize("threshold", [0.0, 0.4, 0.6, 1.0])
+def test_a_named_quota_is_the_least_that_a_threshold_commits(threshold, order):
+    logits = torch.randn(40, 8, V, generator=seeded(2)) * 2
+    options = {"threshold": threshold, "quota": "even", "order": order}
+    scheduler = ConfidenceScheduler(MASK, temperature=0.0, **options)
+    scheduler.set_timesteps(3)
+    sample = scheduler.prior((40, 8))
+    sample[:, 3] = 1
+    masked = sample == MASK
+    stepped = scheduler.step(logits[masked], 1.0, sample, positions=masked).prev_sample
+
+    confidence = dense_probs(logits).amax(dim=-1)
+    for row in range(40):
+        open_positions = [i for i in range(8) if i != 3]
+        sure = {i for i in open_positions if confidence[row, i] > threshold}
+        if order == "confidence":
+            open_positions.sort(key=lambda i: -float(confidence[row, i]))
+        want = sure | set(open_positions[:3])  # of 7 in 3 steps
+        assert {i for i in range(8) if stepped[row, i] != sample[row, i]} == want
+
+
+def test_left_to_right_commits_the_first_masks_whatever_the_model_says():
+    scheduler = ConfidenceScheduler(MASK, order="left_to_right", order_temperature=5.0)
+    scheduler.set_timesteps(3)
+    sample = scheduler.prior((20, 7))
+    sample[:, 1] = 0
+    logits = torch.randn(20, 7, V, generator=seeded(3)) * 4
+    stepped = scheduler.step(logits, 1.0, sample, generator=seeded(4)).prev_sample
+    assert torch.equal((stepped != MASK).sum(dim=0), torch.tensor([20, 20, 20, 0, 0, 0, 0]))
+
+
+def test_a_run_counts_the_masks_of_its_first_step_that_are_to_be_written():
+    scheduler = ConfidenceScheduler(MASK, quota="even")
+    tokens = scheduler.prior((2, 9))
+    tokens[1, 2:] = 0
+    first_block = torch.arange(9).expand(2, 9) < 5
+    logits = torch.zeros(2, 9, V)
+
+    for block, counts in ((first_block, [2, 2, 1]), (~first_block, [2, 1, 1])):
+        scheduler.set_timesteps(3)
+        for timestep, count in zip(scheduler.timesteps, counts, strict=True):
+            positions = scheduler.select(timestep, tokens) & block
+            stepped = scheduler.step(
+                logits[positions], timestep, tokens, positions=positions
+            ).prev_sample
+            assert int((stepped != tokens)[0].sum()) == count
+            tokens = stepped
+    assert not (tokens == MASK).any()
+
+
+def test_a_run_begins_at_the_first_step_and_keeps_its_rows():
+    scheduler = ConfidenceScheduler(MASK, quota="rounded")
+    scheduler.set_timesteps(5)
+    first, second = scheduler.timesteps[:2]
+    for length in (2, 10):
+        sample = scheduler.prior((1, length))
+        # Of 2 masks none is committed at first, but that is counted in the step.
+        assert scheduler.select(first, sample).all()
+        stepped = scheduler.step(torch.zeros(1, length, V), first, sample).prev_sample
+        assert int((stepped != MASK).sum()) == (0 if length == 2 else 2)
+    with pytest.raises(ValueError, match="`sample` must be of 1 rows as in the steps before, got"):
+        scheduler.select(second, scheduler.prior((3, 10)))
+    scheduler.set_timesteps(5)
+    assert scheduler.select(second, scheduler.prior((3, 10))).all()
+
+
+# The mask as a token
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_mask_that_is_allowed_counts_in_the_distribution(order, temperature):
+    logits = torch.randn(30, 8, V, generator=seeded(7)) * 2
+    # One token is drawn for sure, where any is drawn.
+    shaping = {"temperature": temperature, "top_k": V if temperature == 0 else 1}
+    scheduler = ConfidenceScheduler(MASK, order=order, allow_mask=True, **shaping)
+    scheduler.set_timesteps(4)
+    sample = scheduler.prior((30, 8))
+    stepped = scheduler.step(logits, 1.0, sample, generator=seeded(0)).prev_sample
+
+    probs = logits.double().softmax(dim=-1)
+    if temperature > 0:
+        probs = (probs == probs.amax(dim=-1, keepdim=True)).double()
+    chosen = dense_scores(probs, order).sort(dim=-1, descending=True, stable=True).indices[:, :2]
+    committed = logits.argmax(dim=-1).gather(1, chosen)
+    assert torch.equal(stepped, sample.scatter(1, chosen, committed))
+    assert (committed == MASK).any()
+
+
+def test_a_committed_mask_spends_its_quota_and_stays_after_the_last_step():
+    logits = torch.zeros(1, 6, V)
+    logits[0, :, 1] = 5.0
+    logits[0, 2, MASK] = 9.0  # the surest of all
+    for options, left in (({"quota": "even"}, 3), ({"quota": "rounded"}, 3), ({}, 1)):
+        scheduler = ConfidenceScheduler(MASK, temperature=0.0, allow_mask=True, **options)
+        scheduler.set_timesteps(3)
+        tokens = scheduler.prior((1, 6))
+        for timestep in scheduler.timesteps:
+            tokens = scheduler.step(logits, timestep, tokens).prev_sample
+        # Of a schedule of 2, 2, 2 each step spends one on the mask; without one the last step commits all others.
+        assert tokens[0, 2] == MASK and int((tokens == MASK).sum()) == left
+
+
 # Seeds, edges and errors
 
 
 @pytest.mark.parametrize(
-    "config", [{}, {"order": "random"}, {"order_temperature": 1.0}, {"threshold": 0.4}]
+    "config",
+    [
+        {},
+        {"order": "random"},
+        {"order_temperature": 1.0},
+        {"threshold": 0.4},
+        {"quota": "even", "order": "left_to_right"},
+        {"quota": "even", "threshold": 0.4},
+        {"quota": "rounded", "allow_mask": True},
+        {"quota": "truncated", "grid_end": 1e-3},
+    ],
 )
 def test_a_row_is_the_same_alone_and_in_a_batch(config):
     logits = torch.randn(3, 6, V, generator=seeded(4)) * 2
@@ -501,6 +672,13 @@ def test_the_mask_is_never_written_and_the_inputs_stay(config):
         (
             {"threshold": 0.5, "entropy_bound": 1.0},
             "`entropy_bound` must be None if `threshold` is given, got 1.0",
+        ),
+        ({"quota": "odd"}, "`quota` must be None or one of proportional, .*rounded, got 'odd'"),
+        ({"allow_mask": 1}, "`allow_mask` must be True or False, got 1"),
+        ({"grid_end": 1.0}, "`grid_end` must be a number of at least 0 and below 1, got 1.0"),
+        (
+            {"grid_end": 0.1, "num_train_timesteps": 50},
+            "`grid_end` must be 0 if `num_train_timesteps` is given, got 0.1",
         ),
         ({"temperature": -1.0}, "`temperature` must be"),
         ({"top_p": 0.0}, "`top_p` must be"),
