@@ -228,14 +228,29 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 class TextAttention(nn.Module, AttentionModuleMixin):
-    """Self-attention under any mask; queries and keys are normalised, which allows high learning rates."""
+    """Self-attention under any mask.
+
+    Args:
+        hidden_size: D.
+        num_heads: H.
+        dropout: probability, during training.
+        qk_norm: whether queries and keys are normalised, which allows high learning rates.
+        norm_eps: added to the mean square by which they are normalised.
+    """
 
     # Read by diffusers, which exchanges processors and fuses projections.
     _default_processor_cls = TextAttnProcessor
     _available_processors = [TextAttnProcessor]
     use_bias = False
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        dropout: float,
+        qk_norm: bool = True,
+        norm_eps: float = NORM_EPS,
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.to_q = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -244,8 +259,9 @@ class TextAttention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.ModuleList(
             [nn.Linear(hidden_size, hidden_size, bias=False), nn.Dropout(dropout)]
         )
-        self.norm_q = nn.RMSNorm(hidden_size // num_heads, eps=NORM_EPS)
-        self.norm_k = nn.RMSNorm(hidden_size // num_heads, eps=NORM_EPS)
+        head_size = hidden_size // num_heads
+        self.norm_q = nn.RMSNorm(head_size, eps=norm_eps) if qk_norm else nn.Identity()
+        self.norm_k = nn.RMSNorm(head_size, eps=norm_eps) if qk_norm else nn.Identity()
         processor: Any = TextAttnProcessor()
         self.set_processor(processor)
 

@@ -6,14 +6,14 @@ Shapes: B batch, L sequence length.
 """
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
 import torch
 from torch import Tensor
 
-from text_diffusers.common.validation import is_int, is_list, is_number, require
+from text_diffusers.common.validation import is_int, is_list, is_number, require, require_key
 
 # Tensors with two sides of this size still have a number of entries that torch can count.
 LARGEST_SIZE = 2**24
@@ -118,6 +118,20 @@ def check_transformer_config(config: Any, more_sizes: Iterable[str] = ()):
     check_transformer_sizes(config, ["vocab_size", "num_layers", "max_length", *more_sizes])
     check_sizes(config, ["num_classes"], optional=True)
     check_vocabulary(config, ["mask_token_id", "pad_token_id"])
+
+
+def check_transformer_options(config: Any, time_inputs: Collection[str]):
+    """Refuse options that no denoiser over tokens can have; `time_inputs` names what it can be shown of the time."""
+    # The variance by which a norm divides may be 0.
+    require(0 < config.norm_eps <= 1, "norm_eps", "above 0 and at most 1", config.norm_eps)
+    check_sizes(config, ["condition_size", "frequency_embedding_size"], optional=True)
+
+    # There is a sine for each cosine.
+    waves = config.frequency_embedding_size
+    require(waves is None or waves % 2 == 0, "frequency_embedding_size", "None or even", waves)
+    require_key("time_input", config.time_input, time_inputs)
+    if config.head_bias and config.tie_embeddings:
+        raise ValueError("`head_bias` must be False with `tie_embeddings=True`, got True.")
 
 
 def check_shape(name: str, value: Tensor, max_length: int, width: int | None = None):

@@ -21,6 +21,7 @@ class ChunkedHeadLoss(torch.autograd.Function):
     The gradients of a chunk are taken and added up as soon as its loss is known. The result is a scalar, so all that
     is left to the backward pass is to multiply them by the gradient of that scalar: nothing is computed twice. Liger
     (https://arxiv.org/abs/2410.10989) fuses the cross-entropy with the head in this way; here the loss may be any.
+    A head with a bias (V,) gives it as the last argument.
 
     Example:
         >>> import torch
@@ -34,25 +35,34 @@ class ChunkedHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, loss_function: LossFunction, chunk_size: int
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        loss_function: LossFunction,
+        chunk_size: int,
+        bias: Tensor | None = None,
     ) -> Tensor:
-        """() sum of `loss_function(x[chunk] @ weight.T, chunk)`; x (N, D), weight (V, D)."""
+        """() sum of `loss_function(x[chunk] @ weight.T + bias, chunk)`; x (N, D), weight (V, D), bias (V,)."""
         # Here autocast casts nothing: its cache would keep a weight without gradient.
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         x_cast = x.to(dtype)
         weight_cast = weight.to(dtype)
+        bias_cast = None if bias is None else bias.to(dtype)
 
         total_dtype = torch.promote_types(dtype, torch.float32)
         total = torch.zeros((), dtype=total_dtype, device=x.device)
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         grad_x = torch.zeros_like(x) if needs_x else None
         grad_weight = torch.zeros_like(weight, dtype=total_dtype) if needs_weight else None
+        grad_bias = None
+        if bias is not None and ctx.needs_input_grad[4]:
+            grad_bias = torch.zeros_like(bias, dtype=total_dtype)
 
         for chunk in chunks(len(x), chunk_size):
             # The logits have no name here, so that they are gone when their gradient (n, V) is used.
             loss, grad = loss_and_gradient(
-                F.linear(x_cast[chunk], weight_cast), chunk, loss_function
+                F.linear(x_cast[chunk], weight_cast, bias_cast), chunk, loss_function
             )
             total = total + loss  # in float64 if the loss is
             if grad_x is not None:
@@ -61,21 +71,26 @@ class ChunkedHeadLoss(torch.autograd.Function):
                 grad_weight.addmm_(grad.T, x_cast[chunk])  # into the sum, without a second (V, D)
             elif grad_weight is not None:
                 grad_weight += grad.T @ x_cast[chunk]
+            if grad_bias is not None:
+                grad_bias += grad.sum(dim=0, dtype=total_dtype)
             del grad  # before the next chunk's logits
 
-        ctx.save_for_backward(grad_x, None if grad_weight is None else grad_weight.to(weight.dtype))
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        if bias is not None and grad_bias is not None:
+            grad_bias = grad_bias.to(bias.dtype)
+        ctx.save_for_backward(grad_x, grad_weight, grad_bias)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output: Tensor):
         # In place: a second backward pass, which would find the gradients scaled already, is refused by autograd.
-        grad_x, grad_weight = ctx.saved_tensors
-        if grad_x is not None:
-            grad_x.mul_(grad_output)
-        if grad_weight is not None:
-            grad_weight.mul_(grad_output)
-        return grad_x, grad_weight, None, None
+        grad_x, grad_weight, grad_bias = ctx.saved_tensors
+        for grad in (grad_x, grad_weight, grad_bias):
+            if grad is not None:
+                grad.mul_(grad_output)
+        return grad_x, grad_weight, None, None, grad_bias
 
 
 def chunks(length: int, size: int) -> list[slice]:

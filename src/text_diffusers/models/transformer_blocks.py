@@ -1,6 +1,6 @@
 """Transformer blocks over tokens, and the parts that our models share around them.
 
-Shapes: B batch, L sequence length, D width, n tokens that ask, T timesteps of a clock.
+Shapes: B batch, L sequence length, D width, C width of the condition, n tokens that ask, T timesteps of a clock.
 """
 
 from typing import Any
@@ -24,6 +24,26 @@ from text_diffusers.models.attention import (
 from text_diffusers.models.checks import check_class_labels
 
 CLOCK_SCALE = 1_000.0  # the network sees times as if they ran from 0 to a thousand
+NOISE_SHARE = 1 - 1e-3  # of the log-linear schedule at time 1, where a little signal is left
+
+
+def steps_of_time(times: Tensor) -> Tensor:
+    """1000 t of times t (...)."""
+    return times * CLOCK_SCALE
+
+
+def fraction_of_time(times: Tensor) -> Tensor:
+    """Times t (...) as they are."""
+    return times
+
+
+def total_noise(times: Tensor) -> Tensor:
+    """-log(1 - 0.999 t) of times t (...), the total noise of the log-linear schedule."""
+    return -torch.log1p(-NOISE_SHARE * times)
+
+
+# What a network may be shown of the time.
+TIME_INPUTS = {"steps": steps_of_time, "fraction": fraction_of_time, "sigma": total_noise}
 
 
 class TextTransformerBlock(nn.Module):
@@ -33,18 +53,29 @@ class TextTransformerBlock(nn.Module):
         config: of the model, with `hidden_size` D, `num_attention_heads` and `feed_forward_ratio`.
         dropout: probability, during training.
         conditioned: whether `forward` takes a condition.
+        condition_size: C, the width of the condition; `None` is D.
+        qk_norm: whether queries and keys are normalised in each head.
+        norm_eps: added to the variance by which norms divide.
     """
 
-    def __init__(self, config: Any, dropout: float = 0.0, conditioned: bool = False):
+    def __init__(
+        self,
+        config: Any,
+        dropout: float = 0.0,
+        conditioned: bool = False,
+        condition_size: int | None = None,
+        qk_norm: bool = True,
+        norm_eps: float = NORM_EPS,
+    ):
         super().__init__()
         width = config.hidden_size
         feed_forward_width = int(width * config.feed_forward_ratio)
 
         # With a condition, the modulation takes the place of the norms' own weights.
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=not conditioned)
-        self.attn = TextAttention(width, config.num_attention_heads, dropout)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps, elementwise_affine=not conditioned)
+        self.attn = TextAttention(width, config.num_attention_heads, dropout, qk_norm, norm_eps)
 
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=not conditioned)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps, elementwise_affine=not conditioned)
         self.ff = nn.Sequential(
             nn.Linear(width, feed_forward_width),
             nn.GELU(approximate="tanh"),
@@ -52,7 +83,7 @@ class TextTransformerBlock(nn.Module):
             nn.Dropout(dropout),
         )
         # Shift, scale and gate of attention and of feed-forward, as in DiT.
-        self.modulation = nn.Linear(width, 6 * width) if conditioned else None
+        self.modulation = nn.Linear(condition_size or width, 6 * width) if conditioned else None
 
     def forward(
         self,
@@ -63,7 +94,7 @@ class TextTransformerBlock(nn.Module):
         store: Store | None = None,
         wanted: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, D), or (B, n, D) with `wanted`; `condition` is (B, 1, D) or (B, L, D), the rest as in attention."""
+        """(B, L, D), or (B, n, D) with `wanted`; `condition` is (B, 1, C) or (B, L, C), the rest as in attention."""
         if self.modulation is None:
             # All tokens are looked at; only the wanted ones go on.
             x = take(x, wanted) + self.attn(self.norm1(x), rotary, mask, store, wanted)
@@ -101,13 +132,25 @@ class TransformerModel(StockLoading, ModelMixin, AttentionMixin, ConfigMixin):
             return self._gradient_checkpointing_func(block, *inputs)
         return block(*inputs)
 
-    def embed_times(self, times: Tensor, dtype: torch.dtype) -> Tensor:
-        """(..., D) in `dtype` of times (...) in [0, 1], float32."""
-        waves = torch.cat(sinusoids(times * CLOCK_SCALE, self.config.hidden_size), dim=-1)
+    def embed_times(
+        self,
+        times: Tensor,
+        dtype: torch.dtype,
+        time_input: str = "steps",
+        num_waves: int | None = None,
+    ) -> Tensor:
+        """(..., C) in `dtype` of times (...) in [0, 1], float32.
+
+        Args:
+            time_input: what is shown of the time, one of `TIME_INPUTS`.
+            num_waves: of the sinusoids; `None` is D.
+        """
+        shown = TIME_INPUTS[time_input](times)
+        waves = torch.cat(sinusoids(shown, num_waves or self.config.hidden_size), dim=-1)
         return self.time_embedding(waves.to(dtype))
 
     def embed_labels(self, class_labels: Tensor | None, like: Tensor) -> Tensor | None:
-        """(B, D) of labels (B,), or of "no label" for each row of `like` (B, ...); `None` without classes.
+        """(B, C) of labels (B,), or of "no label" for each row of `like` (B, ...); `None` without classes.
 
         Raises:
             ValueError: if the model does not know a label.
@@ -138,10 +181,12 @@ class TransformerStack(nn.Module):
         return x
 
 
-def make_time_layers(hidden_size: int) -> nn.Sequential:
-    """The layers of `embed_times`, behind sinusoids."""
+def make_time_layers(hidden_size: int, num_waves: int | None = None) -> nn.Sequential:
+    """The layers of `embed_times`, behind sinusoids, as many as the width unless `num_waves` says it."""
     return nn.Sequential(
-        nn.Linear(hidden_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        nn.Linear(num_waves or hidden_size, hidden_size),
+        nn.SiLU(),
+        nn.Linear(hidden_size, hidden_size),
     )
 
 

@@ -3,7 +3,8 @@
 The time enters by adaptive layer norm as in DiT (https://arxiv.org/abs/2212.09748), positions by rotation
 (https://arxiv.org/abs/2104.09864).
 
-Shapes: B batch, L sequence length, D width, H heads, V vocabulary size, N selected positions.
+Shapes: B batch, L sequence length, D width, C width of the condition, H heads, V vocabulary size, N selected
+positions.
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from text_diffusers.models.checks import (
     check_shape,
     check_sizes,
     check_transformer_config,
+    check_transformer_options,
 )
 from text_diffusers.models.chunked_head import CHUNK_SIZE, ChunkedHeadLoss, LossFunction, chunks
 from text_diffusers.models.text_lengths import (
@@ -40,6 +42,7 @@ from text_diffusers.models.text_lengths import (
     require_length_model,
 )
 from text_diffusers.models.transformer_blocks import (
+    TIME_INPUTS,
     TextTransformerBlock,
     TransformerModel,
     init_weights,
@@ -59,6 +62,11 @@ class TextTransformerOutput(BaseOutput):
 class TextTransformerModel(TransformerModel, PeftAdapterMixin):
     """Denoiser over tokens: bidirectional, or with `block_length` block by block (https://arxiv.org/abs/2503.09573).
 
+    The options from `qk_norm` on make it the network of SEDD (https://arxiv.org/abs/2310.16834), MDLM
+    (https://arxiv.org/abs/2406.07524), UDLM (https://arxiv.org/abs/2412.10193), GIDD
+    (https://arxiv.org/abs/2503.04482), BD3-LM (https://arxiv.org/abs/2503.09573) and Duo
+    (https://arxiv.org/abs/2506.10892), whose weights it holds in another form.
+
     Args:
         vocab_size: V, with all special tokens.
         hidden_size: D.
@@ -75,6 +83,15 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
             of it. `None` lets every token see every other.
         mask_token_id, pad_token_id: kept for loaders and checked against V.
         predicts_length: whether the model was trained to say how long a text from a source is, see `length_logits`.
+        qk_norm: whether queries and keys are normalised in each head.
+        head_bias: whether the head adds a bias; for a head of its own only.
+        norm_eps: added to the variance by which norms divide.
+        condition_size: C, the width of the vectors of time and label; `None` is D.
+        frequency_embedding_size: how many sinusoids are taken of the time, an even number; `None` is D.
+        time_input: what they are taken of. "steps" is 1000 t, "fraction" t itself, and "sigma" the total noise
+            -log(1 - 0.999 t) of the log-linear schedule.
+        silu_before_sum: whether SiLU is applied to the vectors of time and label before they are added, as in UDLM,
+            and not to their sum; nothing is then added where `class_labels` is `None`.
 
     Raises:
         ValueError: if an argument makes no sense, with its name and limit.
@@ -110,27 +127,46 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
         mask_token_id: int | None = None,
         pad_token_id: int | None = None,
         predicts_length: bool = False,
+        qk_norm: bool = True,
+        head_bias: bool = False,
+        norm_eps: float = NORM_EPS,
+        condition_size: int | None = None,
+        frequency_embedding_size: int | None = None,
+        time_input: str = "steps",
+        silu_before_sum: bool = False,
     ):
         super().__init__()
         check_config_types(self)
         check_transformer_config(self.config)
+        check_transformer_options(self.config, TIME_INPUTS)
         check_length_ids(self.config)
         check_sizes(self.config, ["block_length"], optional=True)
 
         # Without time and labels there is nothing to modulate by, and norms keep their own weights.
         conditioned = time_conditioning or num_classes is not None
+        condition_size = condition_size or hidden_size
         self.token_embedding = nn.Embedding(vocab_size, hidden_size)
         self.class_embedding = None
         if num_classes is not None:
-            self.class_embedding = nn.Embedding(num_classes + 1, hidden_size)
-        self.time_embedding = make_time_layers(hidden_size) if time_conditioning else None
+            self.class_embedding = nn.Embedding(num_classes + 1, condition_size)
+        self.time_embedding = None
+        if time_conditioning:
+            num_waves = frequency_embedding_size or hidden_size
+            self.time_embedding = make_time_layers(condition_size, num_waves)
         self.blocks = nn.ModuleList(
-            TextTransformerBlock(self.config, dropout, conditioned=conditioned)
+            TextTransformerBlock(
+                self.config,
+                dropout,
+                conditioned=conditioned,
+                condition_size=condition_size,
+                qk_norm=qk_norm,
+                norm_eps=norm_eps,
+            )
             for _ in range(num_layers)
         )
-        self.norm_out = nn.LayerNorm(hidden_size, eps=NORM_EPS, elementwise_affine=not conditioned)
-        self.modulation_out = nn.Linear(hidden_size, 2 * hidden_size) if conditioned else None
-        self.head = None if tie_embeddings else nn.Linear(hidden_size, vocab_size, bias=False)
+        self.norm_out = nn.LayerNorm(hidden_size, eps=norm_eps, elementwise_affine=not conditioned)
+        self.modulation_out = nn.Linear(condition_size, 2 * hidden_size) if conditioned else None
+        self.head = None if tie_embeddings else nn.Linear(hidden_size, vocab_size, bias=head_bias)
 
         # A head of its own starts at zero, where all tokens are equally likely.
         self.apply(init_weights)
@@ -177,7 +213,7 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
         length = input_ids.shape[1]
         start = 0 if cache is None else cache.length
         mask = self._visible(input_ids, attention_mask, start, two=clean_ids is not None)
-        # Time and label, (B, 1, D), (B, L, D) or (B, 2L, D)
+        # Time and label, (B, 1, C), (B, L, C) or (B, 2L, C)
         condition = self._condition(input_ids, timestep, class_labels, clean_ids)
 
         # 1. Embed the tokens; beside clean ones there are 2L from here on, the noisy ones first
@@ -271,13 +307,16 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
             )
 
         weight = self.token_embedding.weight if self.head is None else self.head.weight
-        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-            return ChunkedHeadLoss.apply(x, weight, loss_function, chunk_size)
+        bias = None if self.head is None else self.head.bias
+        trained = x.requires_grad or weight.requires_grad
+        trained = trained or bias is not None and bias.requires_grad
+        if torch.is_grad_enabled() and trained:
+            return ChunkedHeadLoss.apply(x, weight, loss_function, chunk_size, bias)
 
         # Without gradients there is nothing to keep from one chunk to the next.
         total = torch.zeros((), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         for chunk in chunks(len(x), chunk_size):
-            total = total + loss_function(F.linear(x[chunk], weight), chunk)
+            total = total + loss_function(F.linear(x[chunk], weight, bias), chunk)
         return total
 
     def _visible(
@@ -308,7 +347,7 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
         class_labels: Tensor | None,
         clean_ids: Tensor | None,
     ) -> Tensor | None:
-        """(B, 1, D) sum of the embedded time and label, (B, L, D) or (B, 2L, D) if tokens differ in time, or None."""
+        """(B, 1, C) sum of the embedded time and label, (B, L, C) or (B, 2L, C) if tokens differ in time, or None."""
         condition = None
         if self.time_embedding is not None:
             times = torch.as_tensor(timestep, device=input_ids.device, dtype=torch.float32)
@@ -318,12 +357,25 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
             if clean_ids is not None:
                 clean_times = torch.zeros_like(clean_ids, dtype=times.dtype)
                 times = torch.cat([times.expand(input_ids.shape), clean_times], dim=1)
-            condition = self.embed_times(times, self.token_embedding.weight.dtype)
+            condition = self.embed_times(
+                times,
+                self.token_embedding.weight.dtype,
+                self.config.time_input,
+                self.config.frequency_embedding_size,
+            )
 
+        # UDLM was shown nothing in the place of a label where none was asked for.
+        if class_labels is None and self.config.silu_before_sum:
+            return None if condition is None else F.silu(condition)
         label = self.embed_labels(class_labels, input_ids)
         if label is not None:
             label = label.unsqueeze(1)
-            condition = label if condition is None else condition + label
+            if condition is None:
+                condition = label
+            elif self.config.silu_before_sum:
+                return F.silu(condition) + F.silu(label)
+            else:
+                condition = condition + label
         return None if condition is None else F.silu(condition)
 
     def _check_inputs(self, input_ids: Tensor, timestep: float | Tensor | None):
