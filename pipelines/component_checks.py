@@ -4,7 +4,11 @@ from typing import Any
 
 from text_diffusers.common.token_ids import end_ids, start_ids
 from text_diffusers.common.validation import is_int, is_list, require
-from text_diffusers.models.language_model import is_masked_lm, masked_lm_length
+from text_diffusers.models.language_model import (
+    is_language_model,
+    language_model_length,
+    reading_of,
+)
 from text_diffusers.pipelines.scheduler_adapters import as_token_scheduler
 
 # Called on a scheduler of tokens, or on the adapter of one of diffusers' own
@@ -13,11 +17,9 @@ SCHEDULER_METHODS = ("set_timesteps", "prior", "select", "step")
 
 def longest_row(denoiser: Any) -> int:
     """The longest row that a denoiser can read, in tokens."""
-    if is_masked_lm(denoiser):
-        return masked_lm_length(denoiser)
-
     # Denoisers from elsewhere may name it as transformers does.
-    return getattr(denoiser.config, "max_length", None) or denoiser.config.max_position_embeddings
+    own = None if is_language_model(denoiser) else getattr(denoiser.config, "max_length", None)
+    return own or language_model_length(denoiser)
 
 
 def check_text_components(
@@ -35,8 +37,8 @@ def check_text_components(
     check_words(tokenizer, "denoiser", denoiser.config.vocab_size)
 
     # Denoisers keep the ids that they were trained with in their configuration.
-    if not is_masked_lm(denoiser):
-        check_special_ids(tokenizer, denoiser.config)
+    config = reading_of(denoiser) if is_language_model(denoiser) else denoiser.config
+    check_special_ids(tokenizer, config)
     check_label_names(label_names, getattr(denoiser.config, "num_classes", None))
 
     # Texts are counted without their start and end, which a row has room for.
@@ -66,9 +68,9 @@ def check_token_components(
 
     token_scheduler = as_token_scheduler(scheduler, tokenizer)
     check_token_scheduler(token_scheduler)
-    if is_masked_lm(denoiser) and getattr(token_scheduler, "corruption", None) == "uniform":
+    if is_language_model(denoiser) and getattr(token_scheduler, "corruption", None) == "uniform":
         raise ValueError(
-            "`scheduler` must be of an absorbing kernel for a masked LM, which fills in masks only."
+            "`scheduler` must be of an absorbing kernel for a language model, which fills in masks only."
         )
 
 

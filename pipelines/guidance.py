@@ -18,8 +18,8 @@ from text_diffusers.common.precision import at_least_float32
 from text_diffusers.common.validation import check_strings, is_list, is_number, require
 from text_diffusers.pipelines.text_batch import TextBatch
 
-# Values of `guide_by`; a source counts as a prompt.
-CONDITIONS = ("label", "prompt", "both")
+# Values of `guide_by`; a source and messages count as a prompt.
+CONDITIONS = ("label", "prompt", "both", "masked_prompt")
 
 
 @dataclass
@@ -358,8 +358,9 @@ def guided_condition(
     class_labels: Any,
     negative_prompt: Any,
     guide_by: str | None,
+    messages: Any = None,
 ) -> str | None:
-    """The condition that guidance strengthens: "label", "prompt" (also a source) or "both"; `None` without one.
+    """The condition that guidance strengthens, one of `CONDITIONS`; `None` without one.
 
     Raises:
         ValueError: if these arguments of a pipeline do not fit each other.
@@ -381,12 +382,18 @@ def guided_condition(
 
     # A condition can be strengthened only if it is there.
     has_label = class_labels is not None
-    has_prompt = prompt is not None or source is not None or negative_prompt is not None
+    has_prompt = any(value is not None for value in (prompt, source, negative_prompt, messages))
     lacks_label = guide_by in ("label", "both") and not has_label
-    lacks_prompt = guide_by in ("prompt", "both") and not has_prompt
+    lacks_prompt = guide_by in ("prompt", "both", "masked_prompt") and not has_prompt
     if lacks_label or lacks_prompt:
         raise ValueError(
             f"`guide_by`={guide_by!r} needs `class_labels` or a `prompt` or `source` to that effect."
+        )
+
+    if guide_by == "masked_prompt" and negative_prompt is not None:
+        raise ValueError(
+            '`negative_prompt` must be left out with `guide_by="masked_prompt"`, where masks stand for the prompt, '
+            f"got {negative_prompt!r}."
         )
 
     # By default the label, and the prompt where nothing else is or where it is led away from another.

@@ -11,6 +11,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Collection, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ DATA_FILES = ("json", "safetensors", "txt", "model")
 # Arguments of `from_pretrained` that are those of a download.
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
+# Configurations of checkpoints that are no pipelines.
+CHECKPOINT_CONFIGS = ("config.json", "training_args.json")
+
 # The folder in the package with the models that come with it.
 SHIPPED = "shipped"
 
@@ -43,6 +47,10 @@ RENAMED_PIPELINES = {
     "TextDiffusionCFGPipeline": "TextDiffusionPipeline",
     "TokenParaGuidePipeline": "ParaGuidePipeline",
 }
+
+
+class NoPipelineError(OSError):
+    """What was asked for holds no index, so it is no saved pipeline; it may be a checkpoint of another kind."""
 
 
 # Installed classes
@@ -116,10 +124,37 @@ def pipeline_folder(name: Any, trust_remote_code: bool, **hub_arguments: Any) ->
         raise ValueError(
             f"`{name}` is no folder here, and cannot be the name of a repository: {error}"
         ) from error
+    except NoPipelineError:
+        raise
     except OSError as error:
         raise OSError(
             f"`{name}` is no folder here and cannot be had from the Hub: {error}"
         ) from error
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder without an index holds a model by itself, with its weights beside a configuration."""
+    has_config = any((folder / name).is_file() for name in CHECKPOINT_CONFIGS)
+    return has_config and any(folder.glob("*.safetensors"))
+
+
+def load_published(name: Any, **kwargs: Any) -> Any:
+    """The pipeline of a checkpoint that others published, which is no saved pipeline.
+
+    Args:
+        kwargs: those of `from_pretrained`.
+
+    Raises:
+        OSError: if this file stands alone, without the package that knows such checkpoints.
+        ValueError: if the checkpoint is of no family that is known.
+    """
+    if installed_class("TextDiffusionPipeline") is None:
+        raise NoPipelineError(
+            f"`{name}` holds no {INDEX}; checkpoints of others are loaded by the package text-diffusers."
+        )
+    # By name, since this room stands below the one that knows published checkpoints.
+    module = import_module(f"{installed_package().__name__}.hub.published.pipeline")
+    return module.load_published_pipeline(name, **kwargs)
 
 
 def shipped_folder(name: str) -> Path | None:
@@ -140,7 +175,7 @@ def shipped_folder(name: str) -> Path | None:
 def files_of(index: Path, kinds: tuple[str, ...]) -> list[str]:
     """Patterns of the files that the components of an index consist of."""
     if not index.is_file():
-        raise OSError(f"it holds no {INDEX}, so it is no pipeline.")
+        raise NoPipelineError(f"it holds no {INDEX}, so it is no pipeline.")
 
     patterns = [INDEX]
 

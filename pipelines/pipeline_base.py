@@ -27,10 +27,13 @@ from text_diffusers.pipelines.guidance import set_guidance_scale
 from text_diffusers.pipelines.loading import (
     HUB_ARGUMENTS,
     INDEX,
+    NoPipelineError,
     check_finite,
     check_links,
     check_saved_pipeline,
     installed_class,
+    is_checkpoint,
+    load_published,
     loading_error,
     pipeline_folder,
     with_installed_classes,
@@ -224,6 +227,10 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         As in diffusers, but the class is the one that was saved if it is one that this one loads. Code in a folder or
         repository is run only for a class that is not installed, and only if it is trusted.
 
+        A folder or repository that is no saved pipeline, but holds a diffusion language model as its authors published
+        it, such as "GSAI-ML/LLaDA-8B-Instruct", is loaded into classes of transformers or of this package; none of its
+        code is run.
+
         Args:
             pretrained_model_name_or_path: a folder, the name of a shipped model, or that of a Hub repository.
             kwargs: those of `DiffusionPipeline.from_pretrained`; weights are read from safetensors.
@@ -239,7 +246,19 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
                 "`custom_pipeline` is code of others: it needs `trust_remote_code=True`."
             )
         hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
-        folder = pipeline_folder(pretrained_model_name_or_path, trusted, **hub_arguments)
+        try:
+            folder = pipeline_folder(pretrained_model_name_or_path, trusted, **hub_arguments)
+            if not (folder / INDEX).exists() and is_checkpoint(folder):
+                raise NoPipelineError(f"`{folder}` holds no {INDEX}.")
+        # What is no saved pipeline may be a model that others published.
+        except NoPipelineError:
+            pipe = load_published(pretrained_model_name_or_path, **hub_arguments, **kwargs)
+            if not isinstance(pipe, cls):
+                raise ValueError(
+                    f"`{pretrained_model_name_or_path}` is loaded as a {type(pipe).__name__}, and not as the "
+                    f"{cls.__name__} that was asked for."
+                ) from None
+            return pipe
 
         # Reading a pickle may run code, so weights are safetensors unless the caller objects.
         kwargs.setdefault("use_safetensors", True)

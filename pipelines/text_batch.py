@@ -17,6 +17,9 @@ from text_diffusers.pipelines.given_text import GivenText
 # Token ids of one text; `None` is a token to be written.
 Row = list[int | None]
 
+# In a row, padding before its first token.
+LEFT_PADDING = -1
+
 
 @dataclass
 class TextBatch:
@@ -25,9 +28,13 @@ class TextBatch:
     Attributes:
         tokens: (B, L) ids; where noise is continuous, the words that the latest estimate is rounded to.
         editable: (B, L) bool, the tokens to be written; all others stay as they are.
-        attention_mask: (B, L), 1 at real tokens, 0 at padding on the right.
+        attention_mask: (B, L), 1 at real tokens, 0 at padding, on the right or before the first token.
         class_labels: (B,) ids, if the denoiser is told any.
         ends_at_eos: whether a text ends at the first end token that is written, rather than with its row.
+        end_token_ids: tokens that end a text beside the tokenizer's own.
+        earliest_ends: (B,) index before which no text ends.
+        suppressed_ids: tokens that are not written in this call.
+        window: (B, L) bool, the tokens that are written together now; `None` is all of them.
         starts: index of the first token of each text, its prompt included and a source before it not.
         given_texts: the given characters of each text.
         drops_source: whether what stands before `starts` is left out of the output.
@@ -63,6 +70,10 @@ class TextBatch:
     attention_mask: Tensor
     class_labels: Tensor | None = None
     ends_at_eos: bool = False
+    end_token_ids: list[int] = field(default_factory=list)
+    earliest_ends: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    suppressed_ids: list[int] = field(default_factory=list)
+    window: Tensor | None = None
     starts: list[int] = field(default_factory=list)
     given_texts: list[GivenText] = field(default_factory=list)
     drops_source: bool = False
@@ -101,8 +112,8 @@ class TextBatch:
     @property
     def text_ends(self) -> list[int]:
         """Index behind the last real token of each row."""
-        # Padding stands on the right only, so the number of real tokens is the index.
-        return self.attention_mask.sum(dim=1).tolist()
+        columns = torch.arange(1, self.attention_mask.shape[1] + 1, device=self.tokens.device)
+        return (self.attention_mask.bool() * columns).amax(dim=1).tolist()
 
 
 def lay_out(
@@ -111,7 +122,10 @@ def lay_out(
     device: torch.device | str | None = None,
     class_labels: Tensor | None = None,
 ) -> TextBatch:
-    """A batch of rows padded on the right; a `None` is to be written, and holds the padding until then."""
+    """A batch of rows padded on the right; a `None` is to be written, and holds the padding until then.
+
+    Padding before the first token of a row is in the row, as `LEFT_PADDING`.
+    """
     length = max(len(row) for row in rows)
     tokens = torch.full((len(rows), length), pad_token_id)  # (B, L)
     editable = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -119,12 +133,12 @@ def lay_out(
 
     for index, row in enumerate(rows):
         tokens[index, : len(row)] = torch.tensor(
-            [pad_token_id if token is None else token for token in row]
+            [pad_token_id if token in (None, LEFT_PADDING) else token for token in row]
         )
         editable[index, : len(row)] = torch.tensor(
             [token is None for token in row], dtype=torch.bool
         )
-        attention_mask[index, : len(row)] = 1
+        attention_mask[index, row.count(LEFT_PADDING) : len(row)] = 1
 
     # Rows are filled in on the CPU, and moved once.
     tokens = tokens.to(device)
@@ -149,10 +163,12 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str], name: str = "prompt")
     return [[*start, *row] for row in encode_plain(tokenizer, prompts, name)]
 
 
-def encode_sources(tokenizer: Any, source: str | Sequence[str], name: str = "source") -> list[Row]:
-    """Token ids that stand before the texts written from `source`: start, source, end."""
+def encode_sources(
+    tokenizer: Any, source: str | Sequence[str], name: str = "source", num_ends: int = 1
+) -> list[Row]:
+    """Token ids that stand before the texts written from `source`: start, source, and so many ends."""
     sources = [source] if isinstance(source, str) else source
-    return [row + end_ids(tokenizer) for row in encode_prompts(tokenizer, sources, name)]
+    return [row + end_ids(tokenizer) * num_ends for row in encode_prompts(tokenizer, sources, name)]
 
 
 def text_before(text: str, row: Row) -> GivenText:

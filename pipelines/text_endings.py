@@ -19,6 +19,17 @@ def end_token_id(tokenizer: Any) -> int:
     return next(iter(end_ids(tokenizer)), -1)
 
 
+def end_tensor(batch: TextBatch, tokenizer: Any) -> Tensor:
+    """(E,) ids of the tokens that end a text: the tokenizer's, and those of the batch."""
+    ids = sorted({*end_ids(tokenizer), *batch.end_token_ids})
+    return torch.tensor(ids, dtype=torch.long, device=batch.tokens.device)
+
+
+def written_ends(batch: TextBatch, tokenizer: Any) -> Tensor:
+    """(B, L) bool: end tokens that were written; one of the prompt ends nothing."""
+    return batch.editable & torch.isin(batch.tokens, end_tensor(batch, tokenizer))
+
+
 def masked_tokens(batch: TextBatch, tokenizer: Any) -> Tensor:
     """(B, L) bool: tokens that are still to be revealed."""
     return batch.editable & (batch.tokens == tokenizer.mask_token_id)
@@ -31,7 +42,7 @@ def settled_ends(batch: TextBatch, tokenizer: Any, revises_tokens: bool) -> Tens
         revises_tokens: whether the scheduler may change a token again. Where it settles tokens, an end counts only if
             no mask stands before it, which could still become an earlier end.
     """
-    ends = batch.editable & (batch.tokens == end_token_id(tokenizer))
+    ends = written_ends(batch, tokenizer)
     if revises_tokens:
         return ends
     return ends & (masked_tokens(batch, tokenizer).cumsum(dim=1) == 0)

@@ -4,8 +4,7 @@ Shapes: B rows (texts times `num_return_sequences`, and candidates of each), L s
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from text_diffusers.common.randomness import Generators, row_generators
 from text_diffusers.common.token_ids import end_ids, padding_id, start_ids
 from text_diffusers.common.validation import check_strings, is_int, is_list
+from text_diffusers.pipelines.chat_inputs import encode_messages
 from text_diffusers.pipelines.given_text import GivenText
 from text_diffusers.pipelines.guidance import (
     as_controls,
@@ -26,7 +26,9 @@ from text_diffusers.pipelines.guidance import (
     refuse_two_lengths,
     set_guidance_scale,
 )
+from text_diffusers.pipelines.row_limits import RowLimits
 from text_diffusers.pipelines.text_batch import (
+    LEFT_PADDING,
     Row,
     TextBatch,
     append_exactly,
@@ -38,7 +40,6 @@ from text_diffusers.pipelines.text_batch import (
 )
 from text_diffusers.pipelines.text_gaps import encode_gaps
 from text_diffusers.pipelines.text_lengths import (
-    LengthLogits,
     draw_lengths,
     length_log_probs,
 )
@@ -63,8 +64,10 @@ class TextInputs:
     text: str | list[str] | None = None
     mask: Any = None
     source: str | list[str] | None = None
+    messages: Any = None
     class_labels: Any = None
     max_new_tokens: int | None = None
+    min_new_tokens: int = 0
     length: int | list[int] | None = None
     num_return_sequences: int = 1
     num_candidates: int = 1
@@ -82,6 +85,13 @@ class TextInputs:
             raise ValueError(
                 "`source` excludes `prompt` and `text`: what is written from it begins by itself."
             )
+        if self.messages is not None:
+            others = {"prompt": self.prompt, "text": self.text, "source": self.source}
+            given = [name for name, value in others.items() if value is not None]
+            if given:
+                raise ValueError(
+                    f"`messages` excludes `{given[0]}`: a conversation holds all that is said."
+                )
         # Each way of saying how much is written goes with its own input.
         if self.mask is not None and self.text is None:
             raise ValueError("`mask` needs `text`, whose tokens it marks.")
@@ -100,10 +110,25 @@ class TextInputs:
             if not is_int(value, 1) and (value is not None or name != "max_new_tokens"):
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
 
+        if not is_int(self.min_new_tokens, 0):
+            raise ValueError(
+                f"`min_new_tokens` must be an integer of at least 0, got {self.min_new_tokens!r}."
+            )
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"`min_new_tokens` must be at most `max_new_tokens`={self.max_new_tokens}, "
+                f"got {self.min_new_tokens}."
+            )
+
         # One length for all texts, or one a text.
         lengths = self.length if is_list(self.length) else [self.length]
         if self.length is not None and not all(is_int(length, 1) for length in lengths):
             raise ValueError(f"`length` must be integers of at least 1, got {self.length!r}.")
+
+    @property
+    def drops_beginning(self) -> bool:
+        """Whether a text is returned without what it was written from."""
+        return self.source is not None or self.messages is not None
 
     @property
     def repeats(self) -> int:
@@ -128,39 +153,6 @@ class GuidanceInputs:
     def __post_init__(self):
         check_interval(self.guidance_interval)
         self.controls = as_controls(self.controls)
-
-
-@dataclass
-class RowLimits:
-    """The rows that a model can write.
-
-    Attributes:
-        max_length: the longest row in tokens, with the start token.
-        histogram: `histogram[n]` is the number of training texts with n tokens, from which lengths are drawn.
-        predicts_end: whether the model says where a text ends; a masked LM does not, and has its end token in place.
-        label_names: of the class labels.
-        num_classes: number of labels, and the id that stands for no label.
-        block_length: tokens of a block, for a model that writes block by block.
-        length_logits: of a model that predicts how long a text from a source is.
-    """
-
-    max_length: int
-    histogram: list[int] | None = None
-    predicts_end: bool = True
-    label_names: Sequence[str] | None = None
-    num_classes: int | None = None
-    block_length: int | None = None
-    length_logits: LengthLogits | None = None
-
-    def check_length(self, length: int):
-        """Raise a `ValueError` if a row of `length` tokens does not fit."""
-        if length > self.max_length:
-            # A masked LM reads texts between two special tokens, other models after one.
-            ends = "start token" if self.predicts_end else "tokens around it"
-            raise ValueError(
-                f"`prompt` and `max_new_tokens` together, or `text`, must fit into the model's {self.max_length} "
-                f"tokens (with the {ends}), got {length}: shorten the text or lower `max_new_tokens`."
-            )
 
 
 def prepare_batch(
@@ -193,11 +185,18 @@ def prepare_batch(
         inputs.class_labels,
         guidance.negative_prompt,
         guidance.guide_by,
+        inputs.messages,
     )
 
     # 2. One row a text, then one for each of its copies, which stand next to each other
-    rows, given_texts = encode_inputs(tokenizer, inputs, guidance)
+    rows, given_texts = encode_inputs(tokenizer, inputs, guidance, limits.source_ends)
     num_texts = len(rows)
+    if limits.blocks_from_prompt and limits.block_length is not None and inputs.text is None:
+        rows = [fill_block(row, limits.block_length) for row in rows]
+        given_texts = [
+            replace(given, runs=[(len(row), None)])
+            for given, row in zip(given_texts, rows, strict=True)
+        ]
     # Checked before anything is drawn
     scales = conditional_scales(
         guidance.guidance_scale, num_texts, inputs.repeats, has_condition=guide_by is not None
@@ -205,7 +204,11 @@ def prepare_batch(
 
     # Without the condition, these stand where prompts or sources stand with it.
     negatives = encode_negatives(
-        tokenizer, guidance.negative_prompt, num_texts, inputs.source is not None
+        tokenizer,
+        guidance.negative_prompt,
+        num_texts,
+        inputs.source is not None,
+        limits.source_ends,
     )
     lengths = lengths_by_text(inputs.length, num_texts)
     labels = label_tensor(inputs.class_labels, limits, num_texts, inputs.repeats)
@@ -229,10 +232,13 @@ def prepare_batch(
             guide_by=guide_by,
             limits=limits,
             pad_token_id=pad_token_id,
+            mask_token_id=tokenizer.mask_token_id,
             device=device,
         )
-    # A text begins behind its source, or behind the start token, prompt included.
-    starts = beginnings if inputs.source is not None else [len(start_ids(tokenizer))] * len(rows)
+    # A text begins behind its source or conversation, or behind the start token, prompt included.
+    starts = beginnings
+    if not inputs.drops_beginning:
+        starts = [row.count(LEFT_PADDING) + len(start_ids(tokenizer)) for row in rows]
     # A control may fix the lengths, which else are given, drawn, or left to the end token.
     planned = planned_lengths(guidance.controls, generators)
     if planned is None and lengths is not None:
@@ -270,7 +276,9 @@ def prepare_batch(
     batch.ends_at_eos = inputs.text is None and planned is None and limits.predicts_end
     batch.starts = starts
     batch.given_texts = repeat_rows(given_texts, inputs.repeats)
-    batch.drops_source = inputs.source is not None
+    batch.drops_source = inputs.drops_beginning
+    batch.end_token_ids = limits.end_token_ids
+    batch.earliest_ends = (torch.tensor(beginnings) + inputs.min_new_tokens).to(device)
     batch.generators = generators
     batch.controls = guidance.controls
     batch.guidance_interval = guidance.guidance_interval
@@ -306,6 +314,7 @@ def unconditional_view(
     guide_by: str,
     limits: RowLimits,
     pad_token_id: int,
+    mask_token_id: int,
     device: torch.device | str | None,
 ) -> TextBatch:
     """The same tokens to write in rows without the condition.
@@ -319,12 +328,20 @@ def unconditional_view(
     Raises:
         ValueError: if such a row does not fit the model.
     """
+    # Masks in the place of a prompt leave everything where it is.
+    if guide_by == "masked_prompt":
+        rows = [
+            [token if token == LEFT_PADDING else mask_token_id for token in row[:beginning]]
+            + row[beginning:]
+            for row, beginning in zip(rows, beginnings, strict=True)
+        ]
+
     # The negative prompt takes the place of the prompt or source; what is to be written stays.
-    if guide_by != "label":
+    elif guide_by != "label":
         if limits.block_length is not None:
             raise ValueError(
-                '`guide_by` must be "label" for a denoiser with blocks: without its prompt, a text would stand in '
-                f"other blocks, got {guide_by!r}."
+                '`guide_by` must be "label" or "masked_prompt" for a denoiser with blocks: without its prompt, a text '
+                f"would stand in other blocks, got {guide_by!r}."
             )
         rows = [
             negative + row[beginning:]
@@ -336,16 +353,20 @@ def unconditional_view(
 
 
 def encode_inputs(
-    tokenizer: Any, inputs: TextInputs, guidance: GuidanceInputs
+    tokenizer: Any, inputs: TextInputs, guidance: GuidanceInputs, source_ends: int = 1
 ) -> tuple[list[Row], list[GivenText]]:
     """Token ids of each text, `None` where one is to be filled in, and its characters; without any, a bare start."""
     # At most one of the three was given.
     if inputs.text is not None:
         return encode_gaps(tokenizer, inputs.text, inputs.mask)
 
+    if inputs.messages is not None:
+        rows = encode_messages(tokenizer, inputs.messages)
+        return rows, [text_before("", row) for row in rows]
+
     # What is written from a source is returned without it.
     if inputs.source is not None:
-        rows = encode_sources(tokenizer, inputs.source)
+        rows = encode_sources(tokenizer, inputs.source, num_ends=source_ends)
         return rows, [text_before("", row) for row in rows]
 
     prompts = [inputs.prompt] if isinstance(inputs.prompt, str) else inputs.prompt
@@ -364,12 +385,12 @@ def encode_inputs(
 
 
 def encode_negatives(
-    tokenizer: Any, negative_prompt: Any, num_texts: int, as_source: bool
+    tokenizer: Any, negative_prompt: Any, num_texts: int, as_source: bool, source_ends: int = 1
 ) -> list[Row]:
     """The beginning of each text without the condition: the start, and what it is led away from."""
     negatives = negative_texts(negative_prompt, num_texts)
     if as_source:
-        return encode_sources(tokenizer, negatives, "negative_prompt")
+        return encode_sources(tokenizer, negatives, "negative_prompt", source_ends)
     return encode_prompts(tokenizer, negatives, "negative_prompt")
 
 
@@ -409,7 +430,7 @@ def append_blanks(
     # As many as allowed or as fit; the text ends where the model writes its end token.
     if histogram is None or max_new_tokens is not None:
         return [
-            row + [None] * (max_new_tokens or max(1, limits.max_length - len(row))) for row in rows
+            row + [None] * (max_new_tokens or default_new_tokens(len(row), limits)) for row in rows
         ]
 
     # Each text has a length drawn from those of the training texts.
@@ -430,6 +451,23 @@ def append_blanks(
     return extended
 
 
+def fill_block(row: Row, block_length: int) -> Row:
+    """The row behind as much padding as fills its blocks up.
+
+    Example:
+        >>> fill_block([7, 8, 9, 7, 8], block_length=4)
+        [-1, -1, -1, 7, 8, 9, 7, 8]
+    """
+    padding: Row = [LEFT_PADDING] * (-len(row) % block_length)
+    return padding + row
+
+
+def default_new_tokens(num_known: int, limits: RowLimits) -> int:
+    """The number of tokens that are written behind `num_known` ones where nothing says it."""
+    room = max(1, limits.max_length - num_known)
+    return room if limits.new_tokens is None else min(room, limits.new_tokens)
+
+
 def label_tensor(
     class_labels: Any, limits: RowLimits, num_texts: int, repeats: int
 ) -> Tensor | None:
@@ -438,6 +476,8 @@ def label_tensor(
     Raises:
         ValueError: if there are neither one nor one a text, or the model has no such label.
     """
+    if class_labels is None and limits.tells_no_label and limits.num_classes is not None:
+        class_labels = limits.num_classes
     if class_labels is None:
         return None
     labels = list(class_labels) if is_list(class_labels) else [class_labels] * num_texts
@@ -482,7 +522,7 @@ def label_id(label: Any, limits: RowLimits) -> int:
 
 def unconditional_labels(labels: Tensor | None, guide_by: str, limits: RowLimits) -> Tensor | None:
     """(B,) labels of the unconditional view: no label, unless guidance is by the prompt alone."""
-    if labels is None or guide_by == "prompt":
+    if labels is None or guide_by in ("prompt", "masked_prompt"):
         return labels
     assert limits.num_classes is not None  # a model that is told labels has as many
     return torch.full_like(labels, limits.num_classes)

@@ -37,11 +37,11 @@ from text_diffusers.pipelines.pipeline_base import (
     runs_to_its_end,
     texts_of_each_step,
 )
+from text_diffusers.pipelines.row_limits import RowLimits
 from text_diffusers.pipelines.text_batch import TextBatch
 from text_diffusers.pipelines.text_endings import cut_rows
 from text_diffusers.pipelines.text_inputs import (
     GuidanceInputs,
-    RowLimits,
     TextInputs,
     prepare_batch,
 )
@@ -87,9 +87,9 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
 
     Args:
         tokenizer: any transformers tokenizer with a mask token.
-        denoiser: an `EmbeddingTransformerModel`, or what has its `config`, `embed`, `round` and `nearest_words` and is
-            called like it; for controls with `log_prob` also `logits`. For guidance it should have been trained with
-            `--condition_dropout`.
+        denoiser: an `EmbeddingTransformerModel`, a `BertEmbeddingDenoiser`, or what has the `config`, `embed`, `round`
+            and `nearest_words` of the first and is called like it; for controls with `log_prob` also `logits`. For
+            guidance it should have been trained with `--condition_dropout`.
         scheduler: `EmbeddingDDIMScheduler`, `EmbeddingDDPMScheduler` or `EmbeddingDPMSolverScheduler`; or a stock
             scheduler of diffusers that was made by `from_config` of one of these.
         lengths: `lengths[n]` is the number of training texts with n tokens.
@@ -405,6 +405,7 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
             histogram=self.config.lengths,
             label_names=self.config.get("label_names"),
             num_classes=getattr(self.denoiser.config, "num_classes", None),
+            source_ends=getattr(self.denoiser.config, "source_ends", 1),
             length_logits=length_model(self.denoiser),
         )
 

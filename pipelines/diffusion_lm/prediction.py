@@ -25,8 +25,9 @@ class EmbeddingPredictor:
     """A denoiser of word embeddings with its tokenizer and the scheduler that it is stepped by.
 
     Args:
-        denoiser: an `EmbeddingTransformerModel`, or a model with its `config`, `embed`, `round` and `nearest_words`
-            that is called like it.
+        denoiser: an `EmbeddingTransformerModel`, a `BertEmbeddingDenoiser`, or a model with the `config`, `embed`,
+            `round` and `nearest_words` of the first that is called like it. A configuration without
+            `self_conditioning` or `prediction_type` is that of a model that predicts clean embeddings from noisy ones.
         tokenizer: its tokenizer.
         scheduler: its noise and its clock.
     """
@@ -72,7 +73,8 @@ class EmbeddingPredictor:
 
         # A denoiser takes only what it was built for.
         optional = {}
-        if config.self_conditioning and batch.own_estimate is not None:
+        is_conditioned = getattr(config, "self_conditioning", False)
+        if is_conditioned and batch.own_estimate is not None:
             optional["self_condition"] = batch.own_estimate.to(dtype)
         if config.partial_noising:
             optional["given"] = ~batch.editable
@@ -152,7 +154,8 @@ def embedding_scheduler(scheduler: Any, denoiser: Any) -> EmbeddingScheduler:
         ValueError: if the two do not fit each other.
     """
     config = denoiser.config
-    return EmbeddingScheduler(scheduler, config.prediction_type, config.num_train_timesteps)
+    prediction_type = getattr(config, "prediction_type", "sample")
+    return EmbeddingScheduler(scheduler, prediction_type, config.num_train_timesteps)
 
 
 def check_embedding_components(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from text_diffusers.common.token_ids import padding_id
 from text_diffusers.common.validation import check_strings
-from text_diffusers.models.language_model import is_masked_lm
+from text_diffusers.models.language_model import predicts_end
 from text_diffusers.pipelines.candidates import check_choice, chosen_rows
 from text_diffusers.pipelines.component_checks import check_token_components, longest_row
 from text_diffusers.pipelines.diffusion_lm.pipeline_diffusion_lm import DiffusionLMPipelineOutput
@@ -35,6 +35,7 @@ from text_diffusers.pipelines.pipeline_base import (
     runs_to_its_end,
     texts_of_each_step,
 )
+from text_diffusers.pipelines.row_limits import RowLimits
 from text_diffusers.pipelines.text_batch import TextBatch
 from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import (
     TextDiffusionPipelineOutput,
@@ -42,7 +43,6 @@ from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import (
 from text_diffusers.pipelines.text_endings import cut_rows, end_token_id
 from text_diffusers.pipelines.text_inputs import (
     GuidanceInputs,
-    RowLimits,
     TextInputs,
     prepare_batch,
 )
@@ -337,7 +337,7 @@ class ParaGuidePipeline(TextPipeline, DiffusionPipeline):
     @property
     def predicts_end(self) -> bool:
         """Whether the model says where a text ends; a masked LM does not."""
-        return not is_masked_lm(self.denoiser)
+        return predicts_end(self.denoiser)
 
     @property
     def _callback_tensor_inputs(self) -> list[str]:

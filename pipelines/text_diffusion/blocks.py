@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from text_diffusers.pipelines.text_batch import TextBatch
+from text_diffusers.pipelines.text_endings import written_ends
 
 
 @dataclass
@@ -100,6 +101,9 @@ class Block:
             attention_mask=batch.attention_mask[rows, self.columns],
             class_labels=None if batch.class_labels is None else batch.class_labels[rows],
             scales=batch.scales[rows] if len(batch.scales) else batch.scales,
+            earliest_ends=batch.earliest_ends[rows] - self.columns.start
+            if len(batch.earliest_ends)
+            else batch.earliest_ends,
             generators=self.generators,
         )
 
@@ -175,7 +179,7 @@ def blocks_to_write(
     denoiser: Any,
     columns: list[slice],
     max_length: int,
-    eos_token_id: int,
+    tokenizer: Any,
     use_cache: bool,
 ) -> Iterator[Block]:
     """Each block with the rows that are still written when it is its turn; none once all texts have ended.
@@ -183,7 +187,7 @@ def blocks_to_write(
     Args:
         columns: see `editable_blocks`.
         max_length: the longest row; a block's noise depends on it, and not on the rows of this batch.
-        eos_token_id: the token that ends a text.
+        tokenizer: which says, with the batch, what ends a text.
         use_cache: keep keys and values of finished blocks.
     """
     block_length = denoiser.config.block_length
@@ -198,7 +202,7 @@ def blocks_to_write(
 
     for block in columns:
         # Rows whose text has ended leave the batch.
-        is_unfinished = unfinished_rows(batch, block.start, eos_token_id)[rows]
+        is_unfinished = unfinished_rows(batch, block.start, tokenizer)[rows]
         rows = rows[is_unfinished]
         if not len(rows):
             return
@@ -214,14 +218,12 @@ def new_context(batch: TextBatch, denoiser: Any, length: int, use_cache: bool) -
     return BlockContext(denoiser.new_cache(length) if use_cache else None, batch.tokens[:, :0])
 
 
-def unfinished_rows(batch: TextBatch, start: int, eos_token_id: int) -> Tensor:
+def unfinished_rows(batch: TextBatch, start: int, tokenizer: Any) -> Tensor:
     """(B,) bool: rows with something to write from `start` on, all before it being settled."""
     has_more = batch.editable[:, start:].any(dim=1)
     if not batch.ends_at_eos:
         return has_more
-    # An end token of the prompt ends nothing.
-    has_ended = batch.editable[:, :start] & (batch.tokens[:, :start] == eos_token_id)
-    return has_more & ~has_ended.any(dim=1)
+    return has_more & ~written_ends(batch, tokenizer)[:, :start].any(dim=1)
 
 
 def block_seeds(generators: list[torch.Generator], num_blocks: int) -> list[list[int]]:

@@ -16,7 +16,12 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from text_diffusers.models.language_model import is_masked_lm
+from text_diffusers.models.language_model import (
+    as_denoiser,
+    is_language_model,
+    predicts_end,
+    reading_of,
+)
 from text_diffusers.pipelines.call_state import call_of
 from text_diffusers.pipelines.component_checks import check_token_components, longest_row
 from text_diffusers.pipelines.guidance import (
@@ -35,14 +40,22 @@ from text_diffusers.pipelines.pipeline_base import (
     runs_to_its_end,
     texts_of_each_step,
 )
+from text_diffusers.pipelines.row_limits import RowLimits, language_limits
 from text_diffusers.pipelines.scheduler_adapters import as_token_scheduler, with_shaping
 from text_diffusers.pipelines.text_batch import TextBatch
 from text_diffusers.pipelines.text_diffusion.blocks import Block, blocks_to_write, editable_blocks
-from text_diffusers.pipelines.text_diffusion.prediction import TokenPredictor
-from text_diffusers.pipelines.text_endings import end_token_id, finished_rows, masked_tokens
+from text_diffusers.pipelines.text_diffusion.prediction import TokenPredictor, without_suppressed
+from text_diffusers.pipelines.text_diffusion.windows import (
+    Window,
+    check_windows,
+    token_ids,
+    visible_masks,
+    window_masks,
+    windows_to_write,
+)
+from text_diffusers.pipelines.text_endings import finished_rows, masked_tokens
 from text_diffusers.pipelines.text_inputs import (
     GuidanceInputs,
-    RowLimits,
     TextInputs,
     prepare_batch,
 )
@@ -73,6 +86,9 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
     A masked LM of transformers predicts no special token. Its texts end where they are told to: after
     `max_new_tokens`, or a number of tokens drawn from `lengths`.
+
+    Diffusion language models that others published are loaded as they are, from a folder or the Hub; chat with those
+    whose tokenizer has a template: `pipe(messages=[{"role": "user", "content": "Hello!"}])`.
 
     Classifier-free guidance, `pipe(class_labels=1, guidance_scale=3.0)`, strengthens a condition, the class label, the
     prompt (or source) or both, by comparing the prediction with that of the same text without the condition. Both come
@@ -117,6 +133,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         "text",
         "mask",
         "source",
+        "messages",
         "class_labels",
         "negative_prompt",
         "guidance_scale",
@@ -148,6 +165,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         text: str | list[str] | None = None,
         mask: Any = None,
         source: str | list[str] | None = None,
+        messages: list[dict[str, str]] | list[list[dict[str, str]]] | None = None,
         class_labels: int | str | list[int | str | None] | None = None,
         negative_prompt: str | list[str] | None = None,
         guidance_scale: float | list[float] = 1.0,
@@ -156,6 +174,10 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         controls: Any = None,
         max_new_tokens: int | None = None,
         length: int | list[int] | None = None,
+        min_new_tokens: int = 0,
+        suppress_tokens: Sequence[int | str] = (),
+        block_length: int | None = None,
+        approximate_cache: str | None = None,
         num_inference_steps: int = 128,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -176,18 +198,27 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             mask: instead of `[MASK]`s, a bool array with one value a token of `text`, true where to rewrite.
             source: the text or texts to write from, for a denoiser that was trained with `--source_column`; what is
                 written is returned without it.
+            messages: a conversation, turns `{"role": ..., "content": ...}`, or a list of conversations; the replies
+                are returned.
             class_labels: a label or its name, or one a text, for models that were trained with labels; `None` among
                 them is no label.
             negative_prompt: what the texts are to be led away from, one or one a text: it begins the text without the
                 condition, or is its source.
             guidance_scale: of classifier-free guidance, one or one a text; 0 is the unconditional model.
             guidance_interval: shares of the steps between which guidance acts; before and after them the scale is 1.
-            guide_by: the condition that guidance strengthens, "label", "prompt" (also a source) or "both"; by default
-                the label, if there is one, and the prompt if there is a negative one, or no label.
+            guide_by: the condition that guidance strengthens, "label", "prompt" (also a source or messages), "both",
+                or "masked_prompt", the prompt against as many masks; by default the label, if there is one, and the
+                prompt if there is a negative one, or no label.
             controls: a control, or several in the order in which they act.
-            max_new_tokens: the longest continuation in tokens; by default up to the model's `max_length`.
-                A masked LM needs it, unless the pipeline has `lengths`.
+            max_new_tokens: the longest continuation in tokens; by default up to the model's `max_length`, or 128 of a
+                language model. A masked LM needs it, unless the pipeline has `lengths`.
             length: the number of tokens of each text, prompt included, without start and end; one or one a text.
+            min_new_tokens: tokens that are written before a text may end.
+            suppress_tokens: tokens, by name or id, that are never written.
+            block_length: tokens that a bidirectional model writes together, from left to right; by default all.
+            approximate_cache: of a bidirectional language model with `block_length`: "prefix" reads what stands before
+                a block once a block, "dual" all outside of it (Fast-dLLM, https://arxiv.org/abs/2505.22618). Faster,
+                and not quite the same prediction.
             num_inference_steps: steps of the scheduler, and at most that many calls of the denoiser; of each block.
             temperature, top_k, top_p: shape the predictions; by default as in the scheduler's configuration.
             num_return_sequences: texts for each prompt.
@@ -213,8 +244,10 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             text=text,
             mask=mask,
             source=source,
+            messages=messages,
             class_labels=class_labels,
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
             length=length,
             num_return_sequences=num_return_sequences,
         )
@@ -223,6 +256,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         )
         self._guidance_scale = guidance_scale
         self._check_controls(guidance)
+        check_windows(self, block_length, approximate_cache)
 
         # 2. Prepare the timesteps, and lay out the texts with pure noise on what is to be written
         scheduler = self._token_scheduler(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -242,17 +276,18 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             tuple(batch.tokens.shape), generator=batch.generators, device=batch.tokens.device
         )
         batch.tokens = torch.where(batch.editable, noise, batch.tokens)
+        batch.suppressed_ids = token_ids(self.tokenizer, suppress_tokens)
 
-        # 3. Denoise: a model without blocks writes whole rows, as a single block
+        # 3. Denoise: blocks or windows from left to right, or whole rows, which are a single window
         batch.num_steps = len(timesteps)
         self._num_timesteps = len(timesteps)
 
         # Steps make new tensors, so what the history holds does not change.
         history = [batch.tokens] if return_history else None
         step = 0
-        blocks = editable_blocks(batch, self.block_length or batch.tokens.shape[1])
-        with self.progress_bar(total=len(blocks) * len(timesteps)) as progress_bar:
-            for block in self._parts_to_write(batch, blocks):
+        num_parts, parts = self._parts_to_write(batch, block_length, approximate_cache)
+        with self.progress_bar(total=num_parts * len(timesteps)) as progress_bar:
+            for part in parts:
                 # Some schedulers keep state for a run, and each block is one.
                 scheduler.set_timesteps(len(timesteps), device=batch.tokens.device)
                 batch.steps_done = 0
@@ -261,12 +296,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
                     self.take_guidance_scale(batch)
 
                     # Read again at each step, since a callback may have changed the rows.
-                    part = batch if block is None else block.read()
-                    tokens = self._denoise_step(scheduler, part, timestep, block)
-                    if block is None:
-                        batch.tokens = tokens
-                    else:
-                        block.write(tokens)
+                    part.write(self._denoise_step(scheduler, part.read(), timestep, part))
                     batch.steps_done += 1
 
                     # A callback sees whole rows, also while a block is written.
@@ -303,21 +333,30 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
     # Steps
 
-    def _parts_to_write(self, batch: TextBatch, blocks: list[slice]) -> Iterator[Block | None]:
-        """The blocks of a denoiser that has them; else `None`, which is the whole rows."""
-        if self.block_length is None:
-            return iter([None])
-        return blocks_to_write(
-            batch,
-            self.denoiser,
-            blocks,
-            self.max_length,
-            end_token_id(self.tokenizer),
-            use_cache=self.use_cache,
-        )
+    def _parts_to_write(
+        self, batch: TextBatch, block_length: int | None, approximate_cache: str | None
+    ) -> tuple[int, Iterator[Block | Window]]:
+        """How many parts of the rows there are, and these, from left to right.
+
+        They are the blocks of a denoiser that has them, windows of any other, or whole rows.
+        """
+        if self.block_length is not None:
+            blocks = editable_blocks(batch, self.block_length)
+            return len(blocks), blocks_to_write(
+                batch,
+                self._token_denoiser(),
+                blocks,
+                self.max_length,
+                self.tokenizer,
+                use_cache=self.use_cache,
+            )
+        if block_length is None:
+            return 1, iter([Window(batch)])
+        windows = windows_to_write(batch, self.tokenizer, block_length, approximate_cache)
+        return len(window_masks(batch, block_length)), windows
 
     def _denoise_step(
-        self, scheduler: Any, batch: TextBatch, timestep: float, block: Block | None
+        self, scheduler: Any, batch: TextBatch, timestep: float, part: Block | Window
     ) -> Tensor:
         """(B, L) tokens at the next, less noisy time.
 
@@ -338,7 +377,9 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
                 for generator, taken in zip(batch.generators, rows.tolist(), strict=True)
             ]
             changeable = rows.unsqueeze(1) & batch.editable
-            stepped = take_step(scheduler, batch, timestep, changeable, generators, block)
+            if batch.window is not None:
+                changeable = changeable & batch.window
+            stepped = take_step(scheduler, batch, timestep, changeable, generators, part)
             tokens = torch.where(changeable, stepped, tokens)
         return tokens
 
@@ -349,17 +390,17 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         timestep: float,
         changeable: Tensor,
         generators: list[torch.Generator],
-        block: Block | None,
+        part: Block | Window,
     ) -> Tensor:
         """(B, L) next tokens by the scheduler's own step from guided predictions, where they are `changeable`."""
         # The scheduler says which positions it will use before the model runs, so that the head runs on these alone.
-        positions = scheduler.select(timestep, batch.tokens, generators)  # (B, L)
+        sample = visible_masks(batch, self.tokenizer)
+        positions = scheduler.select(timestep, sample, generators)  # (B, L)
         # Finished rows have drawn as before, and need no prediction.
         positions &= changeable & ~self._finished_rows(batch).unsqueeze(1)
-        logits = self._guided_logits(scheduler, batch, timestep, positions, block)  # (N, V)
-        output = scheduler.step(
-            logits, timestep, batch.tokens, positions=positions, generator=generators
-        )
+        logits = self._guided_logits(scheduler, batch, timestep, positions, part)  # (N, V)
+        logits = without_suppressed(logits, batch, positions, self.tokenizer)
+        output = scheduler.step(logits, timestep, sample, positions=positions, generator=generators)
         return output.prev_sample
 
     def _guided_logits(
@@ -368,7 +409,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         batch: TextBatch,
         timestep: float,
         positions: Tensor,
-        block: Block | None,
+        part: Block | Window,
     ) -> Tensor:
         """(N, V) logits at the selected positions (B, L), after guidance and controls."""
         queried = positions
@@ -377,7 +418,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             has_positions = positions.any(dim=1, keepdim=True)
             queried = (self._undecided(scheduler, batch) | positions) & has_positions
 
-        cond, uncond = self._predictor(scheduler).predict_pair(batch, timestep, queried, block)
+        cond, uncond = self._predictor(scheduler).predict_pair(batch, timestep, queried, part)
         logits = cond
         if uncond is not None:
             # Each position has the scale of its row.
@@ -396,7 +437,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         timestep: float,
         changeable: Tensor,
         generators: list[torch.Generator],
-        block: Block | None,
+        part: Block | Window,
     ) -> Tensor:
         """(B, L) next tokens from guided p(x_s | x_t), where they are `changeable`; every open one is predicted."""
         tokens = batch.tokens
@@ -413,7 +454,10 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             return partial(apply_controls, state=state, controls=batch.controls, target=target)
 
         # (N, V) each, and the scale of each position's row
-        cond, uncond = self._predictor(scheduler).predict_pair(batch, timestep, positions, block)
+        cond, uncond = self._predictor(scheduler).predict_pair(batch, timestep, positions, part)
+        cond = without_suppressed(cond, batch, positions, self.tokenizer)
+        if uncond is not None:
+            uncond = without_suppressed(uncond, batch, positions, self.tokenizer)
         scales = batch.step_scales[positions.nonzero()[:, 0]]
         log_weights = guided_log_reverse(
             ReverseStep(scheduler, timestep, tokens[positions], scales),
@@ -438,7 +482,13 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         return (scales != 0) & (scales != 1) & draws_reverse
 
     def _predictor(self, scheduler: Any) -> TokenPredictor:
-        return TokenPredictor(self.denoiser, self.tokenizer, scheduler)
+        return TokenPredictor(self._token_denoiser(scheduler), self.tokenizer, scheduler)
+
+    def _token_denoiser(self, scheduler: Any = None) -> Any:
+        """The denoiser, a language model being wrapped; it predicts the mask only if the scheduler allows that."""
+        allows_mask = getattr(getattr(scheduler, "config", None), "allow_mask", False)
+        allowed = (self.tokenizer.mask_token_id,) if allows_mask else ()
+        return as_denoiser(self.denoiser, self.tokenizer, allowed)
 
     def _text_state(
         self,
@@ -480,12 +530,14 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
     @property
     def block_length(self) -> int | None:
         """Tokens of a block, for a denoiser that writes block by block."""
+        if is_language_model(self.denoiser):
+            return reading_of(self.denoiser).block_length
         return getattr(self.denoiser.config, "block_length", None)
 
     @property
     def predicts_end(self) -> bool:
         """Whether the model says where a text ends; a masked LM does not."""
-        return not is_masked_lm(self.denoiser)
+        return predicts_end(self.denoiser)
 
     @property
     def _exclude_from_cpu_offload(self) -> list[str]:
@@ -505,7 +557,9 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             predicts_end=self.predicts_end,
             label_names=self.config.get("label_names"),
             num_classes=getattr(self.denoiser.config, "num_classes", None),
+            tells_no_label=getattr(self.denoiser.config, "silu_before_sum", False),
             block_length=self.block_length,
+            **language_limits(self.denoiser),
             length_logits=length_model(self.denoiser),
         )
 

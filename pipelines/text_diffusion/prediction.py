@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from text_diffusers.common.token_ids import never_written, noise_vocabulary, padding_id
-from text_diffusers.models.language_model import as_denoiser, is_masked_lm
+from text_diffusers.models.language_model import LanguageModelDenoiser
 from text_diffusers.pipelines.guidance import split_predictions
 from text_diffusers.pipelines.text_batch import TextBatch
 from text_diffusers.pipelines.text_diffusion.blocks import Block
+from text_diffusers.pipelines.text_diffusion.windows import Window
+from text_diffusers.pipelines.text_endings import end_tensor
 
 
 @dataclass
@@ -38,9 +40,9 @@ class TokenPredictor:
     """A denoiser of tokens, as the pipelines ask it.
 
     Args:
-        denoiser: a token denoiser, or a masked LM of transformers.
+        denoiser: a token denoiser.
         tokenizer: its tokenizer.
-        scheduler: which tells the denoiser the time.
+        scheduler: which tells the denoiser the time, and whether the mask may be predicted.
     """
 
     denoiser: Any
@@ -48,7 +50,11 @@ class TokenPredictor:
     scheduler: Any
 
     def predict_pair(
-        self, batch: TextBatch, timestep: float, positions: Tensor, block: Block | None = None
+        self,
+        batch: TextBatch,
+        timestep: float,
+        positions: Tensor,
+        part: Block | Window | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """`(cond, uncond)`: (N, V) logits at the positions (B, L) with and without the condition.
 
@@ -56,14 +62,14 @@ class TokenPredictor:
         without positions are left out of the call.
 
         Args:
-            block: the block that the batch is, for a denoiser that reads the past from a cache.
+            part: the block or window that is written, for a denoiser that reads from a cache.
         """
         times = self.scheduler.model_timesteps(timestep, batch.tokens)  # (B,)
         scales = batch.step_scales
         has_positions = positions.any(dim=1)
         unconditional = batch.unconditional
         if unconditional is None or (scales == 1).all():
-            return self._call([View(batch, has_positions, positions)], times, block), None
+            return self._call([View(batch, has_positions, positions)], times, part), None
 
         # The same tokens, in the same order, stand in both views; the rows around them may differ.
         written = batch.tokens[batch.editable]
@@ -80,33 +86,44 @@ class TokenPredictor:
             View(batch, cond_rows, positions),
             View(unconditional, uncond_rows, same_positions),
         ]
-        logits = self._call(views, times, block)
+        logits = self._call(views, times, part)
         return split_predictions(logits, cond_rows, uncond_rows, counts=positions.sum(dim=1))
 
-    def _call(self, views: Sequence[View], times: Tensor, block: Block | None) -> Tensor:
+    def _call(self, views: Sequence[View], times: Tensor, part: Block | Window | None) -> Tensor:
         """Logits of the views, one after the other, in which padding and mask are impossible."""
-        logits = self._logits(views, times, block)
-        # Behind all tokens no noise is of them, and nothing needs to be copied; a masked LM predicts no special token.
+        logits = self._logits(views, times, part)
+        # A language model has excluded what it never writes.
+        if isinstance(self.denoiser, LanguageModelDenoiser):
+            return logits
+        # Behind all tokens no noise is of them, and nothing needs to be copied.
         size = noise_vocabulary(self.tokenizer)
         among_tokens = [token for token in never_written(self.tokenizer) if token < size]
-        if not among_tokens or is_masked_lm(self.denoiser):
+        if not among_tokens:
             return logits
         return logits.index_fill(-1, torch.tensor(among_tokens, device=logits.device), -torch.inf)
 
-    def _logits(self, views: Sequence[View], times: Tensor, block: Block | None) -> Tensor:
+    def _logits(self, views: Sequence[View], times: Tensor, part: Block | Window | None) -> Tensor:
         """As `_call`, of all ids: from one call of the denoiser, or from one for each view that reads another past."""
         # No row needs a prediction, so the model is not called.
         if not any(view.rows.any() for view in views):
             return torch.zeros(0, self.denoiser.config.vocab_size, device=times.device)
-        if block is None:
+        reads_rows = isinstance(part, Window) and part.approximation is None
+        if part is None or reads_rows:
             return self._call_at_once(views, times)
 
-        # Views of a block have pasts of their own, so each is a call.
+        # Views that are read from caches have caches of their own, so each is a call.
         logits = []
-        for view, context in zip(views, (block.context, block.unconditional_context), strict=False):
-            if view.rows.any():
-                positions = view.positions & view.rows.unsqueeze(1)
-                logits.append(block.predict(self.denoiser, view.batch, context, positions, times))
+        for index, view in enumerate(views):
+            if not view.rows.any():
+                continue
+            positions = view.positions & view.rows.unsqueeze(1)
+            if isinstance(part, Block):
+                context = (part.context, part.unconditional_context)[index]
+                values = part.predict(self.denoiser, view.batch, context, positions, times)
+            else:
+                rows = view.rows
+                values = part.predict(self.denoiser, index, view.batch, rows, positions, times)
+            logits.append(values)
         return torch.cat(logits)
 
     def _call_at_once(self, views: Sequence[View], times: Tensor) -> Tensor:
@@ -131,8 +148,7 @@ class TokenPredictor:
             for view in views
             if view.batch.class_labels is not None
         ]
-        denoiser = as_denoiser(self.denoiser, self.tokenizer)
-        output = denoiser(
+        output = self.denoiser(
             tokens,
             view_times,
             attention_mask,
@@ -140,3 +156,22 @@ class TokenPredictor:
             positions=positions,
         )
         return output.logits
+
+
+def without_suppressed(
+    logits: Tensor, batch: TextBatch, positions: Tensor, tokenizer: Any
+) -> Tensor:
+    """Logits (N, V) at `positions` (B, L) without the tokens that a call excludes, and ends that would come early."""
+    if batch.suppressed_ids:
+        excluded = torch.tensor(batch.suppressed_ids, device=logits.device)
+        logits = logits.index_fill(-1, excluded, -torch.inf)
+    if not len(batch.earliest_ends):
+        return logits
+
+    rows, columns = positions.nonzero(as_tuple=True)  # (N,)
+    is_early = columns < batch.earliest_ends[rows]
+    if not is_early.any():
+        return logits
+    is_end = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    is_end[end_tensor(batch, tokenizer)] = True
+    return logits.masked_fill(is_early.unsqueeze(1) & is_end, -torch.inf)

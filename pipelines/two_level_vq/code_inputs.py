@@ -20,7 +20,7 @@ from text_diffusers.common.validation import (
     require_key,
     require_number,
 )
-from text_diffusers.models.language_model import masked_lm_length
+from text_diffusers.models.language_model import language_model_length
 from text_diffusers.pipelines.text_batch import Row, encode_prompts, lay_out
 from text_diffusers.pipelines.two_level_vq.levels import errors_of_level
 
@@ -230,7 +230,7 @@ def read_prompts(
     # Encoders of ours have `max_length`, those of transformers a number of positions.
     limit = getattr(encoder.config, "max_length", None)
     if limit is None and hasattr(encoder.config, "max_position_embeddings"):
-        limit = masked_lm_length(encoder)
+        limit = language_model_length(encoder)
     if limit is not None and longest > limit:
         if not keep_last:
             raise ValueError(

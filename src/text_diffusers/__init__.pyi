@@ -3,6 +3,7 @@ from .models.classifier_text import TextClassifierModel
 from .models.prompt_encoder import PromptEncoderModel
 from .models.transformer_code import CodeTransformerModel
 from .models.transformer_embedding import EmbeddingTransformerModel
+from .models.transformer_embedding_bert import BertEmbeddingDenoiser
 from .models.transformer_text import TextTransformerModel
 from .pipelines.diffusion_lm.pipeline_diffusion_lm import (
     DiffusionLMPipeline,
@@ -39,6 +40,7 @@ __version__: str
 
 __all__ = [
     "AutoencoderVQTextModel",
+    "BertEmbeddingDenoiser",
     "BlockAncestralScheduler",
     "CodeTransformerModel",
     "ConfidenceScheduler",

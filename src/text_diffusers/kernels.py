@@ -13,7 +13,7 @@ from torch import Tensor
 
 from text_diffusers.common.token_ids import noise_vocabulary
 from text_diffusers.common.validation import require_key
-from text_diffusers.models.language_model import is_masked_lm
+from text_diffusers.models.language_model import is_language_model
 from text_diffusers.schedulers.noise_schedules import mutual_information_schedule
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
 from text_diffusers.schedulers.scheduling_d3pm_bits import (
@@ -92,7 +92,7 @@ def token_vectors(pipe: Any) -> Tensor:
     """(V, D) vectors of the tokens of a pipeline, in float32 on the CPU."""
     # A pipeline of codes has the embeddings of its tokens in the autoencoder.
     model = getattr(pipe, "autoencoder", None) or pipe.denoiser
-    table = model.get_input_embeddings() if is_masked_lm(model) else model.token_embedding
+    table = model.get_input_embeddings() if is_language_model(model) else model.token_embedding
     return table.weight.detach().float().cpu()
 
 

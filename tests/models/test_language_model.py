@@ -12,7 +12,7 @@ from support.oracles import chi_square_passes
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline
 from text_diffusers.data.rows import to_tensors, tokenize
 from text_diffusers.evaluation.bounds import batch_bound
-from text_diffusers.models.language_model import HEADS, as_denoiser, masked_lm_length
+from text_diffusers.models.language_model import HEADS, as_denoiser, language_model_length
 from text_diffusers.training.masked_lm import fresh_copy, training_denoiser
 
 KINDS = ("bert", "roberta", "modernbert")
@@ -63,7 +63,7 @@ def test_logits_at_selected_positions_are_those_of_the_whole_model(model_type):
     hook.remove()
     torch.testing.assert_close(got[:, keep], whole[positions][:, keep], atol=1e-5, rtol=1e-5)
     assert (got[:, ~keep] == -torch.inf).all() and int((~keep).sum()) >= 8
-    assert widths == [int(positions.sum()) if model_type in HEADS else positions.numel()]
+    assert widths == [int(positions.sum())]
 
 
 @torch.no_grad()
@@ -179,7 +179,7 @@ def tokenizer_end(tokenizer):
 def test_the_longest_text_is_what_the_position_embeddings_hold(model_type, limit):
     """RoBERTa's positions start after its padding id 1, so 20 embeddings are for 18 tokens."""
     pipe = make_pipe(model_type, max_position_embeddings=20)
-    assert masked_lm_length(pipe.denoiser) == limit
+    assert language_model_length(pipe.denoiser) == limit
     longest = pipe(
         max_new_tokens=limit - 2, num_inference_steps=2, generator=seeded(0), output_type="tokens"
     )
@@ -193,11 +193,11 @@ def test_the_longest_text_is_what_the_position_embeddings_hold(model_type, limit
 def test_what_a_masked_lm_cannot_do_is_refused_by_name():
     pipe = make_pipe("bert")
     with pytest.raises(
-        ValueError, match="`class_labels` were given, but a masked LM takes no labels"
+        ValueError, match="`class_labels` were given, but a language model takes no labels"
     ):
         pipe(max_new_tokens=2, class_labels=1, num_inference_steps=2)
     with pytest.raises(
-        ValueError, match="`scheduler` must be of an absorbing kernel for a masked LM"
+        ValueError, match="`scheduler` must be of an absorbing kernel for a language model"
     ):
         TextDiffusionPipeline(pipe.tokenizer, pipe.denoiser, D3PMUniformScheduler(100))
     small, _ = make_masked_lm("bert", extra_ids=-1)

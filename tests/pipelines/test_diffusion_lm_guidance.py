@@ -600,7 +600,7 @@ def test_a_folder_of_the_guided_pipeline_of_the_first_edition_is_loaded(pipe, tm
         ({"guidance_interval": (0.5, 0.2)}, "`guidance_interval` must be two shares of the steps"),
         (
             {"guide_by": "length"},
-            r"`guide_by` must be one of \('label', 'prompt', 'both'\), got 'length'",
+            r"`guide_by` must be one of \('label', 'prompt', 'both', 'masked_prompt'\), got 'length'",
         ),
         ({"guide_by": "label", "source": "a"}, "`guide_by`='label' needs `class_labels`"),
         ({"guide_by": "both", "class_labels": 1}, "`guide_by`='both' needs `source`"),

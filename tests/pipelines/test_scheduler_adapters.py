@@ -242,7 +242,7 @@ def test_a_masked_lm_under_block_refinement():
     )
     assert not torch.isin(output.tokens[:, 1:-1], torch.tensor(tokenizer.all_special_ids)).any()
     for scheduler in (D3PMUniformScheduler(100), DiscreteDDIMScheduler()):
-        with pytest.raises(ValueError, match="must be of an absorbing kernel for a masked LM"):
+        with pytest.raises(ValueError, match="must be of an absorbing kernel for a language model"):
             TextDiffusionPipeline(tokenizer, model, scheduler)
 
 

@@ -357,8 +357,8 @@ def test_a_masked_lm_becomes_a_pipeline_that_knows_the_texts(masked_lm_config, m
     tied = [name for name in plain.state_dict() if name not in dict(plain.named_parameters())]
     averages = load_file(next(folder.glob("checkpoints/*/ema.safetensors")))
     for name, parameter in plain.named_parameters():
-        assert torch.equal(averages[f"masked_lm.{name}"], parameter)
-    assert tied and not [name for name in tied if f"masked_lm.{name}" in averages]
+        assert torch.equal(averages[f"language_model.{name}"], parameter)
+    assert tied and not [name for name in tied if f"language_model.{name}" in averages]
 
 
 def test_a_masked_lm_resumes_exactly_and_its_pipeline_is_trained_further(

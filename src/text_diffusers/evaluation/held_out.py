@@ -25,7 +25,7 @@ from text_diffusers.evaluation.written_texts import (
     predicted_length_nats,
     written_texts,
 )
-from text_diffusers.models.language_model import MaskedLMDenoiser, is_masked_lm
+from text_diffusers.models.language_model import is_masked_lm, predicts_end
 from text_diffusers.pipelines.text_lengths import length_model
 
 # Random times a held-out text in the figures that a training leaves
@@ -105,7 +105,7 @@ def make_validation_rows(config: Any, data: Any, denoiser: Any) -> ValidationRow
         **inputs,
         max_length=config.length,
         histogram=data.lengths,
-        predicts_end=not isinstance(denoiser, MaskedLMDenoiser),
+        predicts_end=predicts_end(denoiser),
         predicts_length=predicts_length,
         cuts_texts=True,
     )

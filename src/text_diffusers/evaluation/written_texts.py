@@ -20,7 +20,7 @@ from text_diffusers.common.token_ids import end_ids, start_ids
 from text_diffusers.common.validation import is_int, require
 from text_diffusers.data.rows import encode_texts
 from text_diffusers.evaluation.modules import device_of
-from text_diffusers.models.language_model import is_masked_lm
+from text_diffusers.models.language_model import predicts_end
 from text_diffusers.pipelines.text_batch import lay_out
 from text_diffusers.pipelines.text_lengths import length_log_probs, length_model
 
@@ -100,7 +100,7 @@ def texts_of_pipeline(
         sources,
         max_length=min(max_length or pipe.max_length, pipe.max_length),
         histogram=pipe.config.lengths,
-        predicts_end=not is_masked_lm(pipe.denoiser),
+        predicts_end=predicts_end(pipe.denoiser),
         predicts_length=length_model(pipe.denoiser) is not None,
         cuts_texts=max_length is not None,
     )

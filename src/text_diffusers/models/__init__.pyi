@@ -3,33 +3,40 @@ from .autoencoder_vq_quantizer import TextQuantizer
 from .autoencoder_vq_text import AutoencoderVQTextModel, AutoencoderVQTextOutput, TextCodes
 from .chunked_head import ChunkedHeadLoss
 from .classifier_text import TextClassifierModel, TextClassifierOutput
+from .language_cache import StaleCache
 from .language_model import (
-    MaskedLMDenoiser,
-    MaskedLMDenoiserOutput,
+    LanguageModelDenoiser,
+    LanguageModelOutput,
     as_denoiser,
     ids_never_predicted,
+    is_language_model,
     is_masked_lm,
-    masked_lm_length,
+    language_model_length,
 )
 from .prompt_encoder import PromptEncoderModel, PromptEncoderOutput
 from .prompted_denoiser import PromptedDenoiser
+from .reading import Reading, read_config, write_reading
 from .transformer_code import CodeTransformerModel
 from .transformer_embedding import EmbeddingTransformerModel, EmbeddingTransformerOutput
+from .transformer_embedding_bert import BertEmbeddingDenoiser
 from .transformer_text import TextTransformerModel, TextTransformerOutput
 
 __all__ = [
     "AutoencoderVQTextModel",
     "AutoencoderVQTextOutput",
+    "BertEmbeddingDenoiser",
     "BlockCache",
     "ChunkedHeadLoss",
     "CodeTransformerModel",
     "EmbeddingTransformerModel",
     "EmbeddingTransformerOutput",
-    "MaskedLMDenoiser",
-    "MaskedLMDenoiserOutput",
+    "LanguageModelDenoiser",
+    "LanguageModelOutput",
     "PromptEncoderModel",
     "PromptEncoderOutput",
     "PromptedDenoiser",
+    "Reading",
+    "StaleCache",
     "TextClassifierModel",
     "TextClassifierOutput",
     "TextCodes",
@@ -38,6 +45,9 @@ __all__ = [
     "TextTransformerOutput",
     "as_denoiser",
     "ids_never_predicted",
+    "is_language_model",
     "is_masked_lm",
-    "masked_lm_length",
+    "language_model_length",
+    "read_config",
+    "write_reading",
 ]

@@ -17,7 +17,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from text_diffusers.models.language_model import MaskedLMDenoiser, ids_never_predicted, is_masked_lm
+from text_diffusers.models.language_model import LanguageModelDenoiser, ids_never_predicted, is_masked_lm
 from text_diffusers.models.transformer_text import TextTransformerModel
 from text_diffusers.pipelines.loading import INDEX, shipped_folder
 from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
@@ -145,7 +145,7 @@ def check_masked_lm_options(config: Any):
             )
 
 
-def load_masked_lm(model_name_or_path: str, tokenizer: Any) -> tuple[MaskedLMDenoiser, Any]:
+def load_masked_lm(model_name_or_path: str, tokenizer: Any) -> tuple[LanguageModelDenoiser, Any]:
     """`(denoiser, scheduler)`, the weights in float32; a masked LM without a scheduler gets one of linear noise.
 
     Raises:
@@ -164,7 +164,7 @@ def training_denoiser(model: Any, tokenizer: Any) -> Any:
     """A masked LM as a denoiser that may predict an unknown word, which texts may hold; any other as it is."""
     if not is_masked_lm(model):
         return model
-    return MaskedLMDenoiser(
+    return LanguageModelDenoiser(
         model, ids_never_predicted(model, tokenizer, but=(tokenizer.unk_token_id,))
     )
 
@@ -172,11 +172,11 @@ def training_denoiser(model: Any, tokenizer: Any) -> Any:
 def fresh_copy(denoiser: Any) -> Any:
     """A denoiser of the same configuration, with random weights, on the CPU."""
     architecture = (
-        MaskedLMDenoiser if isinstance(denoiser, MaskedLMDenoiser) else TextTransformerModel
+        LanguageModelDenoiser if isinstance(denoiser, LanguageModelDenoiser) else TextTransformerModel
     )
     return architecture.from_config(denoiser.config)
 
 
 def plain_model(denoiser: Any) -> Any:
     """The model for a pipeline: the masked LM itself, where training has a denoiser around it."""
-    return denoiser.masked_lm if isinstance(denoiser, MaskedLMDenoiser) else denoiser
+    return denoiser.language_model if isinstance(denoiser, LanguageModelDenoiser) else denoiser

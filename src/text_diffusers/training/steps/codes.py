@@ -14,7 +14,7 @@ from transformers import AutoModel
 
 from text_diffusers.common.randomness import rand
 from text_diffusers.data.rows import Batch
-from text_diffusers.models.language_model import masked_lm_length
+from text_diffusers.models.language_model import language_model_length
 from text_diffusers.models.prompt_encoder import PromptEncoderModel
 from text_diffusers.training.checkpoints import weights_digest
 
@@ -66,7 +66,7 @@ def load_prompt_encoder(source: Any, tokenizer: Any, prompt_length: int) -> Any:
     if isinstance(encoder, PromptEncoderModel):
         limit = encoder.config.max_length
     else:
-        limit = masked_lm_length(encoder)
+        limit = language_model_length(encoder)
     if prompt_length > limit:
         raise ValueError(
             f"`prompt_length` must be at most {limit} for this prompt encoder, got {prompt_length}."

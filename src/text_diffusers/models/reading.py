@@ -1,0 +1,95 @@
+"""How a language model of transformers is read as a denoiser; it is written down in the model's own configuration.
+
+The entry `diffusion` of a configuration survives saving, so a folder that transformers wrote says all that a denoiser
+of its weights needs. transformers itself reads `is_causal`: with `False` it lets every token see every other.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from text_diffusers.common.validation import is_int, is_list, require, require_key
+
+ATTENTIONS = ("bidirectional", "causal", "block")
+ALIGNMENTS = ("aligned", "shifted")
+BLOCK_STARTS = ("row", "prompt")
+
+
+@dataclass
+class Reading:
+    """How the predictions of a language model are read.
+
+    Args:
+        attention: "bidirectional", every token sees every other; "causal", those before it; or "block", its own block
+            and all blocks before it.
+        block_length: tokens of a block, with "block" attention.
+        blocks_from: "row", blocks are counted from the first token of a row; or "prompt", from the end of the prompt,
+            whose first block is then filled up with padding on its left.
+        alignment: "aligned", the state at a position predicts the token there; or "shifted", the state at position
+            i - 1 predicts token i, as in models that were autoregressive. The first token is then read off its own
+            state.
+        mask_token_id: the token that stands for one that is to be written.
+        end_token_ids: the tokens that end a text, each of which the model may write.
+
+    Raises:
+        ValueError: if an argument makes no sense, with its name and limit.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> from text_diffusers.models.reading import Reading, read_config, write_reading
+        >>> config = LlamaConfig()
+        >>> write_reading(config, Reading(alignment="shifted", mask_token_id=811))
+        >>> config.is_causal, read_config(config).alignment
+        (False, 'shifted')
+    """
+
+    attention: str = "bidirectional"
+    block_length: int | None = None
+    blocks_from: str = "row"
+    alignment: str = "aligned"
+    mask_token_id: int | None = None
+    end_token_ids: list[int] = field(default_factory=list)
+
+    def __post_init__(self):
+        require_key("attention", self.attention, ATTENTIONS)
+        require_key("alignment", self.alignment, ALIGNMENTS)
+        require_key("blocks_from", self.blocks_from, BLOCK_STARTS)
+        has_blocks = self.attention == "block"
+        is_length = is_int(self.block_length, 1) if has_blocks else self.block_length is None
+        limit = "an integer of at least 1" if has_blocks else 'None without `attention="block"`'
+        require(is_length, "block_length", limit, self.block_length)
+
+        is_mask = self.mask_token_id is None or is_int(self.mask_token_id, 0)
+        require(is_mask, "mask_token_id", "None or an id", self.mask_token_id)
+        ends = self.end_token_ids
+        are_ends = is_list(ends) and all(is_int(end, 0) for end in ends)
+        require(are_ends, "end_token_ids", "a list of ids", ends)
+
+
+def read_config(config: Any) -> Reading | None:
+    """The reading that a configuration of transformers holds; `None` if it says nothing of diffusion.
+
+    Raises:
+        ValueError: if it says something else than a `Reading` has.
+    """
+    entry = getattr(config, "diffusion", None)
+    if entry is None:
+        return None
+    require(isinstance(entry, dict), "diffusion", "a dictionary in the configuration", entry)
+
+    known = {part.name for part in fields(Reading)}
+    unknown = sorted(entry.keys() - known)
+    if unknown:
+        raise ValueError(
+            f"`diffusion` in the configuration must have no other keys than {sorted(known)}, got {unknown}."
+        )
+    return Reading(**entry)
+
+
+def write_reading(config: PreTrainedConfig, reading: Reading):
+    """Write a reading into a configuration of transformers, in place."""
+    entries: Any = config
+    entries.diffusion = asdict(reading)
+    # Read by transformers, which then makes no causal mask.
+    entries.is_causal = reading.attention == "causal"

@@ -1,0 +1,231 @@
+"""Laws of pipelines with a diffusion language model: chat, blocks, windows, caches, ends, guidance by a masked prompt."""
+
+import pytest
+import torch
+from support.language_models import chat_pipe, make_language_model, word_tokenizer
+
+from text_diffusers import ConfidenceScheduler, D3PMAbsorbingScheduler, TextDiffusionPipeline
+from text_diffusers.evaluation import evaluate_likelihood
+
+QUESTIONS = [
+    [{"role": "user", "content": f"w{7 + index} w{20 + index} " * (1 + index % 3)}]
+    for index in range(8)
+]
+SETTINGS = {"max_new_tokens": 12, "num_inference_steps": 4}
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_conversation_is_laid_out_by_the_template_and_only_the_reply_comes_back():
+    pipe = chat_pipe()
+    seen = []
+    pipe.denoiser.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    output = pipe(messages=QUESTIONS[0], **SETTINGS)
+    row = pipe.tokenizer.apply_chat_template(
+        QUESTIONS[0], add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    assert seen[0].tolist() == [row + [pipe.tokenizer.mask_token_id] * 12]
+    assert output.tokens.shape[1] <= 12
+    written = pipe.tokenizer.decode(output.tokens[0], skip_special_tokens=True)
+    assert output.texts[0].split() == written.split() and "<|" not in output.texts[0]
+
+
+@pytest.mark.parametrize("attention", ["bidirectional", "block"])
+@pytest.mark.parametrize("alignment", ["aligned", "shifted"])
+def test_a_reply_is_the_same_alone_and_in_a_batch_of_eight(attention, alignment):
+    pipe = chat_pipe(attention=attention, alignment=alignment)
+    pipe.use_cache = alignment == "aligned"
+    settings = SETTINGS | ({} if attention == "block" else {"block_length": 4})
+    together = pipe(messages=QUESTIONS, **settings).texts
+    alone = [pipe(messages=question, **settings).texts[0] for question in QUESTIONS]
+    assert together == alone
+    assert len(set(together)) > 4
+
+
+def test_replies_end_at_any_end_token_and_the_model_is_not_asked_any_more():
+    """The head is made to want an end token from the third reply token on: <|end|> or <|eot|>."""
+    for end in (2, 3):
+        pipe = chat_pipe(scheduler=ConfidenceScheduler(0, temperature=0.0, order="random"))
+        calls = []
+
+        def want_end(module, args, kwargs, output, end=end, calls=calls):
+            calls.append(len(output.logits))
+            output.logits[:, end] += 100.0
+            return output
+
+        pipe.denoiser.register_forward_hook(want_end, with_kwargs=True)
+        settings = {"max_new_tokens": 24, "block_length": 4, "num_inference_steps": 4}
+        output = pipe(messages=QUESTIONS[0], **settings)
+        assert output.tokens[0, 0] == end and output.texts == [""]
+        # The first window is written, and none of the five after it.
+        assert len(calls) <= 4
+        calls.clear()
+        longer = pipe(messages=QUESTIONS[0], min_new_tokens=6, **settings).tokens[0]
+        assert longer[6] == end and not torch.isin(longer[:6], torch.tensor([2, 3])).any()
+        other = pipe(messages=QUESTIONS[0], suppress_tokens=["<|end|>", 3], **settings).tokens[0]
+        assert len(other) == 24 and not torch.isin(other, torch.tensor([2, 3])).any()
+
+
+def test_the_cache_of_blocks_is_exact():
+    pipe = chat_pipe("qwen3", attention="block", head_dim=8)
+    settings = {"max_new_tokens": 17, "num_inference_steps": 4, "generator": seeded(0)}
+    pipe.scheduler = D3PMAbsorbingScheduler(0)
+    lengths = []
+    pipe.denoiser.model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    cached = pipe(messages=QUESTIONS[:3], **settings).tokens
+    longest_cached = max(lengths[2:])
+    lengths.clear()
+    pipe.use_cache = False
+    settings["generator"] = seeded(0)
+    assert torch.equal(pipe(messages=QUESTIONS[:3], **settings).tokens, cached)
+    assert longest_cached <= 8 < max(lengths)
+
+
+def test_windows_of_a_whole_row_change_nothing_and_small_ones_settle_from_the_left():
+    pipe = chat_pipe()
+    whole = pipe(messages=QUESTIONS[:2], **SETTINGS).tokens
+    assert torch.equal(pipe(messages=QUESTIONS[:2], block_length=12, **SETTINGS).tokens, whole)
+
+    history = pipe("w8 w9", block_length=4, return_history=True, **SETTINGS).history
+    masked = torch.stack(history)[:, 0, 2:] == pipe.tokenizer.mask_token_id  # (steps, 12)
+    for window in range(1, 3):
+        before = masked[:, : 4 * window].any(dim=1)
+        assert masked[before][:, 4 * window : 4 * window + 4].all()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("alignment", ["aligned", "shifted"])
+def test_an_approximate_cache_is_exact_where_nothing_has_changed(model_type, alignment):
+    """With one step a window every prediction is of a whole reading; with more, of what has gone stale."""
+    pipe = chat_pipe(model_type, alignment=alignment)
+    once = {"max_new_tokens": 12, "num_inference_steps": 1, "block_length": 4}
+    many = once | {"num_inference_steps": 4}
+    exact = pipe(messages=QUESTIONS, **once).tokens
+    read = []
+    body = pipe.denoiser.base_model
+    body.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append((args or (kwargs["input_ids"],))[0].shape[1]),
+        with_kwargs=True,
+    )
+    for kind in ("prefix", "dual"):
+        assert torch.equal(pipe(messages=QUESTIONS, approximate_cache=kind, **once).tokens, exact)
+        read.clear()
+        guided = {"guidance_scale": 1.5, "guide_by": "masked_prompt"}
+        together = pipe(messages=QUESTIONS, approximate_cache=kind, **guided, **many).texts
+        assert min(read) <= (5 if kind == "dual" else 12) < max(read)
+        alone = [
+            pipe(messages=question, approximate_cache=kind, **guided, **many).texts[0]
+            for question in QUESTIONS[:3]
+        ]
+        assert together[:3] == alone
+    # In one window over all there is to write, only the conversation is stale.
+    settings = many | {"block_length": 12}
+    shares = [
+        (
+            pipe(
+                messages=QUESTIONS, approximate_cache=kind, suppress_tokens=[2, 3], **settings
+            ).tokens
+            == pipe(messages=QUESTIONS, suppress_tokens=[2, 3], **settings).tokens
+        )
+        .float()
+        .mean()
+        for kind in ("prefix", "dual")
+    ]
+    assert shares[0] == shares[1]
+
+
+@torch.no_grad()
+def test_guidance_by_a_masked_prompt_compares_with_masks_in_its_place():
+    """One step, greedy: argmax of u + s (c - u), by the model itself."""
+    pipe = chat_pipe()
+    row = torch.tensor([[8, 9, 10, *[0] * 6]])
+    without = torch.where(torch.arange(9) < 3, 0, row)
+    cond = pipe.denoiser(row).logits[:, 3:]
+    uncond = pipe.denoiser(without).logits[:, 3:]
+    guided = uncond + 2.5 * (cond - uncond)
+    guided[..., [0, 1, *range(40, 44)]] = -torch.inf  # mask, padding, ids without a token
+    got = pipe(
+        "w8 w9 w10",
+        max_new_tokens=6,
+        num_inference_steps=1,
+        guidance_scale=2.5,
+        guide_by="masked_prompt",
+        suppress_tokens=[2, 3],
+    ).tokens
+    guided[..., [2, 3]] = -torch.inf
+    assert torch.equal(got[:, 3:], guided.argmax(dim=-1))
+
+
+def test_the_bound_of_a_language_model_with_blocks_is_that_of_its_blocks():
+    """Blocks of one token are an autoregressive model: its bound is the exact likelihood, whatever is drawn."""
+    tokenizer = word_tokenizer()
+    pipe = chat_pipe(attention="block", block_length=1)
+    text = "w8 w13 w20 w9 w31"
+    row = torch.tensor([[*tokenizer(text)["input_ids"], 2]])
+    losses = []
+    with torch.no_grad():
+        for column in range(row.shape[1]):
+            noisy = row[:, : column + 1].clone()
+            noisy[0, column] = 0
+            logits = pipe.denoiser(
+                noisy, attention_mask=torch.ones(column + 1, column + 1).tril().bool()[None, None]
+            ).logits[0, -1]
+            logits[[0, 1, *range(40, 44)]] = -torch.inf
+            losses.append(-logits.log_softmax(dim=-1)[row[0, column]])
+    exact = torch.stack(losses).mean()
+    got = evaluate_likelihood(pipe, [text], num_times=4)
+    assert got.nats_per_token == pytest.approx(float(exact), rel=1e-4)
+
+
+def test_what_cannot_be_read_or_written_is_refused_by_name():
+    tokenizer = word_tokenizer()
+    plain = make_language_model("gpt2")
+    scheduler = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    with pytest.raises(
+        ValueError, match="GPT2LMHeadModel says nothing of diffusion.*train_d3pm.py"
+    ):
+        TextDiffusionPipeline(tokenizer, plain, scheduler)
+    pipe = chat_pipe()
+    turn = {"role": "user", "content": "w8"}
+    blocks = chat_pipe(attention="block")
+    for arguments, message in [
+        ({"messages": []}, "`messages` must be a list of turns"),
+        (
+            {"messages": [{"role": "user"}]},
+            '`messages` must be turns with a "role" and a "content"',
+        ),
+        ({"messages": [turn], "prompt": "w8"}, "`messages` excludes `prompt`"),
+        ({"prompt": "w8", "min_new_tokens": -1}, "`min_new_tokens` must be an integer"),
+        ({"prompt": "w8", "min_new_tokens": 9, "max_new_tokens": 8}, "at most `max_new_tokens`=8"),
+        ({"prompt": "w8", "suppress_tokens": ["w99"]}, "`suppress_tokens` must be tokens"),
+        ({"prompt": "w8", "block_length": 0}, "`block_length` must be None or an integer"),
+        ({"prompt": "w8", "approximate_cache": "dual"}, "goes with `block_length`"),
+        ({"prompt": "w8", "approximate_cache": "x"}, "`approximate_cache` must be"),
+        ({"prompt": "w8", "guide_by": "masked_prompt", "negative_prompt": "w9"}, "negative_prompt"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pipe(**arguments)
+    with pytest.raises(ValueError, match="`block_length` must be None or 4"):
+        blocks("w8", block_length=8)
+    with pytest.raises(ValueError, match="`approximate_cache` is for bidirectional"):
+        blocks("w8", approximate_cache="prefix")
+    pipe.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
+        pipe(messages=[turn])
+
+
+def test_a_saved_language_model_writes_the_same_and_is_a_plain_folder_of_transformers(tmp_path):
+    pipe = chat_pipe()
+    settings = SETTINGS | {"block_length": 4}
+    want = pipe(messages=QUESTIONS, **settings).texts
+    pipe.save_pretrained(tmp_path)
+    again = TextDiffusionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert again(messages=QUESTIONS, **settings).texts == want
+    assert list(pipe.stream(messages=QUESTIONS, **settings))[-1] == want
