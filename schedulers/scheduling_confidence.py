@@ -16,7 +16,14 @@ from torch import Tensor
 
 from text_diffusers.common.randomness import Generators, rand_like
 from text_diffusers.common.sampling import MASS_BLOCK, in_row_blocks, sample_tokens, token_weights
-from text_diffusers.common.validation import is_number, require, require_key, require_number
+from text_diffusers.common.validation import (
+    is_int,
+    is_list,
+    is_number,
+    require,
+    require_key,
+    require_number,
+)
 from text_diffusers.schedulers.noise_schedules import Device, Time
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler
 
@@ -181,6 +188,8 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
             `threshold` or `entropy_bound`.
         allow_mask: whether the mask is a token like others: it counts in the distribution and may be the candidate. A
             position that commits it stays masked, also after the last step.
+        late_token_ids: tokens that are committed after all other candidates of a row, such as the ends
+            of texts, which a model may be surest of all the time (LLaDA's `confidence_eos_eot_inf`).
         grid_end: where an even grid of `set_timesteps` ends. The last step still leads to clean text.
 
     Raises:
@@ -222,6 +231,7 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         quota: str | None = None,
         allow_mask: bool = False,
         grid_end: float = 0.0,
+        late_token_ids: list[int] | None = None,
     ):
         is_end = is_number(grid_end, 0) and grid_end < 1
         require(is_end, "grid_end", "a number of at least 0 and below 1", grid_end)
@@ -236,6 +246,9 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         require(one_rule, "entropy_bound", "None if `threshold` is given", entropy_bound)
         require_key("quota", quota, QUOTAS, optional=True)
         require(isinstance(allow_mask, bool), "allow_mask", "True or False", allow_mask)
+        late_ids = late_token_ids or []
+        are_ids = is_list(late_ids) and all(is_int(token, 0) for token in late_ids)
+        require(are_ids, "late_token_ids", "None or a list of ids", late_token_ids)
         self._order = order or ("confidence" if entropy_bound is None else "entropy")
         self._quota_rule = quota or "proportional"
         self._is_adaptive = threshold is not None or entropy_bound is not None
@@ -311,7 +324,9 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
     ) -> Tensor:
         uniform = rand_like(sample, generator)[positions]  # (N,)
         candidates, measures = self._candidates(logits, uniform)
-        committed = self._committed(measures, positions, timestep, generator)  # (B, L)
+        late_ids = torch.tensor(self.config.late_token_ids or [], device=candidates.device)
+        is_late = torch.isin(candidates, late_ids.to(candidates.dtype))  # (N,)
+        committed = self._committed(measures, is_late, positions, timestep, generator)  # (B, L)
         prev_sample = sample.masked_scatter(positions, candidates.to(sample.dtype))
         return torch.where(committed, prev_sample, sample)
 
@@ -355,11 +370,12 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
     def _committed(
         self,
         measures: dict[str, Tensor],
+        is_late: Tensor,
         positions: Tensor,
         timestep: Time,
         generator: Generators,
     ) -> Tensor:
-        """(B, L) bool: the selected positions whose candidates are kept."""
+        """(B, L) bool: the selected positions whose candidates are kept; those that are late (N,) come last."""
         quota = self._quota(positions, timestep)  # (B,)
         _, alpha_s = self._alphas(timestep)
         # The last step leaves no mask, but those that a schedule goes by when masks are written too.
@@ -370,12 +386,13 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         # Unless a quota is named, adaptive rules keep the best candidate of a row in any case.
         if self._is_adaptive and self.config.quota is None:
             quota = torch.ones_like(quota)
-        rank = self._ranks(measures, positions, generator)  # (B, L)
+        rank = self._ranks(measures, is_late, positions, generator)  # (B, L)
         committed = positions & (rank < quota.unsqueeze(1))
 
         threshold = self.config.threshold
         if threshold is not None:
-            committed |= positions.masked_scatter(positions, measures["confidence"] > threshold)
+            is_sure = (measures["confidence"] > threshold) & ~is_late
+            committed |= positions.masked_scatter(positions, is_sure)
 
         entropy_bound = self.config.entropy_bound
         if entropy_bound is not None:
@@ -389,6 +406,7 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
     def _ranks(
         self,
         measures: dict[str, Tensor],
+        is_late: Tensor,
         positions: Tensor,
         generator: Generators,
     ) -> Tensor:
@@ -407,9 +425,11 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
             gumbel = -torch.log(-torch.log(rand_like(positions, generator)))
             scores = scores + scale * gumbel
 
-        # A margin of 0, score -inf, still comes before what is not selected.
+        # A margin of 0, score -inf, still comes before what is late, and that before what is not selected.
         lowest = torch.finfo(scores.dtype).min
-        scores = scores.clamp(min=lowest).masked_fill(~positions, -torch.inf)
+        late = positions.masked_scatter(positions, is_late)
+        scores = scores.clamp(min=lowest / 2).masked_fill(late, lowest)
+        scores = scores.masked_fill(~positions, -torch.inf)
         # The places of an order are the order of its order.
         return scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 

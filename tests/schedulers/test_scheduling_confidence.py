@@ -728,3 +728,30 @@ def test_swaps_keep_the_settings_in_both_directions_and_on_disk(tmp_path):
         plain.config.mask_token_id == MASK and plain.config.threshold is None and plain.order == 1
     )
     assert {ConfidenceScheduler, D3PMAbsorbingScheduler} <= set(plain.compatibles)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"quota": "even"}, {"threshold": 0.2}, {"order": "random"}]
+)
+def test_late_tokens_wait_for_all_others(settings):
+    """No end is committed in a row while another candidate is left, and the last step leaves no mask."""
+    late = [3, 4]
+    scheduler = ConfidenceScheduler(9, temperature=0.0, late_token_ids=late, **settings)
+    scheduler.set_timesteps(6)
+    generator = torch.Generator().manual_seed(0)
+    sample = scheduler.prior((20, 12))
+    for timestep in scheduler.timesteps:
+        positions = scheduler.select(timestep, sample, generator)
+        logits = torch.randn(int(positions.sum()), 10, generator=generator)
+        logits[:, late] += 1.5
+        candidates = torch.full(sample.shape, -1)
+        candidates[positions] = logits[:, :9].argmax(dim=-1)
+        is_late = torch.isin(candidates, torch.tensor(late))
+        next_sample = scheduler.step(
+            logits, timestep, sample, positions=positions, generator=generator
+        ).prev_sample
+        committed = (sample == 9) & (next_sample != 9)
+        is_left = (positions & ~is_late & ~committed).any(dim=1)
+        assert not (committed & is_late)[is_left].any()
+        sample = next_sample
+    assert (sample != 9).all() and torch.isin(sample, torch.tensor(late)).any()
