@@ -374,13 +374,29 @@ def check_finite(folder: Path, components: dict[str, Any]):
     for part, model in components.items():
         if not isinstance(model, torch.nn.Module):
             continue
-        for name, tensor in model.state_dict().items():
-            # torch cannot look for NaN in types of one byte.
-            is_checked = (
-                not tensor.is_meta and tensor.is_floating_point() and tensor.element_size() > 1
-            )
-            if is_checked and not torch.isfinite(tensor).all():
+        for name, weight in model.state_dict().items():
+            if not all(map(is_finite, plain_tensors(weight))):
                 raise ValueError(f"`{folder / part}` holds NaN or infinite numbers in `{name}`.")
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds numbers only, as far as torch can tell."""
+    # torch cannot look for NaN in types of one byte.
+    if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() == 1:
+        return True
+    return bool(torch.isfinite(tensor).all())
+
+
+def plain_tensors(weight: Any) -> Iterator[torch.Tensor]:
+    """The tensors that a weight consists of: itself, or integers and scales of a quantised one."""
+    flatten = getattr(weight, "__tensor_flatten__", None)
+    if flatten is None:
+        yield weight
+        return
+    # The weight of torchao is a tensor without most of a tensor's functions.
+    names, _ = flatten()
+    for name in names:
+        yield from plain_tensors(getattr(weight, name))
 
 
 def loading_error(folder: Path, error: Exception) -> Exception:

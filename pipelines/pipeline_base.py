@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.utils import logging
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from text_diffusers.common.json_files import read_object
 from text_diffusers.common.progress import progress_bar
@@ -40,9 +41,17 @@ from text_diffusers.pipelines.loading import (
 )
 from text_diffusers.pipelines.lora import (
     LORA_FILE,
+    PEFT_FILE,
     check_adaptable,
     check_lora_weights,
+    check_names,
+    check_settings,
+    check_untied,
+    from_peft,
     has_lora,
+    is_from_peft,
+    load_into_language_model,
+    peft_settings,
     refuse_compiled,
 )
 from text_diffusers.pipelines.text_batch import TextBatch
@@ -378,6 +387,9 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
     ):
         """Load an adapter from a folder, a Hub repo or a dict, whose alpha is taken to be the rank, and activate it.
 
+        A folder holds what `save_lora_weights` writes, or the `adapter_model.safetensors` and `adapter_config.json` of
+        peft. The denoiser may be of this package or a language model of transformers.
+
         Args:
             kwargs: those of diffusers: `weight_name`, `subfolder`, `revision`, `hotswap` and so on.
 
@@ -387,28 +399,69 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         check_adaptable(self)
         source = pretrained_model_name_or_path_or_dict
         # With a name given, diffusers does not look for files of other kinds.
-        file = kwargs.setdefault("weight_name", LORA_FILE)
-        if not file.endswith(".safetensors"):
-            raise ValueError(
-                f"`weight_name` must be a .safetensors file, never a pickled one, got {file!r}."
-            )
+        files = [kwargs.pop("weight_name")] if kwargs.get("weight_name") else [LORA_FILE, PEFT_FILE]
+        for file in files:
+            if not file.endswith(".safetensors"):
+                raise ValueError(
+                    f"`weight_name` must be a .safetensors file, never a pickled one, got {file!r}."
+                )
 
-        try:
-            super().load_lora_weights(source, adapter_name, **kwargs | {"use_safetensors": True})
-        except OSError as error:
+        kwargs |= {"use_safetensors": True}
+        errors = []
+        for file in files:
+            try:
+                super().load_lora_weights(source, adapter_name, **kwargs | {"weight_name": file})
+                break
+            except OSError as error:
+                errors.append(error)
+        else:
             raise ValueError(
-                f"`load_lora_weights` found no {file} in {str(source)!r}: {error}"
-            ) from error
+                f"`load_lora_weights` found no {' or '.join(files)} in {str(source)!r}: {errors[0]}"
+            ) from errors[0]
         # New layers come with their dropout switched on.
         self.denoiser.train(self.denoiser.training)
 
     @classmethod
+    def lora_state_dict(cls, pretrained_model_name_or_path_or_dict: Any, **kwargs: Any) -> Any:
+        """As in diffusers; the settings of what peft wrote are read from the file beside it."""
+        source = pretrained_model_name_or_path_or_dict
+        loaded = super().lora_state_dict(source, **kwargs)
+        check_names(loaded[0] if isinstance(loaded, tuple) else loaded)
+        if kwargs.get("weight_name") != PEFT_FILE or not kwargs.get("return_lora_metadata"):
+            return loaded
+        if isinstance(source, dict):
+            return loaded
+        names = ("subfolder", *HUB_ARGUMENTS)
+        return loaded[0], peft_settings(source, **{name: kwargs.get(name) for name in names})
+
+    @classmethod
     def load_lora_into_transformer(
-        cls, state_dict: dict[str, Tensor], transformer: Any, **kwargs: Any
+        cls,
+        state_dict: dict[str, Tensor],
+        transformer: Any,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
     ):
         # diffusers' `load_lora_weights` comes here with the weights that it has read.
+        if is_from_peft(state_dict):
+            state_dict, metadata = from_peft(state_dict, metadata, transformer)
         check_lora_weights(state_dict, transformer)
-        transformer.load_lora_adapter(state_dict, prefix="denoiser", **kwargs)
+        check_settings(metadata or {}, prefix="denoiser.")
+        if not isinstance(transformer, PreTrainedModel):
+            transformer.load_lora_adapter(
+                state_dict, prefix="denoiser", metadata=metadata, **kwargs
+            )
+            return
+
+        # A model on its way between devices cannot take new layers.
+        require(not kwargs.pop("hotswap", False), "hotswap", "False for a language model", True)
+        pipeline = kwargs.pop("_pipeline", None)
+        on_cpu, in_sequence, _ = cls._optionally_disable_offloading(pipeline)
+        load_into_language_model(transformer, state_dict, kwargs.get("adapter_name"), metadata)
+        if on_cpu:
+            pipeline.enable_model_cpu_offload()
+        elif in_sequence:
+            pipeline.enable_sequential_cpu_offload()
 
     def set_adapters(self, *args: Any, **kwargs: Any):
         check_adaptable(self)
@@ -416,6 +469,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
 
     def fuse_lora(self, components: Sequence[str] = ("denoiser",), **kwargs: Any):
         check_adaptable(self)
+        check_untied(self.denoiser)
         super().fuse_lora(list(components), **kwargs)
 
     def unfuse_lora(self, components: Sequence[str] = ("denoiser",), **kwargs: Any):

@@ -49,6 +49,11 @@ class BlockContext:
             self.tokens = past[:, : self.cache.length]
         return self.cache.length
 
+    def forget_last(self):
+        """Forget the last token that was read."""
+        if self.cache is not None:
+            self.cache.length -= 1
+
     def finish(self, past: Tensor):
         """Note that the denoiser has now read all of `past` (R, finished)."""
         if self.cache is not None:
@@ -130,9 +135,14 @@ class Block:
         rows = positions.any(dim=1)
         past = self.past  # (R, finished)
         num_cached = context.reuse(past, denoiser.config.block_length)
-        unread = past[:, num_cached:]
-        if context.cache is not None and unread.shape[1]:
+        if context.cache is not None and num_cached < past.shape[1]:
             rows = torch.ones_like(rows)  # what a row has not read now, it would lack later
+
+        # A shifted prediction is read off the state before it, so the last finished token is read once more.
+        if getattr(denoiser, "reads_state_before", False) and num_cached:
+            num_cached -= 1
+            context.forget_last()
+        unread = past[:, num_cached:]
 
         # The first block has no past.
         cache = context.cache if past.shape[1] else None

@@ -270,6 +270,11 @@ class LanguageModelDenoiser(nn.Module):
         return cls(language_model, config["excluded_ids"])
 
     @property
+    def reads_state_before(self) -> bool:
+        """Whether a prediction is read off the state before it, which a block that is called by itself then needs."""
+        return self.reading.alignment == "shifted"
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.language_model.dtype
 
@@ -504,10 +509,6 @@ class LanguageModelDenoiser(nn.Module):
             wanted = "a cache from `new_cache`" if has_blocks else "a `StaleCache`"
             raise ValueError(
                 f"`cache` must be {wanted} for {self.reading.attention} attention, got {type(cache).__name__}."
-            )
-        if has_blocks and self.reading.alignment == "shifted":
-            raise ValueError(
-                "`cache` must be left out for shifted logits with blocks: a block begins with the state before it."
             )
 
     def _require_maskable(self, what: str):
