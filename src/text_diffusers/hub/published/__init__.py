@@ -1,0 +1,1 @@
+"""Checkpoints that others published: each family in a file, which says how its configuration and weights are read."""

@@ -1,0 +1,1 @@
+"""Families of published checkpoints whose network is one of transformers."""
