@@ -147,7 +147,9 @@ def test_the_source_stays_clean_in_front_of_what_is_written(diffuseq, tokenizer)
     assert len(shown) == 5
     for row, source in enumerate(sources):
         ids = tokenizer(source)["input_ids"]
-        source_row = torch.tensor([tokenizer.cls_token_id, *ids, tokenizer.sep_token_id, tokenizer.sep_token_id])
+        source_row = torch.tensor(
+            [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id, tokenizer.sep_token_id]
+        )
         clean = diffuseq.model.embed(source_row)
         for sample in shown:
             assert torch.equal(sample[row, : len(clean)], clean)

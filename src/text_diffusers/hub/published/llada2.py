@@ -17,13 +17,16 @@ from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 from text_diffusers.common.validation import require
 from text_diffusers.hub.published.blueprint import Blueprint, StoredTensor, Weight
 from text_diffusers.hub.published.config_keys import ConfigReader
+from text_diffusers.hub.published.language_models.decoders import greedy_scheduler
 from text_diffusers.models.reading import Reading, write_reading
-from text_diffusers.schedulers.scheduling_confidence import ConfidenceScheduler
 
 # Of the published code and tokenizer; configurations need not say them.
 BLOCK_LENGTH = 32
 MASK_TOKEN_ID = 156895
 END_TOKEN_ID = 156892
+
+# The confidence above which a token is settled at once.
+THRESHOLD = 0.95
 
 # Keys of the sizes of the network, by their names in `Glm4MoeConfig`.
 SIZE_KEYS = {
@@ -107,7 +110,7 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
         family="LLaDA2",
         build=partial(build_model, arguments, reading),
         weights=weights_of(sizes, num_dense_layers),
-        scheduler=ConfidenceScheduler,
+        scheduler=greedy_scheduler("even", threshold=THRESHOLD),
         mask_token_id=reading.mask_token_id,
         end_token_ids=reading.end_token_ids,
         mask_token="<|mask|>",

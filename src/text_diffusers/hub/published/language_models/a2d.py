@@ -45,7 +45,7 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
     reading = Reading(
         attention="block" if has_blocks else "bidirectional",
         block_length=BLOCK_LENGTH if has_blocks else None,
-        blocks_from="prompt" if has_blocks else "row",
+        blocks_from="prompt",
         mask_token_id=mask_token_id,
         end_token_ids=checkpoint.end_token_ids,
     )

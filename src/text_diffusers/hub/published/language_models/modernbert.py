@@ -18,6 +18,7 @@ from text_diffusers.hub.published.language_models.decoders import (
     native_config,
     require_divisor,
 )
+from text_diffusers.models.reading import Reading, write_reading
 
 FAMILY = "ModernBERT"
 MODEL_TYPE = "modernbert"
@@ -57,6 +58,9 @@ SPECIAL_IDS = ("bos_token_id", "cls_token_id", "pad_token_id", "sep_token_id")
 # What a layer sees: all tokens, or a window around each.
 FULL, WINDOW = "full_attention", "sliding_attention"
 
+# In the names of models that were trained to write texts, ends included.
+WRITERS = ("chat", "mdlm")
+
 LAYER_WEIGHTS = (
     "attn_norm.weight",
     "attn.Wqkv.weight",
@@ -93,9 +97,13 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
     require_divisor("num_attention_heads", entries, "hidden_size")
     reader.finish()
 
+    native = native_config(ModernBertConfig, FAMILY, **entries)
+    # The configuration is that of any ModernBERT, but the names of those that write, and end, texts tell them.
+    if any(part in name.lower() for part in WRITERS):
+        write_reading(native, Reading(end_token_ids=end_token_ids))
     return Blueprint(
         family=FAMILY,
-        build=partial(ModernBertForMaskedLM, native_config(ModernBertConfig, FAMILY, **entries)),
+        build=partial(ModernBertForMaskedLM, native),
         weights=modernbert_weights(num_layers),
         scheduler=greedy_scheduler("rounded"),
         end_token_ids=end_token_ids,
