@@ -71,6 +71,9 @@ class StockTokenScheduler:
     that texts are samples, unless the scheduler's config has one: `scheduler.register_to_config(temperature=0.0)`;
     likewise top_k and top_p. `EntropyBoundScheduler` has its own temperatures, `t_max` and `t_min`.
 
+    Block refinement predicts the mask only if the config has `allow_mask=True`: some models were sampled so. Editing of
+    a row that is written greedily ends with the first step that changes nothing in it, as LLaDA2.1 does.
+
     The last step takes the predicted token wherever `EntropyBoundScheduler` would leave noise.
 
     Args:
@@ -87,6 +90,8 @@ class StockTokenScheduler:
         self.scheduler = scheduler
         self.mask_token_id = mask_token_id
         self.vocab_size = vocab_size
+        # (B, L) the rows that the last step left as they were; of other rows -1.
+        self.stable_rows: Tensor | None = None
         # Of the three only block refinement fills in masks.
         self.corruption = (
             "absorbing" if isinstance(scheduler, BlockRefinementScheduler) else "uniform"
@@ -106,6 +111,10 @@ class StockTokenScheduler:
                 f"`tokenizer` must have the ids of its mask and padding above those of text for uniform noise, which "
                 f"is drawn from the ids below, got {vocab_size} such ids."
             )
+
+    @property
+    def config(self) -> Any:
+        return self.scheduler.config
 
     @property
     def timesteps(self) -> Tensor:
@@ -130,6 +139,7 @@ class StockTokenScheduler:
         count = as_plain(num_inference_steps)
         require_int("num_inference_steps", count, 1)
         self.scheduler.set_timesteps(count, device=device)
+        self.stable_rows = None
 
     def model_timesteps(self, timestep: float | Tensor, sample: Tensor) -> Tensor:
         """(B,) times, float32, that the model is told at the step from `timestep`."""
@@ -156,8 +166,16 @@ class StockTokenScheduler:
     def select(
         self, timestep: float | Tensor, sample: Tensor, generator: Generators = None
     ) -> Tensor:
-        """(B, L) bool: every position, since these schedulers compare the predictions of a block with each other."""
-        return torch.ones_like(sample, dtype=torch.bool)
+        """(B, L) bool: every position, since these schedulers compare the predictions of a block with each other.
+
+        None of a row in which nothing changes any more.
+        """
+        positions = torch.ones_like(sample, dtype=torch.bool)
+        if self.stable_rows is None or self.stable_rows.shape != sample.shape:
+            return positions
+        # A callback may have changed a row since.
+        is_stable = (self.stable_rows == sample).all(dim=1, keepdim=True)
+        return positions & ~is_stable
 
     def step(
         self,
@@ -202,6 +220,7 @@ class StockTokenScheduler:
                 prev_sample[row, selected] = self._step_block(
                     block, index, tokens[row, selected], fresh
                 )
+        self._note_stable_rows(tokens, prev_sample, positions)
         prev_sample = prev_sample.to(sample.dtype)
         return StockSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
@@ -234,13 +253,23 @@ class StockTokenScheduler:
             return output.sampled_tokens[0]
         return output.prev_sample[0]
 
+    def _note_stable_rows(self, tokens: Tensor, prev_sample: Tensor, positions: Tensor):
+        """Remember the rows of (B, L) tokens in which every step to come would predict and keep the same."""
+        # What is drawn at random may be another token in the next step.
+        is_greedy = self.scheduler.config.get("temperature") == 0
+        if self.corruption != "absorbing" or not is_greedy:
+            return
+        changes = (prev_sample != tokens) | (positions & (tokens == self.mask_token_id))
+        is_stable = ~changes.any(dim=1, keepdim=True)
+        self.stable_rows = torch.where(is_stable, tokens, -1)
+
     def _text_logits(self, model_output: Tensor) -> Tensor:
         """The logits of the ids that a text may hold: without the mask, and no wider than uniform noise."""
-        if self.corruption == "absorbing":
+        if self.corruption == "absorbing" and not self.config.get("allow_mask"):
             # Out of place: these may be the logits of the model itself.
             mask = torch.tensor(self.mask_token_id, device=model_output.device)
             model_output = model_output.index_fill(-1, mask, -torch.inf)
-        else:
+        elif self.corruption == "uniform":
             model_output = model_output[:, : self.vocab_size]
 
         # The largest logit is NaN if any is, and -inf if no token is left.

@@ -32,7 +32,7 @@ class TextBatch:
         class_labels: (B,) ids, if the denoiser is told any.
         ends_at_eos: whether a text ends at the first end token that is written, rather than with its row.
         end_token_ids: tokens that end a text beside the tokenizer's own.
-        earliest_ends: (B,) index before which no text ends.
+        earliest_ends: (B,) index before which no text ends; empty where that is left to the model.
         suppressed_ids: tokens that are not written in this call.
         window: (B, L) bool, the tokens that are written together now; `None` is all of them.
         starts: index of the first token of each text, its prompt included and a source before it not.

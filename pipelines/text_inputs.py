@@ -278,7 +278,8 @@ def prepare_batch(
     batch.given_texts = repeat_rows(given_texts, inputs.repeats)
     batch.drops_source = inputs.drops_beginning
     batch.end_token_ids = limits.end_token_ids
-    batch.earliest_ends = (torch.tensor(beginnings) + inputs.min_new_tokens).to(device)
+    if inputs.min_new_tokens:
+        batch.earliest_ends = (torch.tensor(beginnings) + inputs.min_new_tokens).to(device)
     batch.generators = generators
     batch.controls = guidance.controls
     batch.guidance_interval = guidance.guidance_interval

@@ -1,4 +1,4 @@
-"""Laws of pipelines with a diffusion language model: chat, blocks, windows, caches, ends, guidance by a masked prompt."""
+"""Laws of pipelines with a diffusion language model: chat, blocks, windows, caches, ends, masked prompts."""
 
 import pytest
 import torch
