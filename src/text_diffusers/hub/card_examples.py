@@ -7,15 +7,19 @@ from typing import Any
 
 import torch
 
+from text_diffusers.models.language_model import is_language_model
+
 # What the calls ask for
 PROMPT = "The"
 GAPS = "The {mask} was {mask}."
 SOURCE = "It was late."
+QUESTION = "Why is the sky blue?"
 NUM_TEXTS = 4
 # One text each, for as many labels as this at most
 MOST_LABELS = 8
-# Passed where the pipeline cannot end a text by itself
+# Passed where the pipeline cannot end a text by itself, and to language models, which are large
 NEW_TOKENS = 16
+LANGUAGE_MODEL_TOKENS = 64
 GUIDANCE_SCALE = 2.0
 SEED = 0
 
@@ -85,11 +89,25 @@ def examples_of(pipe: Any, options: dict[str, Any]) -> list[Example]:
         common.pop("guidance_scale", None)
 
     # A text with gaps has its length already; the other calls may have to name one.
-    needs_length = not pipe.predicts_end and pipe.config.get("lengths") is None
+    draws_lengths = pipe.config.get("lengths") is not None
+    needs_length = not pipe.predicts_end and not draws_lengths
     length = {"max_new_tokens": NEW_TOKENS} if needs_length else {}
+    if pipe.predicts_end and not draws_lengths and is_language_model(pipe.denoiser):
+        # What is asked must fit into the row, too.
+        num_tokens = min(LANGUAGE_MODEL_TOKENS, max(pipe.max_length // 2, 1))
+        length = {"max_new_tokens": num_tokens}
+        # More steps than tokens in a block would change nothing.
+        common.setdefault("num_inference_steps", pipe.block_length or num_tokens)
+
+    # A model that was trained to chat is asked something; it writes little from nothing.
+    if "messages" in pipe.accepted_inputs and getattr(pipe.tokenizer, "chat_template", None):
+        first = chat_example({**length, **common})
+    else:
+        num_texts = 1 if draws_nothing(pipe) else NUM_TEXTS
+        first = writing_example(labels, {**common, **length}, num_texts)
     text = GAPS.format(mask=pipe.tokenizer.mask_token)
     return [
-        writing_example(labels, {**common, **length}),
+        first,
         Example("Continue a text", {"prompt": PROMPT, **label, **length, **common}, ["Continued"]),
         Example("Fill in a text", {"text": text, **label, **common}, ["Filled in"]),
     ]
@@ -104,13 +122,28 @@ def few_steps(pipe: Any) -> dict[str, Any]:
     return {"num_inference_steps": most} if most < default else {}
 
 
-def writing_example(labels: list[int | str], arguments: dict[str, Any]) -> Example:
+def draws_nothing(pipe: Any) -> bool:
+    """Whether all texts from the same prompt are the same."""
+    config = pipe.scheduler.config
+    is_random = config.get("order") == "random" or config.get("order_temperature")
+    return config.get("temperature") == 0 and not is_random
+
+
+def chat_example(arguments: dict[str, Any]) -> Example:
+    messages = [{"role": "user", "content": QUESTION}]
+    return Example("Chat", {"messages": messages, **arguments}, [f"To {QUESTION!r}"])
+
+
+def writing_example(
+    labels: list[int | str], arguments: dict[str, Any], num_texts: int = NUM_TEXTS
+) -> Example:
     """Texts from nothing, of each label if there are labels."""
     if not labels:
-        return Example("Write", {"num_return_sequences": NUM_TEXTS, **arguments}, [""] * NUM_TEXTS)
+        several = {"num_return_sequences": num_texts} if num_texts > 1 else {}
+        return Example("Write", {**several, **arguments}, [""] * num_texts)
 
-    # About NUM_TEXTS in all, and every label at least once
-    texts_of_label = max(1, NUM_TEXTS // len(labels))
+    # About as many in all, and every label at least once
+    texts_of_label = max(1, num_texts // len(labels))
 
     # The pipeline returns the texts of one label next to each other.
     captions = []
@@ -151,6 +184,9 @@ def literal(value: Any) -> str:
     """
     if isinstance(value, list):
         return f"[{', '.join(map(literal, value))}]"
+    if isinstance(value, dict):
+        entries = [f"{literal(key)}: {literal(entry)}" for key, entry in value.items()]
+        return f"{{{', '.join(entries)}}}"
 
     # `repr` prefers single quotes, and formatted Python has double ones.
     written = repr(value)

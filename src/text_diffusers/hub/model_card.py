@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData, metadata_load
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from text_diffusers.common.validation import is_number
@@ -28,8 +28,8 @@ from text_diffusers.hub.card_text import (
     table,
     wrapped,
 )
-from text_diffusers.hub.papers import papers_of
-from text_diffusers.models.language_model import uncompiled
+from text_diffusers.hub.papers import papers_of, papers_of_published
+from text_diffusers.models.language_model import is_language_model, reading_of, uncompiled
 from text_diffusers.training.config import NOTE_FILE
 from text_diffusers.training.curves import (
     CURVES_PICTURE,
@@ -97,6 +97,7 @@ def model_card(
     license: str | None = None,
     repo_id: str | None = None,
     datasets: Sequence[str] = (),
+    base_model: str | None = None,
 ) -> str:
     """README.md of a pipeline. The texts in it are written now, by the calls that it shows, from a fixed seed.
 
@@ -108,9 +109,12 @@ def model_card(
         license: identifier of the Hub, such as "apache-2.0".
         repo_id: where the model will be; without one the code of the card loads `name`.
         datasets: names, of the Hub if they are there, of what it was trained on.
+        base_model: the repository of the model that it was made from; by default the one that `folder` names, or that
+            a language model was loaded from.
 
     Raises:
-        ValueError: if `name` is empty, `license` or `repo_id` is no identifier, or a file in `folder` cannot be read.
+        ValueError: if `name` is empty, `license`, `repo_id` or `base_model` is no identifier, or a file in `folder`
+            cannot be read.
 
     Example:
         >>> from text_diffusers import TextDiffusionPipeline
@@ -125,8 +129,9 @@ def model_card(
         raise ValueError(
             f"`license` must be an identifier of the Hub such as 'apache-2.0', got {license!r}."
         )
-    if repo_id is not None:
-        validate_repo_id(repo_id)
+    for identifier in (repo_id, base_model):
+        if identifier is not None:
+            validate_repo_id(identifier)
 
     folder = None if folder is None else Path(folder)
     figures = read_record(folder, METRICS_FILE)
@@ -142,17 +147,19 @@ def model_card(
         datasets=datasets or recorded,
     )
     name = one_line(name)
+    base_model = base_model or base_model_of(pipe, record, repo_id)
 
     # A section without anything to say is empty, and left out below.
     sections = [
-        front_matter(pipe, record, name, license, datasets),
+        front_matter(pipe, record, name, license, datasets, base_model),
         f"# {escaped(name)}\n\n{description(pipe)}",
+        base_section(base_model),
         parts_section(pipe),
         use_section(pipe, options, place=repo_id or name),
         training_section(record),
         evaluation_section(record.metrics),
         limits_section(pipe),
-        papers_section(pipe),
+        papers_section(pipe, base_model),
     ]
     if license is not None:
         sections.append(
@@ -164,8 +171,41 @@ def model_card(
 # Head
 
 
+def base_model_of(pipe: Any, record: TrainingRecord, repo_id: str | None) -> str | None:
+    """The repository of the model that this one was made from, as far as it is recorded."""
+    candidates = [record.note.get("options", {}).get("model_name_or_path")]
+
+    # A converted folder has a card of its own, which says where its weights are from.
+    readme = None if record.folder is None else record.folder / "README.md"
+    if readme is not None and readme.is_file():
+        candidates.append((metadata_load(readme) or {}).get("base_model"))
+    if is_language_model(pipe.denoiser if pipe.kind != "codes" else None):
+        candidates.append(pipe.config.get("_name_or_path"))
+
+    # The path of a folder tells nobody anything, and a model is not made from itself.
+    for candidate in candidates:
+        is_name = isinstance(candidate, str) and candidate.count("/") == 1
+        if is_name and is_repo_id(candidate) and not Path(candidate).exists():
+            return None if candidate == repo_id else candidate
+    return None
+
+
+def base_section(base_model: str | None) -> str:
+    if base_model is None:
+        return ""
+    return (
+        f"Made from [{escaped(base_model)}](https://huggingface.co/{base_model}), whose licence holds for what comes "
+        "of its weights."
+    )
+
+
 def front_matter(
-    pipe: Any, record: TrainingRecord, name: str, license: str | None, datasets: Sequence[str]
+    pipe: Any,
+    record: TrainingRecord,
+    name: str,
+    license: str | None,
+    datasets: Sequence[str],
+    base_model: str | None,
 ) -> str:
     """YAML by which the Hub files the model; `datasets` are those that were given by name."""
     # The Hub knows data sets by ids; other names stand in the text of the card only.
@@ -175,6 +215,7 @@ def front_matter(
         library_name="diffusers",
         pipeline_tag="text-generation",
         license=license,
+        base_model=base_model,
         datasets=ids or None,
         tags=["text-diffusers", "text-diffusion", type(pipe).__name__],
         metrics=["perplexity"] if results else None,
@@ -260,6 +301,10 @@ def parts_section(pipe: Any) -> str:
     lines.append(("vocabulary", f"{len(pipe.tokenizer):,} tokens"))
     if pipe.max_length:
         lines.append(("longest row", f"{pipe.max_length:,} tokens, given ones included"))
+    if pipe.block_length:
+        lines.append(("block", f"{pipe.block_length:,} tokens, written together"))
+    if is_language_model(getattr(pipe, "denoiser", None)):
+        lines.append(("read as", described_reading(pipe)))
     labels = labels_of(pipe)
     if labels:
         lines.append(("labels", ", ".join(code(str(label)) for label in labels)))
@@ -277,6 +322,17 @@ def described_scheduler(scheduler: Any) -> str:
         if isinstance(value, (int, float, str)) and not key.startswith("_"):
             settings.append(f"{code(key)} {code(str(value))}")
     return f"{code(type(scheduler).__name__)}: {', '.join(settings)}"
+
+
+def described_reading(pipe: Any) -> str:
+    """How the predictions of a language model are read, and which tokens end its texts."""
+    reading = reading_of(pipe.denoiser)
+    parts = [f"{code(reading.attention)} attention, {code(reading.alignment)} predictions"]
+    parts.append(f"mask {code(str(pipe.tokenizer.mask_token))}")
+    if reading.end_token_ids:
+        ends = pipe.tokenizer.convert_ids_to_tokens(reading.end_token_ids)
+        parts.append(f"texts end at {', '.join(code(str(end)) for end in ends)}")
+    return "; ".join(parts)
 
 
 def use_section(pipe: Any, options: dict[str, Any], place: str) -> str:
@@ -456,12 +512,13 @@ def limits_section(pipe: Any) -> str:
     return "## Limits and risks\n\n" + "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-def papers_section(pipe: Any) -> str:
+def papers_section(pipe: Any, base_model: str | None) -> str:
     # Schedulers first: theirs is the paper that the model is known by.
     parts = [part for part in pipe.components.values() if part is not None]
     parts.sort(key=lambda part: not hasattr(part, "step"))
 
+    # A paper of the published model comes first, and no paper twice.
     lines = []
-    for number, title in papers_of(*parts, pipe):
+    for number, title in dict([*papers_of_published(base_model), *papers_of(*parts, pipe)]).items():
         lines.append(f"- {title}, [arXiv:{number}](https://arxiv.org/abs/{number})")
     return "## Papers\n\n" + "\n".join(lines)

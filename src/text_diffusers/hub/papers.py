@@ -28,9 +28,11 @@ TITLES = {
     "2212.09748": "Scalable Diffusion Models with Transformers",
     "2305.18619": "Likelihood-Based Diffusion Language Models",
     "2308.15459": "ParaGuide: Guided Diffusion Paraphrasers for Plug-and-Play Textual Style Transfer",
+    "2310.16834": "Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution",
     "2406.07524": "Simple and Effective Masked Diffusion Language Models",
     "2409.02908": "Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit Inaccurate "
     "Categorical Sampling",
+    "2410.17891": "Scaling Diffusion Language Models via Adaptation from Autoregressive Models",
     "2412.10193": "Simple Guidance Mechanisms for Discrete Diffusion Models",
     "2502.09992": "Large Language Diffusion Models",
     "2503.00307": "Remasking Discrete Diffusion Models with Inference-Time Scaling",
@@ -38,8 +40,27 @@ TITLES = {
     "2503.09573": "Block Diffusion: Interpolating Between Autoregressive and Diffusion Language Models",
     "2505.22618": "Fast-dLLM: Training-free Acceleration of Diffusion LLM by Enabling KV Cache and Parallel Decoding",
     "2505.24857": "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking",
+    "2506.10892": "The Diffusion Duality",
     "2508.15487": "Dream 7B: Diffusion Large Language Models",
+    "2510.06303": "SDAR: A Synergistic Diffusion-AutoRegression Paradigm for Scalable Sequence Generation",
+    "2512.15745": "LLaDA2.0: Scaling Up Diffusion Language Models to 100B",
     "2605.22765": "Uniform Diffusion Models Revisited: Leave-One-Out Denoiser and Absorbing State Reformulation",
+}
+
+# By what the names of published models begin with on the Hub
+PUBLISHED = {
+    "Dream-org/Dream-": "2508.15487",
+    "GSAI-ML/LLaDA-": "2502.09992",
+    "JetLM/SDAR-": "2510.06303",
+    "diffusionfamily/diffugpt": "2410.17891",
+    "diffusionfamily/diffullama": "2410.17891",
+    "dvruette/gidd-": "2503.04482",
+    "inclusionAI/LLaDA2.0-": "2512.15745",
+    "kuleshov-group/bd3lm-": "2503.09573",
+    "kuleshov-group/mdlm-": "2406.07524",
+    "kuleshov-group/udlm-": "2412.10193",
+    "louaaron/sedd-": "2310.16834",
+    "s-sahoo/duo": "2506.10892",
 }
 
 
@@ -65,3 +86,15 @@ def papers_of(*parts: Any) -> list[tuple[str, str]]:
                 cited = f"{sys.modules[module].__doc__} {owner.__doc__}"
                 numbers |= dict.fromkeys(ARXIV.findall(cited))
     return [(number, TITLES.get(number, f"arXiv:{number}")) for number in numbers]
+
+
+def papers_of_published(name: str | None) -> list[tuple[str, str]]:
+    """`(arXiv number, title)` of the paper of a model that others published, by its name on the Hub.
+
+    Example:
+        >>> from text_diffusers.hub.papers import papers_of_published
+        >>> papers_of_published("GSAI-ML/LLaDA-8B-Instruct")
+        [('2502.09992', 'Large Language Diffusion Models')]
+    """
+    beginnings = [beginning for beginning in PUBLISHED if str(name).startswith(beginning)]
+    return [(PUBLISHED[beginning], TITLES[PUBLISHED[beginning]]) for beginning in beginnings]

@@ -66,6 +66,7 @@ DECODER_VALUES: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "mlp_bias": (False,),
     "pretraining_tp": (1,),
+    "use_mrope": (False,),
     "use_sliding_window": (False,),
 }
 # Windows do not matter where they are not used, nor does what only training reads.
