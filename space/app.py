@@ -1,4 +1,4 @@
-"""The Space: write, fill in, control, compare and corrupt text with a model in the browser.
+"""The Space: chat, write, fill in, control, compare and corrupt text with a model in the browser.
 
 Run as a script it opens the model that the environment or a file names, or the shipped one: `model_to_open`.
 """
@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
 
 from text_diffusers.hub.export import SHIPPED_MODEL
-from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
+from text_diffusers.hub.published.loader import as_dtype
+from text_diffusers.pipelines.pipeline_base import TextPipeline
 from text_diffusers.space.limits import Limits
 from text_diffusers.space.parts.interface import LIGHT, Page
 from text_diffusers.space.parts.look import CSS, HEAD, theme
 from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import LANGUAGE_NAMES, LANGUAGES, decimal, say
+from text_diffusers.space.tabs.chat import build_chat_tab
 from text_diffusers.space.tabs.compare import build_compare_tab
 from text_diffusers.space.tabs.control import build_control_tab
 from text_diffusers.space.tabs.corrupt import build_corrupt_tab
@@ -24,8 +27,9 @@ from text_diffusers.space.tabs.fill import build_fill_tab
 from text_diffusers.space.tabs.plan import build_plan_tab
 from text_diffusers.space.tabs.write import build_write_tab
 
-# In the order in which they stand on the page
+# In the order in which they stand on the page; a model without a chat template has no "chat".
 TABS = {
+    "chat": build_chat_tab,
     "write": build_write_tab,
     "fill": build_fill_tab,
     "control": build_control_tab,
@@ -60,6 +64,8 @@ def build(pipe: Any, title: str = "text-diffusers", limits: Limits | None = None
             build_heading(page)
         with gr.Tabs(overflow_behavior="wrap"):
             for name in TABS:
+                if name == "chat" and not page.served.chats:
+                    continue
                 with page.add(gr.Tab, {"label": f"tab.{name}"}, id=name, elem_id=f"tab-{name}"):
                     build_tab(page, name)
         page.markdown("page.foot", "hint")
@@ -98,10 +104,15 @@ def build_tab(page: Page, name: str):
         build_plan_tab(page)
     elif kind == "codes" and name != "corrupt":
         page.markdown("needs.tokens", "lead", elem_id=f"{name}-lacking")
-    elif kind == "blocks" and name == "control" and not page.served.pipe.label_names:
+    elif kind == "blocks" and name == "control" and not can_be_guided(page.served):
         page.markdown("needs.labels", "lead", elem_id=f"{name}-lacking")
     else:
         TABS[name](page)
+
+
+def can_be_guided(served: Served) -> bool:
+    """Whether a model that writes in blocks can be guided by anything."""
+    return bool(served.pipe.label_names) or served.guides_by_masks
 
 
 def heading(served: Served, language: str) -> str:
@@ -134,22 +145,29 @@ def launch(
     host: str | None = None,
     port: int | None = None,
     title: str | None = None,
+    dtype: str | None = None,
     **more: Any,
 ) -> Any:
     """Load a model and serve its page until it is interrupted.
 
     Args:
-        model: a folder, a Hub repository or the name of the shipped model.
+        model: a folder, a Hub repository or the name of the shipped model; also of a language model as its authors
+            published it.
         host: to listen at; by default this machine only, or what GRADIO_SERVER_NAME says.
         port: by default the first free one from 7860 on.
         title: of the page, by default the model's name.
+        dtype: of the weights, by its name; by default the model's own.
         more: further arguments of `gr.Blocks.launch`.
 
     Raises:
         ValueError, OSError: if there is no such model, or it cannot be served.
     """
     # Loaded once: all visitors share one pipeline, of which runs take shallow copies.
-    pipe = TextDiffusionPipeline.from_pretrained(model)
+    weight_type = as_dtype(dtype)
+    arguments = {} if weight_type is None else {"dtype": weight_type}
+    pipe: Any = TextPipeline.from_pretrained(model, **arguments)
+    if torch.accelerator.is_available():
+        pipe = pipe.to(torch.accelerator.current_accelerator())
     title = title or os.path.basename(os.path.normpath(model))
     return serve(build(pipe, title), host, port, **more)
 

@@ -120,9 +120,10 @@ class Page:
         return event(handler(function, request, fields), inputs, outputs, **settings)
 
     def stop(self, button: gr.Button, running: Any):
-        """Let a button cancel an event that is under way."""
+        """Let a button cancel an event, or several, that may be under way."""
         # Not in the queue, where it would wait for the very run that it is to stop.
-        button.click(None, cancels=[running], queue=False, api_visibility="private")
+        events = running if isinstance(running, list) else [running]
+        button.click(None, cancels=events, queue=False, api_visibility="private")
 
 
 def in_language(words: Mapping[str, Words], language: str) -> dict[str, Any]:

@@ -125,14 +125,20 @@ def color_map(num_steps: int) -> dict[str, str]:
     return colors
 
 
-def visible_length(tokenizer: Any, row: Sequence[int]) -> int:
-    """The number of tokens of a row up to its end, if no mask precedes that."""
-    ends = end_ids(tokenizer)
-    for place, token in enumerate(row):
-        if token == tokenizer.mask_token_id:
+def visible_length(
+    tokenizer: Any, row: Sequence[int], first: int = 1, more_ends: Sequence[int] = ()
+) -> int:
+    """The number of tokens of a row up to its end, if no mask precedes that.
+
+    Args:
+        first: column of the first token that may be an end; by default behind the start, which may be the same token.
+        more_ends: tokens that end a text beside the tokenizer's own.
+    """
+    ends = {*end_ids(tokenizer), *more_ends}
+    for place in range(first, len(row)):
+        if row[place] == tokenizer.mask_token_id:
             break
-        # The first token is a start, which may be the same one.
-        if place and token in ends:
+        if row[place] in ends:
             return place
     return len(row)
 
@@ -143,6 +149,7 @@ def spans(
     num_steps: int,
     ends: bool = True,
     given: GivenText | None = None,
+    more_ends: Sequence[int] = (),
 ) -> Spans:
     """The last frame of one row, in pieces with their range of steps.
 
@@ -151,9 +158,13 @@ def spans(
         num_steps: that the colours are spread over.
         ends: whether the text ends where the model wrote an end; a text that was filled in has none.
         given: the characters that the text keeps, whatever its tokens make of them.
+        more_ends: tokens that end a text beside the tokenizer's own.
     """
     row = frames[-1]
-    length = visible_length(tokenizer, row) if ends else len(row)
+    length = len(row)
+    if ends:
+        first = given.runs[0][0] if given is not None else 1
+        length = visible_length(tokenizer, row, first, more_ends)
     token_pieces = pieces(tokenizer, row)
     token_steps = settled_steps(frames)
     # The name of its range for every step, which is also the key of its colour

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from text_diffusers.models.language_model import is_language_model, reading_of
 from text_diffusers.pipelines.given_text import GivenText
 from text_diffusers.pipelines.text_batch import encode_prompts, text_before
 from text_diffusers.pipelines.text_gaps import encode_gaps
+from text_diffusers.pipelines.text_inputs import fill_block
 from text_diffusers.samplers import most_steps
 from text_diffusers.space.parts.served import Served
 
@@ -117,21 +119,27 @@ def watch(pipe: Any, num_steps: int, seconds: float, **arguments: Any) -> Iterat
     return growing(run, lambda expired: fill(run, pipe, expired, arguments), seconds)
 
 
-def given_text(tokenizer: Any, arguments: dict[str, Any]) -> GivenText | None:
+def given_text(pipe: Any, arguments: dict[str, Any]) -> GivenText | None:
     """The given characters of a call of a pipeline for one text and its copies."""
+    tokenizer = pipe.tokenizer
     if "text" in arguments:
         return encode_gaps(tokenizer, arguments["text"], arguments.get("mask"))[1][0]
     prompt = arguments.get("prompt", "")
     if not isinstance(prompt, str):
         return None
     (row,) = encode_prompts(tokenizer, [prompt])
+
+    # Some models count blocks from the end of the prompt, before which a row is filled up.
+    denoiser = pipe.denoiser
+    if is_language_model(denoiser) and reading_of(denoiser).blocks_from == "prompt":
+        row = fill_block(row, pipe.block_length or 1)
     return text_before(prompt, row)
 
 
 def fill(run: Run, pipe: Any, expired: Callable[[], bool], arguments: dict[str, Any]):
     """Run the pipeline, adding its frames to `run`, until it is done or, after a step, `expired`."""
 
-    run.given = given_text(pipe.tokenizer, arguments)
+    run.given = given_text(pipe, arguments)
 
     # Between two steps is the only place where a run can stop without leaving anything behind.
     def after_step(_, step: int, timestep: float, tensors: dict) -> dict:

@@ -10,6 +10,7 @@ from text_diffusers.space.limits import integer, text
 from text_diffusers.space.parts.interface import LIGHT, MODEL, Fields, Page
 from text_diffusers.space.parts.pieces import Spans, color_map, spans, stacked
 from text_diffusers.space.parts.running import Run
+from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import decimal, say
 
 # Of chat messages and of novels, the two styles of the shipped model
@@ -91,7 +92,7 @@ class Screen:
     def _shown(self, run: Run, frame: int | None = None) -> dict:
         # The colours are spread over all steps; some samplers take more than they were asked for.
         num_steps = max(1, run.num_steps, len(run.frames) - 1)
-        value = shown(self.page.served.pipe.tokenizer, run, num_steps, frame, self.ends)
+        value = shown(self.page.served, run, num_steps, frame, self.ends)
         return gr.update(value=value, color_map=color_map(num_steps))
 
     def _replayed(self, asked: ReplayRequest, language: str) -> dict:
@@ -116,14 +117,17 @@ class Screen:
         )
 
 
-def shown(tokenizer: Any, run: Run, num_steps: int, frame: int | None, ends: bool) -> Spans:
+def shown(served: Served, run: Run, num_steps: int, frame: int | None, ends: bool) -> Spans:
     """All texts of a run at one of its frames, by default the last."""
     if not run.frames:  # before the first step
         return []
     rows = range(len(run.frames[0]))
-    return stacked(
-        [spans(tokenizer, run.of_row(row, frame), num_steps, ends, run.given) for row in rows]
-    )
+    tokenizer = served.pipe.tokenizer
+    texts = []
+    for row in rows:
+        frames = run.of_row(row, frame)
+        texts.append(spans(tokenizer, frames, num_steps, ends, run.given, served.more_ends))
+    return stacked(texts)
 
 
 # Boxes and buttons

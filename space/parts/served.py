@@ -5,11 +5,22 @@ from functools import cached_property
 from typing import Any
 
 from text_diffusers.common.plain_text import encode_plain, holds_mask
-from text_diffusers.samplers import Sampler, current_sampler, samplers_for, with_sampler
+from text_diffusers.models.language_model import is_language_model, reading_of
+from text_diffusers.pipelines.chat_inputs import encode_messages
+from text_diffusers.samplers import (
+    Sampler,
+    current_sampler,
+    own_sampler,
+    samplers_for,
+    with_sampler,
+)
 from text_diffusers.space.limits import Limits, Refusal
 
 # A start and an end token stand around a text.
 ENDS_AROUND = 2
+
+# The pipeline's scheduler as it is, where it is none of the named samplers
+OWN = "own"
 
 
 @dataclass
@@ -42,17 +53,57 @@ class Served:
     def guides_by_prompt(self) -> bool:
         """Whether guidance can strengthen the beginning of a text."""
         # Embeddings are guided by a source instead; without its beginning, a text would stand in other blocks.
+        return self.kind == "tokens" or self.guides_by_masks
+
+    @property
+    def takes_negative_prompt(self) -> bool:
+        """Whether guidance can lead away from another beginning."""
         return self.kind == "tokens"
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model can be talked to."""
+        takes_messages = "messages" in self.pipe.accepted_inputs
+        return takes_messages and bool(getattr(self.pipe.tokenizer, "chat_template", None))
+
+    @property
+    def guides_by_masks(self) -> bool:
+        """Whether guidance can compare the beginning of a text with masks in its place."""
+        # To a language model a text without its beginning is another text; masks keep the places.
+        return self.kind in ("tokens", "blocks") and is_language_model(self.pipe.denoiser)
+
+    @property
+    def more_ends(self) -> list[int]:
+        """Tokens that end a text beside the tokenizer's own."""
+        denoiser = self.pipe.denoiser
+        return reading_of(denoiser).end_token_ids if is_language_model(denoiser) else []
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether a visitor may choose how many tokens are written together."""
+        scheduler = self.pipe.scheduler if self.kind == "tokens" else None
+        return getattr(scheduler, "corruption", None) == "absorbing"
 
     @cached_property  # asked for at every request
     def samplers(self) -> dict[str, Sampler]:
-        return samplers_for(self.pipe)
+        named = samplers_for(self.pipe)
+        if not named or current_sampler(self.pipe) is not None:
+            return named
+        # Published models have settings of their own, which no name stands for.
+        return {OWN: own_sampler(self.pipe, self.pipe.scheduler_names[-1]), **named}
 
     @property
     def sampler(self) -> str:
-        """The name of the pipeline's own sampler, or of the first that fits it."""
-        # A scheduler with settings of its own may be none of the named samplers.
+        """The name of the pipeline's own sampler."""
         return current_sampler(self.pipe) or next(iter(self.samplers))
+
+    @property
+    def own_temperature(self) -> float | None:
+        """The temperature that a scheduler was given, if it is another one than that of the model itself."""
+        if self.kind == "codes":
+            return None
+        temperature = self.pipe.scheduler.config.get("temperature")
+        return None if temperature == 1 else temperature
 
     @property
     def has_temperature(self) -> bool:
@@ -87,7 +138,7 @@ class Served:
         if temperature is not None and "temperature" in self.samplers[name].settings:
             settings["temperature"] = temperature
 
-        pipe = with_sampler(self.pipe, name, **settings)
+        pipe = with_sampler(self.pipe, None if name == OWN else name, **settings)
         # A bar for each visitor would fill the log.
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -117,3 +168,20 @@ class Served:
         if length:
             arguments["max_new_tokens"] = min(length, self.room - len(ids))
         return arguments
+
+    def chat_arguments(self, messages: list[dict[str, str]], length: int) -> dict[str, Any]:
+        """Arguments of a call that replies to a conversation by at most `length` tokens.
+
+        Raises:
+            Refusal: if the conversation holds a mask or leaves no room.
+        """
+        tokenizer = self.pipe.tokenizer
+        if any(holds_mask(tokenizer, message["content"]) for message in messages):
+            raise Refusal("error.mask", field="chat.message", mask=tokenizer.mask_token)
+        (ids,) = encode_messages(tokenizer, [messages])
+
+        # What a model of blocks reads may be filled up to a whole block.
+        room = self.room - (self.pipe.block_length or 1) + 1
+        if len(ids) >= room:
+            raise Refusal("error.conversation", limit=room, got=len(ids))
+        return {"messages": messages, "max_new_tokens": min(length, room - len(ids))}

@@ -96,7 +96,13 @@ def steps_slider(page: Page, key: str = "steps", value: int = DEFAULT_STEPS) -> 
 def temperature_slider(
     page: Page, value: float = DEFAULT_TEMPERATURE, info: str = "temperature.info"
 ) -> gr.Slider:
-    """The temperature; out of sight for models whose samplers have none."""
+    """The temperature; out of sight for models whose samplers have none.
+
+    A model that was published with one begins with it.
+    """
+    own = page.served.own_temperature
+    if own is not None:
+        value = min(own, HOTTEST)
     return page.slider(
         "temperature",
         low=0.0,

@@ -30,6 +30,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "вводите, хранится только в памяти и нужно лишь для повтора.",
     ),
     "language": ("Language", "Язык"),
+    "tab.chat": ("Chat", "Чат"),
     "tab.write": ("Write", "Генерация"),
     "tab.fill": ("Fill in", "Пропуски"),
     "tab.control": ("Control", "Управление"),
@@ -77,9 +78,37 @@ TEXTS: dict[str, tuple[str, str]] = {
         "{seconds} s · {steps} steps · {calls} model calls",
         "{seconds} с · шагов: {steps} · вызовов модели: {calls}",
     ),
+    "status.steps": ("{seconds} s · {steps} steps", "{seconds} с · шагов: {steps}"),
     "status.running": ("step {step}", "шаг {step}"),
     "status.seconds": ("{seconds} s", "{seconds} с"),
     "status.stopped": ("Stopped at step {step}.", "Остановлено на шаге {step}."),
+    # Chat
+    "chat.lead": (
+        "Talk to the model. A reply does not grow word by word: it settles all over, and the light squares are the "
+        "tokens that are still open.",
+        "Поговорите с моделью. Ответ не растёт слово за словом, а проявляется весь сразу; светлые квадраты — это ещё "
+        "не написанные токены.",
+    ),
+    "chat.conversation": ("Conversation", "Разговор"),
+    "chat.message": ("Your message", "Ваше сообщение"),
+    "chat.run": ("Send", "Отправить"),
+    "chat.retry": ("Try again", "Ответить иначе"),
+    "chat.clear": ("Clear", "Очистить"),
+    "chat.system": ("Instruction for the model", "Указание для модели"),
+    "chat.system.placeholder": (
+        "How it should reply, such as: briefly",
+        "Как ей отвечать, например: кратко",
+    ),
+    "chat.length": ("Longest reply in tokens", "Длина ответа в токенах, не больше"),
+    "chat.block": ("Tokens written together", "Сколько токенов писать вместе"),
+    "chat.temperature.info": (
+        "0: the same reply at every try",
+        "0 — всегда один и тот же ответ",
+    ),
+    "chat.block.info": (
+        "From left to right; 0: all at once",
+        "Слева направо; 0 — сразу все",
+    ),
     # Write
     "write.lead": (
         "Watch a text appear. Each step settles a few tokens anywhere in the text, and every token sees all the "
@@ -136,6 +165,12 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Эта модель пишет блок за блоком и не видит текст целиком, поэтому управлять ею можно только метками. Задать "
         "слова, точную длину или то, чего избегать, нельзя.",
     ),
+    "control.masked": (
+        "This model writes block by block. Give it a beginning, which is compared with masks in its place; words or "
+        "an exact length cannot be asked for.",
+        "Эта модель пишет блок за блоком. Задайте ей начало: оно сравнивается с масками на том же месте. Слова и "
+        "точную длину задать нельзя.",
+    ),
     "control.negative": ("Keep away from", "Чего избегать"),
     "control.negative.placeholder": (
         "The beginning of a text to differ from",
@@ -183,6 +218,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "kernel.neighbors": ("related words", "близкие слова"),
     "kernel.bit_flip": ("flipped bits of the token id", "перевёрнутые биты номера токена"),
     # Samplers, by their names in `samplers_for`
+    "sampler.own": ("own: as published", "own: как у авторов модели"),
     "sampler.ancestral": ("ancestral: as trained", "ancestral: как при обучении"),
     "sampler.first_hitting": (
         "first hitting: one token per step",
@@ -234,6 +270,15 @@ TEXTS: dict[str, tuple[str, str]] = {
     "error.tokens": (
         "“{field}”: this model takes at most {limit} tokens, and these are {got}. Please shorten the text.",
         "«{field}»: модель принимает не больше {limit} токенов, а здесь {got}. Сократите текст.",
+    ),
+    "error.conversation": (
+        "The conversation has become too long: the model takes less than {limit} tokens, and these are {got}. Please "
+        "clear it.",
+        "Разговор стал слишком длинным: модель принимает меньше {limit} токенов, а здесь {got}. Очистите его.",
+    ),
+    "error.silence": (
+        "There is nothing to reply to yet: send a message first.",
+        "Отвечать пока не на что: сначала отправьте сообщение.",
     ),
     "error.choice": ("“{field}”: there is no such option.", "«{field}»: такого варианта нет."),
     "error.none": (

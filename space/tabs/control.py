@@ -63,7 +63,8 @@ def build_control_tab(page: Page):
     page.markdown("control.lead", "lead")
     # What the model cannot be asked for is said, since its fields are out of sight.
     if served.kind == "blocks":
-        page.markdown("control.blocks", "hint", elem_id="control-blocks")
+        key = "control.masked" if served.guides_by_masks else "control.blocks"
+        page.markdown(key, "hint", elem_id="control-blocks")
     elif not served.pipe.label_names:
         key = "control.unlabelled" if served.guides_by_prompt else "control.unguided"
         page.markdown(key, "hint")
@@ -116,7 +117,7 @@ def control_fields(page: Page) -> Fields:
             gr.Textbox,
             {"label": "control.negative", "placeholder": "control.negative.placeholder"},
             max_length=limits.characters,
-            visible=served.guides_by_prompt,
+            visible=served.takes_negative_prompt,
             elem_id="control-negative",
         ),
         "words": page.add(
@@ -175,6 +176,8 @@ def controlled_texts(page: Page, asked: ControlRequest) -> Grid:
         arguments["negative_prompt"] = [negative] * num_texts
     if labels:
         arguments["class_labels"] = labels * (len(scales) or 1)
+    if by_prompt and not labels and not negative and served.guides_by_masks:
+        arguments["guide_by"] = "masked_prompt"
     if scales:
         arguments["guidance_scale"] = [scale for scale in scales for _ in range(num_columns)]
 
@@ -217,8 +220,8 @@ def free_length_arguments(served: Served, prompt: str) -> dict[str, int]:
 
 
 def accepted_labels(served: Served, values: Any) -> list[int]:
-    # A model that writes in blocks can be guided by nothing else.
-    if not values and served.kind != "blocks":
+    # A denoiser that writes in blocks can be guided by nothing else.
+    if not values and (served.kind != "blocks" or served.guides_by_masks):
         return []
     labels = some_of("label", values, range(len(served.pipe.label_names)))
     if len(labels) > LABELS_SHOWN:

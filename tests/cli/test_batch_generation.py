@@ -233,7 +233,11 @@ def test_labels_and_gaps_reach_the_pipeline_row_by_row(labelled, tmp_path):
         ("in.txt", "", "line 1: the file holds no request"),
         ("in.txt", b"good\nb\xff", "line 2: not UTF-8"),
         ("in.jsonl", '{"prompt": "a"}\n{"prompt"', "line 2: not JSON"),
-        ("in.jsonl", '["a"]', "line 1: expected one of prompt, source, text, and a label"),
+        (
+            "in.jsonl",
+            '["a"]',
+            "line 1: expected one of prompt, source, text, messages, and a label",
+        ),
         ("in.jsonl", '{"prompt": "a", "text": "b"}', "line 1: expected one of"),
         ("in.jsonl", '{"prompts": "a"}', "line 1: expected one of"),
         ("in.jsonl", '{"prompt": 3}', "line 1: `prompt` must be a string, got 3"),

@@ -15,6 +15,7 @@ import pytest
 import torch
 import typer
 from conftest import SENTENCES, make_denoiser
+from support.command_line import generators, refused, run
 from support.embedding_pipes import make_embedding_pipe
 from support.masked_lms import make_masked_lm
 from support.two_level_pipes import make_two_level
@@ -30,32 +31,14 @@ from text_diffusers import (
 from text_diffusers.cli import app as cli
 from text_diffusers.cli.noisy_text import corrupted_texts
 from text_diffusers.cli.text_bounds import evaluate_texts, load_texts
-from text_diffusers.cli.writer import text_seed
 from text_diffusers.evaluation.likelihood import evaluate_likelihood
 from text_diffusers.kernels import KERNELS
 
-COMMANDS = ["generate", "infill", "corrupt", "evaluate", "publish", "demo", "env"]
+COMMANDS = [
+    *("generate", "chat", "infill", "corrupt", "evaluate", "convert", "publish", "demo", "env")
+]
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 TEXT = "the cat sat on the mat and looked at the dog"
-
-
-def run(*words, code=0, **options):
-    result = CliRunner().invoke(cli.app, [str(word) for word in words], **options)
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def refused(*words):
-    """The one line on stderr of a command that is refused."""
-    result = run(*words, code=2)
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("text-diffusers: ") and not result.stdout
-    return lines[0]
-
-
-def generators(count, seed=0, number=1):
-    seeds = [text_seed(seed, place, copy) for place in range(count) for copy in range(number)]
-    return [torch.Generator().manual_seed(value) for value in seeds]
 
 
 @pytest.fixture

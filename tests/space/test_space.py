@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from support.masked_lms import make_masked_lm
-from support.space_pages import KINDS, WRITERS, make_page, make_pipe
+from support.space_pages import CHATS, KINDS, WRITERS, make_page, make_pipe
 
 from text_diffusers.guidance.controls import LengthControl, WordsControl
 from text_diffusers.space import limits
@@ -50,6 +50,11 @@ def with_slow(values, fast):
     ]
 
 
+def given_prompt(kind):
+    """A prompt of words that the tokenizer knows."""
+    return "w7 w8" if kind in CHATS else "the cat"
+
+
 def last_of(iterator):
     return list(iterator)[-1]
 
@@ -81,9 +86,10 @@ def test_write_gives_the_texts_of_the_pipeline_with_the_same_seed(kind, tokenize
 @pytest.mark.parametrize("kind", with_slow(WRITERS, fast=("labelled", "masked_lm")))
 def test_the_pieces_shown_at_the_end_are_the_text(kind, tokenizer):
     page = make_page(kind, tokenizer)
-    run = written(page)
+    run = written(page, given_prompt(kind), length=24)
     for row, text in enumerate(run.output.texts):
-        shown = spans(page.served.pipe.tokenizer, run.of_row(row), 6)
+        ends = page.served.more_ends
+        shown = spans(page.served.pipe.tokenizer, run.of_row(row), 6, more_ends=ends)
         assert "".join(piece for piece, _ in shown).strip() == text.strip()
         assert all(name != HIDDEN for _, name in shown)
 
@@ -310,8 +316,10 @@ def test_filling_in_keeps_the_rest_and_equals_the_pipeline(kind, tokenizer):
     mask, generator = pipe.tokenizer.mask_token, torch.Generator().manual_seed(5)
     pipe.set_progress_bar_config(disable=True)
     asked = {"num_inference_steps": 5, "num_return_sequences": 3, "generator": generator}
+    if kind in CHATS:
+        asked["temperature"] = 1.0
     assert run.output.texts == pipe(text=f"the {mask} sat {mask}{mask} mat", **asked).texts
-    shown = spans(pipe.tokenizer, run.of_row(0), 5, ends=False)
+    shown = spans(pipe.tokenizer, run.of_row(0), 5, ends=False, given=run.given)
     known = [piece.strip() for piece, name in shown if name is None]
     assert " ".join(known).split()[0] == "the" and "sat" in " ".join(known)
 
@@ -359,6 +367,20 @@ def test_models_without_labels_are_led_by_a_beginning(kind, tokenizer):
     assert grid.scales == control_tab.SCALES
     assert kind == "masked_lm" or len(set(grid.texts)) > 1  # that one hardly looks at its context
     assert all(text.startswith("the cat") for text in grid.texts)
+
+
+@pytest.mark.parametrize("kind", CHATS)
+def test_language_models_are_guided_against_masks_in_the_place_of_the_beginning(kind, tokenizer):
+    page = make_page(kind, tokenizer)
+    grid = control(page, prompt="w7 w8", temperature=0.0)
+    guided = page.served.pipe(
+        ["w7 w8"] * len(grid.scales),
+        guidance_scale=list(grid.scales),
+        guide_by="masked_prompt",
+        num_inference_steps=6,
+    )
+    assert grid.scales == control_tab.SCALES and grid.texts == guided.texts
+    assert len(set(grid.texts)) > 1
 
 
 @pytest.mark.parametrize("kind", ["tokens", "labelled", "masked_lm", "embeddings"])
@@ -584,7 +606,9 @@ def test_two_levels_out_of_time_say_so(tokenizer):
 def test_every_kind_of_pipeline_gets_a_page(kind, tokenizer):
     blocks = build(make_pipe(kind, tokenizer), "a model")
     tabs = [part for part in blocks.blocks.values() if isinstance(part, gr.Tab)]
-    assert [tab.label for tab in tabs] == ["Write", "Fill in", "Control", "Compare", "Corrupt"]
+    chat = ["Chat"] if kind in CHATS else []
+    names = [*chat, "Write", "Fill in", "Control", "Compare", "Corrupt"]
+    assert [tab.label for tab in tabs] == names
     lacking = {
         part.elem_id for part in blocks.blocks.values() if str(part.elem_id).endswith("lacking")
     }
@@ -691,7 +715,7 @@ def test_every_key_that_is_used_exists_and_every_text_is_used():
         if key not in literals and not key.startswith(beginnings) and not key.endswith(ends)
     ]
     assert not unused
-    rooms = "error|write|fill|control|compare|corrupt|plan|status|needs|page"
+    rooms = "error|chat|write|fill|control|compare|corrupt|plan|status|needs|page"
     dotted = {text for text in literals if re.fullmatch(rf"({rooms})\.\w+(\.\w+)*", text)}
     assert dotted - {"page.language"} <= set(TEXTS)
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import httpx
 from conftest import make_denoiser
 
+from support.language_models import chat_pipe
 from support.masked_lms import make_masked_lm
 from support.two_level_pipes import make_two_level
 from text_diffusers import (
@@ -20,12 +21,16 @@ from text_diffusers.space.limits import Limits
 from text_diffusers.space.parts.interface import Page
 from text_diffusers.space.parts.served import Served
 
-WRITERS = ("tokens", "labelled", "uniform", "blocks", "masked_lm", "embeddings")
+CHATS = ("chat", "chat_blocks")
+WRITERS = ("tokens", "labelled", "uniform", "blocks", "masked_lm", "embeddings", *CHATS)
 KINDS = (*WRITERS, "two_levels", "one_level")
 
 
-def make_pipe(kind, tokenizer):
+def make_pipe(kind, tokenizer=None):
     """A pipeline with random weights; rows have 32 tokens at most, 16 of the two-level ones."""
+    # Language models have tokenizers of their own.
+    if kind in CHATS:
+        return chat_pipe(attention="block" if kind == "chat_blocks" else "bidirectional")
     absorbing = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
     if kind == "tokens":
         return TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), absorbing)
@@ -52,7 +57,7 @@ def make_pipe(kind, tokenizer):
     return make_two_level(tokenizer, two=kind == "two_levels", prompts=None)
 
 
-def make_page(kind, tokenizer, **limits):
+def make_page(kind, tokenizer=None, **limits):
     return Page(Served(make_pipe(kind, tokenizer), "a model", Limits(**limits)))
 
 

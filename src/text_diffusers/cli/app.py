@@ -1,4 +1,4 @@
-"""The command line: `text-diffusers generate | infill | corrupt | evaluate | publish | demo | env`.
+"""The command line: `text-diffusers generate | chat | infill | corrupt | evaluate | convert | publish | demo | env`.
 
 Commands import torch and models when they are called: help needs neither.
 """
@@ -13,6 +13,8 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from text_diffusers.cli.chat.command import chat
+from text_diffusers.cli.convert import convert
 from text_diffusers.cli.corrupt import corrupt
 from text_diffusers.cli.demo import demo
 from text_diffusers.cli.env import env
@@ -23,9 +25,10 @@ from text_diffusers.cli.publish import publish
 
 # Packages that are not always installed, and the extra of this package that brings each
 EXTRAS = {"datasets": "eval", "gradio": "demo", "matplotlib": "demo"}
-HELP = """Diffusion models for text: write, fill in, corrupt, evaluate, publish, show.
+HELP = """Diffusion models for text: write, chat, fill in, corrupt, evaluate, convert, publish, show.
 
-MODEL is a folder, a repository of the Hub, or the name of a model that comes with the package."""
+MODEL is a folder, a repository of the Hub, or the name of a model that comes with the package. Diffusion language
+models that others published are opened as they are."""
 
 
 class Commands(TyperGroup):
@@ -70,6 +73,11 @@ def one_line(error: Exception) -> str:
     return " ".join(message.split()) or type(error).__name__
 
 
+def with_dashes(name: str) -> str:
+    """The name of an option as it is spelt here; the recipes spell theirs with `_`."""
+    return name.replace("_", "-")
+
+
 # Errors of ours keep Python's own traceback, which a report can quote.
 app = typer.Typer(
     cls=Commands,
@@ -78,8 +86,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    context_settings={"token_normalize_func": with_dashes},
 )
-for command in (generate, infill, corrupt, evaluate, publish, demo, env):
+for command in (generate, chat, infill, corrupt, evaluate, convert, publish, demo, env):
     app.command()(command)
 
 

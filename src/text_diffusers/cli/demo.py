@@ -17,8 +17,13 @@ Port = Annotated[
 ]
 
 
-def demo(model: options.Model = options.DEFAULT_MODEL, host: Host = None, port: Port = None):
-    """Open the Space on this machine.
+def demo(
+    model: options.Model = options.DEFAULT_MODEL,
+    host: Host = None,
+    port: Port = None,
+    dtype: options.DType = None,
+):
+    """Open the Space on this machine; a model with a chat template is first of all talked to.
 
     `text-diffusers demo runs/quickstart --port 8000`
     """
@@ -28,4 +33,4 @@ def demo(model: options.Model = options.DEFAULT_MODEL, host: Host = None, port: 
     # A log shows the address at once, too.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-    launch(model, host=host, port=port)
+    launch(model, host=host, port=port, dtype=dtype)

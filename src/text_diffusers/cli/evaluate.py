@@ -44,6 +44,7 @@ def evaluate(
     seed: options.NoiseSeed = 0,
     as_json: options.AsJson = False,
     source_column: SourceColumn = None,
+    dtype: options.DType = None,
 ):
     """Say what texts cost under a model: an upper bound of -log p, in nats per token.
 
@@ -62,13 +63,13 @@ def evaluate(
     from text_diffusers.cli.writer import load_pipeline
 
     # The texts first: a mistake in them shows before a model is loaded. Only labels need the names that it has.
-    pipe = None if label_column is None else load_pipeline(model)
+    pipe = None if label_column is None else load_pipeline(model, dtype=dtype)
     names = () if pipe is None else pipe.label_names
     texts, labels, sources = load_texts(
         dataset, text_column, label_column, split, max_texts, names, source_column
     )
     evaluation = evaluate_texts(
-        pipe or load_pipeline(model),
+        pipe or load_pipeline(model, dtype=dtype),
         texts,
         labels,
         num_times=num_times,

@@ -20,7 +20,6 @@ Sources = Annotated[
 NegativePrompt = Annotated[
     str | None, options.writing_option(help="what to lead the texts away from")
 ]
-Length = Annotated[int | None, options.writing_option(min=1, help="longest text, in tokens")]
 
 
 def generate(
@@ -30,12 +29,17 @@ def generate(
     source: Sources = None,
     label: options.Label = None,
     guidance_scale: options.GuidanceScale = None,
+    guide_by: options.GuideBy = None,
     negative_prompt: NegativePrompt = None,
-    max_new_tokens: Length = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    min_new_tokens: options.MinNewTokens = None,
+    suppress_tokens: options.SuppressTokens = None,
     num: options.Count = 1,
     # How it is sampled
     scheduler: options.Scheduler = None,
     steps: options.Steps = None,
+    block_length: options.BlockLength = None,
+    approximate_cache: options.ApproximateCache = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -46,6 +50,8 @@ def generate(
     output: options.Output = None,
     batch_size: options.BatchSize = 16,
     overwrite: options.Overwrite = False,
+    # How the model is loaded
+    dtype: options.DType = None,
 ):
     """Write texts: from nothing, from a prompt, or from another text.
 
@@ -58,8 +64,12 @@ def generate(
     `accelerate launch --multi_gpu --num_processes 2 -m text_diffusers.cli generate runs/quickstart --input prompts.txt
     --output texts.jsonl`
 
-    A line of a .jsonl input is `{"prompt": "...", "label": 1}`, or has `"source"` instead. Without `--input`,
-    `--output` takes the texts of this command.
+    A line of a .jsonl input is `{"prompt": "...", "label": 1}`, or has `"source"` instead, or the `"messages"` of a
+    conversation. Without `--input`, `--output` takes the texts of this command.
+
+    Models that others published are opened as they are:
+
+    `text-diffusers generate GSAI-ML/LLaDA-8B-Base --prompt "The capital of" --max-new-tokens 64 --block-length 32`
     """
     # One call of the pipeline takes the texts of one argument.
     if prompt and source:
@@ -75,10 +85,22 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         guidance_scale=guidance_scale,
+        guide_by=guide_by,
         negative_prompt=negative_prompt,
         max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        suppress_tokens=suppress_tokens or None,
+        block_length=block_length,
+        approximate_cache=approximate_cache,
         seed=seed,
     )
     write_texts(
-        model, requests, settings, output, batch_size=batch_size, overwrite=overwrite, stream=stream
+        model,
+        requests,
+        settings,
+        output,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        stream=stream,
+        dtype=dtype,
     )

@@ -19,10 +19,14 @@ def infill(
     # What is written
     label: options.Label = None,
     guidance_scale: options.GuidanceScale = None,
+    guide_by: options.GuideBy = None,
+    suppress_tokens: options.SuppressTokens = None,
     num: options.Count = 1,
     # How it is sampled
     scheduler: options.Scheduler = None,
     steps: options.Steps = None,
+    block_length: options.BlockLength = None,
+    approximate_cache: options.ApproximateCache = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -33,6 +37,8 @@ def infill(
     output: options.Output = None,
     batch_size: options.BatchSize = 16,
     overwrite: options.Overwrite = False,
+    # How the model is loaded
+    dtype: options.DType = None,
 ):
     """Fill in the gaps of a text: each [MASK] is one token.
 
@@ -54,8 +60,19 @@ def infill(
         top_k=top_k,
         top_p=top_p,
         guidance_scale=guidance_scale,
+        guide_by=guide_by,
+        suppress_tokens=suppress_tokens or None,
+        block_length=block_length,
+        approximate_cache=approximate_cache,
         seed=seed,
     )
     write_texts(
-        model, requests, settings, output, batch_size=batch_size, overwrite=overwrite, stream=stream
+        model,
+        requests,
+        settings,
+        output,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        stream=stream,
+        dtype=dtype,
     )

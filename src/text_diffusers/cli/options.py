@@ -16,6 +16,10 @@ file_option = partial(typer.Option, rich_help_panel="Many texts")
 
 # For several commands, outside of the panels
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="folder, Hub repository or name")]
+DType = Annotated[
+    str | None,
+    typer.Option("--dtype", help="of the weights, such as bfloat16; default: the model's own"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Stream = Annotated[bool, typer.Option("--stream", help="show the texts after every step")]
 NoiseSeed = Annotated[int, typer.Option(min=0, help="of the noise")]
@@ -25,13 +29,36 @@ Label = Annotated[str | None, writing_option(help="class label, a number or its 
 GuidanceScale = Annotated[
     float | None, writing_option(help="strength of label or prompt; 1 is the model itself")
 ]
+GuideBy = Annotated[
+    str | None,
+    writing_option(help="condition that guidance strengthens: label, prompt, both, masked_prompt"),
+]
 Count = Annotated[int, writing_option(min=1, help="texts for each prompt")]
+MaxNewTokens = Annotated[int | None, writing_option(min=1, help="longest text, in tokens")]
+MinNewTokens = Annotated[
+    int | None, writing_option(min=0, help="tokens that are written before a text may end")
+]
+SuppressTokens = Annotated[
+    list[str] | None,
+    writing_option(help="name of a token that is never written; may be given several times"),
+]
 
 # How it is sampled; `None` leaves it to the pipeline
 Scheduler = Annotated[
     str | None, sampling_option(help="ancestral, confidence, ddim ...; `list` shows all")
 ]
-Steps = Annotated[int | None, sampling_option(min=1, help="steps of the scheduler")]
+Steps = Annotated[
+    int | None,
+    sampling_option("--steps", "--num-inference-steps", min=1, help="steps of the scheduler"),
+]
+BlockLength = Annotated[
+    int | None,
+    sampling_option(min=1, help="tokens written together, from left to right; default: all"),
+]
+ApproximateCache = Annotated[
+    str | None,
+    sampling_option(help="faster, with `--block-length`: prefix or dual; not quite the same text"),
+]
 Temperature = Annotated[
     float | None, sampling_option(min=0, help="below 1 bolder choices become rarer; 0 is greedy")
 ]

@@ -7,6 +7,7 @@ import typer
 
 # As in `pipelines.loading`, which help does not wait for
 INDEX = "model_index.json"
+CHECKPOINT_CONFIGS = ("config.json", "training_args.json")
 
 # What is published, and where
 Folder = Annotated[Path, typer.Argument(help="of a trained pipeline")]
@@ -55,7 +56,12 @@ def publish(
             f"`--dry-run` must name a folder that is empty or not there yet, got {str(dry_run)!r}."
         )
     if not (folder / INDEX).is_file():
-        raise FileNotFoundError(f"{folder} holds no pipeline: there is no {INDEX} in it.")
+        advice = ""
+        if any((folder / name).is_file() for name in CHECKPOINT_CONFIGS):
+            advice = (
+                f" A model as others published it becomes one by `convert {folder} NEW_FOLDER`."
+            )
+        raise FileNotFoundError(f"{folder} holds no pipeline: there is no {INDEX} in it.{advice}")
 
     # The card is written by the pipeline itself, so it is loaded whatever comes of it.
     from text_diffusers.cli.writer import load_pipeline

@@ -9,7 +9,7 @@ from typing import Any
 from text_diffusers.data.text_files import read_lines, without_end
 
 # Arguments of a pipeline that a request gives a text for
-TEXT_NAMES = ("prompt", "source", "text")
+TEXT_NAMES = ("prompt", "source", "text", "messages")
 
 
 @dataclass
@@ -21,7 +21,8 @@ class Settings:
         num_inference_steps: of both levels of a two-level pipeline.
         num_return_sequences: texts for each request.
         seed: each text's generator is a function of it, the place of the request and that of the text.
-        temperature, top_k, top_p, guidance_scale, negative_prompt, max_new_tokens: as in the pipelines.
+        temperature, top_k, top_p, guidance_scale, guide_by, negative_prompt: as in the pipelines.
+        max_new_tokens, min_new_tokens, suppress_tokens, block_length, approximate_cache: as in the pipelines.
     """
 
     scheduler: str | None = None
@@ -31,23 +32,28 @@ class Settings:
     top_k: int | None = None
     top_p: float | None = None
     guidance_scale: float | None = None
+    guide_by: str | None = None
     negative_prompt: str | None = None
     max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    suppress_tokens: list[str] | None = None
+    block_length: int | None = None
+    approximate_cache: str | None = None
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class TextRequest:
-    """A text to begin (`prompt`), fill in (`text`) or write from (`source`), and its class label.
+    """A text to begin (`prompt`), fill in (`text`) or write from (`source`), or a conversation; and its class label.
 
     Attributes:
         place: its number among the requests, from 0.
-        inputs: the text, if any, by its name.
+        inputs: the text, if any, by its name; `messages` are turns `{"role": ..., "content": ...}`.
         label: number or name of the class.
     """
 
     place: int
-    inputs: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     label: int | str | None = None
 
 
@@ -135,7 +141,9 @@ def read_fields(line: str, where: str) -> dict[str, Any]:
             f"{where}: expected one of {', '.join(TEXT_NAMES)}, and a label if any, got {line[:80]!r}."
         )
     for name in names:
-        if not isinstance(fields[name], str):
+        if name == "messages":
+            check_messages(fields[name], where)
+        elif not isinstance(fields[name], str):
             raise ValueError(f"{where}: `{name}` must be a string, got {fields[name]!r}.")
 
     # In Python `true` would pass for the number 1.
@@ -143,3 +151,14 @@ def read_fields(line: str, where: str) -> dict[str, Any]:
     if isinstance(label, bool) or not isinstance(label, (int, str, type(None))):
         raise ValueError(f"{where}: `label` must be an integer or a name, got {label!r}.")
     return fields
+
+
+def check_messages(messages: Any, where: str):
+    """Refuse what is not one conversation."""
+    # Help, which reads this module, does not wait for torch.
+    from text_diffusers.pipelines.chat_inputs import conversations
+
+    try:
+        conversations([messages])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

@@ -19,6 +19,7 @@ def write_texts(
     batch_size: int = 16,
     overwrite: bool = False,
     stream: bool = False,
+    dtype: str | None = None,
 ):
     """Load a model and write the texts of all requests.
 
@@ -28,6 +29,7 @@ def write_texts(
         batch_size: requests in one call of the model, for a file.
         overwrite: begin the file anew.
         stream: show the texts after every step.
+        dtype: of the weights, by its name; by default the model's own.
 
     Raises:
         ValueError: if a setting or a request does not fit the model.
@@ -39,7 +41,7 @@ def write_texts(
 
     # A bar would stand between the texts of a stream, and a file has one of its own.
     shows_progress = output is None and not stream and sys.stderr.isatty()
-    pipe = load_pipeline(model, show_progress=shows_progress)
+    pipe = load_pipeline(model, show_progress=shows_progress, dtype=dtype)
 
     # It takes the pipeline to know which samplers undo its noise.
     if settings.scheduler == "list":
@@ -64,6 +66,10 @@ def list_samplers(pipe: Any):
     for name, sampler in samplers_for(pipe).items():
         note = " (the default)" if name == current else ""
         typer.echo(f"{name:20}{sampler.summary}{note}")
+
+    # Published models have settings of their own, which none of the names stands for.
+    if current is None and pipe.draws_from_scheduler:
+        typer.echo(f"By default the model's own {type(pipe.scheduler).__name__}.")
 
 
 def write_file(

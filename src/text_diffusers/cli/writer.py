@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 import text_diffusers
 from text_diffusers.cli.text_requests import Settings, TextRequest
 from text_diffusers.common.plain_text import check_unicode
-from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
+from text_diffusers.hub.published.loader import as_dtype
+from text_diffusers.pipelines.pipeline_base import TextPipeline
 from text_diffusers.samplers import (
     SHAPING,
     current_sampler,
@@ -91,7 +93,7 @@ class Writer:
         names = {name for request in requests for name in request.inputs}
         for name in names:
             inputs[name] = [request.inputs.get(name, "") for request in requests]
-            check_unicode(name, inputs[name])
+            check_unicode(name, plain_texts(inputs[name]))
 
         mask_token = self.pipe.tokenizer.mask_token
         if "text" in inputs and mask_token:
@@ -157,6 +159,17 @@ def text_seed(seed: int, place: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, place, number]).generate_state(1)[0])
 
 
+def plain_texts(values: Sequence[Any]) -> list[str]:
+    """The texts of requests; of conversations, those of all turns."""
+    texts = []
+    for value in values:
+        if isinstance(value, str):
+            texts.append(value)
+        else:
+            texts += [message["content"] for message in value]
+    return texts
+
+
 def parameters_of(pipe: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(pipe).__call__).parameters
 
@@ -176,15 +189,23 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-def load_pipeline(model: str, show_progress: bool = False) -> Any:
+def load_pipeline(model: str, show_progress: bool = False, dtype: str | None = None) -> Any:
     """A pipeline from a folder, the Hub, or the models that come with this package, on this process's device.
+
+    Args:
+        model: a saved pipeline, or a diffusion language model as its authors published it.
+        show_progress: show a bar for the steps of a call.
+        dtype: of the weights, by its name; by default the model's own.
 
     Raises:
         OSError: if there is none, or it cannot be had.
         ValueError: if it cannot be loaded.
     """
-    # The bars of diffusers, for the parts that it loads, are never shown.
+    # The bars of diffusers and transformers, for the parts that they load, are never shown.
     diffusers_logging.disable_progress_bar()
-    pipe: Any = TextDiffusionPipeline.from_pretrained(model)
+    transformers_logging.disable_progress_bar()
+    weight_type = as_dtype(dtype)
+    arguments = {} if weight_type is None else {"dtype": weight_type}
+    pipe: Any = TextPipeline.from_pretrained(model, **arguments)
     pipe.set_progress_bar_config(disable=not show_progress)
     return pipe.to(process_state().device)
