@@ -262,7 +262,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         # What is no saved pipeline may be a model that others published.
         except NoPipelineError:
             pipe = load_published(pretrained_model_name_or_path, **hub_arguments, **kwargs)
-            if not isinstance(pipe, cls):
+            if not cls._loads(type(pipe)):
                 raise ValueError(
                     f"`{pretrained_model_name_or_path}` is loaded as a {type(pipe).__name__}, and not as the "
                     f"{cls.__name__} that was asked for."

@@ -199,7 +199,7 @@ def samplers_of(pipe: TextPipeline, component: str) -> dict[str, Sampler]:
     # 1. The noise of the model, and what a stock scheduler of diffusers does not say of it
     if hasattr(scheduler, "alphas_cumprod"):
         kind = "embeddings"
-        config = {"prediction_type": denoiser.config.prediction_type}
+        config = {"prediction_type": getattr(denoiser.config, "prediction_type", "sample")}
     elif stock_class(scheduler) is None:
         kind = scheduler.corruption
         config = {}
