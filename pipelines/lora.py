@@ -101,11 +101,12 @@ def check_names(names: Iterable[str]):
 def check_lora_weights(state_dict: dict[str, Tensor], denoiser: Any):
     """Raise a `ValueError` unless (rank, in) and (out, rank) matrices fit the linear layers that their keys name."""
     # Names as in a file, which puts the name of the component first.
-    shapes = {
-        f"denoiser.{name}": linear_shape(module)
-        for name, module in denoiser.named_modules()
-        if linear_shape(module) is not None
-    }
+    shapes = {}
+    for name, module in denoiser.named_modules():
+        shape = linear_shape(module)
+        if shape is not None:
+            shapes[f"denoiser.{name}"] = shape
+
     for key, weight in state_dict.items():
         layer, _, part = key.partition(".lora_")
 
@@ -121,7 +122,7 @@ def check_lora_weights(state_dict: dict[str, Tensor], denoiser: Any):
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
     """(out, in) of a linear layer, with adapters or without; `None` for other layers."""
     # GPT-2 keeps its matrices the other way round.
-    layer = getattr(module, "base_layer", module)
+    layer: Any = getattr(module, "base_layer", module)
     if isinstance(layer, Conv1D):
         return layer.nf, layer.nx
     if hasattr(layer, "in_features"):

@@ -406,11 +406,11 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
                     f"`weight_name` must be a .safetensors file, never a pickled one, got {file!r}."
                 )
 
-        kwargs |= {"use_safetensors": True}
         errors = []
         for file in files:
+            arguments: Any = kwargs | {"weight_name": file, "use_safetensors": True}
             try:
-                super().load_lora_weights(source, adapter_name, **kwargs | {"weight_name": file})
+                super().load_lora_weights(source, adapter_name, **arguments)
                 break
             except OSError as error:
                 errors.append(error)

@@ -71,8 +71,8 @@ class StockTokenScheduler:
     that texts are samples, unless the scheduler's config has one: `scheduler.register_to_config(temperature=0.0)`;
     likewise top_k and top_p. `EntropyBoundScheduler` has its own temperatures, `t_max` and `t_min`.
 
-    Block refinement predicts the mask only if the config has `allow_mask=True`: some models were sampled so. Editing of
-    a row that is written greedily ends with the first step that changes nothing in it, as LLaDA2.1 does.
+    Block refinement predicts the mask only if the config has `allow_mask=True`: some models were sampled so. Greedy
+    editing of a row ends with the first step that changes nothing in it, as LLaDA2.1 does.
 
     The last step takes the predicted token wherever `EntropyBoundScheduler` would leave noise.
 

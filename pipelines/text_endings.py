@@ -82,6 +82,9 @@ def texts_of(
         show_masks: show tokens that are still to be written by the name of the mask.
     """
     tokens = ended_tokens(batch, tokenizer, revises_tokens)
+    # An end need not be a special token to its tokenizer.
+    if batch.ends_at_eos and batch.end_token_ids:
+        tokens = tokens.masked_fill(written_ends(batch, tokenizer), padding_id(tokenizer))
     text_ends = batch.text_ends
     texts = []
     for index, given in enumerate(batch.given_texts):

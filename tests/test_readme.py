@@ -1,6 +1,7 @@
 """The pages are true: their code runs, their commands are ones, their outputs are real, their links lead somewhere."""
 
 import importlib
+import importlib.util
 import re
 import shlex
 import sys
@@ -22,6 +23,7 @@ from support.doc_blocks import (
     tidy,
     without_words,
 )
+from support.doc_models import put_stand_ins
 from support.doc_refusals import refused_calls
 from support.hub_client import TOKEN, Client
 from support.loopback_hub import LoopbackHub
@@ -36,6 +38,7 @@ from text_diffusers import (
     TextClassifierModel,
     TextDiffusionPipeline,
 )
+from text_diffusers.hub.published import families
 
 # The code of a translation is that of its English page, and runs there.
 RUSSIAN = [page for page in PAGES if page.name.endswith(".ru.md")]
@@ -44,6 +47,12 @@ LAYOUT = ROOT / "docs/layout.md"
 RENDEZVOUS = {"rdzv_backend", "rdzv_endpoint", "rdzv_id"}
 TAGS = ["DET", "ADJ", "NOUN", "VERB", "ADV", "PUNCT"]
 BERT = "google-bert/bert-base-uncased"
+# Packages that a page speaks of, and that no extra of this package brings
+ASIDE = ("torchao",)
+QUOTING_PAGES = [
+    *sorted(ROOT.glob("docs/pipelines/[!R]*[!u].md")),
+    ROOT / "docs/models_of_others.md",
+]
 
 
 def parameters(*languages, pages=PAGES):
@@ -102,6 +111,8 @@ def workplace(models, tmp_path, monkeypatch):
     """An empty folder into which `workplace(block)` puts the models that a block opens."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", None)
+    # A page adds a family of its own.
+    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
 
     def furnish(code):
         for folder, model in models.items():
@@ -110,6 +121,7 @@ def workplace(models, tmp_path, monkeypatch):
         if BERT in code:
             for part in make_masked_lm("bert"):
                 part.save_pretrained(BERT)
+        put_stand_ins(code, tmp_path)
         return tmp_path
 
     return furnish
@@ -117,6 +129,9 @@ def workplace(models, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("block", parameters("python", pages=ENGLISH))
 def test_the_python_of_a_page_runs_and_prints_what_the_page_shows(block, workplace):
+    for package in ASIDE:
+        if package in block.code and importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
     workplace(block.code)
     printed = run_python(block.code)
     assert printed.strip()
@@ -278,9 +293,7 @@ def links_of(text):
     return {link.replace(".ru.md", ".md") for link in links}
 
 
-@pytest.mark.parametrize(
-    "page", sorted(ROOT.glob("docs/pipelines/[!R]*[!u].md")), ids=lambda page: page.stem
-)
+@pytest.mark.parametrize("page", QUOTING_PAGES, ids=lambda page: page.stem)
 def test_the_errors_of_a_page_are_raised_as_they_are_quoted(page, models, workplace):
     """An error is quoted in part, with "…" for what changes."""
     model, words = make_masked_lm("bert")

@@ -36,7 +36,7 @@ FENCE = re.compile(
 )
 COMMANDS = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 # Commands that tests run; all others are only parsed.
-RUN_HERE = ("generate", "infill", "corrupt", "evaluate", "env")
+RUN_HERE = ("generate", "infill", "corrupt", "evaluate", "convert", "env")
 SHELL = ("printf", "cat")
 # First words of other programs
 OTHERS = {

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
+from support.doc_models import refused_checkpoints
 from support.tokenizer_kinds import word_tokenizer
 from text_diffusers import ConfidenceScheduler, ParaGuidePipeline, TextDiffusionPipeline
 from text_diffusers.guidance import ClassifierGuidance, LengthControl
@@ -13,6 +14,8 @@ from text_diffusers.samplers import with_sampler
 
 def refused_calls(page: str, models: dict[str, Any], masked_lm: Any) -> list[Any]:
     """Functions without arguments, each of which should raise an error; `masked_lm` is a pipeline of one."""
+    if page == "models_of_others":
+        return refused_checkpoints()
     labelled = models["runs/sentiment"]
     blocks = models["runs/block"]
     reviews = models["runs/reviews"]

@@ -113,12 +113,22 @@ def as_dtype(dtype: Any) -> torch.dtype | None:
 
 
 def set_block_length(model: Any, block_length: int):
-    """Let a language model see its own block and those before it, in blocks of that many tokens."""
+    """Set the length of the blocks of a language model that was trained to see its own block and those before it.
+
+    Raises:
+        ValueError: if it was not, or cannot say so.
+    """
     require_int("block_length", block_length, 1)
     reading = read_config(model.config) if isinstance(model, PreTrainedModel) else None
     if reading is None:
         raise ValueError(
             f"`block_length` must be None for a {type(model).__name__}, whose configuration does not say what a token "
             f"sees, got {block_length}."
+        )
+    # Of some families there are models of both kinds, which only their names tell apart.
+    if reading.attention != "block" and reading.blocks_from != "prompt":
+        raise ValueError(
+            f"`block_length` must be None for a model that sees all tokens; to write it in blocks from left to right, "
+            f"give `block_length` to the call of the pipeline, got {block_length}."
         )
     write_reading(model.config, replace(reading, attention="block", block_length=block_length))

@@ -1,0 +1,145 @@
+"""Stand-ins for the repositories of the Hub that the pages open: small checkpoints in the same layouts."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from support.language_models import chat_pipe
+from support.published_checkpoints import (
+    GOLDEN,
+    copy_checkpoint,
+    golden_tensors,
+    numbered_tokenizer,
+)
+from text_diffusers.hub import load_denoiser, load_published_pipeline
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }} {{ message.content }} <|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}assistant{% endif %}"
+)
+LORA = "runs/llada_lora"
+
+
+@dataclass
+class StandIn:
+    """A small checkpoint in the place of a repository.
+
+    Attributes:
+        family: the golden checkpoint of its layout.
+        changes: of its configuration.
+        num_tokens: of its tokenizer; without one it has none.
+        tokens: names of tokens by their ids.
+    """
+
+    family: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    num_tokens: int | None = None
+    tokens: dict[int, str] = field(default_factory=dict)
+
+
+# The end of a text is the first of the named tokens.
+STAND_INS = {
+    "GSAI-ML/LLaDA-8B-Instruct": StandIn(
+        "llada",
+        {"max_sequence_length": 1024},
+        95,
+        {88: "<|endoftext|>", 89: "<|eot_id|>", 90: "<|mdm_mask|>"},
+    ),
+    "Dream-org/Dream-v0-Instruct-7B": StandIn(
+        "dream", {}, 94, {85: "<|endoftext|>", 89: "<|im_end|>", 90: "<|mask|>"}
+    ),
+    "JetLM/SDAR-1.7B-Chat": StandIn(
+        "sdar", {}, 94, {84: "<|im_end|>", 85: "<|endoftext|>", 90: "<|MASK|>"}
+    ),
+    "kuleshov-group/mdlm-owt": StandIn("mdlm"),
+}
+GPT2 = "openai-community/gpt2"
+
+
+def put_stand_ins(code: str, folder: Path):
+    """Make a folder of each repository that a block names, and what else it opens of published models."""
+    for name, stand_in in STAND_INS.items():
+        if is_named(name, code):
+            put_stand_in(stand_in, folder / name)
+    if is_named(GPT2, code):
+        words_tokenizer(90, {89: "<|endoftext|>"}).save_pretrained(folder / GPT2)
+    if is_named(LORA, code):
+        put_adapter(folder / LORA)
+
+
+def is_named(name: str, code: str) -> bool:
+    return re.search(rf"(?<![\w/.-]){re.escape(name)}(?![\w/.-])", code) is not None
+
+
+def put_stand_in(stand_in: StandIn, folder: Path):
+    config = json.loads((GOLDEN / stand_in.family / "config.json").read_text())
+    copy_checkpoint(stand_in.family, folder, config | stand_in.changes)
+    if stand_in.num_tokens is not None:
+        words_tokenizer(stand_in.num_tokens, stand_in.tokens).save_pretrained(folder)
+
+
+def words_tokenizer(num_tokens: int, tokens: dict[int, str]) -> Any:
+    """A tokenizer of numbered words with a chat template, which does not say what its mask is."""
+    end = next(iter(tokens.values()))
+    names = {"eos_token": end, "pad_token": end, "bos_token": end}
+    tokenizer = numbered_tokenizer(num_tokens, tokens, **names)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def put_adapter(folder: Path):
+    """An adapter of LLaDA that does something, as peft writes it."""
+    model = load_denoiser(GOLDEN / "llada").language_model
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(folder)
+
+
+# What is refused
+
+
+def refused_checkpoints() -> list[Any]:
+    """Functions without arguments, each of which should raise an error that the page of published models quotes."""
+    config = json.loads((GOLDEN / "llada/config.json").read_text())
+    tensors = golden_tensors("llada")
+    first = next(iter(tensors))
+    without_first = {name: tensor for name, tensor in tensors.items() if name != first}
+    without_base = {key: value for key, value in config.items() if key != "rope_theta"}
+    causal = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    pipe = chat_pipe()
+    by_prompt = chat_pipe()
+    by_prompt.tokenizer.chat_template = None
+    turn = {"role": "user", "content": "w7"}
+
+    def load(number, config=config, tensors=tensors):
+        folder = Path(f"refused_{number}")
+        return lambda: load_denoiser(copy_checkpoint("llada", folder, config, tensors))
+
+    def load_pickle():
+        folder = Path("pickle")
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        torch.save(tensors, folder / "pytorch_model.bin")
+        load_denoiser(folder)
+
+    def load_without_tokenizer():
+        load_published_pipeline(copy_checkpoint("mdlm", Path("no_tokenizer")))
+
+    return [
+        load(1, config | {"logit_softcap": 30.0}),
+        load(2, config | {"alibi": True}),
+        load(3, without_base),
+        load(4, config, without_first),
+        load(5, config, tensors | {"extra": torch.zeros(2)}),
+        load(6, config | {"mlp_hidden_size": 64}),
+        load_pickle,
+        load_without_tokenizer,
+        load(7, config | {"model_type": "another"}),
+        load(8, causal),
+        lambda: pipe("w7", approximate_cache="dual"),
+        lambda: by_prompt(messages=[turn]),
+    ]
