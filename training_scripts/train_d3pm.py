@@ -35,10 +35,11 @@ from text_diffusers.training.initialization import (
 )
 from text_diffusers.training.loop import TrainingLoop
 from text_diffusers.training.masked_lm import (
-    check_masked_lm_options,
+    check_language_model_options,
     fresh_copy,
-    holds_masked_lm,
-    load_masked_lm,
+    holds_language_model,
+    knows_no_ends,
+    load_language_model,
     plain_model,
     training_denoiser,
 )
@@ -71,15 +72,17 @@ class D3PMConfig(TextTrainingConfig):
     """Options of this recipe; those of every recipe are in `TextTrainingConfig` and `TrainingConfig`."""
 
     # A model to start from
-    model_name_or_path: str | None = option(None, "saved pipeline or masked LM to train further")
+    model_name_or_path: str | None = option(None, "saved pipeline, masked LM or causal LM to train further")
     lora_rank: int | None = option(
-        None, "trains low-rank adapters of that pipeline only", not_for="masked_lm"
+        None, "trains low-rank adapters of that pipeline only", not_for="language_model"
     )
     lora_alpha: float | None = option(None, "adapters weigh alpha / rank; default: the rank")
 
     # Conditions
     source_column: str | None = option(
-        None, "column of the texts from which `text_column` is to be written", not_for="masked_lm"
+        None,
+        "column of the texts from which `text_column` is to be written",
+        not_for="language_model",
     )
     label_names: list[str] | None = option(
         None,
@@ -153,7 +156,7 @@ class D3PMConfig(TextTrainingConfig):
         None,
         "tokens whose logits exist at once, such as 128: saves memory",
         limit="at least 1",
-        not_for="masked_lm",
+        not_for="language_model",
         may_change_on_resume=True,
     )
 
@@ -254,9 +257,9 @@ def build_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
 
 
 def load_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
-    """`(denoiser, scheduler)` of a saved pipeline or masked LM, with fresh adapters if only those are trained."""
-    if holds_masked_lm(config.model_name_or_path):
-        denoiser, scheduler = load_masked_lm(config.model_name_or_path, data.tokenizer)
+    """`(denoiser, scheduler)` of a saved pipeline or language model, with fresh adapters if only those are trained."""
+    if holds_language_model(config.model_name_or_path):
+        denoiser, scheduler = load_language_model(config.model_name_or_path, data.tokenizer)
     else:
         pipe = TextDiffusionPipeline.from_pretrained(config.model_name_or_path)
         denoiser = pipe.denoiser
@@ -297,16 +300,15 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
     """Train, save the pipeline and its figures; returns the loss of each step in nats per token."""
     # 1. Data, model and noise
     accelerator = make_accelerator(config)
-    masked_lm = holds_masked_lm(config.model_name_or_path)
-    if masked_lm:
-        check_masked_lm_options(config)
+    if holds_language_model(config.model_name_or_path):
+        check_language_model_options(config)
     # A saved model brings its tokenizer, since its embeddings stand in that order.
     data = prepare_data(
         config,
         accelerator,
         pretrained=config.model_name_or_path,
         # A masked LM was never trained to predict where a text begins and ends.
-        given_ends=masked_lm,
+        given_ends=knows_no_ends(config.model_name_or_path),
         source_column=config.source_column,
         label_names=known_label_names(config),
         known_classes=config.model_name_or_path is not None,

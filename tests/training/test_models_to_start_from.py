@@ -2,10 +2,15 @@
 
 import pytest
 from support.masked_lms import make_masked_lm
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config
 
 from text_diffusers import TextDiffusionPipeline
-from text_diffusers.training.masked_lm import holds_masked_lm, load_tokenizer, saved_pipeline
+from text_diffusers.training.masked_lm import (
+    holds_language_model,
+    knows_no_ends,
+    load_tokenizer,
+    saved_pipeline,
+)
 
 
 @pytest.fixture
@@ -17,14 +22,20 @@ def folders(tmp_path, pipe):
     sizes = {"vocab_size": 30, "n_embd": 8, "n_layer": 1, "n_head": 2}
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     GPT2LMHeadModel(GPT2Config(**sizes, **ends)).save_pretrained(tmp_path / "causal_lm")
+    T5Config().save_pretrained(tmp_path / "t5")
     (tmp_path / "empty").mkdir()
     return tmp_path
 
 
 def test_folders_and_shipped_models_are_what_they_are(folders):
-    assert holds_masked_lm(str(folders / "masked_lm"))
-    assert not holds_masked_lm(str(folders / "pipeline"))
-    assert not holds_masked_lm("chat-and-novels")
+    assert holds_language_model(str(folders / "masked_lm"))
+    assert holds_language_model(str(folders / "causal_lm"))
+    assert not holds_language_model(str(folders / "pipeline"))
+    # Only a masked LM was never asked where a text ends.
+    assert knows_no_ends(str(folders / "masked_lm"))
+    assert not knows_no_ends(str(folders / "causal_lm"))
+    assert not knows_no_ends(str(folders / "pipeline"))
+    assert not holds_language_model("chat-and-novels")
     assert saved_pipeline("chat-and-novels")["label_names"] == ["chat", "novel"]
     assert saved_pipeline(str(folders / "masked_lm")) is None
 
@@ -39,7 +50,7 @@ def test_a_tokenizer_is_found_by_the_name_of_its_pipeline(folders, tokenizer):
 @pytest.mark.parametrize("name", ["runs/mien", "./runs/mien", "a/b/c", "chat-and-novel", "gpt2"])
 def test_a_typo_is_told_where_it_was_looked_for(name):
     for look_up, option in (
-        (holds_masked_lm, "model_name_or_path"),
+        (holds_language_model, "model_name_or_path"),
         (saved_pipeline, "model_name_or_path"),
         (load_tokenizer, "tokenizer"),
     ):
@@ -52,10 +63,10 @@ def test_a_typo_is_told_where_it_was_looked_for(name):
 
 def test_folders_without_a_model_of_the_kind_are_refused(folders):
     with pytest.raises(ValueError, match="is a folder, but holds no model_index.json or config"):
-        holds_masked_lm(str(folders / "empty"))
-    with pytest.raises(ValueError, match="must be a saved pipeline or a masked LM, got gpt2"):
-        holds_masked_lm(str(folders / "causal_lm"))
+        holds_language_model(str(folders / "empty"))
+    with pytest.raises(ValueError, match="a masked LM or a causal LM, got t5"):
+        holds_language_model(str(folders / "t5"))
     with pytest.raises(ValueError, match="got no model of transformers"):
-        holds_masked_lm(str(folders / "pipeline" / "denoiser"))
+        holds_language_model(str(folders / "pipeline" / "denoiser"))
     with pytest.raises(ValueError, match="is a folder, but holds no tokenizer"):
         load_tokenizer(str(folders / "empty"))

@@ -8,16 +8,20 @@ import pytest
 import torch
 from conftest import mostly_slow, slow
 from safetensors.torch import load_file
+from support.language_models import make_language_model
 from support.masked_lms import make_masked_lm, wordpiece_tokenizer
 from support.recipes import load_script
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from text_diffusers import (
     TextBlockDiffusionPipeline,
     TextDiffusionCFGPipeline,
     TextDiffusionPipeline,
 )
+from text_diffusers.data.tokenizers import add_missing_tokens
+from text_diffusers.models import read_config
 from text_diffusers.training.config import marked_options
+from text_diffusers.training.masked_lm import adapt
 
 train_d3pm = load_script("train_d3pm")
 
@@ -394,7 +398,8 @@ def test_what_a_masked_lm_cannot_be_trained_with_is_refused(masked_lm_config):
     }
     for name, value in options.items():
         with pytest.raises(
-            ValueError, match=f"`{name}` (must be off for|cannot be used with) a masked LM"
+            ValueError,
+            match=f"`{name}` (must be off for a masked LM|cannot be used with a language model)",
         ):
             train_d3pm.main(masked_lm_config(**{name: value}))
     with pytest.raises(ValueError, match="`length` must be at most 62 for this model, got 63"):
@@ -519,3 +524,74 @@ def test_a_wide_uniform_model_sees_the_time(config):
         num_inference_steps=4, output_type="tokens", generator=torch.Generator().manual_seed(0)
     ).tokens
     assert int(tokens.max()) < 301  # noise is never padding or mask; padding may follow the end
+
+
+@pytest.fixture
+def causal_lm_config(config, tmp_path):
+    """Options that make a diffusion model of a small GPT-2, from a folder that transformers wrote."""
+    parts = parts_of_a_pipeline()
+    words = wordpiece_tokenizer().backend_tokenizer
+    words.post_processor = None
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="[CLS]", eos_token="[SEP]", unk_token="[UNK]"
+    )
+    folder = tmp_path / "gpt2"
+    make_language_model("gpt2", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    def make(**changes):
+        settings = {"model_name_or_path": str(folder), "length": 24}
+        return config(**parts | settings | changes)
+
+    return make
+
+
+def test_a_causal_lm_becomes_a_bidirectional_diffusion_model(causal_lm_config):
+    learns = {"max_train_steps": 100, "train_batch_size": 16, "learning_rate": 1e-2}
+    options = causal_lm_config(**learns, lr_warmup_steps=5, ema_decay=0.9, validation_rows=16)
+    losses = train_d3pm.main(options)
+    assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
+
+    folder = Path(options.output_dir)
+    pipe = TextDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    reading = read_config(pipe.denoiser.config)
+    tokenizer = pipe.tokenizer
+    assert reading.alignment == "shifted" and reading.mask_token_id == tokenizer.mask_token_id
+    assert reading.end_token_ids == [tokenizer.eos_token_id]
+    assert len(pipe("the cat", max_new_tokens=8, num_inference_steps=8).texts) == 1
+
+    # Stock transformers opens the folder, and lets every token see every other.
+    stock = AutoModelForCausalLM.from_pretrained(folder / "denoiser").eval()
+    ids = tokenizer("the cat sat on the mat", return_tensors="pt").input_ids
+    other = ids.clone()
+    other[0, -1] = tokenizer.mask_token_id
+    with torch.no_grad():
+        torch.testing.assert_close(stock(ids).logits, pipe.denoiser(ids).logits)
+        assert not torch.allclose(stock(ids).logits[0, 0], stock(other).logits[0, 0])
+
+
+def test_a_causal_lm_resumes_exactly_and_its_pipeline_is_trained_further(
+    causal_lm_config, tmp_path
+):
+    settings = {"max_train_steps": 6, "lr_warmup_steps": 1}
+    straight = train_d3pm.main(causal_lm_config(output_dir=str(tmp_path / "a"), **settings))
+    kept = {"output_dir": str(tmp_path / "b"), **settings}
+    assert train_d3pm.main(causal_lm_config(**kept, checkpointing_steps=4)) == straight
+    sorted((tmp_path / "b" / "checkpoints").iterdir())[-1].rename(tmp_path / "later")
+    resumed = train_d3pm.main(causal_lm_config(**kept, resume_from_checkpoint="latest"))
+    assert resumed == straight[4:]
+    more = causal_lm_config(output_dir=str(tmp_path / "c"), model_name_or_path=str(tmp_path / "b"))
+    assert all(np.isfinite(train_d3pm.main(more)))
+
+
+def test_the_vector_of_a_new_mask_is_the_mean_of_all_others():
+    tokenizer = add_missing_tokens(wordpiece_tokenizer())
+    num_known = len(tokenizer) - 1
+    model = make_language_model("llama", vocab_size=num_known)
+    before = model.get_input_embeddings().weight.detach().clone()
+    adapt(model, tokenizer)
+    after = model.get_input_embeddings().weight
+    assert torch.equal(after[:num_known], before)
+    torch.testing.assert_close(after[num_known], before.mean(dim=0))
+    assert model.config.is_causal is False

@@ -8,7 +8,7 @@ field, beside the help:
 | `limit` | a key of `LIMITS`: the range of its value |
 | `one_of` | the values among which it chooses |
 | `part_of` | what it is a part of, one name or several: "pipeline" for what a saved pipeline has settled |
-| `not_for` | "masked_lm": what such a model cannot be trained with |
+| `not_for` | "language_model": what such a model cannot be trained with |
 | `may_change_on_resume` | True if the next steps compute the same whatever it is, but for rounding |
 | `of_one_start` | True if it says how one command starts, and nothing of what is trained |
 """

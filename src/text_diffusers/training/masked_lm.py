@@ -1,7 +1,11 @@
-"""Models to train further: where they are, and masked LMs of transformers as absorbing diffusion models.
+"""Models to train further: where they are, and language models of transformers as absorbing diffusion models.
 
 The rows of a masked LM are "start text end" of one text each, as it knows them. Both ends are given, in training as
 in writing: it was never asked for them, so a pipeline with it puts the end where its histogram of lengths says.
+
+A causal LM becomes a bidirectional one whose predictions stay shifted: the state before a token predicts it, as the
+model was taught (DiffuLLaMA, https://arxiv.org/abs/2410.17891). It gets a mask token, whose vector begins as the mean
+of all embeddings.
 """
 
 from pathlib import Path
@@ -11,13 +15,23 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
 )
 
-from text_diffusers.models.language_model import LanguageModelDenoiser, ids_never_predicted, is_masked_lm
+from text_diffusers.common.json_files import read_object
+from text_diffusers.common.token_ids import end_ids
+from text_diffusers.models.language_model import (
+    LanguageModelDenoiser,
+    ids_never_predicted,
+    is_language_model,
+    is_masked_lm,
+)
+from text_diffusers.models.reading import Reading, write_reading
 from text_diffusers.models.transformer_text import TextTransformerModel
 from text_diffusers.pipelines.loading import INDEX, shipped_folder
 from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import TextDiffusionPipeline
@@ -83,8 +97,8 @@ def not_found(option: str, name: str, wanted: str, reason: str | None = None) ->
     )
 
 
-def holds_masked_lm(model_name_or_path: str | None) -> bool:
-    """Whether training starts from a masked LM, by itself or in a saved pipeline.
+def holds_language_model(model_name_or_path: str | None) -> bool:
+    """Whether training starts from a language model of transformers, by itself or in a saved pipeline.
 
     Raises:
         ValueError: if there is no model of this name, or one of another kind.
@@ -100,12 +114,32 @@ def holds_masked_lm(model_name_or_path: str | None) -> bool:
         architecture = AutoConfig.from_pretrained(model_name_or_path)
     except ValueError:  # a part of a pipeline, or of another library
         architecture = None
-    if type(architecture) not in MODEL_FOR_MASKED_LM_MAPPING:
+    known = {*MODEL_FOR_MASKED_LM_MAPPING, *MODEL_FOR_CAUSAL_LM_MAPPING}
+    if type(architecture) not in known:
         kind = getattr(architecture, "model_type", "no model of transformers")
         raise ValueError(
-            f"`model_name_or_path`={model_name_or_path!r} must be a saved pipeline or a masked LM, got {kind}."
+            f"`model_name_or_path`={model_name_or_path!r} must be a saved pipeline, a masked LM or a causal LM, got "
+            f"{kind}. A diffusion language model that others published becomes a saved pipeline by `text-diffusers "
+            "convert`."
         )
     return True
+
+
+def knows_no_ends(model_name_or_path: str | None) -> bool:
+    """Whether training starts from a masked LM, which was never asked where a text begins and ends.
+
+    Raises:
+        ValueError: as `holds_language_model`.
+    """
+    if not holds_language_model(model_name_or_path):
+        return False
+    assert model_name_or_path is not None
+    index = saved_pipeline(model_name_or_path)
+    if index is None:
+        return type(AutoConfig.from_pretrained(model_name_or_path)) in MODEL_FOR_MASKED_LM_MAPPING
+    # What says how it is read, says also how its texts end.
+    config = file_of(model_name_or_path, f"denoiser/{MODEL_CONFIG}")
+    return config is None or "diffusion" not in read_object(config)
 
 
 def load_tokenizer(name: str, option: str = "tokenizer") -> Any:
@@ -126,33 +160,39 @@ def load_tokenizer(name: str, option: str = "tokenizer") -> Any:
         raise not_found(option, name, "tokenizer", reason) from error
 
 
-def check_masked_lm_options(config: Any):
-    """Refuse options that a masked LM cannot be trained with.
+def check_language_model_options(config: Any):
+    """Refuse options that a language model of transformers cannot be trained with.
 
     Raises:
         ValueError: naming the option.
     """
-    if config.packing:
+    if config.packing and knows_no_ends(config.model_name_or_path):
         raise ValueError(
             "`packing` must be off for a masked LM, `--packing false`: it is shown where each text begins and ends."
         )
 
     # What only the denoisers of this package can do
-    for name in marked_options(config, "not_for", "masked_lm"):
+    for name in marked_options(config, "not_for", "language_model"):
         if getattr(config, name):
             raise ValueError(
-                f"`{name}` cannot be used with a masked LM, got {getattr(config, name)!r}."
+                f"`{name}` cannot be used with a language model of transformers, got {getattr(config, name)!r}."
             )
 
 
-def load_masked_lm(model_name_or_path: str, tokenizer: Any) -> tuple[LanguageModelDenoiser, Any]:
-    """`(denoiser, scheduler)`, the weights in float32; a masked LM without a scheduler gets one of linear noise.
+def load_language_model(
+    model_name_or_path: str, tokenizer: Any
+) -> tuple[LanguageModelDenoiser, Any]:
+    """`(denoiser, scheduler)`, the weights in float32; a model without a scheduler gets one of linear noise.
 
     Raises:
         ValueError: if the components disagree.
     """
     if saved_pipeline(model_name_or_path) is None:
-        model = AutoModelForMaskedLM.from_pretrained(model_name_or_path, dtype=torch.float32)
+        is_masked = knows_no_ends(model_name_or_path)
+        auto_class = AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
+        model = auto_class.from_pretrained(model_name_or_path, dtype=torch.float32)
+        if not is_masked:
+            adapt(model, tokenizer)
         scheduler = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
         pipe = TextDiffusionPipeline(tokenizer, model, scheduler)  # checks that they fit
     else:
@@ -160,23 +200,46 @@ def load_masked_lm(model_name_or_path: str, tokenizer: Any) -> tuple[LanguageMod
     return training_denoiser(pipe.denoiser, tokenizer), pipe.scheduler
 
 
-def training_denoiser(model: Any, tokenizer: Any) -> Any:
-    """A masked LM as a denoiser that may predict an unknown word, which texts may hold; any other as it is."""
-    if not is_masked_lm(model):
-        return model
-    return LanguageModelDenoiser(
-        model, ids_never_predicted(model, tokenizer, but=(tokenizer.unk_token_id,))
+def adapt(model: Any, tokenizer: Any):
+    """Make a causal LM one that is read as a bidirectional diffusion model, in place.
+
+    Args:
+        tokenizer: with a mask token, which may lie behind the model's vocabulary.
+    """
+    num_known = model.config.vocab_size
+    if len(tokenizer) > num_known:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                layer.weight[num_known:] = layer.weight[:num_known].mean(dim=0)
+    write_reading(
+        model.config,
+        Reading(
+            alignment="shifted",
+            mask_token_id=tokenizer.mask_token_id,
+            end_token_ids=end_ids(tokenizer),
+        ),
     )
+
+
+def training_denoiser(model: Any, tokenizer: Any) -> Any:
+    """A language model as a denoiser; a masked LM may also predict an unknown word, which texts may hold."""
+    if not is_language_model(model):
+        return model
+    but = (tokenizer.unk_token_id,) if is_masked_lm(model) else ()
+    return LanguageModelDenoiser(model, ids_never_predicted(model, tokenizer, but))
 
 
 def fresh_copy(denoiser: Any) -> Any:
     """A denoiser of the same configuration, with random weights, on the CPU."""
     architecture = (
-        LanguageModelDenoiser if isinstance(denoiser, LanguageModelDenoiser) else TextTransformerModel
+        LanguageModelDenoiser
+        if isinstance(denoiser, LanguageModelDenoiser)
+        else TextTransformerModel
     )
     return architecture.from_config(denoiser.config)
 
 
 def plain_model(denoiser: Any) -> Any:
-    """The model for a pipeline: the masked LM itself, where training has a denoiser around it."""
+    """The model for a pipeline: the language model itself, where training has a denoiser around it."""
     return denoiser.language_model if isinstance(denoiser, LanguageModelDenoiser) else denoiser

@@ -54,7 +54,7 @@ class TextTrainingConfig(TrainingConfig):
     label_column: str | None = option(
         None,
         "column of class labels: integers from 0, or words, which become their names",
-        not_for="masked_lm",
+        not_for="language_model",
     )
     split: str = option("train", "split of a folder or a Hub data set")
     sample_by: str = option("line", "a text in a .txt file: line, paragraph or document")
