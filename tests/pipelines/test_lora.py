@@ -8,7 +8,6 @@ from conftest import make_denoiser
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForMaskedLM
 
 from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline
 
@@ -314,7 +313,7 @@ def test_pickled_and_missing_files_are_refused(pipe, adapter, tmp_path):
         "must be a .safetensors file, never a pickled one",
         weight_name="pytorch_lora_weights.bin",
     )
-    refused(pipe, tmp_path, f"found no {FILE} in '{tmp_path}'")
+    refused(pipe, tmp_path, f"found no {FILE} or adapter_model.safetensors in '{tmp_path}'")
     refused(pipe, tmp_path, f"found no {FILE}", use_safetensors=None)
     refused(pipe, adapter[0], "found no other.safetensors", weight_name="other.safetensors")
     refused(pipe, tmp_path / "nowhere", f"found no {FILE}")
@@ -330,7 +329,7 @@ def test_weights_that_do_not_fit_the_denoiser_are_refused(pipe, adapter, tokeniz
     for changed in (key.replace(old, new) for old, new in wrong.items()):
         renamed = {changed if name == key else name: weight for name, weight in weights.items()}
         refused(pipe, renamed, f"must fit the denoiser's layers, got {changed}")
-    refused(pipe, {"denoiser.head.weight": torch.zeros(2, 2)}, "lora")
+    refused(pipe, {"denoiser.head.weight": torch.zeros(2, 2)}, "got 'denoiser.head.weight'")
     refused(
         pipe,
         weights | {"denoiser.token_embedding.lora_embedding_A": torch.zeros(3, 9)},
@@ -348,23 +347,20 @@ def test_a_name_that_is_taken_or_unknown_is_refused(pipe, adapter):
         pipe.set_adapters(["b"])
 
 
-def test_a_denoiser_without_diffusers_adapters_is_refused(tokenizer, adapter):
-    sizes = {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-    }
-    denoiser = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).eval()
-    pipe = TextDiffusionPipeline(
-        tokenizer, denoiser, D3PMAbsorbingScheduler(tokenizer.mask_token_id)
-    )
+def test_a_denoiser_that_takes_no_adapters_is_refused(pipe, adapter):
+    """Of neither diffusers nor transformers: any module that is called as a denoiser is one."""
+
+    class Denoiser(torch.nn.Module):
+        config = pipe.denoiser.config
+        forward = None
+
+    pipe.denoiser = Denoiser()
     for call in (
         lambda: pipe.load_lora_weights(adapter[0]),
         pipe.fuse_lora,
         lambda: pipe.set_adapters("a"),
     ):
-        with pytest.raises(ValueError, match="no `PeftAdapterMixin` of diffusers: BertForMaskedLM"):
+        with pytest.raises(ValueError, match="`PeftAdapterMixin` of diffusers, got Denoiser"):
             call()
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import slow
 from diffusers import BlockRefinementScheduler, DiscreteDDIMScheduler, EntropyBoundScheduler
+from support.language_models import chat_pipe
 from support.masked_lms import make_masked_lm
 from support.oracles import (
     MarkovSource,
@@ -155,6 +156,43 @@ def test_greedy_block_refinement_equals_the_loop_of_diffusers_by_hand(pipe, toke
             assert torch.equal(output.history[step + 1][row, : ids.shape[1]], ids[0])
         assert not (ids == mask).any()
     assert (edits > 0) == ("editing_threshold" in settings)
+
+
+@pytest.mark.parametrize("kind", ["bidirectional", "block"])
+def test_editing_stops_with_the_first_step_that_changes_nothing(kind):
+    """The tokens are those of all steps, one stable row leaves the others, and the model is asked less often."""
+    pipe = chat_pipe(attention=kind)
+    pipe.scheduler = BlockRefinementScheduler(threshold=0.3, editing_threshold=0.35)
+    pipe.scheduler.register_to_config(temperature=0.0)
+    asked = []
+    pipe.denoiser.model.register_forward_pre_hook(
+        lambda module, args, kwargs: asked.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    prompts = [f"w{8 + index} w{20 + index}" for index in range(6)]
+    settings = {"max_new_tokens": 12, "num_inference_steps": 24, "suppress_tokens": [2, 3]}
+    tokens = pipe(prompts, **settings).tokens
+    num_asked, num_rows = len(asked), sum(asked)
+
+    def forget(self, tokens, prev_sample, positions):
+        self.stable_rows = None
+
+    asked.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StockTokenScheduler, "_note_stable_rows", forget)
+        assert torch.equal(pipe(prompts, **settings).tokens, tokens)
+    assert num_asked <= len(asked) and num_rows < 0.8 * sum(asked)
+
+
+def test_block_refinement_predicts_the_mask_where_it_is_allowed_to():
+    """LLaDA2.0 was sampled so: a mask that is predicted takes its share of the probability, and stays one."""
+    logits = torch.tensor([[[1.0, 3.0, 4.0], [0.0, 5.0, 0.0]]])  # (B = 1, L = 2, V), 2 is the mask
+    for allowed, want in ((False, [1, 1]), (True, [2, 1])):
+        scheduler = BlockRefinementScheduler(threshold=0.5)
+        scheduler.register_to_config(temperature=0.0, allow_mask=allowed)
+        adapter = StockTokenScheduler(scheduler, mask_token_id=2, vocab_size=2)
+        adapter.set_timesteps(2)
+        step = adapter.step(logits, 1.0, torch.tensor([[2, 2]]))
+        assert step.prev_sample.tolist() == [want]
 
 
 def test_block_refinement_samples_from_the_prediction_unless_told_otherwise(source):

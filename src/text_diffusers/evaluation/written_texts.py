@@ -16,11 +16,12 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from text_diffusers.common.token_ids import end_ids, start_ids
+from text_diffusers.common.token_ids import end_ids, padding_id, start_ids
 from text_diffusers.common.validation import is_int, require
 from text_diffusers.data.rows import encode_texts
 from text_diffusers.evaluation.modules import device_of
-from text_diffusers.models.language_model import predicts_end
+from text_diffusers.models.language_model import is_language_model, predicts_end, reading_of
+from text_diffusers.models.reading import Reading
 from text_diffusers.pipelines.text_batch import lay_out
 from text_diffusers.pipelines.text_lengths import length_log_probs, length_model
 
@@ -38,6 +39,7 @@ class WrittenText(NamedTuple):
             among it, see `predicted_length_nats`.
         text: the text, as far as it is in `tokens`.
         truncated: whether the text, or its source, was cut.
+        padding: ids before the row, with which the given tokens fill whole blocks.
     """
 
     given: list[int]
@@ -48,6 +50,7 @@ class WrittenText(NamedTuple):
     length_nats: float
     text: str
     truncated: bool
+    padding: tuple[int, ...] = ()
 
     @property
     def counted(self) -> list[int]:
@@ -66,12 +69,13 @@ class WrittenText(NamedTuple):
 
     def row(self, label: int | None = None) -> dict[str, Any]:
         """The row of a data set, as the bounds read it."""
-        ids = [*self.given, *self.tokens, *self.end]
-        is_given = [True] * len(self.given) + [False] * len(self.tokens)
+        num_given = len(self.padding) + len(self.given)
+        ids = [*self.padding, *self.given, *self.tokens, *self.end]
+        is_given = [True] * num_given + [False] * len(self.tokens)
         is_given += [self.end_is_given] * len(self.end)
         row: dict[str, Any] = {
             "input_ids": ids,
-            "attention_mask": [1] * len(ids),
+            "attention_mask": [int(column >= len(self.padding)) for column in range(len(ids))],
             "given": is_given,
         }
         if label is not None:
@@ -93,6 +97,8 @@ def texts_of_pipeline(
         "None or an integer >= 1",
         max_length,
     )
+    # A language model may count its blocks from the prompt, and write ends of which its tokenizer has none.
+    reading = reading_of(pipe.denoiser) if is_language_model(pipe.denoiser) else Reading()
     return written_texts(
         pipe.tokenizer,
         texts,
@@ -103,6 +109,9 @@ def texts_of_pipeline(
         predicts_end=predicts_end(pipe.denoiser),
         predicts_length=length_model(pipe.denoiser) is not None,
         cuts_texts=max_length is not None,
+        end_token_ids=reading.end_token_ids,
+        source_ends=getattr(pipe.denoiser.config, "source_ends", 1),
+        prompt_block=reading.block_length if reading.blocks_from == "prompt" else None,
     )
 
 
@@ -117,6 +126,9 @@ def written_texts(
     predicts_end: bool = True,
     predicts_length: bool = False,
     cuts_texts: bool = False,
+    end_token_ids: Sequence[int] = (),
+    source_ends: int = 1,
+    prompt_block: int | None = None,
 ) -> list[WrittenText]:
     """The texts as a pipeline would write them after their prompts, or from their sources.
 
@@ -128,6 +140,9 @@ def written_texts(
         predicts_end: whether the model says where a text ends, where there is no histogram.
         predicts_length: whether the model says of a source how long the text is, before any of it is written.
         cuts_texts: cut what does not fit: texts to what is left of a row, and sources to what they have in training.
+        end_token_ids: tokens that end a text; the first of them does where the tokenizer has no end.
+        source_ends: end tokens between a source and the text.
+        prompt_block: what is given is filled up to whole blocks of so many tokens, on its left.
 
     Raises:
         ValueError: naming the text, if it cannot be written by such a pipeline.
@@ -137,7 +152,7 @@ def written_texts(
             "`sources` excludes `prompts`: what is written from a source begins by itself."
         )
     start = start_ids(tokenizer)
-    end = end_ids(tokenizer)
+    end = end_ids(tokenizer) or list(end_token_ids[:1])
     has_sources = sources is not None
 
     # A length is drawn from what the model says of the source, or else from the histogram.
@@ -162,14 +177,16 @@ def written_texts(
             if cuts_texts and len(known) > source_room(max_length):
                 known = known[: source_room(max_length)]
                 truncated = True
-            given = [*start, *known, *end]
+            given = [*start, *known, *end * source_ends]
             num_known = 0
         else:
             given = [*start, *known]
             num_known = len(known)
 
         # 2. The text, as far as there is room for it
-        room = max_length - len(given) - len(end)
+        padding = [padding_id(tokenizer)] * (-len(given) % prompt_block if prompt_block else 0)
+        num_before = len(padding) + len(given)
+        room = max_length - num_before - len(end)
         if histogram and cuts_texts:
             room = min(room, len(histogram) - 1 - num_known)
         if len(text_ids) > room and cuts_texts and room > 0:
@@ -177,7 +194,7 @@ def written_texts(
             # The characters of a cut text are those of its tokens.
             text = tokenizer.decode(text_ids)
             truncated = True
-        check_fits(name, len(given) + len(text_ids) + len(end), max_length, cuts_texts)
+        check_fits(name, num_before + len(text_ids) + len(end), max_length, cuts_texts)
         check_ids(name, tokenizer, [*known, *text_ids], text)
 
         # 3. Its length. Who draws the length, or is told it, puts the end itself; otherwise the model predicts it.
@@ -194,6 +211,7 @@ def written_texts(
                 length_nats=cost,
                 text=text,
                 truncated=truncated,
+                padding=tuple(padding),
             )
         )
     return written

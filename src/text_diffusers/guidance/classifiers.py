@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from text_diffusers.common.plain_text import encode_plain
@@ -158,12 +159,21 @@ class ClassifierGuidance(LabelControl):
 
     def tilt(self, logits: Tensor, state: Any) -> Tensor:
         """(N, S) gains of the values of the open tokens, for log p(x_s | x_t) (N, S); 0 for the present value."""
-        # The kernel may have fewer states than the classifier has tokens, not more.
-        num_values = logits.shape[-1]
+        # The kernel may have fewer states than the classifier has tokens, and more only if these are never written:
+        # language models may have logits of ids that no token has.
         vocab_size = len(token_embedding("classifier", self.classifier).weight)
+        num_unused = 0
+        if torch.isneginf(logits[:, vocab_size:]).all():
+            num_unused = max(logits.shape[-1] - vocab_size, 0)
+            logits = logits[:, :vocab_size]
+        num_values = logits.shape[-1]
         check_vocabulary("classifier", vocab_size, max(num_values, int(state.tokens.max()) + 1))
         check_vocabulary("logits", num_values, int(state.tokens[state.open].max()) + 1)
+        return F.pad(self._gains(logits, state), (0, num_unused))
 
+    def _gains(self, logits: Tensor, state: Any) -> Tensor:
+        """(N, S) gains of the values of the open tokens, all of which the classifier knows."""
+        num_values = logits.shape[-1]
         if self.order == "exact" and self.candidates is None:
             every_value = torch.ones_like(logits, dtype=torch.bool)
             return self._exact(every_value, torch.zeros_like(logits), state)

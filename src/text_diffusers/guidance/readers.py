@@ -57,6 +57,9 @@ def read_soft_text(name: str, reader: Any, probs: Tensor, state: Any, timestep: 
         ValueError: naming the reader, if it reads no tokens or has another vocabulary than the text.
     """
     weight = token_embedding(name, reader).weight
+    # Language models may have logits of ids that no token has.
+    if not probs[..., len(weight) :].any():
+        probs = probs[..., : len(weight)]
     check_vocabulary(name, len(weight), probs.shape[-1], exactly=True)
     embeds = probs.to(weight.dtype) @ weight  # (B, L, D)
     return read(reader, *shown_rows(embeds, state.starts, state.attention_mask), timestep)
