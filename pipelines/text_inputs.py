@@ -188,6 +188,13 @@ def prepare_batch(
         inputs.messages,
     )
 
+    # What was trained on texts alone takes a source for a text that has ended.
+    if inputs.source is not None and limits.end_token_ids:
+        raise ValueError(
+            "`source` needs a denoiser that was trained with one; give a language model a `prompt` or `messages`, "
+            f"got {inputs.source!r}."
+        )
+
     # 2. One row a text, then one for each of its copies, which stand next to each other
     rows, given_texts = encode_inputs(tokenizer, inputs, guidance, limits.source_ends)
     num_texts = len(rows)
@@ -278,6 +285,9 @@ def prepare_batch(
     batch.given_texts = repeat_rows(given_texts, inputs.repeats)
     batch.drops_source = inputs.drops_beginning
     batch.end_token_ids = limits.end_token_ids
+    # A gap is no place for an end.
+    if inputs.text is not None:
+        batch.suppressed_ids = list(limits.end_token_ids)
     if inputs.min_new_tokens:
         batch.earliest_ends = (torch.tensor(beginnings) + inputs.min_new_tokens).to(device)
     batch.generators = generators

@@ -276,7 +276,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             tuple(batch.tokens.shape), generator=batch.generators, device=batch.tokens.device
         )
         batch.tokens = torch.where(batch.editable, noise, batch.tokens)
-        batch.suppressed_ids = token_ids(self.tokenizer, suppress_tokens)
+        batch.suppressed_ids += token_ids(self.tokenizer, suppress_tokens)
 
         # 3. Denoise: blocks or windows from left to right, or whole rows, which are a single window
         batch.num_steps = len(timesteps)

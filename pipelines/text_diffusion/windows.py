@@ -7,7 +7,7 @@ lies outside of a window hardly changes while it is written, so it need not be r
 Shapes: B rows, L sequence length, R rows that are read, N selected positions, V vocabulary size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from text_diffusers.common.token_ids import padding_id
-from text_diffusers.common.validation import is_int, is_list, require, require_int, require_key
+from text_diffusers.common.validation import is_int, require, require_int, require_key
 from text_diffusers.models.language_cache import StaleCache
 from text_diffusers.models.language_model import is_language_model
 from text_diffusers.pipelines.scheduler_adapters import as_token_scheduler
@@ -202,7 +202,8 @@ def token_ids(tokenizer: Any, tokens: Any) -> list[int]:
     Raises:
         ValueError: if a tokenizer does not know one.
     """
-    require(is_list(tokens), "suppress_tokens", "a list of tokens or ids", tokens)
+    is_several = isinstance(tokens, Sequence) and not isinstance(tokens, str)
+    require(is_several, "suppress_tokens", "a list of tokens or ids", tokens)
     vocabulary = tokenizer.get_vocab()
     ids = []
     for token in tokens:

@@ -14,7 +14,19 @@ from text_diffusers.models import (
     write_reading,
 )
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2", "mistral", "gemma2", "phi3", "olmo2", "granite")
+ARCHITECTURES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "mistral",
+    "gemma2",
+    "phi3",
+    "olmo2",
+    "granite",
+    "stablelm",
+    "nemotron",
+)
 LENGTH = 10
 
 

@@ -1,7 +1,11 @@
 """Laws of pipelines with a diffusion language model: chat, blocks, windows, caches, ends, masked prompts."""
 
+import json
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.language_models import chat_pipe, make_language_model, word_tokenizer
 
 from text_diffusers import ConfidenceScheduler, D3PMAbsorbingScheduler, TextDiffusionPipeline
@@ -229,3 +233,56 @@ def test_a_saved_language_model_writes_the_same_and_is_a_plain_folder_of_transfo
     again.set_progress_bar_config(disable=True)
     assert again(messages=QUESTIONS, **settings).texts == want
     assert list(pipe.stream(messages=QUESTIONS, **settings))[-1] == want
+
+
+def test_folders_whose_weights_are_not_those_of_the_model_are_refused_by_name(tmp_path):
+    """transformers itself fills what is missing at random, and writes noise."""
+    chat_pipe().save_pretrained(tmp_path / "good")
+    tensors = load_file(tmp_path / "good/denoiser/model.safetensors")
+    config = json.loads((tmp_path / "good/denoiser/config.json").read_text())
+    name = "model.layers.1.mlp.up_proj.weight"
+    less = {key: value for key, value in tensors.items() if key != name}
+    cases = {
+        "missing": (less, config, f"missing keys: .*{name}"),
+        "extra": (tensors | {"other": torch.ones(2)}, config, "unexpected keys: .*other"),
+        "shape": (tensors | {name: torch.ones(3, 3)}, config, "does not hold|mismatched"),
+        "integers": (tensors | {name: tensors[name].long()}, config, f"numbers in '{name}'"),
+        "deeper": (tensors, config | {"num_hidden_layers": 3}, "missing keys"),
+        "endless": (tensors, config | {"num_hidden_layers": 10**9}, "asks for 1000000000 layers"),
+        "causal": (tensors, config | {"is_causal": True}, "`is_causal` must be False"),
+        "end": (
+            tensors,
+            config | {"diffusion": config["diffusion"] | {"end_token_ids": [99]}},
+            "`end_token_ids` must be below the 44",
+        ),
+    }
+    for kind, (changed, its_config, message) in cases.items():
+        folder = tmp_path / kind
+        shutil.copytree(tmp_path / "good", folder)
+        save_file(changed, folder / "denoiser/model.safetensors", {"format": "pt"})
+        (folder / "denoiser/config.json").write_text(json.dumps(its_config))
+        with pytest.raises(ValueError, match=message):
+            TextDiffusionPipeline.from_pretrained(folder)
+
+
+def test_a_gap_is_filled_without_an_end_and_what_was_said_holds_no_mask():
+    pipe = chat_pipe()
+
+    def want_end(module, args, kwargs, output):
+        output.logits[:, 2:4] += 100.0
+        return output
+
+    handle = pipe.denoiser.register_forward_hook(want_end, with_kwargs=True)
+    tokens = pipe(text="w8 <|mask|> w9 <|mask|> w10", num_inference_steps=2).tokens
+    assert not torch.isin(tokens, torch.tensor([0, 2, 3])).any()
+    handle.remove()
+    pipe.denoiser.config.return_dict = False
+    assert len(pipe(messages=QUESTIONS[0], **SETTINGS).texts) == 1
+    for content, message in [
+        ("w8 <|mask|>", "`messages` must not hold"),
+        ("\ud800", "`messages` must be valid Unicode"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pipe(messages=[{"role": "user", "content": content}])
+    with pytest.raises(ValueError, match="`source` needs a denoiser that was trained with one"):
+        pipe(source="w8")

@@ -247,6 +247,23 @@ class LanguageModelDenoiser(nn.Module):
         self.excluded_ids = list(excluded_ids or [])
         if self.reading.attention == "block":
             self._require_maskable("blocks")
+        self._open_attention()
+
+    def _open_attention(self):
+        """Let tokens see what the reading says, whatever the model does where it makes no mask."""
+        config = self.language_model.config
+        if getattr(config, "num_attention_heads", None) is None:
+            raise ValueError(
+                f"`language_model` must have attention, which can be opened to both sides; a "
+                f"{type(uncompiled(self.language_model)).__name__} has none."
+            )
+        # Some configurations ask for tuples in the place of outputs with names.
+        config.return_dict = True
+        if self.reading.attention == "causal":
+            return
+        for module in self.language_model.modules():
+            if getattr(module, "is_causal", False):
+                module.is_causal = False
 
     @property
     def config(self) -> FrozenDict:
@@ -500,7 +517,8 @@ class LanguageModelDenoiser(nn.Module):
         if "past_key_values" not in forward or runs_compiled(self.language_model):
             raise ValueError(
                 f"`cache` needs a model of transformers that takes `past_key_values` and is not compiled, got "
-                f"{type(uncompiled(self.language_model)).__name__}."
+                f"{type(uncompiled(self.language_model)).__name__}; a pipeline reads blocks without it by "
+                "`pipe.use_cache = False`."
             )
         if torch.is_grad_enabled():
             raise ValueError(

@@ -84,7 +84,30 @@ def read_config(config: Any) -> Reading | None:
         raise ValueError(
             f"`diffusion` in the configuration must have no other keys than {sorted(known)}, got {unknown}."
         )
-    return Reading(**entry)
+    reading = Reading(**entry)
+    check_reading(config, reading)
+    return reading
+
+
+def check_reading(config: Any, reading: Reading):
+    """Refuse a reading that contradicts the rest of its configuration."""
+    is_causal = reading.attention == "causal"
+    limit = f'{is_causal} with `attention`="{reading.attention}"'
+    require(getattr(config, "is_causal", is_causal) == is_causal, "is_causal", limit, not is_causal)
+
+    vocab_size = getattr(config, "vocab_size", None)
+    if vocab_size is None:
+        return
+    for name, ids in (
+        ("mask_token_id", [reading.mask_token_id or 0]),
+        ("end_token_ids", reading.end_token_ids),
+    ):
+        are_known = all(token < vocab_size for token in ids)
+        require(are_known, name, f"below the {vocab_size} of the vocabulary", ids)
+    if reading.mask_token_id in reading.end_token_ids:
+        raise ValueError(
+            f"`end_token_ids` must not hold the mask, {reading.mask_token_id}, got {reading.end_token_ids}."
+        )
 
 
 def write_reading(config: PreTrainedConfig, reading: Reading):

@@ -82,6 +82,11 @@ def load_parts(name: str | Path, tokenizer: Any = None, **kwargs: Any) -> tuple[
     """A checkpoint and the tokenizer that goes with it."""
     settings = ("dtype", "device_map", "family", "block_length")
     unknown = sorted(kwargs.keys() - {*HUB_ARGUMENTS, *SETTLED, *settings})
+    if "quantization_config" in unknown:
+        raise ValueError(
+            "`quantization_config` must be left out for a published checkpoint: convert it first, `text-diffusers "
+            "convert`, and load the folder with it."
+        )
     if unknown:
         raise ValueError(
             f"Arguments for a published checkpoint must be among {sorted({*HUB_ARGUMENTS, *SETTLED, *settings})}, "
