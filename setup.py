@@ -45,7 +45,6 @@ EXTRAS = {
         "scikit-learn>=1.7",
         "pyright>=1.1.414",
         "scipy>=1.16",
-        "torchao>=0.18",
         "wandb>=0.30",
     ],
 }

@@ -38,6 +38,9 @@ HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_do
 # Configurations of checkpoints that are no pipelines.
 CHECKPOINT_CONFIGS = ("config.json", "training_args.json")
 
+# Numbers of layers in configurations of transformers.
+DEPTH_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+
 # The folder in the package with the models that come with it.
 SHIPPED = "shipped"
 
@@ -299,7 +302,8 @@ def check_transformers_weights(part: Path, model: Any, variant: str | None):
     stored = {}
     for file in sorted(part.glob("*.safetensors")):
         stored.update(tensors_of(file))
-    check_depths(part / "config.json", config, len(stored))
+    depths = {name: config[name] for name in DEPTH_KEYS if name in config}
+    check_depths(part / "config.json", depths, len(stored))
 
     # On the meta device nothing is read but names, shapes and types.
     try:
@@ -324,17 +328,11 @@ def check_transformers_weights(part: Path, model: Any, variant: str | None):
         raise ValueError(f"`{part}` must hold numbers in {integers[0]!r}, got integers.")
 
 
-def check_depths(file: Path, config: dict[str, Any], num_stored: int):
+def check_depths(file: Path, depths: dict[str, Any], num_stored: int):
     """Refuse a configuration with more layers than there are weights: very many would take forever to build."""
-    depths = [
-        size
-        for name, size in config.items()
-        if name.endswith(("_layers", "_layer")) and type(size) is int
-    ]
-    if depths and num_stored and max(depths) > num_stored:
-        raise ValueError(
-            f"`{file}` asks for {max(depths)} layers, but there are {num_stored} weights."
-        )
+    deepest = max((size for size in depths.values() if type(size) is int), default=0)
+    if num_stored and deepest > num_stored:
+        raise ValueError(f"`{file}` asks for {deepest} layers, but there are {num_stored} weights.")
 
 
 def check_weights(part: Path, model: Any, config: dict[str, Any], variant: str | None):
@@ -345,7 +343,8 @@ def check_weights(part: Path, model: Any, config: dict[str, Any], variant: str |
     if not stored:
         return  # the loader says which file it misses
 
-    check_depths(part / model.config_name, config, len(stored))
+    depths = {name: size for name, size in config.items() if name.endswith("_layers")}
+    check_depths(part / model.config_name, depths, len(stored))
     try:
         # On the meta device a model has names, shapes and types, and no numbers.
         with torch.device("meta"):

@@ -246,7 +246,7 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         require(one_rule, "entropy_bound", "None if `threshold` is given", entropy_bound)
         require_key("quota", quota, QUOTAS, optional=True)
         require(isinstance(allow_mask, bool), "allow_mask", "True or False", allow_mask)
-        late_ids = late_token_ids or []
+        late_ids = [] if late_token_ids is None else late_token_ids
         are_ids = is_list(late_ids) and all(is_int(token, 0) for token in late_ids)
         require(are_ids, "late_token_ids", "None or a list of ids", late_token_ids)
         self._order = order or ("confidence" if entropy_bound is None else "entropy")

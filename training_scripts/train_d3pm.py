@@ -72,7 +72,9 @@ class D3PMConfig(TextTrainingConfig):
     """Options of this recipe; those of every recipe are in `TextTrainingConfig` and `TrainingConfig`."""
 
     # A model to start from
-    model_name_or_path: str | None = option(None, "saved pipeline, masked LM or causal LM to train further")
+    model_name_or_path: str | None = option(
+        None, "saved pipeline, masked LM or causal LM to train further"
+    )
     lora_rank: int | None = option(
         None, "trains low-rank adapters of that pipeline only", not_for="language_model"
     )

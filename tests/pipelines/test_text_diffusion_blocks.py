@@ -367,7 +367,8 @@ def test_what_needs_a_denoiser_without_blocks_is_refused(pipe):
     with pytest.raises(ValueError, match="`controls` must be left out for a denoiser with blocks"):
         pipe(controls=lambda logits, state: logits)
     with pytest.raises(
-        ValueError, match="`guide_by` must be \"label\" or \"masked_prompt\" for a denoiser with blocks.*got 'prompt'"
+        ValueError,
+        match='`guide_by` must be "label" or "masked_prompt" for a denoiser with blocks.*got \'prompt\'',
     ):
         pipe("the cat", guidance_scale=2.0)
 

@@ -46,7 +46,9 @@ def make_language_model(
     if model_type == "gpt2":
         sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": max_length}
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    config = AutoConfig.for_model(model_type, **({"vocab_size": vocab_size} | ids | sizes | changes))
+    config = AutoConfig.for_model(
+        model_type, **({"vocab_size": vocab_size} | ids | sizes | changes)
+    )
     if reading is not None:
         write_reading(config, reading)
     torch.manual_seed(seed)

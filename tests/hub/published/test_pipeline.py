@@ -76,15 +76,19 @@ def test_components_and_types_of_the_caller_are_taken(dream):
         torch_dtype=torch.bfloat16,
         device_map="cpu",
         low_cpu_mem_usage=True,
-        block_length=4,
     )
     assert pipe.scheduler.config.items() >= {"mask_token_id": 90, "schedule": "linear"}.items()
     assert not isinstance(pipe.scheduler, ConfidenceScheduler)
-    assert pipe.denoiser.dtype == torch.bfloat16 and pipe.block_length == 4
+    assert pipe.denoiser.dtype == torch.bfloat16 and pipe.block_length is None
     # The caller's own tokenizer stays as it was.
     assert tokenizer.mask_token is None and pipe.tokenizer.mask_token_id == 90
 
-    for arguments in ({"variant": "fp16"}, {"use_safetensors": False}, {"dtype": "x"}):
+    for arguments in (
+        {"variant": "fp16"},
+        {"use_safetensors": False},
+        {"dtype": "x"},
+        {"block_length": 4},
+    ):
         with pytest.raises(ValueError, match=next(iter(arguments))):
             load_published_pipeline(dream, **arguments)
 
