@@ -107,9 +107,18 @@ def published_models() -> dict[str, Published]:
             Qwen3Config(hidden_size=1024, intermediate_size=3072, **qwen3),
         ),
         "sdar": language_model(
-            "SDAR-1.7B",
+            "SDAR-4B",
             Qwen3ForCausalLM,
-            Qwen3Config(hidden_size=2048, intermediate_size=6144, **qwen3),
+            Qwen3Config(
+                vocab_size=151_936,
+                hidden_size=2560,
+                intermediate_size=9728,
+                num_hidden_layers=36,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+                head_dim=128,
+                tie_word_embeddings=False,
+            ),
         ),
         "dream": language_model(
             "Dream-7B",

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TorchAoConfig
 
 # Parameters as their authors state them, in billions.
-STATED = {"llada": 8.02, "dream": 7.6, "sdar": 1.7, "a2d": 0.6, "mdlm": 0.17, "llada2": 16}
+STATED = {"llada": 8.02, "dream": 7.6, "sdar": 4.4, "a2d": 0.6, "mdlm": 0.17, "llada2": 16}
 
 
 @pytest.mark.parametrize("key", STATED)

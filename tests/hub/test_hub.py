@@ -203,6 +203,7 @@ def loaded_without_the_package(pipelines, published):
     return load_without_the_package(pipelines, FAST, published)
 
 
+@pytest.mark.slow
 def test_stock_diffusers_without_the_package_writes_the_same(pipelines, loaded_without_the_package):
     check_written_without_the_package(pipelines, loaded_without_the_package)
 

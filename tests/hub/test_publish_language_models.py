@@ -84,6 +84,7 @@ def published(tmp_path_factory):
     return place, written
 
 
+@pytest.mark.slow
 def test_stock_diffusers_without_the_package_writes_the_same(published):
     place, written = published
     (place / "calls.json").write_text(json.dumps(CALLS))

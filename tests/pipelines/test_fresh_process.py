@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 from conftest import make_denoiser
 from support.masked_lms import make_masked_lm
