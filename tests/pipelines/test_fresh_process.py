@@ -59,6 +59,7 @@ def make_pipelines(tokenizer):
     return pipelines
 
 
+@pytest.mark.slow
 def test_every_kind_of_pipeline_saves_loads_and_writes_the_same_in_a_fresh_process(
     tokenizer, tmp_path
 ):
