@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from text_diffusers.common.plain_text import check_unicode, holds_mask
+from text_diffusers.common.plain_text import check_unicode, holds_mask, special_names
 from text_diffusers.common.validation import is_list
 from text_diffusers.pipelines.text_batch import Row
 
@@ -28,9 +28,15 @@ def encode_messages(
         )
     rows = []
     for conversation in conversations(messages):
-        # A mask in what was said would be filled in as if it were to be written.
-        if any(holds_mask(tokenizer, message["content"]) for message in conversation):
-            raise ValueError(f"`messages` must not hold {tokenizer.mask_token}.")
+        # A mask in what was said would be filled in, and other special tokens would end its turn.
+        for message in conversation:
+            names = special_names(tokenizer, message["content"])
+            if holds_mask(tokenizer, message["content"]):
+                names.append(tokenizer.mask_token)
+            if names:
+                raise ValueError(
+                    f"`messages` must not hold {names[0]}, a special token of the tokenizer."
+                )
         # Templates call errors of their own, for turns out of order and roles that they do not know.
         try:
             ids = tokenizer.apply_chat_template(
@@ -40,6 +46,10 @@ def encode_messages(
             raise ValueError(
                 f"`messages` do not suit the tokenizer's chat template: {error}"
             ) from error
+        if tokenizer.mask_token_id in ids:
+            raise ValueError(
+                f"`messages` must not hold {tokenizer.mask_token}, got {conversation!r}."
+            )
         rows.append(list(ids))
     return rows
 

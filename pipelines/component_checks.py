@@ -18,8 +18,9 @@ SCHEDULER_METHODS = ("set_timesteps", "prior", "select", "step")
 def longest_row(denoiser: Any) -> int:
     """The longest row that a denoiser can read, in tokens."""
     # Denoisers from elsewhere may name it as transformers does.
-    own = None if is_language_model(denoiser) else getattr(denoiser.config, "max_length", None)
-    return own or language_model_length(denoiser)
+    if is_language_model(denoiser):
+        return language_model_length(denoiser)
+    return getattr(denoiser.config, "max_length", None) or denoiser.config.max_position_embeddings
 
 
 def check_text_components(

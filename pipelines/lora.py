@@ -319,9 +319,13 @@ def load_into_language_model(
 
     # New parameters are float32, and the model may be on another device. Its own stay as they are: some buffers of a
     # model in half precision are float32.
-    for parameter_name, parameter in model.named_parameters():
-        if ".lora_" in parameter_name:
-            parameter.data = parameter.data.to(device=model.device, dtype=model.dtype)
+    for module in model.modules():
+        if not hasattr(module, "base_layer"):
+            continue
+        device = module.base_layer.weight.device
+        for parameter_name, parameter in module.named_parameters():
+            if "lora_" in parameter_name:
+                parameter.data = parameter.data.to(device=device, dtype=model.dtype)
 
 
 def settings_of_weights(weights: dict[str, Tensor]) -> dict[str, Any]:

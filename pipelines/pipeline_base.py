@@ -427,9 +427,9 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         source = pretrained_model_name_or_path_or_dict
         loaded = super().lora_state_dict(source, **kwargs)
         check_names(loaded[0] if isinstance(loaded, tuple) else loaded)
-        if kwargs.get("weight_name") != PEFT_FILE or not kwargs.get("return_lora_metadata"):
+        if isinstance(source, dict) or not kwargs.get("return_lora_metadata"):
             return loaded
-        if isinstance(source, dict):
+        if not is_from_peft(loaded[0]):
             return loaded
         names = ("subfolder", *HUB_ARGUMENTS)
         return loaded[0], peft_settings(source, **{name: kwargs.get(name) for name in names})

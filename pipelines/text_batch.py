@@ -35,6 +35,7 @@ class TextBatch:
         earliest_ends: (B,) index before which no text ends; empty where that is left to the model.
         suppressed_ids: tokens that are not written in this call.
         window: (B, L) bool, the tokens that are written together now; `None` is all of them.
+        denoiser: which the call asks, a language model being wrapped.
         starts: index of the first token of each text, its prompt included and a source before it not.
         given_texts: the given characters of each text.
         drops_source: whether what stands before `starts` is left out of the output.
@@ -74,6 +75,7 @@ class TextBatch:
     earliest_ends: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     suppressed_ids: list[int] = field(default_factory=list)
     window: Tensor | None = None
+    denoiser: Any = None
     starts: list[int] = field(default_factory=list)
     given_texts: list[GivenText] = field(default_factory=list)
     drops_source: bool = False

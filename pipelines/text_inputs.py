@@ -114,6 +114,11 @@ class TextInputs:
             raise ValueError(
                 f"`min_new_tokens` must be an integer of at least 0, got {self.min_new_tokens!r}."
             )
+        if self.min_new_tokens and (self.text is not None or self.length is not None):
+            raise ValueError(
+                "`min_new_tokens` excludes `text` and `length`, which say how long a text is, got "
+                f"{self.min_new_tokens}."
+            )
         if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"`min_new_tokens` must be at most `max_new_tokens`={self.max_new_tokens}, "
@@ -268,7 +273,9 @@ def prepare_batch(
     if planned is not None:
         rows = append_exactly(rows, starts, planned, end)
     elif inputs.text is None:
-        rows = append_blanks(rows, starts, inputs.max_new_tokens, limits, end, generators)
+        rows = append_blanks(
+            rows, starts, inputs.max_new_tokens, limits, end, generators, inputs.min_new_tokens
+        )
 
     # A masked LM never writes its end token, so every row has it from the beginning.
     if not limits.predicts_end:
@@ -285,8 +292,8 @@ def prepare_batch(
     batch.given_texts = repeat_rows(given_texts, inputs.repeats)
     batch.drops_source = inputs.drops_beginning
     batch.end_token_ids = limits.end_token_ids
-    # A gap is no place for an end.
-    if inputs.text is not None:
+    # Neither a gap nor a text of a given length is a place for an end.
+    if inputs.text is not None or planned is not None:
         batch.suppressed_ids = list(limits.end_token_ids)
     if inputs.min_new_tokens:
         batch.earliest_ends = (torch.tensor(beginnings) + inputs.min_new_tokens).to(device)
@@ -367,7 +374,7 @@ def encode_inputs(
     tokenizer: Any, inputs: TextInputs, guidance: GuidanceInputs, source_ends: int = 1
 ) -> tuple[list[Row], list[GivenText]]:
     """Token ids of each text, `None` where one is to be filled in, and its characters; without any, a bare start."""
-    # At most one of the three was given.
+    # At most one of these was given.
     if inputs.text is not None:
         return encode_gaps(tokenizer, inputs.text, inputs.mask)
 
@@ -426,6 +433,7 @@ def append_blanks(
     limits: RowLimits,
     end: list[int],
     generators: list[torch.Generator],
+    min_new_tokens: int = 0,
 ) -> list[Row]:
     """The rows, each followed by `None` for every token to be written, up to a limit or a length that is drawn.
 
@@ -441,7 +449,8 @@ def append_blanks(
     # As many as allowed or as fit; the text ends where the model writes its end token.
     if histogram is None or max_new_tokens is not None:
         return [
-            row + [None] * (max_new_tokens or default_new_tokens(len(row), limits)) for row in rows
+            row + [None] * (max_new_tokens or default_new_tokens(len(row), limits, min_new_tokens))
+            for row in rows
         ]
 
     # Each text has a length drawn from those of the training texts.
@@ -473,10 +482,21 @@ def fill_block(row: Row, block_length: int) -> Row:
     return padding + row
 
 
-def default_new_tokens(num_known: int, limits: RowLimits) -> int:
-    """The number of tokens that are written behind `num_known` ones where nothing says it."""
+def default_new_tokens(num_known: int, limits: RowLimits, min_new_tokens: int = 0) -> int:
+    """The number of tokens that are written behind `num_known` ones where nothing says it.
+
+    Raises:
+        ValueError: if there is no room for so many as are asked for at least.
+    """
     room = max(1, limits.max_length - num_known)
-    return room if limits.new_tokens is None else min(room, limits.new_tokens)
+    if min_new_tokens > room:
+        raise ValueError(
+            f"`min_new_tokens` must fit behind the prompt, into {room} of the model's {limits.max_length} tokens, "
+            f"got {min_new_tokens}."
+        )
+    if limits.new_tokens is None:
+        return room
+    return min(room, max(limits.new_tokens, min_new_tokens))
 
 
 def label_tensor(

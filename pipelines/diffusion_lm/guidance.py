@@ -64,6 +64,12 @@ def strengthened_condition(
             f"`guidance_scale` must be 1 without a condition, `class_labels` or `source`, got {guidance_scale!r}."
         )
 
+    if guide_by == "masked_prompt":
+        raise ValueError(
+            '`guide_by` must be "label", "prompt" or "both": masks are no embeddings that the model has seen, got '
+            f"{guide_by!r}."
+        )
+
     # What is asked for must be there.
     if guide_by in ("prompt", "both") and source is None:
         raise ValueError(f"`guide_by`={guide_by!r} needs `source`.")

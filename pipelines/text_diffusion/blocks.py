@@ -70,24 +70,23 @@ class Block:
         rows: (R,) indices of the rows.
         columns: the block's place in them.
         generators: one for each of the rows.
-        context, unconditional_context: what the denoiser has read of the rows, with and without the condition.
+        contexts: what the denoiser has read of the rows, with and without the condition.
+        block_length: tokens of a block of the denoiser.
     """
 
     batch: TextBatch
     rows: Tensor
     columns: slice
     generators: list[torch.Generator]
-    context: BlockContext
-    unconditional_context: BlockContext
+    contexts: list[BlockContext]
+    block_length: int
 
-    @property
-    def past(self) -> Tensor:
-        """(R, finished) tokens before the block."""
-        return self.batch.tokens[self.rows, : self.columns.start]
-
-    @property
-    def past_mask(self) -> Tensor:
-        return self.batch.attention_mask[self.rows, : self.columns.start]
+    def past(self, view: TextBatch) -> Tensor:
+        """(R, finished) tokens before the block: those that were written, and the given ones of a view."""
+        columns = slice(self.columns.start)
+        is_written = self.batch.editable[self.rows, columns]
+        written = self.batch.tokens[self.rows, columns]
+        return torch.where(is_written, written, view.tokens[self.rows, columns])
 
     def read(self) -> TextBatch:
         """The block as a batch of its own, its tensors being (R, n)."""
@@ -97,18 +96,26 @@ class Block:
         return replace(self._part_of(self.batch), unconditional=unconditional)
 
     def _part_of(self, batch: TextBatch) -> TextBatch:
-        # The view without the condition has no scales of its own.
         rows = self.rows
+        class_labels = batch.class_labels
+        if class_labels is not None:
+            class_labels = class_labels[rows]
+
+        # The view without the condition has no scales and ends of its own.
+        scales = batch.scales
+        if len(scales):
+            scales = scales[rows]
+        earliest_ends = batch.earliest_ends
+        if len(earliest_ends):
+            earliest_ends = earliest_ends[rows] - self.columns.start
         return replace(
             batch,
             tokens=batch.tokens[rows, self.columns],
             editable=batch.editable[rows, self.columns],
             attention_mask=batch.attention_mask[rows, self.columns],
-            class_labels=None if batch.class_labels is None else batch.class_labels[rows],
-            scales=batch.scales[rows] if len(batch.scales) else batch.scales,
-            earliest_ends=batch.earliest_ends[rows] - self.columns.start
-            if len(batch.earliest_ends)
-            else batch.earliest_ends,
+            class_labels=class_labels,
+            scales=scales,
+            earliest_ends=earliest_ends,
             generators=self.generators,
         )
 
@@ -120,21 +127,25 @@ class Block:
     def predict(
         self,
         denoiser: Any,
+        index: int,
         part: TextBatch,
-        context: BlockContext,
         positions: Tensor,
         times: Tensor,
     ) -> Tensor:
         """(N, V) logits at `positions` (R, n) of the block, after reading the past that the cache does not have.
 
         Args:
-            part: the block with or without the condition.
+            index: 0 with the condition, 1 without.
+            part: the block in that view.
             times: (R,) that the denoiser is told of the block; the past is clean.
         """
         # 1. Only rows with positions are asked, and only for what the cache does not have.
         rows = positions.any(dim=1)
-        past = self.past  # (R, finished)
-        num_cached = context.reuse(past, denoiser.config.block_length)
+        context = self.contexts[index]
+        view = (self.batch, self.batch.unconditional)[index]
+        assert view is not None
+        past = self.past(view)  # (R, finished)
+        num_cached = context.reuse(past, self.block_length)
         if context.cache is not None and num_cached < past.shape[1]:
             rows = torch.ones_like(rows)  # what a row has not read now, it would lack later
 
@@ -161,7 +172,8 @@ class Block:
             )
 
         # The mask is that of all tokens that can be seen, whether read now or before.
-        attention_mask = torch.cat([self.past_mask, part.attention_mask], dim=1)[rows]
+        past_mask = view.attention_mask[self.rows, : self.columns.start]
+        attention_mask = torch.cat([past_mask, part.attention_mask], dim=1)[rows]
         labels = None if part.class_labels is None else part.class_labels[rows]
         query_positions = torch.cat([torch.zeros_like(unread, dtype=torch.bool), positions], dim=1)[
             rows
@@ -221,7 +233,7 @@ def blocks_to_write(
         # A row draws the same noise in a block, whichever rows are still there.
         number = block.start // block_length
         generators = [torch.Generator().manual_seed(seeds[row][number]) for row in rows.tolist()]
-        yield Block(batch, rows, block, generators, *contexts)
+        yield Block(batch, rows, block, generators, contexts, block_length)
 
 
 def new_context(batch: TextBatch, denoiser: Any, length: int, use_cache: bool) -> BlockContext:

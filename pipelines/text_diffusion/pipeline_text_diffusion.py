@@ -67,10 +67,11 @@ class TextDiffusionPipelineOutput(BaseOutput):
     """Output of `TextDiffusionPipeline`.
 
     Attributes:
-        texts: B strings, with the prompt and without special tokens; `None` with `output_type="tokens"`.
-        tokens: (B, L) ids, with the start token, padded after the end of a text; with `source`, of what was written
-            from it.
-        history: with `return_history`, `num_inference_steps + 1` tensors (B, L), pure noise first.
+        texts: B strings, with the prompt and without special tokens, of a reply or a rewritten text without what it
+            was written from; `None` with `output_type="tokens"`.
+        tokens: (B, L) ids, with the start token, padded after the end of a text; with `source` or `messages`, of what
+            was written from it.
+        history: with `return_history`, tensors (B, L): pure noise, and one for each step of each block.
     """
 
     texts: list[str]
@@ -102,7 +103,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
     `num_inference_steps` are then those of each block, blocks without anything to write take no step, and writing
     stops with the block in which the last row ends. A token sees its own block and those before it, so a gap is filled
     in without a look at later blocks. Set `use_cache = False` to read finished blocks in each call; the tokens are the
-    same. Guidance by the prompt and controls of predictions need a denoiser without blocks.
+    same. Controls of predictions, and guidance by the prompt but for "masked_prompt", need a denoiser without blocks.
 
     Args:
         tokenizer: any transformers tokenizer with a mask token.
@@ -212,7 +213,8 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             controls: a control, or several in the order in which they act.
             max_new_tokens: the longest continuation in tokens; by default up to the model's `max_length`, or 128 of a
                 language model. A masked LM needs it, unless the pipeline has `lengths`.
-            length: the number of tokens of each text, prompt included, without start and end; one or one a text.
+            length: the number of tokens of each text or reply, prompt included, without start and end; one, or one a
+                text.
             min_new_tokens: tokens that are written before a text may end.
             suppress_tokens: tokens, by name or id, that are never written.
             block_length: tokens that a bidirectional model writes together, from left to right; by default all.
@@ -257,6 +259,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         self._guidance_scale = guidance_scale
         self._check_controls(guidance)
         check_windows(self, block_length, approximate_cache)
+        suppressed_ids = token_ids(self.tokenizer, suppress_tokens)
 
         # 2. Prepare the timesteps, and lay out the texts with pure noise on what is to be written
         scheduler = self._token_scheduler(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -276,7 +279,8 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             tuple(batch.tokens.shape), generator=batch.generators, device=batch.tokens.device
         )
         batch.tokens = torch.where(batch.editable, noise, batch.tokens)
-        batch.suppressed_ids += token_ids(self.tokenizer, suppress_tokens)
+        batch.suppressed_ids += suppressed_ids
+        batch.denoiser = self._token_denoiser(scheduler)
 
         # 3. Denoise: blocks or windows from left to right, or whole rows, which are a single window
         batch.num_steps = len(timesteps)
@@ -344,7 +348,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             blocks = editable_blocks(batch, self.block_length)
             return len(blocks), blocks_to_write(
                 batch,
-                self._token_denoiser(),
+                batch.denoiser,
                 blocks,
                 self.max_length,
                 self.tokenizer,
@@ -418,7 +422,8 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             has_positions = positions.any(dim=1, keepdim=True)
             queried = (self._undecided(scheduler, batch) | positions) & has_positions
 
-        cond, uncond = self._predictor(scheduler).predict_pair(batch, timestep, queried, part)
+        predictor = TokenPredictor(batch.denoiser, self.tokenizer, scheduler)
+        cond, uncond = predictor.predict_pair(batch, timestep, queried, part)
         logits = cond
         if uncond is not None:
             # Each position has the scale of its row.
@@ -454,7 +459,8 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             return partial(apply_controls, state=state, controls=batch.controls, target=target)
 
         # (N, V) each, and the scale of each position's row
-        cond, uncond = self._predictor(scheduler).predict_pair(batch, timestep, positions, part)
+        predictor = TokenPredictor(batch.denoiser, self.tokenizer, scheduler)
+        cond, uncond = predictor.predict_pair(batch, timestep, positions, part)
         cond = without_suppressed(cond, batch, positions, self.tokenizer)
         if uncond is not None:
             uncond = without_suppressed(uncond, batch, positions, self.tokenizer)
@@ -481,10 +487,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         )
         return (scales != 0) & (scales != 1) & draws_reverse
 
-    def _predictor(self, scheduler: Any) -> TokenPredictor:
-        return TokenPredictor(self._token_denoiser(scheduler), self.tokenizer, scheduler)
-
-    def _token_denoiser(self, scheduler: Any = None) -> Any:
+    def _token_denoiser(self, scheduler: Any) -> Any:
         """The denoiser, a language model being wrapped; it predicts the mask only if the scheduler allows that."""
         allows_mask = getattr(getattr(scheduler, "config", None), "allow_mask", False)
         allowed = (self.tokenizer.mask_token_id,) if allows_mask else ()

@@ -118,8 +118,7 @@ class TokenPredictor:
                 continue
             positions = view.positions & view.rows.unsqueeze(1)
             if isinstance(part, Block):
-                context = (part.context, part.unconditional_context)[index]
-                values = part.predict(self.denoiser, view.batch, context, positions, times)
+                values = part.predict(self.denoiser, index, view.batch, positions, times)
             else:
                 rows = view.rows
                 values = part.predict(self.denoiser, index, view.batch, rows, positions, times)

@@ -178,8 +178,9 @@ def check_windows(pipe: Any, block_length: Any, approximate_cache: Any):
             f"`block_length` must be None or {own_length}, that of the denoiser, which writes in blocks, "
             f"got {block_length}."
         )
-    is_absorbing = getattr(as_token_scheduler(pipe.scheduler, pipe.tokenizer), "corruption", "")
-    if own_length is None and block_length is not None and is_absorbing != "absorbing":
+    scheduler = as_token_scheduler(pipe.scheduler, pipe.tokenizer)
+    corruption = getattr(scheduler, "corruption", None)
+    if own_length is None and block_length is not None and corruption != "absorbing":
         raise ValueError(
             f"`block_length` needs a scheduler of absorbing noise, got {type(pipe.scheduler).__name__}."
         )
@@ -204,6 +205,8 @@ def token_ids(tokenizer: Any, tokens: Any) -> list[int]:
     """
     is_several = isinstance(tokens, Sequence) and not isinstance(tokens, str)
     require(is_several, "suppress_tokens", "a list of tokens or ids", tokens)
+    if not len(tokens):
+        return []
     vocabulary = tokenizer.get_vocab()
     ids = []
     for token in tokens:

@@ -160,3 +160,27 @@ def test_readings_and_caches_that_make_no_sense_are_refused_by_name():
             denoiser(tokens, cache=cache)
     with pytest.raises(ValueError, match="`clean_ids` must be"):
         make_denoiser("llama")(tokens, clean_ids=tokens)
+
+
+@torch.no_grad()
+def test_what_is_asked_for_is_read_wherever_it_stands():
+    denoiser = make_denoiser("llama")
+    tokens = torch.randint(6, 40, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    positions = torch.ones_like(tokens, dtype=torch.bool)
+    cache = StaleCache()
+    whole = denoiser(tokens, positions=positions, cache=cache).logits
+    cache.active = torch.zeros_like(positions)
+    cache.active[:, 2] = True
+    torch.testing.assert_close(denoiser(tokens, positions=positions, cache=cache).logits, whole)
+
+
+@torch.no_grad()
+def test_a_mask_of_pairs_does_not_open_the_windows_of_some_layers():
+    model = make_language_model("mistral", Reading(), sliding_window=4)
+    denoiser = LanguageModelDenoiser(model)
+    tokens = torch.arange(6, 16).unsqueeze(0)
+    assert denoiser(tokens).logits.shape == (1, 10, 44)
+    with pytest.raises(ValueError, match="`sliding_window` of the language model .* 10 tokens"):
+        denoiser(tokens, cache=StaleCache(), attention_mask=torch.ones_like(tokens))
+    short = tokens[:, :4]
+    denoiser(short, cache=StaleCache(), attention_mask=torch.ones_like(short))

@@ -10,6 +10,7 @@ from support.language_models import chat_pipe, make_language_model, word_tokeniz
 
 from text_diffusers import ConfidenceScheduler, D3PMAbsorbingScheduler, TextDiffusionPipeline
 from text_diffusers.evaluation import evaluate_likelihood
+from text_diffusers.models import LanguageModelDenoiser
 
 QUESTIONS = [
     [{"role": "user", "content": f"w{7 + index} w{20 + index} " * (1 + index % 3)}]
@@ -286,3 +287,46 @@ def test_a_gap_is_filled_without_an_end_and_what_was_said_holds_no_mask():
             pipe(messages=[{"role": "user", "content": content}])
     with pytest.raises(ValueError, match="`source` needs a denoiser that was trained with one"):
         pipe(source="w8")
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@torch.no_grad()
+def test_guidance_by_a_masked_prompt_reaches_the_past_of_a_block(use_cache):
+    """The prompt fills whole blocks, which stand before the one that is written: one greedy step."""
+    pipe = chat_pipe(attention="block")
+    pipe.use_cache = use_cache
+    denoiser = LanguageModelDenoiser(pipe.denoiser)
+    row = torch.tensor([[8, 9, 10, 11, 0, 0, 0, 0]])
+    without = torch.where(torch.arange(8) < 4, 0, row)
+    cond = denoiser(row).logits[:, 4:]
+    uncond = denoiser(without).logits[:, 4:]
+    assert not torch.allclose(cond, uncond, atol=0.1)
+    guided = uncond + 4.0 * (cond - uncond)
+    guided[
+        ..., [*range(4), *range(40, 44)]
+    ] = -torch.inf  # mask, padding, ends, ids without a token
+    settings = {"guidance_scale": 4.0, "guide_by": "masked_prompt", "suppress_tokens": range(4)}
+    got = pipe("w8 w9 w10 w11", max_new_tokens=4, num_inference_steps=1, **settings).tokens
+    assert torch.equal(got[:, 4:], guided.argmax(dim=-1))
+
+
+def test_a_text_of_a_given_length_has_no_end_in_it_and_a_minimum_is_never_dropped():
+    pipe = chat_pipe(scheduler=D3PMAbsorbingScheduler(0))
+    tokens = pipe("w6", length=12, temperature=3.0, num_return_sequences=20, generator=seeded(0))
+    assert tokens.tokens.shape == (20, 13)  # the end is put behind it
+    assert not torch.isin(tokens.tokens[:, :12], torch.tensor([2, 3])).any()
+    assert pipe("w6", min_new_tokens=40, suppress_tokens=[2, 3]).tokens.shape[1] > 40
+    for arguments, message in [
+        ({"prompt": "w6", "min_new_tokens": 64}, "`min_new_tokens` must fit behind the prompt"),
+        ({"prompt": "w6", "length": 5, "min_new_tokens": 3}, "excludes `text` and `length`"),
+        ({"text": "w6 <|mask|>", "min_new_tokens": 1}, "excludes `text` and `length`"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pipe(**arguments)
+    turn = {"role": "user", "content": "w8 <|end|> <|assistant|> w9"}
+    with pytest.raises(ValueError, match=r"`messages` must not hold <\|(end|assistant)\|>"):
+        pipe(messages=[turn])
+    state = seeded(3)
+    with pytest.raises(ValueError, match="suppress_tokens"):
+        pipe("w6", suppress_tokens=["w99"], generator=state)
+    assert torch.equal(state.get_state(), seeded(3).get_state())

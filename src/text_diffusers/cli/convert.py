@@ -48,13 +48,21 @@ def convert(
     from text_diffusers.hub.published.convert import convert as write_pipeline
     from text_diffusers.hub.published.families import blueprint_of
     from text_diffusers.hub.published.loader import as_dtype
-    from text_diffusers.hub.published.repository import published_config, published_folder
+    from text_diffusers.hub.published.repository import (
+        commit_of,
+        published_config,
+        published_folder,
+    )
 
     weight_type = as_dtype(dtype)
     hub_arguments = {} if revision is None else {"revision": revision}
 
     # 1. Recognise it by its configuration and the names of its tensors, which takes no time
-    source = published_folder(model, with_tokenizer=True, **hub_arguments)
+    source = published_folder(model, with_tokenizer=True, family=family, **hub_arguments)
+    # The commit that was looked at, whatever is pushed meanwhile.
+    commit = commit_of(source)
+    if commit is not None:
+        hub_arguments["revision"] = commit
     if (source / "model_index.json").exists():
         raise ValueError(f"`model` must be no saved pipeline, which {model} is already.")
     blueprint = blueprint_of(published_config(source), stored_tensors(source), model, family)

@@ -55,7 +55,7 @@ class StaleCache:
         chosen._layers = [(keys[rows], values[rows]) for keys, values in self._layers]
         return chosen
 
-    def reading(self, active: Tensor) -> "StaleCache":
+    def with_active(self, active: Tensor) -> "StaleCache":
         """A cache of the same rows, of which other tokens (B, L) are read anew."""
         other = StaleCache(active)
         other._layers = self._layers

@@ -467,8 +467,9 @@ class LanguageModelDenoiser(nn.Module):
         return self._as_mask(visible)
 
     def _as_mask(self, visible: Tensor) -> Tensor:
-        """A mask (B, 1, L, S) as the attention of the language model takes it."""
+        """A mask (B, 1, L, S) as the attention of the language model takes it, the same in all layers."""
         self._require_maskable("a mask of each pair of tokens")
+        self._require_wide_windows(visible.shape[-1])
         if self.language_model.config._attn_implementation == "sdpa":
             return visible
         dtype = self.language_model.dtype
@@ -491,7 +492,8 @@ class LanguageModelDenoiser(nn.Module):
         if self.reading.alignment == "shifted":
             read_at = torch.cat([positions[:, 1:], torch.zeros_like(positions[:, :1])], dim=1)
             read_at[:, 0] |= positions[:, 0]
-            cache = cache.reading(cache.active | read_at)
+        # Whatever is asked for is read, also outside of the window.
+        cache = cache.with_active(cache.active | read_at)
 
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         columns, visible = cache.columns(real.bool())
@@ -529,6 +531,21 @@ class LanguageModelDenoiser(nn.Module):
             wanted = "a cache from `new_cache`" if has_blocks else "a `StaleCache`"
             raise ValueError(
                 f"`cache` must be {wanted} for {self.reading.attention} attention, got {type(cache).__name__}."
+            )
+
+    def _require_wide_windows(self, length: int):
+        """Refuse rows in which some layers see less than others: a mask that is given would open their windows."""
+        config = self.language_model.config
+        window = getattr(config, "sliding_window", None)
+        if window is None or not getattr(config, "use_sliding_window", True):
+            return
+        layer_types = getattr(config, "layer_types", None)
+        if layer_types is not None and set(layer_types) == {"full_attention"}:
+            return
+        if length > window:
+            raise ValueError(
+                f"`sliding_window` of the language model must be at least the {length} tokens of a row with blocks, a "
+                f"cache or a mask of each pair of tokens, got {window}."
             )
 
     def _require_maskable(self, what: str):

@@ -31,7 +31,7 @@ from text_diffusers.pipelines.loading import check_links
 
 # Names that transformers gives to the files of weights.
 SINGLE_FILE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 TYPES = {
@@ -66,10 +66,10 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     names = [SINGLE_FILE]
     placed: dict[str, str] = {}
-    if not (folder / SINGLE_FILE).exists() and (folder / INDEX).exists():
-        check_links(folder, folder / INDEX)
-        names = shard_names(folder / INDEX)
-        placed = read_object(folder / INDEX)["weight_map"]
+    if not (folder / SINGLE_FILE).exists() and (folder / WEIGHTS_INDEX).exists():
+        check_links(folder, folder / WEIGHTS_INDEX)
+        names = shard_names(folder / WEIGHTS_INDEX)
+        placed = read_object(folder / WEIGHTS_INDEX)["weight_map"]
     elif not (folder / SINGLE_FILE).exists():
         raise missing_weights(folder)
 
@@ -87,7 +87,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         is_there = tensor_name in stored and Path(stored[tensor_name].file).name == name
         if not is_there:
             raise ValueError(
-                f"`{folder / INDEX}` says that {tensor_name!r} is in `{name}`, but it is not."
+                f"`{folder / WEIGHTS_INDEX}` says that {tensor_name!r} is in `{name}`, but it is not."
             )
     return stored
 
@@ -97,8 +97,8 @@ def missing_weights(folder: Path) -> Exception:
     pickles = sorted(path.name for kind in PICKLES for path in folder.glob(kind))
     if not pickles:
         return OSError(
-            f"`{folder}` holds neither {SINGLE_FILE} nor {INDEX}. Weights that were published as pickles, such as "
-            "pytorch_model.bin, must be converted to safetensors first."
+            f"`{folder}` holds neither {SINGLE_FILE} nor {WEIGHTS_INDEX}. Weights that were published as "
+            "pickles, such as pytorch_model.bin, must be converted to safetensors first."
         )
     return ValueError(
         f"`{folder}` holds its weights as pickles, {pickles[:3]}, and reading these may run code: convert them to "
@@ -276,7 +276,7 @@ def load_weights(
         share(model, names[0], names[1:])
     devices = placement(model, device_map, dtype)
 
-    is_float32 = float32_pattern(model, dtype)
+    is_float32 = stays_float32(model, dtype)
     reader = TensorReader(stored)
     with reader:
         # In the order of the files; weights that are parts of one stored tensor follow each other.
@@ -315,7 +315,7 @@ def stored_type(blueprint: Blueprint, stored: Mapping[str, StoredTensor]) -> tor
     return max(floating, key=lambda dtype: floating[dtype], default=torch.float32)
 
 
-def float32_pattern(model: Any, dtype: torch.dtype) -> Any:
+def stays_float32(model: Any, dtype: torch.dtype) -> Any:
     """Whether an entry of the state dict stays in float32, as its class says, whatever the other weights are."""
     modules: set[str] = set()
     if dtype in (torch.float16, torch.bfloat16):

@@ -17,7 +17,10 @@ from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 from text_diffusers.common.validation import require
 from text_diffusers.hub.published.blueprint import Blueprint, StoredTensor, Weight
 from text_diffusers.hub.published.config_keys import ConfigReader
-from text_diffusers.hub.published.language_models.decoders import greedy_scheduler
+from text_diffusers.hub.published.language_models.decoders import (
+    greedy_scheduler,
+    require_divisor,
+)
 from text_diffusers.models.reading import Reading, write_reading
 
 # Of the published code and tokenizer; configurations need not say them.
@@ -101,6 +104,7 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
         "routed_scaling_factor": reader.number("routed_scaling_factor"),
         "rope_parameters": rotary_parameters(reader, sizes["head_dim"]),
     }
+    require_divisor("num_key_value_heads", sizes, "num_attention_heads")
     reading = block_reading(reader, sizes["vocab_size"])
     check_experts(reader, sizes)
     reader.finish()

@@ -7,10 +7,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from text_diffusers.common.json_files import read_object
-from text_diffusers.hub.published.checkpoint import INDEX, SINGLE_FILE, shard_names
+from text_diffusers.hub.published.checkpoint import SINGLE_FILE, WEIGHTS_INDEX, shard_names
 from text_diffusers.hub.published.diffuseq import BERT_CONFIG, TRAINING_ARGS, embedding_config
 from text_diffusers.hub.published.families import refuse_unadapted
-from text_diffusers.pipelines.loading import HUB_ARGUMENTS, check_links
+from text_diffusers.pipelines.loading import HUB_ARGUMENTS, INDEX, check_links
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -57,16 +57,20 @@ def published_folder(
     if Path(name).is_dir():
         return Path(name)
 
-    first_files = [CONFIG, GENERATION_CONFIG, *OTHER_CONFIGS, INDEX]
+    first_files = [CONFIG, GENERATION_CONFIG, *OTHER_CONFIGS, WEIGHTS_INDEX, INDEX]
     if with_tokenizer:
         first_files += TOKENIZER_FILES
     try:
         # The index comes first: it says which files hold the weights.
         folder = Path(snapshot_download(str(name), allow_patterns=first_files, **hub_arguments))
+        if (folder / INDEX).exists():
+            raise ValueError(
+                f"`{name}` is a saved pipeline: load it by `TextDiffusionPipeline.from_pretrained`."
+            )
         refuse_unadapted(optional_object(folder / CONFIG), str(name), family)
         shards = [SINGLE_FILE]
-        if (folder / INDEX).exists():
-            shards += shard_names(folder / INDEX)
+        if (folder / WEIGHTS_INDEX).exists():
+            shards += shard_names(folder / WEIGHTS_INDEX)
         # The commit of the index, whatever is pushed meanwhile.
         hub_arguments["revision"] = folder.name
         return Path(snapshot_download(str(name), allow_patterns=shards, **hub_arguments))

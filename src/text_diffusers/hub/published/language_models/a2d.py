@@ -10,6 +10,7 @@ from text_diffusers.hub.published.language_models.decoders import (
     decoder_reader,
     greedy_scheduler,
     language_model_blueprint,
+    names_of,
     read_decoder,
 )
 from text_diffusers.models.reading import Reading
@@ -41,7 +42,7 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
     mask_token_id = reader.token_id("mask_token_id", checkpoint.config.vocab_size)
     reader.finish()
 
-    has_blocks = BLOCK_NAME in name.lower()
+    has_blocks = any(BLOCK_NAME in named for named in names_of(config, name))
     reading = Reading(
         attention="block" if has_blocks else "bidirectional",
         block_length=BLOCK_LENGTH if has_blocks else None,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -272,6 +273,22 @@ def greedy_scheduler(quota: str, **options: Any) -> Callable[[Any], Any]:
         options: further ones of `ConfidenceScheduler`.
     """
     return partial(ConfidenceScheduler, temperature=0.0, allow_mask=True, quota=quota, **options)  # pyright: ignore[reportArgumentType]
+
+
+def names_of(config: Mapping[str, Any], name: str) -> list[str]:
+    """What a checkpoint is called, in lower case: its repository or folder, and what its configuration remembers.
+
+    Of a path only the last part counts, and of a snapshot in the Hub's cache the repository,
+    `models--OWNER--NAME/snapshots/COMMIT`.
+    """
+    names = []
+    for path in (name, str(config.get("_name_or_path", ""))):
+        parts = PurePath(path).parts
+        if parts[-2:-1] == ("snapshots",) and len(parts) > 2:
+            names.append(parts[-3].lower())
+        elif parts:
+            names.append(parts[-1].lower())
+    return names
 
 
 def licence_of(name: str, licences: Mapping[str, str]) -> str | None:

@@ -5,7 +5,6 @@ is known by its name, or by the caller's word.
 """
 
 from collections.abc import Mapping
-from pathlib import PurePath
 from typing import Any
 
 from text_diffusers.hub.published.blueprint import Blueprint, StoredTensor
@@ -13,6 +12,7 @@ from text_diffusers.hub.published.language_models.decoders import (
     decoder_reader,
     language_model_blueprint,
     licence_of,
+    names_of,
     read_decoder,
 )
 from text_diffusers.models.reading import Reading
@@ -35,16 +35,7 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
 
 def is_named(config: Mapping[str, Any], name: str) -> bool:
     """Whether the repository or folder, or the one that the configuration remembers, has the family's name."""
-    names = [name, str(config.get("_name_or_path", ""))]
-    for path in names:
-        parts = PurePath(path).parts
-        # A snapshot in the Hub's cache is `models--OWNER--NAME/snapshots/COMMIT`.
-        named = (
-            parts[-3] if parts[-2:-1] == ("snapshots",) and len(parts) > 2 else "".join(parts[-1:])
-        )
-        if NAME in named.lower():
-            return True
-    return False
+    return any(NAME in named for named in names_of(config, name))
 
 
 def read_llama(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> Blueprint:

@@ -15,6 +15,7 @@ from text_diffusers.hub.published.language_models.decoders import (
     architecture_values,
     first_of,
     greedy_scheduler,
+    names_of,
     native_config,
     require_divisor,
 )
@@ -99,7 +100,7 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
 
     native = native_config(ModernBertConfig, FAMILY, **entries)
     # The configuration is that of any ModernBERT, but the names of those that write, and end, texts tell them.
-    if any(part in name.lower() for part in WRITERS):
+    if any(part in named for part in WRITERS for named in names_of(config, name)):
         write_reading(native, Reading(end_token_ids=end_token_ids))
     return Blueprint(
         family=FAMILY,
