@@ -38,7 +38,7 @@ HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_do
 # Configurations of checkpoints that are no pipelines.
 CHECKPOINT_CONFIGS = ("config.json", "training_args.json")
 
-# Numbers of layers in configurations of transformers.
+# Numbers of layers in configurations of transformers, each of which has weights.
 DEPTH_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 
 # The folder in the package with the models that come with it.

@@ -560,6 +560,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             predicts_end=self.predicts_end,
             label_names=self.config.get("label_names"),
             num_classes=getattr(self.denoiser.config, "num_classes", None),
+            # UDLM, which has this, was shown a label in every text.
             tells_no_label=getattr(self.denoiser.config, "silu_before_sum", False),
             block_length=self.block_length,
             **language_limits(self.denoiser),

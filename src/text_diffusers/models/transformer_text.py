@@ -308,9 +308,8 @@ class TextTransformerModel(TransformerModel, PeftAdapterMixin):
 
         weight = self.token_embedding.weight if self.head is None else self.head.weight
         bias = None if self.head is None else self.head.bias
-        trained = x.requires_grad or weight.requires_grad
-        trained = trained or bias is not None and bias.requires_grad
-        if torch.is_grad_enabled() and trained:
+        parts = [x, weight] if bias is None else [x, weight, bias]
+        if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
             return ChunkedHeadLoss.apply(x, weight, loss_function, chunk_size, bias)
 
         # Without gradients there is nothing to keep from one chunk to the next.

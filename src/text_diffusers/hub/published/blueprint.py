@@ -54,6 +54,7 @@ class Blueprint:
         scheduler: makes the scheduler of the family's noise from the id of the mask (`None` without a mask).
         mask_token_id: as far as the checkpoint's configuration, or its published code, says.
         end_token_ids: tokens that end a text, as far as the configuration says.
+        has_mask: whether the noise of the family has a mask.
         mask_token: how the mask is written where the tokenizer has no name for it.
         licence: of the published weights, as an identifier such as "mit"; `None` where it was not stated.
         pipeline: name of the pipeline's class.
@@ -67,6 +68,7 @@ class Blueprint:
     ignored: frozenset[str] = frozenset()
     mask_token_id: int | None = None
     end_token_ids: list[int] = field(default_factory=list)
+    has_mask: bool = True
     mask_token: str = "[MASK]"
     licence: str | None = None
     pipeline: str = "TextDiffusionPipeline"

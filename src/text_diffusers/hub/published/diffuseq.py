@@ -297,6 +297,7 @@ def embedding_blueprint(
         build=partial(BertEmbeddingDenoiser, **arguments),
         weights=weights_of(bert.num_layers, arguments.get("project_embeddings", True), stored),
         scheduler=partial(make_scheduler, num_steps, schedule),
+        has_mask=False,
         # Whole numbers from 0 on.
         ignored=frozenset({"position_ids"}),
         mask_token_id=mask_token_id,

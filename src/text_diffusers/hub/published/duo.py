@@ -34,5 +34,6 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
         build=network.build,
         weights=network.weights(),
         scheduler=partial(uniform_scheduler, vocab_size=sizes["vocab_size"]),
+        has_mask=False,
         ignored=network.rotary_tables(),
     )

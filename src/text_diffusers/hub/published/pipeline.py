@@ -190,7 +190,7 @@ def set_mask(tokenizer: Any, published: Published):
     num_tokens = max(vocabulary.values(), default=-1) + 1
     if mask_token_id is None:
         mask_token_id = named_mask(tokenizer, vocabulary, blueprint)
-    if mask_token_id is None and needs_no_mask(blueprint):
+    if mask_token_id is None and not blueprint.has_mask:
         # Nothing is ever masked, but texts with gaps need a sign for these.
         mask_token_id = num_tokens
     if mask_token_id is None:
@@ -224,15 +224,6 @@ def named_mask(tokenizer: Any, vocabulary: dict[str, int], blueprint: Blueprint)
     if tokenizer.mask_token_id is not None:
         return tokenizer.mask_token_id
     return vocabulary.get(blueprint.mask_token)
-
-
-def needs_no_mask(blueprint: Blueprint) -> bool:
-    """Whether the noise of a family has no mask."""
-    try:
-        scheduler = blueprint.scheduler(None)
-    except (ValueError, TypeError):
-        return False
-    return scheduler.config.get("mask_token_id") is None
 
 
 # The reading
