@@ -159,7 +159,12 @@ def load_published(name: Any, **kwargs: Any) -> Any:
         )
     # By name, since this room stands below the one that knows published checkpoints.
     module = import_module(f"{installed_package().__name__}.hub.published.pipeline")
-    return module.load_published_pipeline(name, **kwargs)
+    try:
+        return module.load_published_pipeline(name, **kwargs)
+    except OSError as error:
+        raise OSError(
+            f"`{name}` holds no {INDEX}, so it is no saved pipeline, and no model that can be loaded: {error}"
+        ) from error
 
 
 def shipped_folder(name: str) -> Path | None:
