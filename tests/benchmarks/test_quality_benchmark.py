@@ -17,6 +17,9 @@ from transformers import GPT2Config
 from text_diffusers.common.token_ids import never_written
 from text_diffusers.data.rows import encode_texts, tokenize
 
+# Processes, servers and browsers take their time; continuous integration runs all of these.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def options(text_file, tmp_path):

@@ -47,6 +47,9 @@ from text_diffusers.hub.export import (
 )
 from text_diffusers.pipelines.loading import with_installed_classes
 
+# Processes, servers and browsers take their time; continuous integration runs all of these.
+pytestmark = pytest.mark.slow
+
 STEPS = {"num_inference_steps": 4}
 FAR = {"max_new_tokens": 8, **STEPS}
 BLOCKED = """

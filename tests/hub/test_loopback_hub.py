@@ -6,6 +6,9 @@ import pytest
 from support.hub_client import STRANGER, TOKEN, USERS, Client
 from support.loopback_hub import Fault, LoopbackHub
 
+# Processes, servers and browsers take their time; continuous integration runs all of these.
+pytestmark = pytest.mark.slow
+
 WEIGHTS = bytes(range(256)) * 4096  # one MiB
 
 

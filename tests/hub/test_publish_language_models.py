@@ -23,6 +23,9 @@ from text_diffusers.hub import save_with_code
 from text_diffusers.hub.card_examples import examples_of
 from text_diffusers.hub.model_card import model_card
 
+# Processes, servers and browsers take their time; continuous integration runs all of these.
+pytestmark = pytest.mark.slow
+
 QUESTION = [{"role": "user", "content": "w8 w9"}]
 CALLS = {
     "chat": {"messages": QUESTION, "max_new_tokens": 8, "num_inference_steps": 4},

@@ -13,6 +13,9 @@ from support.space_pages import endpoint, make_pipe, running
 from text_diffusers.space.parts.running import WORKER
 from text_diffusers.space.parts.texts import TEXTS
 
+# Processes, servers and browsers take their time; continuous integration runs all of these.
+pytestmark = pytest.mark.slow
+
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 TABS = ("write", "fill", "control", "compare", "corrupt")
 FIRE = "window.__fired=1"

@@ -21,6 +21,9 @@ from accelerate.state import AcceleratorState
 from text_diffusers import TextDiffusionPipeline
 from text_diffusers.training.config import OPTIMIZERS, OptionParser
 
+# Processes, servers and browsers take their time; continuous integration runs all of these.
+pytestmark = pytest.mark.slow
+
 optuna = pytest.importorskip("optuna")
 COMPLETE, FAIL = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
 PRUNED, RUNNING = optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.RUNNING
