@@ -7,6 +7,8 @@ import conditional
 import pytest
 from parts.conditional.turns import LANGUAGES, facts_of, make_turns
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_reply_has_the_facts_of_its_own_turn_and_not_those_of_another(language):

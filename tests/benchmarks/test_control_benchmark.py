@@ -25,6 +25,8 @@ from text_diffusers import (
 )
 from text_diffusers.data.tokenizers import train_tokenizer
 
+pytestmark = pytest.mark.slow
+
 Wish, met = control_judges.Wish, control_judges.met
 
 TAGS = {"NOUN": "cat mat dog bird tree train way", "DET": "the a all", "ADP": "on at in for while"}

@@ -14,6 +14,8 @@ from parts.language_models.models import (
     train,
 )
 
+pytestmark = pytest.mark.slow
+
 TINY = ModelSize(width=16, layers=1, heads=2, length=96, vocab_size=100)
 
 

@@ -5,6 +5,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TorchAoConfig
 
+pytestmark = pytest.mark.slow
+
 # Parameters as their authors state them, in billions.
 STATED = {"llada": 8.02, "dream": 7.6, "sdar": 4.4, "a2d": 0.6, "mdlm": 0.17, "llada2": 16}
 

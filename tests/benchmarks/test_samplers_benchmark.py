@@ -10,6 +10,8 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from text_diffusers import DiffusionLMPipeline, EmbeddingDDIMScheduler, EmbeddingTransformerModel
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def saved(tokenizer, tmp_path):

@@ -16,6 +16,8 @@ from support.oracles import chi_square_passes
 
 from text_diffusers import ConfidenceScheduler, D3PMAbsorbingScheduler, D3PMUniformScheduler
 
+pytestmark = pytest.mark.slow
+
 TINY = measuring.Size(layers=1, width=16, heads=2, batch=8, length=16, vocab_size=60)
 VOCAB_SIZE, LENGTH, ROWS, STEPS, TIME = 5, 3, 4_000, 4, 0.5
 MASK = VOCAB_SIZE - 1

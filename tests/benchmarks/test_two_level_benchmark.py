@@ -26,6 +26,8 @@ from text_diffusers import (
 from text_diffusers.data.tokenizers import train_tokenizer
 from text_diffusers.pipelines.two_level_vq.pipeline_two_level_vq import TwoLevelVQDiffusionPipeline
 
+pytestmark = pytest.mark.slow
+
 Cell, Cost, Row, Steps = cells.Cell, cells.Cost, reports.Row, cells.Steps
 
 

@@ -365,6 +365,7 @@ def test_a_masked_lm_becomes_a_pipeline_that_knows_the_texts(masked_lm_config, m
     assert tied and not [name for name in tied if f"language_model.{name}" in averages]
 
 
+@pytest.mark.slow
 def test_a_masked_lm_resumes_exactly_and_its_pipeline_is_trained_further(
     masked_lm_config, tmp_path
 ):

@@ -169,7 +169,11 @@ def test_three_steps_a_stage_give_a_pipeline_that_writes(config, changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"prompt_length": 5, "condition_dropout": 0.3}], ids=["plain", "prompts"]
+    "changes",
+    [
+        pytest.param({}, id="plain", marks=pytest.mark.slow),
+        pytest.param({"prompt_length": 5, "condition_dropout": 0.3}, id="prompts"),
+    ],
 )
 def test_stages_alone_are_the_stages_together_to_the_last_digit(config, changes):
     together = config(run="together", **changes)
@@ -284,7 +288,7 @@ def tokenizer_of(options):
     return TextDiffusionPipeline.from_pretrained(options.output_dir).tokenizer
 
 
-@pytest.mark.parametrize("stage", ["coarse", "fine"])
+@pytest.mark.parametrize("stage", ["fine", pytest.param("coarse", marks=pytest.mark.slow)])
 def test_the_loss_is_the_bound_of_what_is_shown(config, monkeypatch, stage):
     """With even times, and weights that tell codes apart; what is hidden comes from the rows' generators, in order."""
     build, models = train_two_level.build_model, []
