@@ -184,3 +184,22 @@ def test_a_mask_of_pairs_does_not_open_the_windows_of_some_layers():
         denoiser(tokens, cache=StaleCache(), attention_mask=torch.ones_like(tokens))
     short = tokens[:, :4]
     denoiser(short, cache=StaleCache(), attention_mask=torch.ones_like(short))
+
+
+@torch.no_grad()
+def test_masks_of_pairs_are_read_in_any_of_their_forms():
+    """As published samplers make them: 0 and 1 for each pair, for all rows at once, or what is added to attention."""
+    blocks = make_denoiser("qwen3", attention="block", block_length=4)
+    denoiser = make_denoiser("qwen3")
+    tokens = torch.randint(6, 40, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    want = blocks(tokens).logits
+    block = torch.arange(LENGTH) // 4
+    visible = block.unsqueeze(1) >= block  # (L, L)
+    additive = torch.zeros(LENGTH, LENGTH).masked_fill(~visible, -torch.inf)
+    for mask in (
+        visible.expand(2, 1, -1, -1),
+        visible[None].long(),
+        visible[None, None].float(),
+        additive[None, None],
+    ):
+        torch.testing.assert_close(denoiser(tokens, 0.5, attention_mask=mask).logits, want)

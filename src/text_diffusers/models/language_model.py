@@ -317,7 +317,8 @@ class LanguageModelDenoiser(nn.Module):
             input_ids: (B, L) corrupted tokens.
             timestep: ignored.
             attention_mask: (B, L), 0 at padding; with a cache of blocks (B, cache.length + L). Or (B, L, S) or
-                (B, 1, L, S), nonzero where a token sees another, which then is all that is seen.
+                (B, 1, L, S), nonzero where a token sees another, or 0 there and negative elsewhere, as masks that are
+                added to attention; that then is all that is seen.
             class_labels: must be `None`.
             positions: (B, L) bool; the head runs there only.
             clean_ids: (B, L), to train or judge a model with blocks: each block of `input_ids` then sees itself and,
@@ -442,7 +443,9 @@ class LanguageModelDenoiser(nn.Module):
         """The mask for the language model: (B, S) as given where that says all, else (B, 1, L, S)."""
         if attention_mask is not None and attention_mask.ndim > 2:
             visible = attention_mask if attention_mask.ndim == 4 else attention_mask.unsqueeze(1)
-            return self._as_mask(visible.bool())
+            # Masks that are added to attention are below zero where nothing is seen.
+            is_additive = visible.is_floating_point() and bool((visible < 0).any())
+            return self._as_mask(visible >= 0 if is_additive else visible.bool())
         if self.reading.attention != "block":
             # Behind a cache transformers would look for a length that it does not have.
             if cache is None or attention_mask is None:
