@@ -356,8 +356,8 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             )
         if block_length is None:
             return 1, iter([Window(batch)])
-        windows = windows_to_write(batch, self.tokenizer, block_length, approximate_cache)
-        return len(window_masks(batch, block_length)), windows
+        masks = window_masks(batch, block_length)
+        return len(masks), windows_to_write(batch, self.tokenizer, masks, approximate_cache)
 
     def _denoise_step(
         self, scheduler: Any, batch: TextBatch, timestep: float, part: Block | Window

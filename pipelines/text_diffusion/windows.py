@@ -122,13 +122,10 @@ class Window:
 
 
 def windows_to_write(
-    batch: TextBatch, tokenizer: Any, block_length: int, approximation: str | None
+    batch: TextBatch, tokenizer: Any, masks: list[Tensor], approximation: str | None
 ) -> Iterator[Window]:
-    """Each window of up to `block_length` tokens of every row, until all texts have ended.
-
-    Windows are counted from the first token that a row is to write, so a text does not depend on its batch.
-    """
-    for open_tokens in window_masks(batch, block_length):
+    """Each window, whose tokens `window_masks` gives, until all texts have ended."""
+    for open_tokens in masks:
         # In a window all tokens are settled before the next one begins.
         if finished_rows(batch, tokenizer, revises_tokens=False).all():
             return
@@ -136,7 +133,9 @@ def windows_to_write(
 
 
 def window_masks(batch: TextBatch, block_length: int) -> list[Tensor]:
-    """(B, L) bool for each window: its tokens.
+    """(B, L) bool for each window of up to `block_length` tokens of every row: its tokens.
+
+    Windows are counted from the first token that a row is to write, so a text does not depend on its batch.
 
     Example:
         >>> from text_diffusers.pipelines.text_batch import lay_out

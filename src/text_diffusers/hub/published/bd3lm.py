@@ -41,12 +41,10 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
         time_input=None,
         is_modulated=is_modulated,
     )
-    network.check_shapes(stored)
-    return Blueprint(
-        family="BD3-LM",
-        build=network.build,
-        weights=network.weights(),
-        scheduler=absorbing_scheduler,
+    return network.blueprint(
+        "BD3-LM",
+        stored,
+        absorbing_scheduler,
         ignored=network.rotary_tables() | set(TIMES),
         mask_token_id=mask_token_id,
     )

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from text_diffusers.common.validation import require
-from text_diffusers.hub.published.blueprint import StoredTensor, Weight
+from text_diffusers.hub.published.blueprint import Blueprint, StoredTensor, Weight
 from text_diffusers.hub.published.config_keys import ConfigReader
 from text_diffusers.models.transformer_text import TextTransformerModel
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
@@ -118,6 +118,34 @@ class DiffusionTransformer:
     def rotary_tables(self) -> frozenset[str]:
         """The stored tensors that can be computed."""
         return frozenset(self.prefix + name for name in ROTARY_TABLES)
+
+    def blueprint(
+        self,
+        family: str,
+        stored: Mapping[str, StoredTensor],
+        scheduler: Callable[[Any], Any],
+        **settings: Any,
+    ) -> Blueprint:
+        """The blueprint of a checkpoint of this network.
+
+        Args:
+            family: its name for people.
+            stored: its tensors by name.
+            scheduler: makes the scheduler of the family's noise.
+            settings: further attributes of the blueprint.
+
+        Raises:
+            ValueError: if a tensor has another shape than the configuration asks for.
+        """
+        self.check_shapes(stored)
+        settings.setdefault("ignored", self.rotary_tables())
+        return Blueprint(
+            family=family,
+            build=self.build,
+            weights=self.weights(),
+            scheduler=scheduler,
+            **settings,
+        )
 
     def check_shapes(self, stored: Mapping[str, StoredTensor]):
         """Refuse tensors of another shape, among those that the shapes of the model's weights do not tell.

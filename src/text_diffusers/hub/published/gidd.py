@@ -46,13 +46,10 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
     sizes["vocab_size"] = stored[EMBEDDING].shape[0]
 
     network = DiffusionTransformer(sizes, time_input="fraction")
-    network.check_shapes(stored)
-    return Blueprint(
-        family="GIDD",
-        build=network.build,
-        weights=network.weights(),
-        scheduler=partial(hybrid_scheduler, p_uniform=p_uniform),
-        ignored=network.rotary_tables(),
+    return network.blueprint(
+        "GIDD",
+        stored,
+        partial(hybrid_scheduler, p_uniform=p_uniform),
     )
 
 

@@ -33,13 +33,10 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
         prefix="backbone.",
         time_input="sigma" if sees_time else None,
     )
-    network.check_shapes(stored)
-    return Blueprint(
-        family="MDLM",
-        build=network.build,
-        weights=network.weights(),
-        scheduler=absorbing_scheduler,
-        ignored=network.rotary_tables(),
+    return network.blueprint(
+        "MDLM",
+        stored,
+        absorbing_scheduler,
         mask_token_id=mask_token_id,
         licence="apache-2.0",
     )

@@ -56,12 +56,9 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
         entries.finish()
 
     network = DiffusionTransformer(sizes, time_input="sigma")
-    network.check_shapes(stored)
-    return Blueprint(
-        family="SEDD",
-        build=network.build,
-        weights=network.weights(),
-        scheduler=absorbing_scheduler,
-        ignored=network.rotary_tables(),
+    return network.blueprint(
+        "SEDD",
+        stored,
+        absorbing_scheduler,
         mask_token_id=mask_token_id,
     )

@@ -34,12 +34,9 @@ def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> 
     reader.finish()
 
     network = DiffusionTransformer(sizes, prefix="backbone.", time_input="sigma")
-    network.check_shapes(stored)
-    return Blueprint(
-        family="UDLM",
-        build=network.build,
-        weights=network.weights(),
-        scheduler=partial(uniform_scheduler, vocab_size=sizes["vocab_size"]),
+    return network.blueprint(
+        "UDLM",
+        stored,
+        partial(uniform_scheduler, vocab_size=sizes["vocab_size"]),
         has_mask=False,
-        ignored=network.rotary_tables(),
     )
