@@ -31,6 +31,7 @@ from text_diffusers.evaluation.held_out import (
 from text_diffusers.evaluation.plots import plot_rounding
 from text_diffusers.losses.time_density import TIME_DENSITIES
 from text_diffusers.schedulers.embedding_noise import EMBEDDING_SCHEDULES
+from text_diffusers.training.checkpoints import begins_anew
 from text_diffusers.training.config import marked_options, option, refuse_parts_of_a_pipeline
 from text_diffusers.training.initialization import (
     LARGEST_VOCABULARY,
@@ -235,7 +236,7 @@ def build_model(config: DiffusionLMConfig, data: TextData) -> tuple[Any, Any]:
         predicts_length=config.source_column is not None,
     )
     # A checkpoint brings its own.
-    if not config.resume_from_checkpoint:
+    if begins_anew(config):
         set_first_vectors(config, data, denoiser)
 
     # Training reads only the noise of this scheduler, which the samplers for embeddings share.

@@ -27,6 +27,7 @@ from text_diffusers.cli.text_bounds import evaluate_texts, report
 from text_diffusers.data.rows import tokenize, unknown_tokens
 from text_diffusers.data.sources import load_documents, split_documents
 from text_diffusers.evaluation.embedding import estimate_embedding_bound
+from text_diffusers.evaluation.held_out import report_texts
 from text_diffusers.evaluation.likelihood import (
     estimate_bound,
     evaluate_likelihood,
@@ -153,6 +154,18 @@ def test_recipe_likelihood_and_command_line_agree_to_the_last_digit(
             max_length=config.length,
         )
         assert again.per_text_nats == likelihood.per_text_nats
+
+
+def test_no_more_texts_are_reported_than_are_asked_for_and_those_are_spread(tokenizer):
+    pipe = TextDiffusionPipeline(
+        tokenizer, make_denoiser(tokenizer), D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    )
+    texts = [" ".join(["the cat"] * size) for size in range(1, 7)]
+    data = SimpleNamespace(validation_documents=Dataset.from_dict({"text": texts}))
+    for most, wanted in ((None, texts), (6, texts), (3, texts[::2]), (4, texts[::2])):
+        config = SimpleNamespace(length=32, seed=0, report_rows=most)
+        metrics = report_texts(config, data, pipe)
+        assert metrics["num_characters"] == sum(len(text) + 1 for text in wanted)
 
 
 # Given a source or a prompt, against enumeration

@@ -1,6 +1,7 @@
 """Bounds of language models: of which rows they are, and that they are those of the pipeline's own layout."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def test_the_bound_after_a_prompt_is_that_of_the_blocks_the_pipeline_writes(bloc
     assert padding == (1 if blocks_from == "prompt" else 0)
 
     # Written are w9 and the end: in one block if it is counted from the prompt, else the last of one and a new one.
-    padded = torch.tensor([[1] * padding + row])
+    # Masks stand where the last block goes on.
+    padded = torch.tensor([[1] * padding + row + [MASK] * (2 if padding else 3)])
     denoiser = LanguageModelDenoiser(pipe.denoiser, EXCLUDED)
     text, end = padding + 3, padding + 4
     if blocks_from == "prompt":
@@ -68,7 +70,9 @@ def test_the_bound_of_a_bidirectional_model_is_the_mean_over_all_orders():
     for alignment in ("aligned", "shifted"):
         pipe = chat_pipe(alignment=alignment)
         denoiser = LanguageModelDenoiser(pipe.denoiser, EXCLUDED)
-        exact = cost_by_all_orders(denoiser, torch.tensor([[8, 13, 20, END]]), range(1, 4))
+        # The row is as long as the model allows, whatever the text needs.
+        row = torch.tensor([[8, 13, 20, END, *[MASK] * 60]])
+        exact = cost_by_all_orders(denoiser, row, range(1, 4))
         got = evaluate_likelihood(pipe, ["w13 w20"], prompts=["w8"], num_times=1024)
         error = 5 * got.per_text_errors[0]
         assert got.per_text_nats[0] == pytest.approx(exact, abs=error) and error < 0.8
@@ -85,3 +89,28 @@ def test_an_end_counts_where_the_model_predicts_one_whatever_the_tokenizer_says(
         text = texts_of_pipeline(pipe, ["w8 w9"])[0]
         assert text.counted == tokens and text.end_is_given == (not ends)
         assert evaluate_likelihood(pipe, ["w8 w9"], num_times=2).num_tokens == len(tokens)
+
+
+def test_the_width_of_a_row_does_not_tell_where_its_text_ends():
+    """A text is judged in rows as long as those in which the pipeline writes; drawn lengths are told by the row."""
+
+    def widths(pipe, call):
+        seen = set()
+        handle = pipe.denoiser.model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.add(kwargs["input_ids"].shape[1]), with_kwargs=True
+        )
+        call()
+        handle.remove()
+        return seen
+
+    pipe = chat_pipe()
+    written = widths(pipe, lambda: pipe("w8", num_inference_steps=2))
+    texts = [" ".join(["w9"] * size) for size in range(1, 7)]
+    for text in texts:
+        judge = partial(evaluate_likelihood, pipe, [text], prompts=["w8"], num_times=2)
+        assert widths(pipe, judge) == written
+
+    drawn = TextDiffusionPipeline(pipe.tokenizer, pipe.denoiser, pipe.scheduler, lengths=[1] * 9)
+    for size, text in enumerate(texts, start=1):
+        judge = partial(evaluate_likelihood, drawn, [text], prompts=["w8"], num_times=2)
+        assert widths(pipe, judge) == {1 + size + 1}

@@ -13,12 +13,16 @@ from support.conformance_models import (
     TorchCompileTesterMixin,
     TrainingTesterMixin,
 )
+from support.latent_models import SIZES as LATENT_SIZES
+from support.latent_models import decoder_config, encoder_config
 
 import text_diffusers
 from text_diffusers import (
+    AutoencoderTextLatentModel,
     AutoencoderVQTextModel,
     CodeTransformerModel,
     EmbeddingTransformerModel,
+    LatentTransformerModel,
     PromptEncoderModel,
     TextClassifierModel,
     TextTransformerModel,
@@ -44,6 +48,25 @@ def text_case(inputs=None, reads_weights=False, **arguments):
     sizes = {"vocab_size": V} | SIZES | arguments
     return ModelCase(
         TextTransformerModel, sizes, lambda: dict(told), (B, L, V), reads_weights=reads_weights
+    )
+
+
+def latent_case():
+    """An autoencoder whose encoder is frozen, and whose decoder is told the means of the latents."""
+    parts = {
+        "encoder_config": encoder_config(V),
+        "decoder_config": decoder_config("gpt2", tie_word_embeddings=False),
+    }
+    encoder = AutoencoderTextLatentModel(**parts | LATENT_SIZES).encoder
+    frozen = {f"encoder.{name}" for name, _ in encoder.named_parameters()}
+    not_asked = {"decoder.no_latent", "decoder.no_word", "logvar_out.weight", "logvar_out.bias"}
+    return ModelCase(
+        AutoencoderTextLatentModel,
+        parts | LATENT_SIZES,
+        lambda: {"input_ids": ids(), "decoder_ids": ids(), "attention_mask": MASK},
+        (B, L, V),
+        unused=frozen | not_asked,
+        reads_weights=True,
     )
 
 
@@ -95,6 +118,20 @@ CASES = {
         },
         (B, L, 9),
     ),
+    "latent": ModelCase(
+        LatentTransformerModel,
+        {"latent_dim": 8, "num_latents": 3, "num_classes": 2, "prompt_size": 16}
+        | {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2},
+        lambda: {
+            "sample": normal(B, 3, 8),
+            "timestep": torch.tensor([3.5, 500.0]),
+            "class_labels": LABELS,
+            "prompt_states": normal(B, 4, 16),
+            "prompt_mask": torch.tensor([[1] * 4, [0] * 4]),
+            "self_condition": normal(B, 3, 8).flip(0),
+        },
+        (B, 3, 8),
+    ),
     "classifier": ModelCase(
         TextClassifierModel,
         {"vocab_size": V, "num_classes": 3} | SIZES,
@@ -142,6 +179,7 @@ CASES = {
         },  # the codes of these weights are vectors of zeros
         reads_weights=True,
     ),
+    "autoencoder_latent": latent_case(),
 }
 WITH_LORA = [name for name, case in CASES.items() if issubclass(case.model_class, PeftAdapterMixin)]
 

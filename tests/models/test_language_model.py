@@ -12,8 +12,10 @@ from support.oracles import chi_square_passes
 from text_diffusers import D3PMAbsorbingScheduler, D3PMUniformScheduler, TextDiffusionPipeline
 from text_diffusers.data.rows import to_tensors, tokenize
 from text_diffusers.evaluation.bounds import batch_bound
-from text_diffusers.models.language_model import HEADS, as_denoiser, language_model_length
-from text_diffusers.training.masked_lm import fresh_copy, training_denoiser
+from text_diffusers.models import LanguageModelDenoiser, Reading, StaleCache, write_reading
+from text_diffusers.models.language.calls import HEADS
+from text_diffusers.models.language_model import as_denoiser, language_model_length
+from text_diffusers.training.adaptation.language_models import fresh_copy, training_denoiser
 
 KINDS = ("bert", "roberta", "modernbert")
 
@@ -64,6 +66,32 @@ def test_logits_at_selected_positions_are_those_of_the_whole_model(model_type):
     torch.testing.assert_close(got[:, keep], whole[positions][:, keep], atol=1e-5, rtol=1e-5)
     assert (got[:, ~keep] == -torch.inf).all() and int((~keep).sum()) >= 8
     assert widths == [int(positions.sum())]
+
+
+@pytest.mark.parametrize("model_type", [*sorted(HEADS), "mpnet", "distilbert"])
+@torch.no_grad()
+def test_a_token_has_the_position_that_the_model_gives_it_however_it_is_read(model_type):
+    """Some count from 0, RoBERTa and its kin from 2. One block that holds all of a row is all of the row."""
+    model, tokenizer = make_masked_lm(model_type)
+    ids = tokenizer(SENTENCES[1], return_tensors="pt").input_ids
+    want = model(input_ids=ids).logits
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    denoiser = LanguageModelDenoiser(model)
+    segments = torch.zeros_like(ids)
+    readings = {"in segments": denoiser(ids, segment_ids=segments).logits}
+    if denoiser.takes_cache:
+        cache = StaleCache()
+        readings["behind a cache"] = denoiser(ids, cache=cache).logits
+        cache.active = everywhere
+        readings["read again"] = denoiser(ids, positions=everywhere, cache=cache).logits
+
+    block = Reading("block", ids.shape[1], past="causal")
+    write_reading(model.config, block)
+    denoiser = LanguageModelDenoiser(model)
+    readings["one block"] = denoiser(ids).logits
+    readings["beside itself"] = denoiser(ids, clean_ids=ids).logits
+    for name, logits in readings.items():
+        torch.testing.assert_close(logits.view_as(want), want, atol=1e-4, rtol=1e-4, msg=name)
 
 
 @torch.no_grad()
@@ -269,6 +297,28 @@ def test_weights_go_into_a_model_of_the_same_config(kind):
     missing = next(iter(weights))
     with pytest.raises(ValueError, match=f"has no '{missing}'"):
         copy.load_state_dict({name: value for name, value in weights.items() if name != missing})
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_gradient_checkpointing_gives_the_same_gradients():
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    tokenizer = wordpiece_tokenizer()
+    gradients = []
+    for saves_memory in (False, True):
+        model, _ = make_masked_lm("bert", tokenizer, **no_dropout)
+        denoiser = training_denoiser(model.train(), tokenizer)
+        if saves_memory:
+            denoiser.enable_gradient_checkpointing()
+        layer = model.base_model.encoder.layer[0]
+        calls = []
+        layer.attention.register_forward_hook(lambda *call, seen=calls: seen.append(1))
+        rows = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+        logits = denoiser(rows.input_ids, attention_mask=rows.attention_mask).logits
+        logits[torch.isfinite(logits)].square().mean().backward()
+        assert len(calls) == 1 + saves_memory
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_the_tokenizers_of_these_tests_are_of_the_two_kinds():

@@ -66,7 +66,8 @@ def chat_pipe(model_type="llama", attention="bidirectional", scheduler=None, **c
     entries = {"mask_token_id": mask, "end_token_ids": [2, 3], "attention": attention}
     if attention == "block":
         entries["block_length"] = 4
-    entries |= {key: changes.pop(key) for key in ("alignment", "block_length") if key in changes}
+    others = ("alignment", "block_length", "past")
+    entries |= {key: changes.pop(key) for key in others if key in changes}
     model = make_language_model(model_type, Reading(**entries), **changes)
     scheduler = scheduler or ConfidenceScheduler(mask, temperature=0.0)
     pipe = TextDiffusionPipeline(tokenizer, model, scheduler)

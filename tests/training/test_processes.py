@@ -14,6 +14,8 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from conftest import mostly_slow
+from safetensors.torch import load_file
+from support.masked_lms import make_masked_lm
 from support.process_driver import vectors_of_step
 
 from text_diffusers.training import runtime
@@ -24,6 +26,12 @@ CONFIGS = sorted((SCRIPTS / "accelerate_configs").glob("*.yaml"))
 DRIVER = str(Path(__file__).parent.parent / "support" / "process_driver.py")
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 ACCELERATE = ["-m", "accelerate.commands.launch"]
+SHARDS = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+}
 
 
 def run(tmp_path, *command, **environment):
@@ -77,13 +85,7 @@ def test_ddp_and_fsdp2_train_validate_and_resume_as_one_process_does(tmp_path):
     ddp = train(tmp_path, "ddp", [*ACCELERATE, "--config_file", config], options, 2)
     assert ddp[0]["type"] == "DistributedType.MULTI_CPU" and ddp[0]["digest"] == ddp[1]["digest"]
     assert_same(ddp, single, 1e-6)
-    shards = {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
-    }
-    shards |= {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
-    fsdp = train(tmp_path, "fsdp", TORCHRUN, options, 2, **shards)
+    fsdp = train(tmp_path, "fsdp", TORCHRUN, options, 2, **SHARDS)
     assert (
         fsdp[0]["shards"]
         and fsdp[0]["type"] == "DistributedType.FSDP"
@@ -93,12 +95,57 @@ def test_ddp_and_fsdp2_train_validate_and_resume_as_one_process_does(tmp_path):
     # From a checkpoint of shards, in shards again, and of shards in one process.
     saved = str(tmp_path / "fsdp" / "checkpoints" / "step-00000005")
     again = options | {"resume_from_checkpoint": saved}
-    resumed = train(tmp_path, "fsdp-again", TORCHRUN, again, 2, **shards)
+    resumed = train(tmp_path, "fsdp-again", TORCHRUN, again, 2, **SHARDS)
     assert (
         resumed[0]["losses"] == fsdp[0]["losses"][5:] and resumed[0]["digest"] == fsdp[0]["digest"]
     )
     (alone,) = train(tmp_path, "alone", [], again, 1)
     np.testing.assert_allclose(alone["losses"], single["losses"][5:], atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_language_model_in_shards_trains_as_one_process_does(text_file, tmp_path):
+    """Layer by layer; its head is its embedding, also where both are in shards."""
+    for part in make_masked_lm("bert"):
+        part.save_pretrained(tmp_path / "bert")
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import json, os, sys; sys.path.insert(0, sys.argv[1]); import support.process_driver, train_d3pm\n"
+        "from torch.distributed.fsdp import FSDPModule\n"
+        "from text_diffusers.training.config import OptionParser\n"
+        "loops, run = [], train_d3pm.TrainingLoop.run\n"
+        "train_d3pm.TrainingLoop.run = lambda loop: loops.append(loop) or run(loop)\n"
+        "config = OptionParser(train_d3pm.D3PMConfig).parse_args_into_dataclasses(sys.argv[2:])[0]\n"
+        "losses, model = train_d3pm.main(config), loops[0].unwrapped\n"
+        "gathered = [type(part).__name__ for part in model.modules() if isinstance(part, FSDPModule)]\n"
+        "result = [os.environ.get('WORLD_SIZE', '1'), losses, gathered]\n"
+        'file = config.output_dir + f\'/result-{os.environ.get("RANK", "0")}.json\'\n'
+        "open(file, 'w').write(json.dumps(result))\n"
+    )
+    words = ["--model_name_or_path", tmp_path / "bert", "--dataset", text_file, "--length", 16]
+    words += ["--max_train_steps", 4, "--lr_warmup_steps", 1, "--checkpointing_steps", 2]
+    words += ["--report_to", "none", "--num_samples", 0, "--num_length_samples", 0]
+    words += ["--validation_rows", 8, "--report_rows", 8, "--num_cpu_threads", 1]
+    results = {}
+    for launcher, world, rows, settings in (([], "1", 4, {}), (TORCHRUN, "2", 2, SHARDS)):
+        folder = tmp_path / world
+        options = [*words, "--output_dir", folder, "--train_batch_size", rows]
+        done = run(tmp_path, *launcher, driver, SCRIPTS, *options, **settings)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results[world] = json.loads((folder / "result-0.json").read_text())
+        assert results[world][0] == world
+
+    np.testing.assert_allclose(results["2"][1], results["1"][1], atol=1e-5)
+    layers = ["FSDPBertLayer", "FSDPBertLayer"]
+    assert sorted(results["2"][2]) == [*layers, "FSDPLanguageModelDenoiser"]
+    # What is written is whole.
+    names = ("model", "ema", "optimizer")
+    for name in names:
+        files = [f"{world}/checkpoints/step-00000002/{name}.safetensors" for world in results]
+        one, two = (load_file(tmp_path / file) for file in files)
+        assert one.keys() == two.keys()
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], atol=1e-4, rtol=1e-3)
 
 
 @pytest.fixture
@@ -329,7 +376,7 @@ def test_every_configuration_is_one_that_accelerate_takes(path):
     assert arguments.num_processes == config.num_processes
     if "fsdp" in path.name:
         assert arguments.use_fsdp and int(arguments.fsdp_version) == 2
-        assert arguments.fsdp_transformer_layer_cls_to_wrap == "TextTransformerBlock"
+        assert arguments.fsdp_transformer_layer_cls_to_wrap is None  # the model says it
     assert arguments.use_deepspeed == ("deepspeed" in path.name)
 
 

@@ -95,20 +95,25 @@ def test_masks_weigh_alike_or_as_in_the_bound():
     assert sum(parts) == pytest.approx(float(corrupted.criterion(logits)))
 
 
-@pytest.mark.parametrize("block_length", [None, 3])
-def test_every_number_of_masks_is_as_likely_and_so_is_every_choice(block_length):
+@pytest.mark.parametrize("block_length, start", [(None, None), (3, None), (3, 1)])
+def test_every_number_of_masks_is_as_likely_and_so_is_every_choice(block_length, start):
     rows = 1_200
     counted = torch.tensor([False, True, True, True, True, False]).expand(rows, -1)
     uniform = (torch.arange(rows) + 0.5) / rows
     if block_length:
         uniform = uniform.unsqueeze(1).expand(-1, 6)
+    starts = None if start is None else torch.full((rows,), start)
     masked, counts_of_rows, totals = masks_by_count(
-        counted, uniform, generators(rows), block_length
+        counted, uniform, generators(rows), block_length, starts
     )
     shares = counts_of_rows / totals
     assert not masked[~counted].any()
 
-    for block in [range(1, 5)] if block_length is None else [range(1, 3), range(3, 5)]:
+    blocks = {
+        None: [range(1, 5)],
+        3: [range(1, 3), range(3, 5)] if start is None else [range(1, 4), range(4, 5)],
+    }
+    for block in blocks[block_length]:
         of_block = masked[:, list(block)]
         counts = of_block.sum(dim=1)
         assert counts.bincount().tolist() == [0] + [rows // len(block)] * len(block)

@@ -112,6 +112,25 @@ def test_training_learns_and_the_learning_rate_warms_up_and_falls_to_zero(make_l
     assert rates[0] == pytest.approx(3e-4, rel=0.01) and max(rates) < 3e-3 and rates[-1] < 1e-5
 
 
+@pytest.mark.parametrize("seconds, num_steps", [(6.0, 10), (0.6, 99)])
+def test_a_warm_up_by_the_clock_takes_a_tenth_of_the_minutes_or_100_steps(
+    make_loop, seconds, num_steps
+):
+    """Of ten minutes: one, which is ten slow steps, or the 100 quick ones that come sooner."""
+    one = make_loop(max_train_steps=10**6, max_train_minutes=10, learning_rate=3e-3)
+    one.config.lr_warmup_steps = None
+    shares = []
+    for step in range(120):
+        one.step = step
+        one.elapsed = step * seconds
+        cosine = 0.5 * (1 + np.cos(np.pi * one.elapsed / 600))
+        shares.append(one.learning_rate() / (3e-3 * cosine) if cosine > 1e-9 else 1.0)
+    assert shares[0] == pytest.approx(0.01)
+    assert shares[: num_steps + 1] == sorted(shares[: num_steps + 1])
+    assert shares[num_steps - 1] < 0.995
+    np.testing.assert_allclose(shares[num_steps:100], 1.0)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(make_loop):
     one = make_loop()
     one.train_step()

@@ -31,6 +31,7 @@ RECIPES = {  # the class of options of each
     "train_classifier": "ClassifierConfig",
     "train_vq_autoencoder": "AutoencoderConfig",
     "train_two_level": "TwoLevelConfig",
+    "train_text_autoencoder": "TextAutoencoderConfig",
 }
 
 
@@ -204,6 +205,11 @@ CHOICES = {
         "autoencoder": "some/autoencoder",
         "prompt_length": 64,
         "max_train_minutes": 8.5,
+    },
+    "train_text_autoencoder": {
+        "decoder": "some/decoder",
+        "lora_rank": 8,
+        "num_latents": 16,
     },
 }
 
@@ -380,6 +386,7 @@ def test_every_recipe_leaves_its_note_and_its_curves(small, tmp_path):
             "coarse_layers": 1,
             "fine_layers": 1,
         },
+        "train_text_autoencoder": {"num_layers": 1, "model_size": 16, "model_layers": 1},
     }
     for recipe, changes in own.items():
         options = small | changes | {"output_dir": str(tmp_path / recipe)}

@@ -1,7 +1,5 @@
 """Corpora that are known by a name: their parsers, on small made-up files; and the real ones, where they are."""
 
-import struct
-import zlib
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from corpora.bible import bible_pairs, plain_verse
 from corpora.brown import brown_documents, brown_sentence, universal_tag
 from corpora.chat import chat_and_novels, plain_sentences
 from corpora.speeches import austen_and_speeches, state_of_the_union
+from support.made_up_corpora import r_record, write_sword_module
 from transformers import PreTrainedTokenizerFast
 
 from text_diffusers.data.detokenization import detokenise
@@ -212,34 +211,6 @@ def test_markup_of_verses():
     assert plain_verse(markup) == "In the beginning God but, made"
 
 
-def write_sword_module(folder: Path, verses: dict[tuple[str, int, int], str]):
-    """A module of uncompressed text ("RawText"): texts one after another, and an index of offset and size."""
-    from pysword.books import BibleStructure
-
-    structure = BibleStructure("kjv")
-    texts = folder / "modules/texts/made_up"
-    texts.mkdir(parents=True)
-    (folder / "mods.d").mkdir()
-    (folder / "mods.d/made_up.conf").write_text(
-        "[MadeUp]\nDataPath=./modules/texts/made_up/\nModDrv=RawText\nEncoding=UTF-8\nVersification=KJV\nLang=en\n"
-    )
-    for testament in ("ot", "nt"):
-        places = {
-            structure.ref_to_indicies(books=book, chapters=chapter, verses=verse)[testament][
-                0
-            ]: text.encode()
-            for (book, chapter, verse), text in verses.items()
-            if structure.ref_to_indicies(books=book, chapters=chapter, verses=verse).get(testament)
-        }
-        body, index = b"", b""
-        for place in range(max(places, default=0) + 1):
-            text = places.get(place, b"")
-            index += struct.pack("<IH", len(body), len(text))
-            body += text
-        (texts / testament).write_bytes(body)
-        (texts / f"{testament}.vss").write_bytes(index)
-
-
 def test_pairs_of_verses(tmp_path):
     pytest.importorskip("pysword", reason="`make bible` installs it")
     old = {
@@ -261,21 +232,6 @@ def test_pairs_of_verses(tmp_path):
         ("At first God made.", "In the beginning God created."),
         (" ".join(["verse"] * 24), " ".join(["word"] * 24)),
     ]
-
-
-def r_record(strings: list[str | None], version: int = 3, kind: int = 16) -> bytes:
-    """A vector of strings as R saves it in an .rdb file, after "R Internals", section 1.8; `None` is NA."""
-    encoding = struct.pack(">i", 5) + b"UTF-8" if version == 3 else b""
-    content = (
-        b"X\n"
-        + struct.pack(">iii", version, 0x30402, 0x30500)
-        + encoding
-        + struct.pack(">Ii", kind, len(strings))
-    )
-    for string in strings:
-        spelt = (string or "").encode()
-        content += struct.pack(">Ii", 0x40009, -1 if string is None else len(spelt)) + spelt
-    return struct.pack(">I", len(content)) + zlib.compress(content)
 
 
 def test_vectors_of_strings_are_read_from_files_of_r():

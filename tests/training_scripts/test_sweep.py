@@ -431,7 +431,10 @@ def test_a_study_keeps_its_options(arguments):
         ({"recipe": "quickstart"}, "`recipe` must have a `main.config, on_validation.`"),
         ({"resume_from_checkpoint": "latest"}, "`resume_from_checkpoint` is for single runs"),
         ({"kernel": "gauss"}, "`kernel` must be"),
-        ({"model_name_or_path": "saved", "vocab_size": None}, "belongs to the pipeline"),
+        (
+            {"model_name_or_path": "chat-and-novels", "vocab_size": None},
+            "belongs to the pipeline",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )

@@ -43,7 +43,10 @@ CORPORA = {
     "brown": partial(load_corpus, "brown", "brown_documents", part="train"),
     "chat_and_novels": partial(load_corpus, "chat", "chat_and_novels"),
     "chitchat": partial(load_corpus, "chat", "chitchat_documents"),
+    "chitchat_messages": partial(load_corpus, "chat", "chitchat_messages"),
+    "four_kinds": partial(load_corpus, "four_kinds", "four_kinds"),
     "movie_reviews": partial(load_corpus, "movie_reviews", "movie_review_sentences"),
+    "russian_texts": partial(load_corpus, "russian", "russian_texts"),
     "state_of_the_union": partial(load_corpus, "speeches", "state_of_the_union", part="train"),
 }
 register_corpora(CORPORA)

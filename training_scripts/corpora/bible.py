@@ -3,6 +3,7 @@
 import functools
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from datasets import Dataset
 from corpora.parts import MAX_WORDS, data_folder
 
 SWORD_FOLDER = "usr/share/sword"
+GLOSSARY = "The following words used in the World English Bible"
 
 
 def bible_pairs(folder: Path | None = None, seed: int = 0) -> Dataset:
@@ -47,6 +49,20 @@ def bible_pairs(folder: Path | None = None, seed: int = 0) -> Dataset:
             if source and text and max(len(source.split()), len(text.split())) <= MAX_WORDS:
                 rows.append({"text": text, "source": source})
     return Dataset.from_list(rows)
+
+
+def bible_chapters(folder: Path) -> Iterator[list[str]]:
+    """The verses of each chapter of the one Bible in a SWORD folder, in their order."""
+    bible = sword_module(folder)
+    for books in bible.get_structure().get_books().values():
+        for book in books:
+            for chapter, num_verses in enumerate(book.chapter_lengths, start=1):
+                verses = [
+                    read_verse(bible, book.name, chapter, verse)
+                    for verse in range(1, num_verses + 1)
+                ]
+                # The last verse of all is followed by a glossary.
+                yield [verse.partition(GLOSSARY)[0].strip() for verse in verses if verse]
 
 
 def sword_module(folder: Path) -> Any:

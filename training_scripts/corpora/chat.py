@@ -14,6 +14,13 @@ from corpora.parts import split_sentences
 TITLES = re.compile(r"\b(Mrs?|Dr|St|Messrs)\.")  # whose points end no sentence
 # Addresses of mail, and seven digits or more, as in phone numbers
 CONTACT = re.compile(r"\S+@\S+\.\w+|(?:\+?\d[\s().-]*){7,}")
+# Marks of links, markup and code, and those that seldom stand in a message
+UNUSUAL = re.compile(r"[^\w\s.,!?'\"():;/&%$+=-]|_")
+# "Project*" corrects the message before it; "*hugs*" is no word that is said.
+STARRED = re.compile(r"(?<!\S)(?:\*\S+|\S+\*|\*)(?!\S)")
+MAX_TURN_WORDS = 100
+MAX_LETTERS = 30
+LINK = re.compile(r"https?:|www\.|\w\.(?:com|org|edu|net|ly)\b", re.IGNORECASE)
 PROFANITY = re.compile(
     r"\b(?:\w*fuck\w*|\w*shit\w*|bitch\w*|cunt\w*|asshole\w*|bastard\w*|dick(?:head)?s?|piss\w*|whore\w*|slut\w*"
     r"|nigg\w+|fag(?:got)?s?|retard\w*|cock(?:sucker)?s?|puss(?:y|ies)|porn\w*|wank\w*|twat\w*)\b",
@@ -56,6 +63,44 @@ def chitchat_conversations() -> Iterator[list[str]]:
             if clean:
                 turns.append(" ".join(clean))
         yield turns
+
+
+def clean_conversations() -> Iterator[list[str]]:
+    """The conversations in which both wrote something, without corrections of words, and turns that are no chat."""
+    for turns in chitchat_conversations():
+        corrected = [" ".join(STARRED.sub(" ", turn).split()) for turn in turns]
+        kept = [turn for turn in corrected if is_chat(turn)]
+        if len(kept) > 1:
+            yield kept
+
+
+def is_chat(turn: str) -> bool:
+    """Whether a turn has a letter, at most 100 words of usual lengths and marks, and no link or contact data."""
+    words = turn.split()
+    if not any(character.isalpha() for character in turn):
+        return False
+    if len(words) > MAX_TURN_WORDS or max(map(len, words)) > MAX_LETTERS:
+        return False
+    return not (UNUSUAL.search(turn) or LINK.search(turn) or CONTACT.search(turn))
+
+
+def chitchat_messages() -> Dataset:
+    """The conversations of `chitchat_documents` as `messages` of a user and an assistant, who take turns.
+
+    Who wrote first is the user. A conversation of an odd number of turns is left without its last one, so that all end
+    with an answer; those without an answer, and turns that are no chat (links, pasted pages), are left out.
+
+    Raises:
+        ModuleNotFoundError: if the package is missing.
+    """
+    rows = []
+    for turns in clean_conversations():
+        messages = []
+        for index, turn in enumerate(turns[: len(turns) // 2 * 2]):
+            role = "assistant" if index % 2 else "user"
+            messages.append({"role": role, "content": turn})
+        rows.append({"messages": messages})
+    return Dataset.from_list(rows)
 
 
 def chat_and_novels(seed: int = 0) -> Dataset:

@@ -5,9 +5,18 @@ import random
 import re
 from pathlib import Path
 
+# As novels are spelt, so that marks do not tell corpora apart
+ASCII_MARKS = str.maketrans(
+    {"’": "'", "‘": "'", "“": '"', "”": '"', "—": "--", "–": "-", "\u2011": "-", "…": "..."}
+)
 # A mark, quotes or brackets that close, white space, and a capital letter to come
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]?[A-Z])")
+# The same in English and Russian
+LAST_MARK = re.compile(r"[.!?][\"')»]*\s+(?=[\"'(]*[A-Z]|[\"'(«„—]*\s?[А-ЯЁ])")
+# Points that end no sentence: of titles, of initials such as "U. S.", and of gaps such as ". . ."
+ABBREVIATION = re.compile(r"(?:^|[\s(\"'-])(?:Mrs?|Ms|Messrs|Dr|St|Gen|Sen|Rev|No|[A-ZА-ЯЁ]|)\.$")
 MAX_WORDS = 24  # of a sentence
+PASSAGE_WORDS = 60
 JUDGE_SHARE = 3  # one review, sample, chapter or speech in so many is kept for judges, which no other model must see
 
 
@@ -70,4 +79,46 @@ def split_sentences(text: str, min_words: int = 4, max_words: int = MAX_WORDS) -
         whole = sentence[:1].isupper() and sentence[-1:] in ".!?"
         if whole and sentence.isascii() and min_words <= len(sentence.split()) <= max_words:
             sentences.append(sentence)
+    return sentences
+
+
+def split_passages(text: str, max_words: int = PASSAGE_WORDS) -> list[str]:
+    """A text as passages of whole sentences, each as long as `max_words` allows; nothing is left out.
+
+    A sentence that is longer than that is cut at semicolons, colons and dashes, if it has any.
+
+    Example:
+        >>> split_passages('Mr. Darcy bowed. "Well!" She laughed; he did not.', max_words=4)
+        ['Mr. Darcy bowed. "Well!"', 'She laughed;', 'he did not.']
+    """
+    spaced = " ".join(text.split())
+    parts = []
+    for sentence in whole_sentences(spaced):
+        if len(sentence.split()) <= max_words:
+            parts.append(sentence)
+        else:
+            parts.extend(re.split(r"(?<=[;:]) |(?<=--)(?=\w)", sentence))
+
+    filled = []
+    for part in parts:
+        joined = f"{filled[-1]} {part}" if filled else part
+        if filled and len(joined.split()) <= max_words:
+            filled[-1] = joined
+        else:
+            filled.append(part)
+    return filled
+
+
+def whole_sentences(text: str) -> list[str]:
+    """The sentences of a text, with all their marks; titles such as "Mr." end none."""
+    sentences = []
+    start = 0
+    for match in LAST_MARK.finditer(text):
+        if ABBREVIATION.search(text[start : match.start() + 1]):
+            continue
+        sentences.append(text[start : match.end()].strip())
+        start = match.end()
+
+    if text[start:].strip():
+        sentences.append(text[start:].strip())
     return sentences

@@ -7,12 +7,10 @@ from pathlib import Path
 from datasets import Dataset
 
 from corpora.austen import austen_chapters
-from corpora.parts import data_folder, shuffled_part
+from corpora.parts import ASCII_MARKS, data_folder, shuffled_part
 
 # A year, the names of the president, and the party
 SPEECHES = "[0-9][0-9][0-9][0-9]_*.txt"
-# As the novels are spelt, so that marks do not tell the corpora apart
-ASCII_MARKS = str.maketrans({"’": "'", "“": '"', "”": '"', "—": "--", "–": "-", "\u2011": "-"})
 
 
 def state_of_the_union(

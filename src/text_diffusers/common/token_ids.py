@@ -1,5 +1,6 @@
-"""Ids of the tokens that begin, end and fill up a text, and of those that are never written."""
+"""Ids of the tokens that begin, end and fill up a text, of those before it, and of those that are never written."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -20,6 +21,23 @@ def end_ids(tokenizer: Any) -> list[int]:
     """The end token, or `[SEP]` of a tokenizer that has no other; an empty list for one without either."""
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     return [] if end is None else [end]
+
+
+def frames_with_none(frames: Sequence[list[int]], mask_token_id: int) -> list[list[int]]:
+    """The tokens "start label end" before the texts of each label, and last those before a text without one.
+
+    No label is as many masks as the first label has tokens.
+
+    Args:
+        frames: of all labels, in their order.
+
+    Example:
+        >>> from text_diffusers.common.token_ids import frames_with_none
+        >>> frames_with_none([[0, 7, 8, 1], [0, 9, 1]], mask_token_id=5)
+        [[0, 7, 8, 1], [0, 9, 1], [0, 5, 5, 1]]
+    """
+    start, *first_label, end = frames[0]
+    return [*frames, [start, *[mask_token_id] * len(first_label), end]]
 
 
 def padding_id(tokenizer: Any) -> int:

@@ -4,14 +4,20 @@ Shapes: G rows of the global batch, B any number of rows.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from text_diffusers.common.randomness import rand_like
+from text_diffusers.common.row_blocks import (
+    block_numbers,
+    count_blocks,
+    join_blocks,
+    split_into_blocks,
+)
 
 # Stands behind every number in [0, 1)
 BEHIND_ALL = 2.0
@@ -38,24 +44,50 @@ def row_noise(seed: int, step: int, num_rows: int) -> tuple[Tensor, list[torch.G
     return uniform, [torch.Generator().manual_seed(int(row_seed)) for row_seed in seeds]
 
 
+def turn_of_step(choices: Sequence[Any], seed: int, step: int) -> Any:
+    """One of the choices, which take turns from step to step: each once a round, in an order of the round's own.
+
+    Example:
+        >>> from text_diffusers.common.training_randomness import turn_of_step
+        >>> sorted(turn_of_step([4, 8, 16], seed=0, step=step) for step in range(6))
+        [4, 4, 8, 8, 16, 16]
+    """
+    turn, place = divmod(step, len(choices))
+    order = np.random.default_rng([seed, turn]).permutation(len(choices))
+    return choices[int(order[place])]
+
+
 def token_uniform(
-    uniform: Tensor, length: int, block_length: int | None, generators: list[torch.Generator]
+    uniform: Tensor,
+    length: int,
+    block_length: int | None,
+    generators: list[torch.Generator],
+    starts: Tensor | None = None,
 ) -> Tensor:
     """The numbers (B,) as they are, or for a model with blocks one a block, told to each of its tokens, (B, L).
 
     With n blocks, block j of a row gets (p(j) + u) / n, where u is the row's number and p a random permutation of
     0, ..., n - 1 by the row's generator. Each is as uniform as u, so the mean over them is the bound; and if the
-    rows' numbers fall one in each of G strata, those of all blocks fall one in each of G n.
+    rows' numbers fall one in each of G strata, those of all blocks fall one in each of G n. Where blocks may begin
+    anywhere, n is the most that a row can have.
+
+    Args:
+        uniform: (B,) numbers in [0, 1).
+        length: L, tokens of a row.
+        generators: one a row.
+        starts: (B,) columns at each of which a block begins; by default the first.
     """
     if block_length is None:
         return uniform
-    blocks = -(-length // block_length)
+    blocks = count_blocks(length, block_length, starts)
     if blocks == 1:
         return uniform.unsqueeze(1).expand(-1, length)
 
     order = torch.stack([torch.randperm(blocks, generator=generator) for generator in generators])
     # (B, n), then one for each token; the last block may be shorter than the others.
     numbers = (order.to(uniform.device) + uniform.unsqueeze(1)) / blocks
+    if starts is not None:
+        return numbers.gather(1, block_numbers(length, block_length, starts))
     return numbers.repeat_interleave(block_length, dim=1)[:, :length]
 
 
@@ -101,6 +133,7 @@ def masks_by_count(
     uniform: Tensor,
     generators: list[torch.Generator],
     block_length: int | None = None,
+    starts: Tensor | None = None,
 ) -> MaskCounts:
     """Masks for absorbing noise, every number of them being equally likely.
 
@@ -110,6 +143,7 @@ def masks_by_count(
         counted: (B, L) bool, the tokens that are learned.
         uniform: u from `token_uniform`, (B,), or with blocks (B, L).
         generators: one a row.
+        starts: (B,) columns at each of which a block begins; by default the first.
 
     Example:
         >>> import torch
@@ -119,24 +153,24 @@ def masks_by_count(
         (3, False, 0.75)
     """
     length = counted.shape[1]
-    block_length = block_length or length
-    missing = -length % block_length
+    size = block_length or length
 
     def by_block(values: Tensor, filling: float = 0) -> Tensor:
-        padded = F.pad(values, (0, missing), value=filling)
-        return padded.unflatten(1, (-1, block_length))  # (B, blocks, tokens)
+        return split_into_blocks(values, size, filling, starts)  # (B, blocks, tokens)
 
     # How many of each block are masked
     numbers = uniform if uniform.ndim == 2 else uniform.unsqueeze(1).expand(counted.shape)
     totals = by_block(counted).sum(dim=-1, keepdim=True)  # (B, blocks, 1)
-    counts = (by_block(numbers)[..., :1] * totals).long() + 1
+    # The first block may have no first token.
+    number = by_block(numbers).amax(dim=-1, keepdim=True)
+    counts = (number * totals).long() + 1
     counts = counts.minimum(totals)
 
     # And which: those that come first in a random order of the counted tokens
     order = rand_like(counted, generators).masked_fill(~counted, BEHIND_ALL)
     ranks = by_block(order, BEHIND_ALL).argsort(dim=-1).argsort(dim=-1)
     columns = [ranks < counts, counts.expand(ranks.shape), totals.expand(ranks.shape)]
-    return MaskCounts(*(column.flatten(1)[:, :length] for column in columns))
+    return MaskCounts(*(join_blocks(column, length, starts) for column in columns))
 
 
 def uniform_times(uniform: Tensor, first: float) -> tuple[Tensor, Tensor]:

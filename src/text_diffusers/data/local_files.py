@@ -16,6 +16,7 @@ from datasets.fingerprint import get_temporary_cache_files_directory
 from datasets.table import MemoryMappedTable
 
 from text_diffusers.data.labels import MISSING, LabelReader, plain_label
+from text_diffusers.data.messages import has_answer
 from text_diffusers.data.record_files import READERS, Row, read_rows
 
 logger = logging.getLogger(__name__)
@@ -36,12 +37,20 @@ ROWS_PER_BATCH = 1_000
 CHARACTERS_PER_BATCH = 4_000_000
 READ_BYTES = 1_000_000
 
+TURNS = pyarrow.list_(
+    pyarrow.struct(
+        {"role": pyarrow.string(), "content": pyarrow.string(), "learned": pyarrow.bool_()}
+    )
+)
 ARROW_TYPES = {
     "text": pyarrow.string(),
     "source": pyarrow.string(),
     "label": pyarrow.string(),
     "words": pyarrow.list_(pyarrow.string()),
     "tags": pyarrow.list_(pyarrow.string()),
+    "messages": TURNS,
+    "prompt": TURNS,
+    "completion": TURNS,
 }
 
 
@@ -225,7 +234,7 @@ def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
     size = 0
     for row in rows:
         batch.append(row)
-        size += sum(len(value) for value in row.values() if value is not None)
+        size += sum(size_of(value) for value in row.values())
         # Books are long, lines are many.
         if len(batch) == ROWS_PER_BATCH or size > CHARACTERS_PER_BATCH:
             yield batch
@@ -233,6 +242,15 @@ def batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
             size = 0
     if batch:
         yield batch
+
+
+def size_of(value: Any) -> int:
+    """Characters of a text, a list of words or turns, about."""
+    if value is None:
+        return 0
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return sum(len(turn["content"]) for turn in value)
+    return len(value)
 
 
 def stream_files(
@@ -253,12 +271,14 @@ def stream_files(
     if reasons:
         log_missing(source, reasons, num_rows)
 
-    types: dict[str, Any] = {role: Value("string") for role in columns}
+    types = Features.from_arrow_schema(
+        pyarrow.schema([(role, ARROW_TYPES[role]) for role in columns])
+    )
     if numbered:
         types["label"] = Value("int64")
     return IterableDataset.from_generator(
         stream_rows,
-        features=Features(types),
+        features=types,
         gen_kwargs={
             "files": names,
             "columns": dict(columns),
@@ -281,7 +301,7 @@ def stream_rows(
 
 
 def missing_part(row: Row) -> str | None:
-    """Why a row is left out: a text, source or label that is missing or blank; `None` if it is complete."""
+    """Why a row is left out: a text, source, label or turn that is missing or blank; `None` if it is complete."""
     for role in ("text", "source"):
         if role in row:
             if row[role] is None:
@@ -290,6 +310,10 @@ def missing_part(row: Row) -> str | None:
                 return f"with a blank {role}"
     if "label" in row and row["label"] in (None, MISSING):
         return "without a label"
+    if "messages" in row and row["messages"] is None:
+        return "with an empty turn"
+    if "messages" in row and not has_answer(row["messages"]):
+        return "without an answer to learn"
     return None
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet
 
 from text_diffusers.common.plain_text import check_unicode
 from text_diffusers.data.labels import LabelReader
+from text_diffusers.data.messages import as_turns
 from text_diffusers.data.text_files import read_lines, read_paragraphs, with_newline, without_end
 
 # What one text of a .txt file is
@@ -20,6 +21,9 @@ SAMPLINGS = ("line", "paragraph", "document")
 # The first that gives the columns is taken.
 DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}
 LONGEST_FIELD = 2**31 - 1  # of a .csv file, in characters; by default Python refuses books
+
+# Roles of columns of conversations
+TURN_ROLES = ("messages", "prompt", "completion")
 
 # A line or row, counted from 1, and the values of its columns by their names in the file
 Records = Iterator[tuple[int, Mapping[str, Any]]]
@@ -35,10 +39,11 @@ def read_rows(
 ) -> Iterator[Row]:
     """The rows of a file: texts, sources and labels as strings, words and tags as lists; `None` for what is missing.
 
-    Numbers, dates and truth values are what is written in the file.
+    Numbers, dates and truth values are what is written in the file. Conversations are turns of one form.
 
     Args:
-        columns: name in the file of each role: `text`, `source`, `label`, `words`, `tags`.
+        columns: name in the file of each role: `text`, `source`, `label`, `words`, `tags`, or for conversations
+            `messages`, `prompt` and `completion`.
         sample_by: of `SAMPLINGS`.
         labels: reads labels; the same for all files of a data set, so that it sees when they disagree.
 
@@ -59,6 +64,8 @@ def read_rows(
                 row[role] = None if label is None else as_text(str(label), place, column)
             elif role in ("words", "tags"):
                 row[role] = as_list(value, place, column)
+            elif role in TURN_ROLES:
+                row[role] = as_turns(value, role, place)
             else:
                 row[role] = as_text(value, place, column)
         blank = blank and not has_content(row)
@@ -70,8 +77,9 @@ def read_rows(
 
 
 def has_content(row: Row) -> bool:
-    value = row.get("text", row.get("words"))
-    return bool(value.strip() if isinstance(value, str) else value)
+    # A row has one of these.
+    content = [row[role] for role in ("text", "words", "messages", "completion") if role in row]
+    return any(value.strip() if isinstance(value, str) else value for value in content)
 
 
 def as_text(value: Any, place: str, column: str) -> str | None:

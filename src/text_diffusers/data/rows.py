@@ -31,7 +31,7 @@ ROWS_PER_BATCH = 10_000
 # Batches among which rows are sorted by length
 BATCHES_PER_GROUP = 50
 # Columns that belong to a whole row, and say nothing of one half of it
-UNCUT_COLUMNS = ("label", "given", "prompt_ids", "prompt_mask")
+UNCUT_COLUMNS = ("label", "given", "prompt_ids", "prompt_mask", "segment_ids")
 
 Rows = Dataset | IterableDataset
 Columns = dict[str, list]
@@ -251,9 +251,19 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def trimmed(batch: Batch) -> Batch:
-    """The batch without the columns in which all rows have padding."""
+    """The batch without the columns behind the last token of all rows.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.data.rows import trimmed
+        >>> batch = {"attention_mask": torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0]]), "label": torch.tensor([3, 7])}
+        >>> {name: column.tolist() for name, column in trimmed(batch).items()}
+        {'attention_mask': [[1, 0], [0, 1]], 'label': [3, 7]}
+    """
+    # Texts that share a row have padding between them.
+    columns = batch["attention_mask"].bool().any(dim=0)
+    width = int((columns.cumsum(dim=0) * columns).argmax()) + 1
     # Labels have no second axis.
-    width = int(batch["attention_mask"].sum(dim=1).max())
     return {
         name: column[:, :width] if column.ndim == 2 else column for name, column in batch.items()
     }

@@ -5,13 +5,16 @@ A document is one text. A source is a registered name, a file, a folder of files
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
+import pyarrow
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
 from text_diffusers.data.labels import LabelReader, typed_labels
 from text_diffusers.data.local_files import (
+    ARROW_TYPES,
     SUFFIXES,
     find_files,
     has_split,
@@ -23,7 +26,8 @@ from text_diffusers.data.local_files import (
     split_name,
     stream_files,
 )
-from text_diffusers.data.record_files import Row
+from text_diffusers.data.messages import FORMS, as_turns, conversation_columns
+from text_diffusers.data.record_files import READERS, Row
 
 # Documents that are looked at together; they may be books.
 LOOKED_AT_ONCE = 100
@@ -112,10 +116,101 @@ def load_columns(
     if source in CORPORA:
         if split != "train":
             raise ValueError(f"`split` must be train, all that {source!r} has, got {split!r}.")
-        documents: Any = CORPORA[source]()
-    else:
-        documents = load_from_hub(source, split, streaming)
+    documents = load_by_name(source, split, streaming)
+    # What a loader reads may be another text the next time.
+    corpus.cache_clear()
     return named_by_role(documents, columns, source)
+
+
+def load_by_name(source: str, split: str, streaming: bool) -> Any:
+    """The documents of a registered name or of the Hub, with all their columns."""
+    return corpus(CORPORA[source]) if source in CORPORA else load_from_hub(source, split, streaming)
+
+
+@lru_cache(maxsize=1)
+def corpus(loader: Callable[[], Dataset]) -> Dataset:
+    """What a loader of `CORPORA` returns; it is asked once, though its columns are looked at before."""
+    return loader()
+
+
+def find_conversations(
+    source: str, text_column: str = "text", split: str = "train", streaming: bool = False
+) -> dict[str, str]:
+    """The columns of conversations of a source, see `conversation_columns`; none of one that holds texts.
+
+    Args:
+        source, split, streaming: as in `load_documents`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_documents`.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from text_diffusers.data.sources import find_conversations, register_corpora
+        >>> turns = [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello!"}]
+        >>> register_corpora({"greetings": lambda: Dataset.from_dict({"messages": [turns]})})
+        >>> find_conversations("greetings")
+        {'messages': 'messages'}
+    """
+    if source in CORPORA or not is_local(source):
+        # Nothing is known of an empty one.
+        record = next(iter(load_by_name(source, split, streaming)), {})
+        return conversation_columns(record, text_column)
+
+    # A file is read as one of texts, and else as one of conversations.
+    path = find_files(source, split)[0]
+    for columns in ({"text": text_column}, *FORMS):
+        try:
+            _, record = next(READERS[path.suffix.lower()](path, [*columns.values()], "line"))
+        # Without these columns, or damaged, of which the one who reads it all will speak
+        except (ValueError, StopIteration):
+            continue
+        return conversation_columns(record, text_column)
+    return {}
+
+
+def load_conversations(
+    source: str, columns: Mapping[str, str], split: str = "train", streaming: bool = False
+) -> Dataset | IterableDataset:
+    """Conversations of a source as a data set with the column `messages`, turns as `as_turns` makes them.
+
+    Conversations without an answer, or with a turn that says nothing, are left out, and counted in a warning.
+
+    Args:
+        columns: by their roles, as `find_conversations` returns them.
+        source, split, streaming: as in `load_documents`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_documents`; or if a value is no conversation.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from text_diffusers.data.sources import load_conversations, register_corpora
+        >>> columns = {"prompt": ["Say hi.", "Say bye."], "completion": ["Hi!", "Bye!"]}
+        >>> register_corpora({"orders": lambda: Dataset.from_dict(columns)})
+        >>> chats = load_conversations("orders", {"prompt": "prompt", "completion": "completion"})
+        >>> [(turn["role"], turn["learned"]) for turn in chats[0]["messages"]]
+        [('user', False), ('assistant', True)]
+    """
+    documents = load_columns(source, columns, split=split, streaming=streaming)
+    is_read = source not in CORPORA and is_local(source)
+
+    def joined(row: Row, index: int) -> Row:
+        halves = []
+        for role in columns:
+            place = f"`{source}`, row {index + 1}"
+            halves.append(row[role] if is_read else as_turns(row[role], role, place))
+        return {"messages": None if None in halves else sum(halves, [])}
+
+    # Files already have turns of this form.
+    if not is_read or "prompt" in columns:
+        features = Features.from_arrow_schema(
+            pyarrow.schema([("messages", ARROW_TYPES["messages"])])
+        )
+        documents = documents.map(
+            joined, with_indices=True, remove_columns=list(columns), features=features
+        )
+    return without_gaps(documents, source)
 
 
 def load_from_hub(source: str, split: str, streaming: bool) -> Any:

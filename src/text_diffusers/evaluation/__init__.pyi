@@ -1,3 +1,4 @@
+from .autoregression import estimate_autoregressive_loss
 from .embedding import (
     RoundingAccuracy,
     embedding_health,
@@ -5,6 +6,13 @@ from .embedding import (
     rounding_accuracy,
 )
 from .estimates import BoundEstimate
+from .latents import (
+    LatentReconstruction,
+    evaluate_latents,
+    interpolate_latents,
+    interpolated_texts,
+    latent_statistics,
+)
 from .likelihood import (
     Likelihood,
     estimate_bound,
@@ -29,18 +37,24 @@ from .written_texts import length_nats
 __all__ = [
     "BoundEstimate",
     "GenerativePerplexity",
+    "LatentReconstruction",
     "Likelihood",
     "RoundingAccuracy",
     "RowBounds",
     "TwoLevelBound",
     "distinct_n",
     "embedding_health",
+    "estimate_autoregressive_loss",
     "estimate_bound",
     "estimate_embedding_bound",
     "estimate_two_level_bound",
+    "evaluate_latents",
     "evaluate_likelihood",
     "full_bound",
     "generative_perplexity",
+    "interpolate_latents",
+    "interpolated_texts",
+    "latent_statistics",
     "length_distance",
     "length_nats",
     "load_judge",

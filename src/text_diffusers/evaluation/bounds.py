@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from text_diffusers.common.row_blocks import places_behind
 from text_diffusers.common.training_randomness import token_uniform
 from text_diffusers.data.rows import unknown_tokens
 from text_diffusers.losses.discrete import (
@@ -19,7 +20,7 @@ from text_diffusers.losses.discrete import (
     uniform_bound_discrete,
 )
 
-CONDITIONS = ("context_ids", "prompt_ids", "prompt_mask")
+CONDITIONS = ("context_ids", "prompt_ids", "prompt_mask", "segment_ids")
 
 
 def predicted_positions(scheduler: Any, noisy: Tensor, attention_mask: Tensor) -> Tensor:
@@ -215,12 +216,24 @@ def batch_bound(
         generators: one a row.
     """
     tokens = batch["input_ids"]
-    uniform = token_uniform(uniform, tokens.shape[1], block_length(denoiser), generators)
+    uniform = drawn_uniform(denoiser, batch, uniform, generators)
 
     # One noisy copy of each row.
     times = scheduler.training_timesteps(uniform)  # (B,) or (B, L)
     noisy = scheduler.add_noise(tokens, times, generators)  # (B, L)
     return noisy_token_bound(denoiser, scheduler, batch, noisy, times).sum(dim=1)
+
+
+def drawn_uniform(
+    denoiser: Any,
+    batch: dict[str, Tensor],
+    uniform: Tensor,
+    generators: list[torch.Generator],
+) -> Tensor:
+    """The numbers (B,) of the rows of a batch, or for a denoiser with blocks of their tokens; see `token_uniform`."""
+    length = batch["input_ids"].shape[1]
+    starts = block_starts(denoiser, batch)
+    return token_uniform(uniform, length, block_length(denoiser), generators, starts)
 
 
 def noisy_token_bound(
@@ -248,6 +261,9 @@ def predict(
     context = {name: batch[name] for name in CONDITIONS if name in batch}
     if block_length(denoiser) is not None:
         context["clean_ids"] = batch["input_ids"]
+    starts = block_starts(denoiser, batch)
+    if starts is not None:
+        context["block_starts"] = starts
     attention_mask = batch["attention_mask"]
     return denoiser(
         noisy, times, attention_mask, batch.get("label"), positions=positions, **context
@@ -262,6 +278,43 @@ def at_positions(values: Tensor, positions: Tensor) -> Tensor:
 def block_length(denoiser: Any) -> int | None:
     """Tokens in a block of a denoiser that writes in blocks."""
     return getattr(getattr(denoiser, "config", None), "block_length", None)
+
+
+def block_starts(denoiser: Any, batch: dict[str, Tensor]) -> Tensor | None:
+    """(B,) columns at each of which a block begins; `None` for a denoiser whose blocks begin with the row.
+
+    Over a causal past the first block begins with the first token that counts, as a pipeline writes behind a prompt.
+    """
+    config: Any = getattr(denoiser, "config", None)
+    if not getattr(config, "causal_past", False):
+        return None
+    # Of several texts that share a row each begins with a block of its own.
+    if "segment_ids" in batch:
+        return places_behind(begins_of_answers(batch), config.block_length)
+    return first_unknown(batch) % config.block_length
+
+
+def begins_of_answers(batch: dict[str, Tensor]) -> Tensor:
+    """(B, L) bool: tokens that count behind one that does not, and the first of each text that shares a row.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers.evaluation.bounds import begins_of_answers
+        >>> batch = {"attention_mask": torch.ones(1, 5), "given": torch.tensor([[True, True, False, False, True]])}
+        >>> begins_of_answers(batch).int().tolist()
+        [[1, 0, 1, 0, 0]]
+    """
+    unknown = unknown_tokens(batch)
+    begins = unknown & ~unknown.roll(1, dims=1)
+    if "segment_ids" in batch:
+        begins |= batch["segment_ids"] != batch["segment_ids"].roll(1, dims=1)
+    begins[:, 0] = True
+    return begins
+
+
+def first_unknown(batch: dict[str, Tensor]) -> Tensor:
+    """(B,) the column of the first token of each row that is neither padding nor given; 0 of a row without any."""
+    return unknown_tokens(batch).int().argmax(dim=1)
 
 
 def row_sums(values: Tensor, positions: Tensor) -> Tensor:

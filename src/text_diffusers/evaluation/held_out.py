@@ -5,6 +5,7 @@ What is counted is said by `text_diffusers.evaluation.written_texts`. Shapes: B 
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,14 @@ from torch import Tensor
 
 from text_diffusers.common.token_ids import padding_id
 from text_diffusers.data.rows import encode_texts
+from text_diffusers.data.whole_texts import tokenize_whole_texts
+from text_diffusers.evaluation.autoregression import (
+    estimate_autoregressive_loss,
+    next_token_metrics,
+)
 from text_diffusers.evaluation.estimates import BoundEstimate, count_tokens, counted_ids
 from text_diffusers.evaluation.likelihood import (
+    estimate_bound,
     evaluate_likelihood,
     length_distance,
     unigram_entropy,
@@ -21,11 +28,13 @@ from text_diffusers.evaluation.likelihood import (
 from text_diffusers.evaluation.modules import evaluating
 from text_diffusers.evaluation.written_texts import (
     WrittenText,
+    pad_rows,
     padded_rows,
     predicted_length_nats,
     written_texts,
 )
 from text_diffusers.models.language_model import is_masked_lm, predicts_end
+from text_diffusers.pipelines.calls.labels import label_frames
 from text_diffusers.pipelines.text_lengths import length_model
 
 # Random times a held-out text in the figures that a training leaves
@@ -60,6 +69,21 @@ class ValidationRows:
             self.num_counted = self.num_predicted
             self.num_characters = count_characters(self.rows, self.tokenizer)
 
+    def autoregressive_metrics(self, model: Any, **options: Any) -> dict[str, float]:
+        """For trackers: what the weights of a model reach from token to token, see `next_token_metrics`.
+
+        Args:
+            model: for which `predicts_next` is true.
+            options: of `estimate_autoregressive_loss`.
+        """
+        # Where the length is drawn the end is given, and is written here like any other token.
+        rows = self.rows
+        if self.texts:
+            written = [text.next_token_row() for text in self.texts]
+            rows = pad_rows(written, padding_id(self.tokenizer))
+        nats = estimate_autoregressive_loss(model, rows, **options)
+        return next_token_metrics(nats, self.num_counted, self.num_counted, self.num_characters)
+
     def metrics(self, estimate: BoundEstimate, model: Any) -> dict[str, float]:
         """For trackers: a bound in nats per predicted token as one per counted token, and in bits per character."""
         counted = self.counted(estimate, model)
@@ -90,16 +114,23 @@ def make_validation_rows(config: Any, data: Any, denoiser: Any) -> ValidationRow
         data: `TextData`.
         denoiser: that is trained.
     """
-    # Packed rows are read as they are: every token of the stream counts.
-    if config.packing:
+    # Packed rows are read as they are: every token of the stream counts. So are those that end with an answer.
+    if config.packing or data.template is not None:
         rows = data.spread_validation_rows(config.validation_rows)
         return ValidationRows(rows, data.tokenizer)
 
     documents = texts_with_tokens(data.validation_documents, data.tokenizer)
-    stride = -(-len(documents) // config.validation_rows)
-    inputs = inputs_of(documents.select(range(0, len(documents), stride)))
+    inputs = inputs_of(spread_rows(documents, config.validation_rows))
     labels = inputs.pop("class_labels", None)
     predicts_length = length_model(denoiser) is not None and "sources" in inputs
+
+    # A language model reads its label in front of the text.
+    frames = None
+    if data.label_prompts is not None and "sources" not in inputs:
+        if labels is None:
+            labels = [len(data.label_prompts)] * len(inputs["texts"])
+        frames = label_frames(data.tokenizer, data.label_prompts, labels)
+        labels = None
     written = written_texts(
         data.tokenizer,
         **inputs,
@@ -108,9 +139,18 @@ def make_validation_rows(config: Any, data: Any, denoiser: Any) -> ValidationRow
         predicts_end=predicts_end(denoiser),
         predicts_length=predicts_length,
         cuts_texts=True,
+        reading=getattr(denoiser, "reading", None),
+        frames=frames,
+        framed_sources=getattr(config, "adapts_language_model", False),
     )
     rows = padded_rows(written, padding_id(data.tokenizer), labels)
     return ValidationRows(rows, data.tokenizer, written, labels, predicts_length)
+
+
+def spread_rows(rows: Any, most: int | None) -> Any:
+    """At most so many rows or documents, spread over all of them: neighbours are alike. `None` is all."""
+    stride = -(-len(rows) // (most or len(rows)))
+    return rows.select(range(0, len(rows), stride))
 
 
 def texts_with_tokens(documents: Any, tokenizer: Any) -> Any:
@@ -136,10 +176,13 @@ def inputs_of(documents: Any) -> dict[str, Any]:
 
 
 def report_texts(config: Any, data: Any, pipe: Any, denoiser: Any = None) -> dict[str, float]:
-    """`bound_metrics` of all held-out texts or pairs of a recipe with one a row, by `evaluate_likelihood`.
+    """`bound_metrics` of the held-out texts or pairs of a recipe with one a row, by `evaluate_likelihood`.
+
+    Over a causal past also what the same weights reach from token to token, and in blocks of the other lengths that
+    were trained.
 
     Args:
-        config: `TextTrainingConfig`.
+        config: `TextTrainingConfig`; at most its `report_rows` texts are read, if it has that option.
         data: `TextData`.
         pipe: the trained pipeline.
         denoiser: a masked LM that may also predict an unknown word, for texts that hold one.
@@ -148,7 +191,7 @@ def report_texts(config: Any, data: Any, pipe: Any, denoiser: Any = None) -> dic
     num_blank = len(data.validation_documents) - len(documents)
     if num_blank:
         print(f"\n{num_blank:,} held-out texts have no token, and are left out of the bound")
-    inputs = inputs_of(documents)
+    inputs = inputs_of(spread_rows(documents, getattr(config, "report_rows", None)))
 
     # No pipeline with a masked LM writes an unknown word, which would make the bound infinite.
     if is_masked_lm(pipe.denoiser):
@@ -163,7 +206,8 @@ def report_texts(config: Any, data: Any, pipe: Any, denoiser: Any = None) -> dic
         else:
             denoiser = None
 
-    likelihood = evaluate_likelihood(
+    evaluate = partial(
+        evaluate_likelihood,
         pipe,
         **inputs,
         num_times=BOUND_TIMES,
@@ -171,13 +215,58 @@ def report_texts(config: Any, data: Any, pipe: Any, denoiser: Any = None) -> dic
         seed=config.seed,
         denoiser=denoiser,
     )
-    return bound_metrics(
+    likelihood = evaluate()
+    metrics = bound_metrics(
         likelihood.nats_per_token,
         likelihood.error_over_texts,
         likelihood.unigram_entropy,
         likelihood.num_tokens,
         likelihood.num_characters,
     )
+    nats = likelihood.autoregressive_nats_per_token
+    if nats is None:
+        return metrics
+
+    metrics |= causal_metrics(nats, likelihood.num_tokens, likelihood.num_characters)
+    for length in config.block_lengths[1:]:
+        other = evaluate(block_length=length)
+        metrics |= block_metrics(length, other.nats_per_token, other.error_over_texts)
+    return metrics
+
+
+def report_causal_past(
+    config: Any, denoiser: Any, scheduler: Any, rows: Any, counts: dict[str, float]
+) -> dict[str, float]:
+    """What weights over a causal past reach from token to token, and in blocks of the other lengths; also printed.
+
+    Args:
+        config: `AdaptationConfig` with `block_lengths`.
+        rows: held-out rows, of which every token that is not given counts.
+        counts: their `num_tokens` and `num_characters`.
+    """
+    nats = estimate_autoregressive_loss(denoiser, rows, seed=config.seed)
+    metrics = causal_metrics(nats, int(counts["num_tokens"]), int(counts["num_characters"]))
+    for length in config.block_lengths[1:]:
+        other = denoiser.with_block_length(length)
+        estimate = estimate_bound(other, scheduler, rows, seed=config.seed)
+        metrics |= block_metrics(length, estimate.bound, estimate.standard_error)
+    return metrics
+
+
+def causal_metrics(nats: float, num_tokens: int, num_characters: int) -> dict[str, float]:
+    """`next_token_metrics` of a loss in nats per counted token, also printed."""
+    metrics = next_token_metrics(nats, num_tokens, num_tokens, num_characters)
+    print(
+        f"next tokens        {nats:.3f} nats per token, {metrics['ar_bits_per_character']:.3f} bits per character, by "
+        "the same weights one token after the other"
+    )
+    return metrics
+
+
+def block_metrics(length: int, bound: float, standard_error: float) -> dict[str, float]:
+    """A bound in blocks of another length in nats per token, also printed."""
+    print(f"blocks of {length:<9}{bound:.3f} +- {standard_error:.3f} nats per token")
+    return {f"bound_in_blocks_of_{length}": bound}
 
 
 def report_rows(
@@ -201,6 +290,37 @@ def report_rows(
         count_tokens(rows),
         num_characters,
     )
+
+
+def report_labels(config: Any, data: Any, denoiser: Any, scheduler: Any) -> dict[str, float]:
+    """Bits per character of the held-out texts of each label, of rows that hold texts of one label; also printed.
+
+    Args:
+        config: `TextTrainingConfig`.
+        data: `TextData` with `label_prompts`.
+    """
+    metrics = {}
+    names = data.label_names or data.label_prompts
+    for label, name in enumerate(names):
+        documents = data.validation_documents.filter(partial(has_label, label=label))
+        if len(documents) == 0:
+            continue
+        rows: Any = tokenize_whole_texts(
+            documents, data.tokenizer, config.length, config.packing, data.label_prompts
+        )
+        rows = spread_rows(rows, config.report_rows)
+        estimate = estimate_bound(denoiser, scheduler, rows, seed=config.seed)
+        num_characters = count_characters(rows, data.tokenizer)
+        nats = estimate.bound * count_tokens(rows)
+        bits = nats / num_characters / math.log(2)
+        error = bits * estimate.standard_error / estimate.bound
+        print(f"{name:<19}{bits:.3f} +- {error:.3f} bits per character, {len(rows):,} rows")
+        metrics[f"bits_per_character/{name}"] = bits
+    return metrics
+
+
+def has_label(document: dict[str, Any], label: int) -> bool:
+    return document["label"] == label
 
 
 def bound_metrics(

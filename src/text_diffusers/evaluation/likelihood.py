@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from text_diffusers.common.token_ids import padding_id
-from text_diffusers.common.training_randomness import token_uniform
 from text_diffusers.common.validation import require
 from text_diffusers.data.rows import unknown_tokens
-from text_diffusers.evaluation.bounds import block_length
+from text_diffusers.evaluation.autoregression import autoregressive_row_nats, predicts_next
+from text_diffusers.evaluation.bounds import drawn_uniform
 from text_diffusers.evaluation.embedding import embedding_row_bounds
 from text_diffusers.evaluation.estimates import (
     NOISE_LEVELS,
@@ -36,7 +36,8 @@ from text_diffusers.evaluation.row_bounds import (
     monte_carlo_bound,
 )
 from text_diffusers.evaluation.written_texts import predicted_length_nats, texts_of_pipeline
-from text_diffusers.models.language_model import as_denoiser
+from text_diffusers.models.language_model import as_denoiser, in_blocks_of
+from text_diffusers.pipelines.calls.labels import shown_labels
 from text_diffusers.pipelines.text_lengths import length_model
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
 
@@ -89,7 +90,7 @@ def estimate_bound(
     for step, batch, uniform, generators in batches:
         shape = batch["input_ids"].shape
         # A time a row, (B,), or with blocks a time a token, (B, L).
-        uniform = token_uniform(uniform, shape[1], block_length(denoiser), generators)
+        uniform = drawn_uniform(denoiser, batch, uniform, generators)
         bounds = drawn_token_bound(denoiser, scheduler, batch, uniform, generators)  # (B, L)
         if step is not None:
             levels = (uniform.view(len(uniform), -1).expand(shape) * NOISE_LEVELS).long().flatten()
@@ -135,6 +136,9 @@ class Likelihood(NamedTuple):
         error_over_texts: standard error of `nats_per_token` for other texts from the same source, and other noise;
             `nan` of a single text.
         num_never_drawn: texts of a length that the pipeline never draws; each of them costs infinitely much.
+        autoregressive_nats_per_token: -log p of all texts, divided by `num_tokens`, where the same weights write one
+            token after the other, ends included, whoever draws lengths; `None` for a model whose past is not causal.
+        autoregressive_bits_per_character: the same in bits, divided by `num_characters`.
     """
 
     nats_per_token: float
@@ -154,6 +158,8 @@ class Likelihood(NamedTuple):
     unigram_entropy: float
     error_over_texts: float
     num_never_drawn: int
+    autoregressive_nats_per_token: float | None = None
+    autoregressive_bits_per_character: float | None = None
 
 
 @torch.no_grad()
@@ -171,15 +177,19 @@ def evaluate_likelihood(
     progress: bool = False,
     sources: str | Sequence[str] | None = None,
     denoiser: Any = None,
+    block_length: int | None = None,
+    messages: Any = None,
 ) -> Likelihood:
     """Bound of -log p(text) under a pipeline, as the pipeline would write it.
 
-    The start token and the prompt or source are given: they stay as they are and cost nothing. The pipeline keeps them
-    fixed while it writes, so the bound is one of -log p(text | prompt) or -log p(text | source) for any kernel. Where
-    the pipeline draws the number of tokens first, from a length histogram or from what the model predicts of a source,
-    it puts the end there: the text then costs -log p of its length, among those that the prompt leaves possible, and
-    the end is known. Otherwise the model predicts the end, given where it stands. A masked LM of transformers without
-    a histogram is told the number of tokens, at no cost.
+    The start token and the prompt, source, conversation or label are given: they stay as they are and cost nothing.
+    The pipeline keeps them fixed while it writes, so the bound is one of -log p(text | prompt), -log p(text | source)
+    and so on, for any kernel. Where the pipeline draws the number of tokens first, from a length histogram or from
+    what the model predicts of a source, it puts the end there: the text then costs -log p of its length, among those
+    that the prompt leaves possible, and the end is known. Otherwise the model predicts the end, given where it stands.
+    A language model then has masks to write behind the end too, up to the end of its block, or without blocks to a row
+    of 128 new tokens, or a multiple. A masked LM of transformers without a histogram is told the number of tokens, at
+    no cost.
 
     The bound is one of writing step by step at temperature 1: over tokens on the scheduler's own grid of
     `num_train_timesteps` or in continuous time, over word embeddings by all steps of DDPM. Temperature, `top_k`,
@@ -190,7 +200,7 @@ def evaluate_likelihood(
             `ParaGuidePipeline` the bound is that of its denoiser without steering.
         texts: one or more. After a prompt, what follows it, the space before a word included.
         prompts: one a text, its beginning.
-        class_labels: one a text, by number or name, for models that were trained with labels.
+        class_labels: one a text, by number or name, for models that were trained with labels; `None` is no label.
         num_times: random times a text, for the Monte-Carlo bound; the errors need two at least.
         full: the full sum instead, see `full_bound`.
         num_noise: draws of each term of the full sum; 1 leaves the errors unknown.
@@ -202,6 +212,8 @@ def evaluate_likelihood(
         progress: show a bar.
         sources: one a text, from which it is written, for models that were trained with them; not with `prompts`.
         denoiser: what a training has around the pipeline's own, to be evaluated in its place.
+        block_length: tokens of a block over a causal past, by default the model's own.
+        messages: one conversation a text, which is the reply to it; not with `prompts` or `sources`.
 
     Raises:
         ValueError: naming the text, if it is longer than the model or its histogram, holds the mask token, has nothing
@@ -229,13 +241,20 @@ def evaluate_likelihood(
     labels = label_ids(pipe, one_each("class_labels", class_labels, len(texts)))
     check_has_bound(pipe, sources is not None)
 
-    written = texts_of_pipeline(pipe, texts, prompts, sources, max_length)
+    written = texts_of_pipeline(
+        pipe, texts, prompts, sources, max_length, messages, labels, block_length
+    )
+    # A language model with labels has read them in front of the texts.
+    is_shown = shown_labels(pipe.denoiser, pipe.config) is not None
+    told_labels = None if is_shown else labels
     rows = []
     for index, text in enumerate(written):
-        rows.append(text.row(None if labels is None else labels[index]))
+        rows.append(text.row(None if told_labels is None else told_labels[index]))
 
     # 2. Sum over the noise
     denoiser = denoiser or as_denoiser(pipe.denoiser, pipe.tokenizer)
+    if block_length is not None:
+        denoiser = in_blocks_of(denoiser, block_length)
     options: Any = {"batch_size": batch_size, "seed": seed, "progress": progress}
     with evaluating(pipe.denoiser):
         bounds = row_bounds_of(
@@ -245,6 +264,11 @@ def evaluate_likelihood(
         if sources is not None and length_model(denoiser) is not None:
             padding = padding_id(pipe.tokenizer)
             lengths += predicted_length_nats(denoiser, written, labels, padding, batch_size)
+        next_token_nats = None
+        if predicts_next(denoiser):
+            next_token_rows = [text.next_token_row() for text in written]
+            nats_of_rows = autoregressive_row_nats(denoiser, next_token_rows, batch_size)
+            next_token_nats = float(nats_of_rows.sum())
 
     # A token that the model cannot write has probability 0.
     impossible = (~bounds.nats.isfinite()).nonzero()
@@ -270,6 +294,10 @@ def evaluate_likelihood(
     num_bytes = sum(text.num_bytes for text in written)
     error = float(bounds.variance.sum().sqrt()) / num_tokens
     perplexity = float(np.exp(total / num_tokens))
+    by_token = None if next_token_nats is None else next_token_nats / num_tokens
+    by_character = None
+    if next_token_nats is not None:
+        by_character = next_token_nats / math.log(2) / num_characters
     return Likelihood(
         nats_per_token=total / num_tokens,
         standard_error=error,
@@ -288,6 +316,8 @@ def evaluate_likelihood(
         unigram_entropy=frequency_entropy(counted),
         error_over_texts=ratio_error(nats, tokens),
         num_never_drawn=num_never_drawn,
+        autoregressive_nats_per_token=by_token,
+        autoregressive_bits_per_character=by_character,
     )
 
 
@@ -316,7 +346,7 @@ def label_ids(pipe: Any, labels: list[Any] | None) -> list[int] | None:
                 f"`class_labels` must be among the model's `label_names`, {names}, got {label!r}."
             )
         if label is None:
-            label = pipe.denoiser.config.num_classes
+            label = len(pipe.label_names)
         # Numbers of numpy and torch are integers too, and fractions are none.
         ids.append(names.index(label) if isinstance(label, str) else operator.index(label))
     return ids

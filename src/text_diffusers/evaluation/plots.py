@@ -80,10 +80,12 @@ def plot_denoising(
     if len(history) < 2:
         raise ValueError(f"`history` must hold at least 2 frames, got {len(history)}.")
 
-    # 1. The tokens of the text, from the first after the start token to the end
+    # 1. The tokens of the text, from the first behind padding, start and label to the end
     frames = np.stack([frame[row].cpu().numpy() for frame in history])  # (K + 1, L)
-    if frames[-1, 0] == tokenizer.bos_token_id:
-        frames = frames[:, 1:]
+    is_written = (frames != frames[-1]).any(axis=0)
+    given = frames[-1, : is_written.argmax()]
+    specials = np.flatnonzero(np.isin(given, tokenizer.all_special_ids))
+    frames = frames[:, specials[-1] + 1 if len(specials) else 0 :]
     ends = np.flatnonzero(frames[-1] == tokenizer.eos_token_id)
     length = ends[0] + 1 if len(ends) else frames.shape[1]
     frames = frames[:, : min(TOKENS_SHOWN, length)]
@@ -93,6 +95,8 @@ def plot_denoising(
     steps = np.arange(len(frames))[:, None]
     unsettled_until = np.where(frames == frames[-1], -1, steps).max(axis=0)  # (L,)
     picture = np.where(steps > unsettled_until, unsettled_until, np.nan).T  # (L, K + 1)
+    # Other rows of the batch may have been written for longer.
+    picture = picture[:, : unsettled_until.max() + 2]
 
     # 3. Draw
     figure, axes = pyplot().subplots(figsize=(9, 1.2 + 0.24 * len(names)))
@@ -103,7 +107,7 @@ def plot_denoising(
         cmap="viridis",
         interpolation="nearest",
         vmin=0,
-        vmax=len(frames) - 1,
+        vmax=picture.shape[1] - 1,
     )
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_xlabel("denoising step (grey: not settled yet)")

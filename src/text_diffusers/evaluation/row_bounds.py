@@ -10,17 +10,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from text_diffusers.common.progress import progress_bar
 from text_diffusers.common.randomness import rand
+from text_diffusers.common.row_blocks import (
+    block_numbers,
+    count_blocks,
+    join_blocks,
+    split_into_blocks,
+)
 from text_diffusers.common.validation import is_int, require
 from text_diffusers.data.rows import unknown_tokens
 from text_diffusers.evaluation.bounds import (
     at_positions,
     block_length,
+    block_starts,
     noisy_token_bound,
     predict,
     row_sums,
@@ -113,7 +119,7 @@ def full_bound(
         strata = [num_steps] * len(rows)
     else:
         integrand = one_count
-        strata = [int(most_unknown(collate([row]), block_length(denoiser))) for row in rows]
+        strata = [int(most_unknown(denoiser, collate([row]))) for row in rows]
     device = device_of(denoiser)
     num_draws = [num_noise * number for number in strata]
     return sampled_bounds(rows, strata, num_draws, integrand, device, batch_size, seed, progress)
@@ -152,13 +158,16 @@ def monte_carlo_bound(
     def one_time(batch: Batch, stratum: Tensor, generators: list[torch.Generator]) -> Tensor:
         length = batch["input_ids"].shape[1]
         size = block_length(denoiser) or length
-        num_blocks = -(-length // size)
+        starts = block_starts(denoiser, batch)
+        num_blocks = count_blocks(length, size, starts)
 
         # A number in the row's stratum; in each block of its own.
         uniform = stratum.cpu().unsqueeze(1) + rand((len(stratum), num_blocks), generators, CPU)
         uniform = uniform / num_strata  # (B, blocks)
         if block_length(denoiser) is None:
             uniform = uniform.squeeze(1)
+        elif starts is not None:
+            uniform = uniform.gather(1, block_numbers(length, size, starts.cpu()))
         else:
             uniform = uniform.repeat_interleave(size, dim=1)[:, :length]
         return (
@@ -168,7 +177,7 @@ def monte_carlo_bound(
 
     def one_number(batch: Batch, stratum: Tensor, generators: list[torch.Generator]) -> Tensor:
         tokens = batch["input_ids"]
-        most = most_unknown(batch, block_length(denoiser))  # (B,)
+        most = most_unknown(denoiser, batch)  # (B,)
 
         # The number of masks is uniform from 1 to `most`, which is the weight of a term of the sum.
         uniform = (
@@ -350,13 +359,15 @@ def any_order_bound(
     tokens = batch["input_ids"]
     mask_token_id = scheduler.config.mask_token_id
     size = block_length(denoiser)
+    starts = block_starts(denoiser, batch)
     uniform = uniform.masked_fill(~unknown_tokens(batch), KNOWN)
-    blocks = in_blocks(uniform, size, KNOWN)  # (B, blocks, tokens)
+    length = tokens.shape[1]
+    blocks = split_into_blocks(uniform, size or length, KNOWN, starts)  # (B, blocks, tokens)
 
     # The n-th smallest of independent uniform numbers is distributed like 1 - alpha, given that n tokens are masked.
     order = (num_masked - 1).view(-1, 1, 1).expand(-1, blocks.shape[1], 1)
     level = blocks.sort(dim=2).values.gather(2, order).expand(blocks.shape)
-    level = level.flatten(1)[:, : tokens.shape[1]]  # (B, L)
+    level = join_blocks(level, length, starts)  # (B, L)
     positions = (uniform <= level) & (level < KNOWN)
     times = time_of_noise_level(scheduler.alpha, level[:, 0] if size is None else level)
     times = times.clamp(min=scheduler.config.min_timestep)
@@ -381,16 +392,12 @@ def collate(rows: list[dict[str, Any]]) -> Batch:
     return batch
 
 
-def most_unknown(batch: Batch, block_length: int | None) -> Tensor:
+def most_unknown(denoiser: Any, batch: Batch) -> Tensor:
     """(B,) the tokens that a bound counts, neither padding nor `given`, in each row, or in its fullest block."""
-    unknown = in_blocks(unknown_tokens(batch).long(), block_length, 0)  # (B, blocks, tokens)
-    return unknown.sum(dim=2).amax(dim=1)
-
-
-def in_blocks(values: Tensor, block_length: int | None, fill: float) -> Tensor:
-    """(B, blocks, tokens) from (B, L), with `fill` after the end; a single block without `block_length`."""
-    size = block_length or values.shape[1]
-    return F.pad(values, (0, -values.shape[1] % size), value=fill).unflatten(1, (-1, size))
+    unknown = unknown_tokens(batch).long()
+    size = block_length(denoiser) or unknown.shape[1]
+    blocks = split_into_blocks(unknown, size, 0, block_starts(denoiser, batch))
+    return blocks.sum(dim=2).amax(dim=1)
 
 
 def sample_generator(seed: int, row: int, sample: int) -> torch.Generator:

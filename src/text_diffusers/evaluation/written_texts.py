@@ -5,10 +5,14 @@ them, and nothing that is given or always the same, such as the token that texts
 is drawn first, from a histogram or from what the model says of a source, the end is put where it says: it still counts
 as a token, and the length is what it costs. Characters and bytes are those of the same texts, the end counting as one.
 
+A language model that predicts the end writes more tokens at once than a text needs, so masks stand behind the end: the
+width of a row must not tell where its text ends.
+
 Shapes: R texts.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +20,20 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from text_diffusers.common.token_ids import end_ids, padding_id, start_ids
+from text_diffusers.common.token_ids import end_ids, padding_id
 from text_diffusers.common.validation import is_int, require
 from text_diffusers.data.rows import encode_texts
+from text_diffusers.evaluation.given_tokens import (
+    given_messages,
+    given_prompts,
+    given_sources,
+    refuse_two_conditions,
+)
 from text_diffusers.evaluation.modules import device_of
 from text_diffusers.models.language_model import is_language_model, predicts_end, reading_of
 from text_diffusers.models.reading import Reading
+from text_diffusers.pipelines.calls.labels import label_frames, shown_labels
+from text_diffusers.pipelines.row_limits import NEW_TOKENS
 from text_diffusers.pipelines.text_batch import lay_out
 from text_diffusers.pipelines.text_lengths import length_log_probs, length_model
 
@@ -40,6 +52,7 @@ class WrittenText(NamedTuple):
         text: the text, as far as it is in `tokens`.
         truncated: whether the text, or its source, was cut.
         padding: ids before the row, with which the given tokens fill whole blocks.
+        blanks: masks behind the end, which is written together with as many tokens; they stay and cost nothing.
     """
 
     given: list[int]
@@ -51,6 +64,7 @@ class WrittenText(NamedTuple):
     text: str
     truncated: bool
     padding: tuple[int, ...] = ()
+    blanks: tuple[int, ...] = ()
 
     @property
     def counted(self) -> list[int]:
@@ -70,9 +84,9 @@ class WrittenText(NamedTuple):
     def row(self, label: int | None = None) -> dict[str, Any]:
         """The row of a data set, as the bounds read it."""
         num_given = len(self.padding) + len(self.given)
-        ids = [*self.padding, *self.given, *self.tokens, *self.end]
+        ids = [*self.padding, *self.given, *self.tokens, *self.end, *self.blanks]
         is_given = [True] * num_given + [False] * len(self.tokens)
-        is_given += [self.end_is_given] * len(self.end)
+        is_given += [self.end_is_given] * len(self.end) + [True] * len(self.blanks)
         row: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": [int(column >= len(self.padding)) for column in range(len(ids))],
@@ -82,6 +96,10 @@ class WrittenText(NamedTuple):
             row["label"] = label
         return row
 
+    def next_token_row(self) -> dict[str, Any]:
+        """The row as it is written one token after the other: an end that counts is predicted like any other token."""
+        return self._replace(end_is_given=not self.end_is_counted, blanks=()).row()
+
 
 def texts_of_pipeline(
     pipe: Any,
@@ -89,16 +107,35 @@ def texts_of_pipeline(
     prompts: Sequence[str] | None = None,
     sources: Sequence[str] | None = None,
     max_length: int | None = None,
+    messages: Any = None,
+    labels: Sequence[int] | None = None,
+    block_length: int | None = None,
 ) -> list[WrittenText]:
-    """The texts as a pipeline of tokens or of word embeddings would write them; arguments as in `written_texts`."""
+    """The texts as a pipeline of tokens or of word embeddings would write them; arguments as in `written_texts`.
+
+    Args:
+        labels: a number a text, the one behind all labels being none. A denoiser is told it by its row; a language
+            model is shown a prompt for it.
+        block_length: of the blocks over a causal past, if another than the model's own.
+
+    Raises:
+        ValueError: naming the argument, if the pipeline cannot be shown such a condition.
+    """
     require(
         max_length is None or is_int(max_length, 1),
         "max_length",
         "None or an integer >= 1",
         max_length,
     )
-    # A language model may count its blocks from the prompt, and write ends of which its tokenizer has none.
-    reading = reading_of(pipe.denoiser) if is_language_model(pipe.denoiser) else Reading()
+    reading = reading_of(pipe.denoiser) if is_language_model(pipe.denoiser) else None
+    if reading is not None and reading.has_causal_past and block_length is not None:
+        reading = replace(reading, block_length=block_length)
+    takes_source = reading is not None and bool(pipe.config.get("takes_source"))
+    predicts_ends = reading is not None and bool(reading.end_token_ids)
+    if sources is not None and predicts_ends and not takes_source:
+        raise ValueError(
+            "`sources` need a denoiser that was trained with them; give a language model `prompts` or `messages`."
+        )
     return written_texts(
         pipe.tokenizer,
         texts,
@@ -109,10 +146,38 @@ def texts_of_pipeline(
         predicts_end=predicts_end(pipe.denoiser),
         predicts_length=length_model(pipe.denoiser) is not None,
         cuts_texts=max_length is not None,
-        end_token_ids=reading.end_token_ids,
+        reading=reading,
         source_ends=getattr(pipe.denoiser.config, "source_ends", 1),
-        prompt_block=reading.block_length if reading.blocks_from == "prompt" else None,
+        messages=messages,
+        frames=frames_of_labels(pipe, labels, len(texts), sources is None and messages is None),
+        framed_sources=takes_source,
     )
+
+
+def frames_of_labels(
+    pipe: Any, labels: Sequence[int] | None, num_texts: int, begins_text: bool
+) -> list[list[int]] | None:
+    """What a language model is shown before each text for its label; `None` if it was trained without labels.
+
+    Args:
+        begins_text: whether the texts stand behind nothing but a prompt.
+
+    Raises:
+        ValueError: if there are labels where something else stands before the texts.
+    """
+    prompts = shown_labels(pipe.denoiser, pipe.config)
+    if prompts is None:
+        return None
+    if not begins_text:
+        limit = "None with `sources` or `messages` for a language model, which reads either before a text"
+        require(labels is None, "class_labels", limit, labels)
+        return None
+    # Without a label it writes behind as many masks.
+    numbers = [len(prompts)] * num_texts if labels is None else list(labels)
+    for number in numbers:
+        limit = f"between 0 and {len(prompts) - 1} (or {len(prompts)} for no label)"
+        require(is_int(number, 0) and number <= len(prompts), "class_labels", limit, number)
+    return label_frames(pipe.tokenizer, prompts, numbers)
 
 
 def written_texts(
@@ -126,11 +191,13 @@ def written_texts(
     predicts_end: bool = True,
     predicts_length: bool = False,
     cuts_texts: bool = False,
-    end_token_ids: Sequence[int] = (),
+    reading: Reading | None = None,
     source_ends: int = 1,
-    prompt_block: int | None = None,
+    messages: Any = None,
+    frames: Sequence[list[int]] | None = None,
+    framed_sources: bool = False,
 ) -> list[WrittenText]:
-    """The texts as a pipeline would write them after their prompts, or from their sources.
+    """The texts as a pipeline would write them after their prompts, from their sources, or as replies.
 
     Args:
         prompts: beginnings of the texts, one each; `texts` are what follows them.
@@ -140,19 +207,18 @@ def written_texts(
         predicts_end: whether the model says where a text ends, where there is no histogram.
         predicts_length: whether the model says of a source how long the text is, before any of it is written.
         cuts_texts: cut what does not fit: texts to what is left of a row, and sources to what they have in training.
-        end_token_ids: tokens that end a text; the first of them does where the tokenizer has no end.
+        reading: of a language model, which may count its blocks from the prompt, and write ends of which its tokenizer
+            has none.
         source_ends: end tokens between a source and the text.
-        prompt_block: what is given is filled up to whole blocks of so many tokens, on its left.
+        messages: conversations, one each, to which the texts are the replies.
+        frames: tokens that stand before each text and its prompt in the place of the start.
+        framed_sources: whether a source begins with the end of the text before where there is no other start.
 
     Raises:
         ValueError: naming the text, if it cannot be written by such a pipeline.
     """
-    if prompts is not None and sources is not None:
-        raise ValueError(
-            "`sources` excludes `prompts`: what is written from a source begins by itself."
-        )
-    start = start_ids(tokenizer)
-    end = end_ids(tokenizer) or list(end_token_ids[:1])
+    refuse_two_conditions(prompts=prompts, sources=sources, messages=messages)
+    default_end = end_ids(tokenizer) or (reading.end_token_ids[:1] if reading is not None else [])
     has_sources = sources is not None
 
     # A length is drawn from what the model says of the source, or else from the histogram.
@@ -160,61 +226,107 @@ def written_texts(
     if asks_model:
         histogram = None
     length_is_drawn = asks_model or bool(histogram)
-    before = encode_texts(tokenizer, list(sources or prompts or [""] * len(texts)))
+
+    # What is given before each text
+    if sources is not None:
+        room = source_room(max_length) if cuts_texts else None
+        before = given_sources(tokenizer, sources, source_ends, room, framed_sources)
+    elif messages is not None:
+        before = given_messages(tokenizer, messages, texts)
+    else:
+        before = given_prompts(tokenizer, prompts or [""] * len(texts), frames)
 
     written = []
     for index, (text, text_ids) in enumerate(
         zip(texts, encode_texts(tokenizer, list(texts)), strict=True)
     ):
+        # 1. The tokens of the text and its end, which a template may write in its own way
         name = f"`texts[{index}]`"
+        given = before[index]
+        if given.text is not None:
+            text_ids = given.text
+        end = default_end if given.end is None else given.end
+        truncated = given.truncated
         if not text or not text_ids:
             raise ValueError(f"{name} must hold at least one token, got {text!r}.")
 
-        # 1. What is given: a source stands between start and end, a prompt is the beginning of the text itself
-        truncated = False
-        known = before[index]
-        if has_sources:
-            if cuts_texts and len(known) > source_room(max_length):
-                known = known[: source_room(max_length)]
-                truncated = True
-            given = [*start, *known, *end * source_ends]
-            num_known = 0
-        else:
-            given = [*start, *known]
-            num_known = len(known)
-
         # 2. The text, as far as there is room for it
-        padding = [padding_id(tokenizer)] * (-len(given) % prompt_block if prompt_block else 0)
-        num_before = len(padding) + len(given)
+        num_padding = num_filled_up(reading, len(given.ids))
+        padding = [padding_id(tokenizer)] * num_padding
+        num_before = len(padding) + len(given.ids)
         room = max_length - num_before - len(end)
         if histogram and cuts_texts:
-            room = min(room, len(histogram) - 1 - num_known)
+            room = min(room, len(histogram) - 1 - given.num_known)
         if len(text_ids) > room and cuts_texts and room > 0:
             text_ids = text_ids[:room]
             # The characters of a cut text are those of its tokens.
             text = tokenizer.decode(text_ids)
             truncated = True
         check_fits(name, num_before + len(text_ids) + len(end), max_length, cuts_texts)
+        # Masks may stand for a label, but in nothing that was said.
+        known = given.ids if has_sources else given.ids[len(given.ids) - given.num_known :]
         check_ids(name, tokenizer, [*known, *text_ids], text)
 
         # 3. Its length. Who draws the length, or is told it, puts the end itself; otherwise the model predicts it.
+        end_is_given = length_is_drawn or not predicts_end
+        num_blanks = 0
+        if reading is not None and not end_is_given:
+            num_written = len(text_ids) + len(end)
+            num_blanks = num_blanks_behind(reading, num_before, num_written, max_length)
         cost = 0.0
         if histogram:
-            cost = checked_length_nats(name, histogram, num_known, len(text_ids))
+            cost = checked_length_nats(name, histogram, given.num_known, len(text_ids))
         written.append(
             WrittenText(
-                given=given,
+                given=given.ids,
                 tokens=text_ids,
                 end=end,
-                end_is_given=length_is_drawn or not predicts_end,
+                end_is_given=end_is_given,
                 end_is_counted=length_is_drawn or predicts_end,
                 length_nats=cost,
                 text=text,
                 truncated=truncated,
                 padding=tuple(padding),
+                blanks=(tokenizer.mask_token_id,) * num_blanks,
             )
         )
     return written
+
+
+def num_filled_up(reading: Reading | None, num_given: int) -> int:
+    """Tokens of padding before those that are given, where the model's first block begins behind them."""
+    if reading is None or reading.blocks_from != "prompt" or reading.block_length is None:
+        return 0
+    return -num_given % reading.block_length
+
+
+def num_blanks_behind(reading: Reading, num_before: int, num_written: int, max_length: int) -> int:
+    """Tokens behind the end of a text that a language model writes together with it, see `WrittenText`.
+
+    They go up to the end of the text's last block. Without blocks a row is as long as one that a pipeline writes, or
+    some such rows if the text is longer.
+
+    Args:
+        num_before: tokens before the text.
+        num_written: tokens of the text and its end.
+        max_length: tokens of the longest row.
+
+    Example:
+        >>> from text_diffusers.evaluation.written_texts import num_blanks_behind
+        >>> from text_diffusers.models import Reading
+        >>> num_blanks_behind(Reading(attention="block", block_length=4), 3, num_written=3, max_length=64)
+        2
+        >>> num_blanks_behind(Reading(), num_before=3, num_written=3, max_length=64)
+        58
+    """
+    # What stands behind a token that sees none of it makes no difference.
+    if reading.attention == "causal":
+        return 0
+    size = reading.block_length or NEW_TOKENS
+    counts_from_row = reading.attention == "block" and not reading.begins_behind_prompt
+    num_before_blocks = 0 if counts_from_row else num_before
+    end = num_before + num_written
+    return min(-(end - num_before_blocks) % size, max_length - end)
 
 
 def source_room(max_length: int) -> int:
@@ -346,7 +458,11 @@ def padded_rows(texts: Sequence[WrittenText], pad_token_id: int, labels: Any = N
     Args:
         labels: one a text, or `None`.
     """
-    rows = [text.row() for text in texts]
+    return pad_rows([text.row() for text in texts], pad_token_id, labels)
+
+
+def pad_rows(rows: Sequence[dict[str, Any]], pad_token_id: int, labels: Any = None) -> Dataset:
+    """As `padded_rows`, of rows that were made of texts before."""
     longest = max(len(row["input_ids"]) for row in rows)
 
     columns: dict[str, list] = {"input_ids": [], "attention_mask": [], "given": []}

@@ -41,6 +41,9 @@ class Control:
     Subclasses define `log_prob(probs, state)`: the log-probability (B,) of what is asked for, of soft text (B, L, V)
     that is one-hot where a token is not open. A row's value must depend on that row only.
 
+    A control weighs all of a text, which then must be written as a whole; one with `weighs_text = False` changes the
+    prediction of each token by itself, and so also acts where a text is written block by block.
+
     Args:
         scale: weight of the control: 1 is Bayes' rule, 0 changes nothing.
         start, stop: shares of the steps between which it acts, `start <= progress < stop`.
@@ -61,6 +64,7 @@ class Control:
     """
 
     acts_on = "prediction"
+    weighs_text = True
     temperature = 1.0
     num_gradients = 1
 
@@ -123,6 +127,8 @@ class LengthControl(Control):
         >>> control.plan_lengths([torch.Generator().manual_seed(seed) for seed in range(3)])
         [14, 10, 14]
     """
+
+    weighs_text = False
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from .embedding import (
     simple_loss,
     transition_kl,
 )
+from .latent import gaussian_kl, with_free_bits
 from .time_density import TIME_DENSITIES, draw_times, loss_aware_density, warped_density
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "anchor_loss",
     "diffusion_lm_loss",
     "draw_times",
+    "gaussian_kl",
     "loss_aware_density",
     "noisy_start",
     "prediction_target",
@@ -41,4 +43,5 @@ __all__ = [
     "uniform_bound",
     "uniform_bound_discrete",
     "warped_density",
+    "with_free_bits",
 ]

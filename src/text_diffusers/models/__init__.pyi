@@ -13,6 +13,12 @@ from .language_model import (
     is_masked_lm,
     language_model_length,
 )
+from .latent.autoencoder_text_latent import (
+    AutoencoderTextLatentModel,
+    AutoencoderTextLatentOutput,
+    TextLatents,
+)
+from .latent.transformer_latent import LatentTransformerModel, LatentTransformerOutput
 from .prompt_encoder import PromptEncoderModel, PromptEncoderOutput
 from .prompted_denoiser import PromptedDenoiser
 from .reading import Reading, read_config, write_reading
@@ -22,6 +28,8 @@ from .transformer_embedding_bert import BertEmbeddingDenoiser
 from .transformer_text import TextTransformerModel, TextTransformerOutput
 
 __all__ = [
+    "AutoencoderTextLatentModel",
+    "AutoencoderTextLatentOutput",
     "AutoencoderVQTextModel",
     "AutoencoderVQTextOutput",
     "BertEmbeddingDenoiser",
@@ -32,6 +40,8 @@ __all__ = [
     "EmbeddingTransformerOutput",
     "LanguageModelDenoiser",
     "LanguageModelOutput",
+    "LatentTransformerModel",
+    "LatentTransformerOutput",
     "PromptEncoderModel",
     "PromptEncoderOutput",
     "PromptedDenoiser",
@@ -40,6 +50,7 @@ __all__ = [
     "TextClassifierModel",
     "TextClassifierOutput",
     "TextCodes",
+    "TextLatents",
     "TextQuantizer",
     "TextTransformerModel",
     "TextTransformerOutput",

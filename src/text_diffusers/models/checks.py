@@ -25,6 +25,7 @@ TYPE_NAMES = {
     float: "a finite number",
     str: "a string",
     bool: "true or false",
+    dict: "a mapping",
     NoneType: "None",
     list[int]: "a list, each of it an integer",
     list[str]: "a list, each of it a string",

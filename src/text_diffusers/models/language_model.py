@@ -10,11 +10,7 @@ was never asked for these.
 Shapes: B batch, L sequence length, D width, V vocabulary size, N selected positions, n tokens that are read.
 """
 
-import inspect
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,53 +21,39 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedModel
 
 from text_diffusers.common.token_ids import never_written
-from text_diffusers.common.validation import require
-from text_diffusers.models.attention import BlockCache, earlier_blocks, real_tokens, two_streams
+from text_diffusers.common.validation import require, require_int
+from text_diffusers.models.attention import BlockCache
+from text_diffusers.models.language.calls import (
+    first_position,
+    head_at,
+    language_model_length,
+    logits_at,
+    runs_compiled,
+    takes_argument,
+    takes_past,
+    uncompiled,
+)
+from text_diffusers.models.language.layout import RowLayout, check_layout, check_past_lengths
+from text_diffusers.models.language.masks import mask_for, require_maskable, token_positions
+from text_diffusers.models.language.streams import TwoStreams
 from text_diffusers.models.language_cache import StaleCache, TransformersCache
 from text_diffusers.models.reading import Reading, read_config
-
-# The layers from a masked LM's features to its logits, by `model_type`; they work position by position.
-HEADS = {
-    "bert": ("cls",),
-    "camembert": ("lm_head",),
-    "modernbert": ("head", "decoder"),
-    "roberta": ("lm_head",),
-    "xlm-roberta": ("lm_head",),
-}
-
-# The names under which configurations keep the longest input.
-LENGTH_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_sequence_length",
-    "model_length",
-    "max_seq_len",
-)
-
-# Attention that takes a mask of any shape.
-MASKABLE = ("sdpa", "eager")
 
 
 @dataclass
 class LanguageModelOutput(BaseOutput):
-    """`logits`: (N, V) at the selected positions, (B, L, V) without a selection."""
+    """Output of `LanguageModelDenoiser`.
+
+    Attributes:
+        logits: (N, V) at the selected positions, (B, L, V) without a selection.
+        clean_logits: (M, V) at the M clean positions, each from the clean tokens before it; `None` without any.
+    """
 
     logits: Tensor
+    clean_logits: Tensor | None = None
 
 
 # What a model is
-
-
-def uncompiled(model: Any) -> Any:
-    """The model that `torch.compile` was given, if `model` is what came of it; else `model` itself."""
-    return getattr(model, "_orig_mod", model)
-
-
-def runs_compiled(model: Any) -> bool:
-    """Whether a call of `model` is compiled, by `torch.compile(model)` or by `model.compile()` in place."""
-    # Parts of such a model, called by themselves, are not.
-    in_place = getattr(model, "_compiled_call_impl", None) is not None
-    return in_place or uncompiled(model) is not model
 
 
 def is_language_model(model: Any) -> bool:
@@ -80,7 +62,7 @@ def is_language_model(model: Any) -> bool:
     if not isinstance(model, PreTrainedModel):
         return False
     # A denoiser takes the positions whose prediction is asked for.
-    return "positions" not in inspect.signature(type(model).forward).parameters
+    return not takes_argument(model, "positions")
 
 
 def is_masked_lm(model: Any) -> bool:
@@ -122,30 +104,6 @@ def reading_of(model: Any) -> Reading:
     return Reading()
 
 
-def language_model_length(model: Any) -> int:
-    """The longest input in tokens; RoBERTa and its kin count positions from the one after their padding id.
-
-    Raises:
-        ValueError: if the configuration does not say.
-    """
-    config = model.config
-    limits = [getattr(config, key, None) for key in LENGTH_KEYS]
-    limit = next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
-    if limit is None:
-        raise ValueError(
-            f"`config` of a {type(model).__name__} must have the longest input in tokens as one of {LENGTH_KEYS}."
-        )
-
-    # Positions that can be embedded, less those that are never given to a token
-    for name, module in model.named_modules():
-        if (
-            name.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        ):
-            return limit - module.padding_idx - 1
-    return limit
-
-
 def ids_never_predicted(model: Any, tokenizer: Any, but: tuple[int | None, ...] = ()) -> list[int]:
     """Ids whose prediction is never asked for: those that no token has, and special tokens that are never written.
 
@@ -165,55 +123,6 @@ def ids_never_predicted(model: Any, tokenizer: Any, but: tuple[int | None, ...] 
         # The padding of many tokenizers is an end of texts too.
         special_ids = {*never_written(tokenizer)} - {*reading_of(model).end_token_ids}
     return sorted({*special_ids, *unused_ids} - {*but})
-
-
-# Calls
-
-
-@contextmanager
-def head_at(model: Any, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Run the output embedding of `model` at the states of `rows` (N,) and `columns` (N,) only.
-
-    What the model does with its logits afterwards, such as scaling and capping, then sees (N, V).
-    """
-    thread = threading.get_ident()
-
-    def select(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        # Another thread may call the same model meanwhile.
-        if threading.get_ident() != thread:
-            return inputs
-        return (inputs[0][rows, columns], *inputs[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def logits_at(model: Any, rows: Tensor, columns: Tensor, inputs: dict[str, Any]) -> Tensor:
-    """(N, V) logits of a language model at the states of `rows` (N,) and `columns` (N,) of its input.
-
-    The head runs at these states only, if the model is not compiled as a whole.
-    """
-    head = HEADS.get(model.config.model_type)
-
-    # A head that cannot be called by itself runs everywhere, and its logits are chosen from.
-    if runs_compiled(model):
-        return model(**inputs).logits[rows, columns]
-    if head is not None:
-        # The hook of CPU offloading waits for a call of the model as a whole.
-        if hasattr(model, "_hf_hook"):
-            model._hf_hook.pre_forward(model)
-        x = model.base_model(**inputs)[0][rows, columns]  # (N, D)
-        for name in head:
-            x = getattr(model, name)(x)
-        return x
-
-    if model.get_output_embeddings() is None:
-        return model(**inputs).logits[rows, columns]
-    with head_at(model, rows, columns):
-        return model(**inputs).logits
 
 
 class LanguageModelDenoiser(nn.Module):
@@ -245,8 +154,9 @@ class LanguageModelDenoiser(nn.Module):
         self.reading = reading_of(language_model)
         self.language_model = language_model
         self.excluded_ids = list(excluded_ids or [])
+        self.first_position = first_position(language_model)
         if self.reading.attention == "block":
-            self._require_maskable("blocks")
+            require_maskable(language_model, "blocks")
         self._open_attention()
 
     def _open_attention(self):
@@ -259,7 +169,8 @@ class LanguageModelDenoiser(nn.Module):
             )
         # Some configurations ask for tuples in the place of outputs with names.
         config.return_dict = True
-        if self.reading.attention == "causal":
+        # Over a causal past every call has a mask of its own, and transformers writes with the model as it is.
+        if self.reading.is_causal:
             return
         for module in self.language_model.modules():
             if getattr(module, "is_causal", False):
@@ -277,6 +188,7 @@ class LanguageModelDenoiser(nn.Module):
                 "excluded_ids": self.excluded_ids,
                 "num_classes": None,
                 "block_length": self.reading.block_length,
+                "causal_past": self.reading.has_causal_past,
                 "mask_token_id": self.reading.mask_token_id,
             }
         )
@@ -301,6 +213,32 @@ class LanguageModelDenoiser(nn.Module):
     def device(self) -> torch.device:
         return self.language_model.device
 
+    @property
+    def takes_cache(self) -> bool:
+        """Whether the model takes keys and values that were computed before; some masked LMs do not."""
+        return takes_past(self.language_model)
+
+    @property
+    def has_causal_past(self) -> bool:
+        """Whether a past is read token by token, so that blocks of any length may be written over it."""
+        return self.reading.has_causal_past
+
+    def with_block_length(self, block_length: int | None) -> "LanguageModelDenoiser":
+        """The same weights as a denoiser that writes in blocks of another length; `None` is its own.
+
+        Raises:
+            ValueError: if its past is not causal.
+        """
+        if block_length in (None, self.reading.block_length):
+            return self
+        require_int("block_length", block_length, 1)
+        layout = RowLayout(self.reading, block_length=block_length)
+        check_layout(self.language_model, layout, None, None, None)
+
+        other = LanguageModelDenoiser(self.language_model, self.excluded_ids)
+        other.reading = replace(self.reading, block_length=block_length)
+        return other
+
     def forward(
         self,
         input_ids: Tensor,
@@ -310,8 +248,16 @@ class LanguageModelDenoiser(nn.Module):
         positions: Tensor | None = None,
         clean_ids: Tensor | None = None,
         cache: BlockCache | StaleCache | None = None,
+        block_length: int | None = None,
+        block_starts: Tensor | None = None,
+        clean_positions: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        past_lengths: Tensor | None = None,
     ) -> LanguageModelOutput:
         """Predict the clean token at each position.
+
+        Over a causal past the last block of a row is read as a block, and all before it token by token: with blocks of
+        one token the model is autoregressive.
 
         Args:
             input_ids: (B, L) corrupted tokens.
@@ -325,23 +271,48 @@ class LanguageModelDenoiser(nn.Module):
                 of the blocks before it, these clean tokens. One pass predicts all blocks.
             cache: from `new_cache`, for a model with blocks: `input_ids` are the tokens that follow its finished
                 blocks, and see them. Or a `StaleCache`, for a bidirectional model.
+            block_length: tokens of a block over a causal past, if another than the model's own.
+            block_starts: with `clean_ids` over a causal past, (B,) columns at each of which a block begins, or (B, L)
+                places in blocks; see `places_behind`.
+            clean_positions: (B, L) bool, clean tokens that are predicted too, from those before them.
+            segment_ids: (B, L), alike in each of several texts that share a row and do not see each other.
+            past_lengths: (B,) tokens of each row that are read one by one, all behind them being one block; without
+                `clean_ids`, a `block_length` or a mask of pairs.
 
         Raises:
-            ValueError: if there are labels, or clean tokens or a cache do not fit the model.
+            ValueError: if there are labels, or clean tokens, blocks or a cache do not fit the model or each other.
         """
         if class_labels is not None:
             raise ValueError("`class_labels` were given, but a language model takes no labels.")
+        layout = RowLayout(
+            self.reading,
+            attention_mask,
+            has_cache=cache is not None,
+            start=cache.length if isinstance(cache, BlockCache) else 0,
+            block_length=block_length or self.reading.block_length,
+            block_starts=block_starts,
+            segment_ids=segment_ids,
+            past_lengths=past_lengths,
+            first_position=self.first_position,
+        )
+        check_layout(self.language_model, layout, clean_ids, cache, clean_positions)
+        check_past_lengths(layout, clean_ids, block_length)
+
+        clean_logits = None
         if isinstance(cache, StaleCache) and cache.active is not None:
             logits = self._active_logits(input_ids, attention_mask, positions, cache)
+        elif clean_ids is not None:
+            self._check_clean(input_ids, clean_ids, cache)
+            logits, clean_logits = self._logits_of_streams(
+                input_ids, clean_ids, positions, clean_positions, layout
+            )
         else:
-            inputs = self._inputs(input_ids, attention_mask, clean_ids, cache)
-            logits = self._logits(input_ids, positions, clean_ids is not None, inputs)
+            logits = self._logits(input_ids, positions, layout, cache)
 
-        # An id with a logit of -inf is never drawn.
-        if self.excluded_ids:
-            excluded = torch.tensor(self.excluded_ids, dtype=torch.long, device=logits.device)
-            logits = logits.index_fill(-1, excluded, -torch.inf)
-        return LanguageModelOutput(logits=logits)
+        return LanguageModelOutput(
+            logits=self._without_excluded(logits),
+            clean_logits=None if clean_logits is None else self._without_excluded(clean_logits),
+        )
 
     def new_cache(self, capacity: int | None = None) -> BlockCache:
         """An empty cache of up to `capacity` tokens, by default and at most the longest input."""
@@ -350,134 +321,112 @@ class LanguageModelDenoiser(nn.Module):
         require(is_possible, "capacity", f"between 1 and {limit}", capacity)
         return BlockCache(capacity or limit)
 
+    def _without_excluded(self, logits: Tensor) -> Tensor:
+        """Logits (..., V) in which the excluded ids have -inf, and so are never drawn."""
+        if not self.excluded_ids:
+            return logits
+        excluded = torch.tensor(self.excluded_ids, dtype=torch.long, device=logits.device)
+        return logits.index_fill(-1, excluded, -torch.inf)
+
     def _logits(
-        self, input_ids: Tensor, positions: Tensor | None, has_clean: bool, inputs: dict[str, Any]
-    ) -> Tensor:
-        """(N, V) logits at `positions` (B, L), or (B, L, V) without, moved to their own positions."""
-        length = input_ids.shape[1]
-        # Where all logits are asked for and none is moved, the model is called as it is.
-        if positions is None and self.reading.alignment == "aligned":
-            return self.language_model(**inputs).logits[:, :length]
-        wanted = torch.ones_like(input_ids, dtype=torch.bool) if positions is None else positions
-
-        rows, columns = wanted.nonzero(as_tuple=True)  # (N,)
-        if self.reading.alignment == "shifted":
-            columns = self._states_before(columns, length if has_clean else None)
-        logits = logits_at(self.language_model, rows, columns, inputs)
-        return logits.unflatten(0, input_ids.shape) if positions is None else logits
-
-    def _states_before(self, columns: Tensor, num_noisy: int | None) -> Tensor:
-        """(N,) columns of the states that predict the tokens at `columns` (N,); the first token has its own.
-
-        Args:
-            num_noisy: L where L clean tokens stand behind as many noisy ones: there a block sees the clean tokens
-                before it, and its first token is read off the last of these.
-        """
-        before = (columns - 1).clamp(min=0)
-        block_length = self.reading.block_length
-        if num_noisy is None or block_length is None:
-            return before
-        begins_block = (columns % block_length == 0) & (columns > 0)
-        return torch.where(begins_block, before + num_noisy, before)
-
-    def _inputs(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor | None,
-        clean_ids: Tensor | None,
-        cache: Any,
+        positions: Tensor | None,
+        layout: RowLayout,
+        cache: BlockCache | StaleCache | None,
+    ) -> Tensor:
+        """(N, V) logits at `positions` (B, L), or (B, L, V) without, moved to their own positions."""
+        model = self.language_model
+        reads_itself = self.reading.alignment == "aligned" and not self.has_causal_past
+        # Where all logits are asked for and none is moved, the model is called as it is.
+        if positions is None and reads_itself:
+            return model(**self._inputs(input_ids, layout, cache)).logits
+
+        wanted = torch.ones_like(input_ids, dtype=torch.bool) if positions is None else positions
+        rows, columns = wanted.nonzero(as_tuple=True)  # (N,)
+        states = layout.states(input_ids, columns)
+        read, layout = self._needed_tokens(input_ids, positions, layout)
+        logits = logits_at(model, rows, states, self._inputs(read, layout, cache))
+        return logits.unflatten(0, input_ids.shape) if positions is None else logits
+
+    def _needed_tokens(
+        self, input_ids: Tensor, positions: Tensor | None, layout: RowLayout
+    ) -> tuple[Tensor, RowLayout]:
+        """The tokens to read, (B, L) or fewer, and their layout: a block is not, if no state of it is asked for.
+
+        The first token of a block is read off the last one of the past, where predictions are shifted.
+        """
+        reads_all = not self.has_causal_past or layout.past_lengths is not None
+        if reads_all or positions is None or self.reading.alignment == "aligned":
+            return input_ids, layout
+        num_past = layout.last_block(input_ids.shape[1]) - layout.start
+        mask = layout.attention_mask
+        is_row_mask = mask is None or mask.ndim == 2
+        if num_past < 1 or not is_row_mask or bool(positions[:, num_past + 1 :].any()):
+            return input_ids, layout
+
+        if mask is not None:
+            mask = mask[:, : layout.start + num_past]
+        # One block of all that is left would see itself both ways; in blocks of one token nothing does.
+        return input_ids[:, :num_past], replace(layout, attention_mask=mask, block_length=1)
+
+    def _inputs(
+        self, input_ids: Tensor, layout: RowLayout, cache: BlockCache | StaleCache | None
     ) -> dict[str, Any]:
-        """Arguments of the language model, which reads all of `input_ids`, and the clean tokens behind them."""
-        if clean_ids is not None:
-            return self._two_streams(input_ids, attention_mask, clean_ids, cache)
-        start = cache.length if isinstance(cache, BlockCache) else 0
-        inputs: dict[str, Any] = {
-            "input_ids": input_ids,
-            "attention_mask": self._visible(input_ids, attention_mask, start, cache),
-        }
+        """Arguments of the language model, which reads all of `input_ids`."""
+        visible = layout.visible(input_ids)
+        if visible is not None and visible.ndim == 4:
+            visible = mask_for(self.language_model, visible)
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": visible}
         # Models that write one token after the other would keep keys and values of each call.
-        if (
-            "use_cache"
-            in inspect.signature(type(uncompiled(self.language_model)).forward).parameters
-        ):
+        if takes_argument(self.language_model, "use_cache"):
             inputs["use_cache"] = False
         if cache is not None:
             self._check_cache(cache)
             inputs["past_key_values"] = TransformersCache(cache)
-            columns = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
-            inputs["position_ids"] = columns.unsqueeze(0).expand(len(input_ids), -1)
+        if cache is not None or self.has_causal_past or layout.segment_ids is not None:
+            inputs["position_ids"] = self._positions(input_ids, layout)
         return inputs
 
-    def _two_streams(
-        self, input_ids: Tensor, attention_mask: Tensor | None, clean_ids: Tensor, cache: Any
-    ) -> dict[str, Any]:
-        """Arguments of the language model, which reads 2L tokens: the noisy ones, and the same clean."""
-        block_length = self.reading.block_length
-        if block_length is None or cache is not None or clean_ids.shape != input_ids.shape:
-            raise ValueError(
-                f"`clean_ids` must be {tuple(input_ids.shape)} like `input_ids`, come without `cache`, and go to a "
-                f"model with blocks, got {tuple(clean_ids.shape)}, and blocks of {block_length} tokens."
-            )
-        length = input_ids.shape[1]
-        visible = two_streams(length, block_length, input_ids.device).expand(
-            len(input_ids), 1, -1, -1
+    def _positions(self, input_ids: Tensor, layout: RowLayout) -> Tensor:
+        """(B, L) positions of the tokens; over a causal past padding has none, as in stock transformers."""
+        mask = layout.attention_mask
+        has_mask = self.has_causal_past and mask is not None and mask.ndim == 2
+        positions = token_positions(
+            input_ids, layout.start, mask if has_mask else None, layout.segment_ids
         )
-        real = real_tokens(attention_mask)
-        if real is not None:
-            # Padding sees itself, so that no token sees nothing.
-            itself = torch.eye(2 * length, dtype=torch.bool, device=input_ids.device)
-            visible = (visible & torch.cat([real, real], dim=1)[:, None, None, :]) | itself
+        return positions + layout.first_position
 
-        # A clean token has the position of its noisy one.
-        columns = torch.arange(length, device=input_ids.device).repeat(2)
-        return {
-            "input_ids": torch.cat([input_ids, clean_ids], dim=1),
-            "attention_mask": self._as_mask(visible),
-            "position_ids": columns.unsqueeze(0).expand(len(input_ids), -1),
+    def _logits_of_streams(
+        self,
+        input_ids: Tensor,
+        clean_ids: Tensor,
+        positions: Tensor | None,
+        clean_positions: Tensor | None,
+        layout: RowLayout,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits of the noisy tokens, as in `_logits`, and (M, V) of the clean ones, from a pass over both."""
+        wanted = torch.ones_like(input_ids, dtype=torch.bool) if positions is None else positions
+        streams = TwoStreams(layout, input_ids, clean_ids, wanted)
+        rows, columns = wanted.nonzero(as_tuple=True)  # (N,)
+        states = streams.states(rows, columns)
+        num_asked = len(rows)
+        if clean_positions is not None:
+            clean_rows, clean_columns = clean_positions.nonzero(as_tuple=True)  # (M,)
+            rows = torch.cat([rows, clean_rows])
+            states = torch.cat([states, streams.clean_states(clean_columns)])
+
+        inputs = {
+            "input_ids": streams.input_ids,
+            "attention_mask": mask_for(self.language_model, streams.visible),
+            "position_ids": streams.position_ids,
             "use_cache": False,
         }
-
-    def _visible(
-        self, input_ids: Tensor, attention_mask: Tensor | None, start: int, cache: Any
-    ) -> Tensor | None:
-        """The mask for the language model: (B, S) as given where that says all, else (B, 1, L, S)."""
-        if attention_mask is not None and attention_mask.ndim > 2:
-            visible = attention_mask if attention_mask.ndim == 4 else attention_mask.unsqueeze(1)
-            # Masks that are added to attention are below zero where nothing is seen.
-            is_additive = visible.is_floating_point() and bool((visible < 0).any())
-            return self._as_mask(visible >= 0 if is_additive else visible.bool())
-        if self.reading.attention != "block":
-            # Behind a cache transformers would look for a length that it does not have.
-            if cache is None or attention_mask is None:
-                return attention_mask
-            real = attention_mask.bool()[:, None, None, :]
-            return self._as_mask(real.expand(-1, 1, input_ids.shape[1], -1))
-
-        # A token sees its own block and all before it.
-        length = input_ids.shape[1]
-        block_length = self.reading.block_length
-        assert block_length is not None
-        visible = earlier_blocks(start + length, start, block_length, input_ids.device)
-        real = real_tokens(attention_mask)
-        if visible is None:
-            visible = torch.ones(length, start + length, dtype=torch.bool, device=input_ids.device)
-        visible = visible.expand(len(input_ids), 1, -1, -1)
-        if real is not None:
-            # Padding sees itself, so that no token sees nothing.
-            itself = torch.eye(length, dtype=torch.bool, device=input_ids.device)
-            itself = torch.cat([itself.new_zeros(length, start), itself], dim=1)
-            visible = (visible & real[:, None, None, :]) | itself
-        return self._as_mask(visible)
-
-    def _as_mask(self, visible: Tensor) -> Tensor:
-        """A mask (B, 1, L, S) as the attention of the language model takes it, the same in all layers."""
-        self._require_maskable("a mask of each pair of tokens")
-        self._require_wide_windows(visible.shape[-1])
-        if self.language_model.config._attn_implementation == "sdpa":
-            return visible
-        dtype = self.language_model.dtype
-        hidden = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=visible.device)
-        return torch.where(visible, torch.zeros_like(hidden), hidden)
+        logits = logits_at(self.language_model, rows, states, inputs)
+        noisy_logits = logits[:num_asked]
+        if positions is None:
+            noisy_logits = noisy_logits.unflatten(0, input_ids.shape)
+        return noisy_logits, None if clean_positions is None else logits[num_asked:]
 
     def _active_logits(
         self,
@@ -502,8 +451,8 @@ class LanguageModelDenoiser(nn.Module):
         columns, visible = cache.columns(real.bool())
         inputs = {
             "input_ids": input_ids.gather(1, columns),
-            "attention_mask": self._as_mask(visible),
-            "position_ids": columns,
+            "attention_mask": mask_for(self.language_model, visible),
+            "position_ids": columns + self.first_position,
             "past_key_values": TransformersCache(cache),
             "use_cache": False,
         }
@@ -517,9 +466,16 @@ class LanguageModelDenoiser(nn.Module):
         with head_at(self.language_model, rows, places):
             return self.language_model(**inputs).logits
 
+    def _check_clean(self, input_ids: Tensor, clean_ids: Tensor, cache: Any):
+        block_length = self.reading.block_length
+        if block_length is None or cache is not None or clean_ids.shape != input_ids.shape:
+            raise ValueError(
+                f"`clean_ids` must be {tuple(input_ids.shape)} like `input_ids`, come without `cache`, and go to a "
+                f"model with blocks, got {tuple(clean_ids.shape)}, and blocks of {block_length} tokens."
+            )
+
     def _check_cache(self, cache: Any):
-        forward = inspect.signature(type(uncompiled(self.language_model)).forward).parameters
-        if "past_key_values" not in forward or runs_compiled(self.language_model):
+        if not self.takes_cache or runs_compiled(self.language_model):
             raise ValueError(
                 f"`cache` needs a model of transformers that takes `past_key_values` and is not compiled, got "
                 f"{type(uncompiled(self.language_model)).__name__}; a pipeline reads blocks without it by "
@@ -534,28 +490,6 @@ class LanguageModelDenoiser(nn.Module):
             wanted = "a cache from `new_cache`" if has_blocks else "a `StaleCache`"
             raise ValueError(
                 f"`cache` must be {wanted} for {self.reading.attention} attention, got {type(cache).__name__}."
-            )
-
-    def _require_wide_windows(self, length: int):
-        """Refuse rows in which some layers see less than others: a mask that is given would open their windows."""
-        config = self.language_model.config
-        window = getattr(config, "sliding_window", None)
-        if window is None or not getattr(config, "use_sliding_window", True):
-            return
-        layer_types = getattr(config, "layer_types", None)
-        if layer_types is not None and set(layer_types) == {"full_attention"}:
-            return
-        if length > window:
-            raise ValueError(
-                f"`sliding_window` of the language model must be at least the {length} tokens of a row with blocks, a "
-                f"cache or a mask of each pair of tokens, got {window}."
-            )
-
-    def _require_maskable(self, what: str):
-        implementation = self.language_model.config._attn_implementation
-        if implementation not in MASKABLE:
-            raise ValueError(
-                f"`attn_implementation` must be one of {MASKABLE} for {what}, got {implementation!r}."
             )
 
     def load_state_dict(self, state_dict, strict: bool = True, assign: bool = False) -> Any:
@@ -574,11 +508,33 @@ class LanguageModelDenoiser(nn.Module):
         # Not strict: buffers and the further names of tied parameters may be missing.
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
+    def tie_weights(self):
+        """Make tied weights one again, after each was moved by itself, as FSDP2 does on its way to shards."""
+        self.language_model.tie_weights()
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Names of the classes of its layers, of which FSDP2 gathers one after the other.
+
+        The embeddings, which transformers counts among them, may be the weights of the head too: they stay together.
+        """
+        names = set()
+        embeddings = self.language_model.get_input_embeddings()
+        whole = getattr(self.language_model, "_no_split_modules", None) or ()
+        for module in self.language_model.modules():
+            name = type(module).__name__
+            if name in whole and embeddings not in list(module.modules()):
+                names.add(name)
+        return sorted(names)
+
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
     def enable_gradient_checkpointing(self):
-        self.language_model.gradient_checkpointing_enable()
+        # Versions of transformers before 5.23 know the earlier name only.
+        earlier: Any = self.language_model.gradient_checkpointing_enable
+        enable = getattr(self.language_model, "activation_checkpointing_enable", earlier)
+        enable()
 
 
 def as_denoiser(model: Any, tokenizer: Any, but: tuple[int | None, ...] = ()) -> Any:
@@ -593,3 +549,17 @@ def as_denoiser(model: Any, tokenizer: Any, but: tuple[int | None, ...] = ()) ->
     if is_language_model(model):
         return LanguageModelDenoiser(model, ids_never_predicted(model, tokenizer, but))
     return model
+
+
+def in_blocks_of(denoiser: Any, block_length: int | None) -> Any:
+    """A denoiser that writes in blocks of so many tokens; `None` is as it does.
+
+    Raises:
+        ValueError: if it writes in others, or in none.
+    """
+    if isinstance(denoiser, LanguageModelDenoiser):
+        return denoiser.with_block_length(block_length)
+    own_length = getattr(denoiser.config, "block_length", None)
+    limit = f"None or {own_length}, that of the denoiser"
+    require(block_length in (None, own_length), "block_length", limit, block_length)
+    return denoiser

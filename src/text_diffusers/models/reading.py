@@ -14,6 +14,7 @@ from text_diffusers.common.validation import is_int, is_list, require, require_k
 ATTENTIONS = ("bidirectional", "causal", "block")
 ALIGNMENTS = ("aligned", "shifted")
 BLOCK_STARTS = ("row", "prompt")
+PASTS = ("block", "causal")
 
 
 @dataclass
@@ -24,6 +25,10 @@ class Reading:
         attention: "bidirectional", every token sees every other; "causal", those before it; or "block", its own block
             and all blocks before it.
         block_length: tokens of a block, with "block" attention.
+        past: how the blocks before are read, with "block" attention: "block", as blocks; or "causal", token by token,
+            as autoregressive models were taught. Such a past knows no blocks, so that one model may write in blocks
+            of any length; these begin behind the prompt, and stock transformers writes token by token with the same
+            weights.
         blocks_from: "row", blocks are counted from the first token of a row; or "prompt", from the end of the prompt,
             whose first block is then filled up with padding on its left.
         alignment: "aligned", the state at a position predicts the token there; or "shifted", the state at position
@@ -46,6 +51,7 @@ class Reading:
 
     attention: str = "bidirectional"
     block_length: int | None = None
+    past: str = "block"
     blocks_from: str = "row"
     alignment: str = "aligned"
     mask_token_id: int | None = None
@@ -59,12 +65,30 @@ class Reading:
         is_length = is_int(self.block_length, 1) if has_blocks else self.block_length is None
         limit = "an integer of at least 1" if has_blocks else 'None without `attention="block"`'
         require(is_length, "block_length", limit, self.block_length)
+        require_key("past", self.past, PASTS)
+        limit = '"block" without `attention="block"`'
+        require(has_blocks or self.past == "block", "past", limit, self.past)
 
         is_mask = self.mask_token_id is None or is_int(self.mask_token_id, 0)
         require(is_mask, "mask_token_id", "None or an id", self.mask_token_id)
         ends = self.end_token_ids
         are_ends = is_list(ends) and all(is_int(end, 0) for end in ends)
         require(are_ends, "end_token_ids", "a list of ids", ends)
+
+    @property
+    def has_causal_past(self) -> bool:
+        """Whether each block is written over a past that is read token by token."""
+        return self.past == "causal"
+
+    @property
+    def begins_behind_prompt(self) -> bool:
+        """Whether the first block that is written begins behind the prompt."""
+        return self.has_causal_past or self.blocks_from == "prompt"
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the tokens of a text see those before them only, where nobody asks for a block."""
+        return self.attention == "causal" or self.has_causal_past
 
 
 def read_config(config: Any) -> Reading | None:
@@ -91,8 +115,8 @@ def read_config(config: Any) -> Reading | None:
 
 def check_reading(config: Any, reading: Reading):
     """Refuse a reading that contradicts the rest of its configuration."""
-    is_causal = reading.attention == "causal"
-    limit = f'{is_causal} with `attention`="{reading.attention}"'
+    is_causal = reading.is_causal
+    limit = f'{is_causal} with `attention`="{reading.attention}" and `past`="{reading.past}"'
     require(getattr(config, "is_causal", is_causal) == is_causal, "is_causal", limit, not is_causal)
 
     vocab_size = getattr(config, "vocab_size", None)
@@ -114,5 +138,5 @@ def write_reading(config: PreTrainedConfig, reading: Reading):
     """Write a reading into a configuration of transformers, in place."""
     entries: Any = config
     entries.diffusion = asdict(reading)
-    # Read by transformers, which then makes no causal mask.
-    entries.is_causal = reading.attention == "causal"
+    # Read by transformers, which makes a causal mask, or none.
+    entries.is_causal = reading.is_causal

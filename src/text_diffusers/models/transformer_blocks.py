@@ -6,6 +6,7 @@ Shapes: B batch, L sequence length, D width, C width of the condition, n tokens 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.modeling_utils import ModelMixin
@@ -163,6 +164,23 @@ class TransformerModel(StockLoading, ModelMixin, AttentionMixin, ConfigMixin):
         if class_labels is None:
             class_labels = torch.full((len(like),), num_classes, device=like.device)
         return self.class_embedding(class_labels)
+
+    def embed_clock(
+        self, timestep: float | Tensor, class_labels: Tensor | None, x: Tensor
+    ) -> Tensor:
+        """(B, 1, D) for blocks over x (B, ..., D): the time on a clock of `num_train_timesteps`, and the label.
+
+        Args:
+            timestep: () or (B,).
+            class_labels: (B,), see `embed_labels`.
+        """
+        # The network sees times as shares of the clock.
+        times = torch.as_tensor(timestep, device=x.device).float() / self.config.num_train_timesteps
+        condition = self.embed_times(times.expand(len(x)), x.dtype)
+        label = self.embed_labels(class_labels, x)
+        if label is not None:
+            condition = condition + label
+        return F.silu(condition).unsqueeze(1)
 
 
 class TransformerStack(nn.Module):

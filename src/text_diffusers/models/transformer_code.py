@@ -200,7 +200,7 @@ class CodeTransformerModel(TransformerModel):
 
         # Positions count from the vector before the row.
         rotary = rotary_of(x, self.config)
-        states, mask = self._prompt(x, prompt_states, prompt_mask)
+        states, mask = prompt_inputs(x, self.config.prompt_size, prompt_states, prompt_mask)
         for block in self.blocks:
             x = self.run_block(block, x, rotary, states, mask)
 
@@ -230,33 +230,41 @@ class CodeTransformerModel(TransformerModel):
         # A coarser code has one vector for each of the codes that it stands for.
         return self.context_embedding(context_ids).unflatten(-1, (ratio, -1)).flatten(1, 2)
 
-    def _prompt(
-        self, x: Tensor, states: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """(B, P, E) states and (B, P) bool, where they are seen; without a prompt a single state that is not seen."""
-        if mask is not None and (states is None or mask.shape != states.shape[:2]):
-            raise ValueError(
-                f"`prompt_mask` must be that of `prompt_states`, got {tuple(mask.shape)} for "
-                f"{None if states is None else tuple(states.shape)}."
-            )
-        size = self.config.prompt_size
-        if size is None:
-            check_not_given("prompt_states", states)
-            return None, None
 
-        # Nothing but the learned state of `PromptAttention` is seen.
-        if states is None:
-            return x.new_zeros(len(x), 1, size), torch.zeros(
-                len(x), 1, dtype=torch.bool, device=x.device
-            )
+def prompt_inputs(
+    x: Tensor, prompt_size: int | None, states: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """(B, P, E) states and (B, P) bool, where they are seen; without a prompt a single state that is not seen.
 
-        if states.ndim != 3 or states.shape[::2] != (len(x), size):
-            raise ValueError(
-                f"`prompt_states` must be ({len(x)}, length, {size}), got {tuple(states.shape)}."
-            )
-        if mask is None:
-            mask = torch.ones(states.shape[:2], device=x.device)
-        return states.to(x.dtype), mask.bool()
+    Args:
+        x: (B, L, D) the rows that look at the prompt.
+        prompt_size: E; `None` is that of a model without prompts, for which both results are `None`.
+        states, mask: as a model with prompts is given them, or `None`.
+
+    Raises:
+        ValueError: if they do not fit the model or each other.
+    """
+    if mask is not None and (states is None or mask.shape != states.shape[:2]):
+        raise ValueError(
+            f"`prompt_mask` must be that of `prompt_states`, got {tuple(mask.shape)} for "
+            f"{None if states is None else tuple(states.shape)}."
+        )
+    if prompt_size is None:
+        check_not_given("prompt_states", states)
+        return None, None
+
+    # Nothing but the learned state of `PromptAttention` is seen.
+    if states is None:
+        unseen = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
+        return x.new_zeros(len(x), 1, prompt_size), unseen
+
+    if states.ndim != 3 or states.shape[::2] != (len(x), prompt_size):
+        raise ValueError(
+            f"`prompt_states` must be ({len(x)}, length, {prompt_size}), got {tuple(states.shape)}."
+        )
+    if mask is None:
+        mask = torch.ones(states.shape[:2], device=x.device)
+    return states.to(x.dtype), mask.bool()
 
 
 def check_not_given(name: str, value: Tensor | None):

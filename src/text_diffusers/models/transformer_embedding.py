@@ -258,7 +258,7 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
             )
 
         # 3. Denoise
-        condition = self._condition(timestep, class_labels, x)  # (B, 1, D)
+        condition = self.embed_clock(timestep, class_labels, x)  # (B, 1, D)
         rotary = rotary_of(x, self.config)
         real = real_tokens(attention_mask)
         mask = None if real is None else real[:, None, None]
@@ -460,18 +460,6 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
         if self.config.normalize_embeddings:
             return logits
         return logits - power / 2 * self.embedding_table().square().sum(dim=-1)
-
-    def _condition(
-        self, timestep: float | Tensor, class_labels: Tensor | None, x: Tensor
-    ) -> Tensor:
-        """(B, 1, D) of the embedded time and label."""
-        # The network sees times as shares of the clock.
-        times = torch.as_tensor(timestep, device=x.device).float() / self.config.num_train_timesteps
-        condition = self.embed_times(times.expand(len(x)), x.dtype)
-        label = self.embed_labels(class_labels, x)
-        if label is not None:
-            condition = condition + label
-        return F.silu(condition).unsqueeze(1)
 
     @property
     def _special_ids(self) -> list[int]:

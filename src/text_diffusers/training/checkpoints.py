@@ -158,6 +158,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{FINISHED}*"))
 
 
+def begins_anew(config: Any) -> bool:
+    """Whether a run begins with weights of its own, and not with those of a checkpoint, which "auto" may not find."""
+    wanted = config.resume_from_checkpoint
+    if wanted != "auto":
+        return not wanted
+    return not list_checkpoints(Path(config.output_dir) / CHECKPOINT_FOLDER)
+
+
 def find_checkpoint(folder: Path, wanted: str) -> tuple[Path | None, list[str]]:
     """The newest valid checkpoint in `folder`.
 

@@ -19,6 +19,7 @@ import platform
 import re
 import shlex
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -42,6 +43,10 @@ LIMITS = {
 }
 
 SGD_MOMENTUM = 0.9
+
+# The warm-up of the learning rate: so many steps, and where nothing says how many, at most this share of the budget
+WARMUP_STEPS = 100
+WARMUP_SHARE = 0.1
 
 # The record of a run, and the libraries whose versions it notes
 NOTE_FILE = "training_config.json"
@@ -134,7 +139,9 @@ class TrainingConfig:
     # Optimizer
     optimizer: str = option("adamw", "adamw, or sgd with Nesterov's momentum", one_of=OPTIMIZERS)
     learning_rate: float = option(1e-3, "peak learning rate", limit="above 0")
-    lr_warmup_steps: int = option(100, "linear warm-up; a cosine to 0 follows", limit="at least 0")
+    lr_warmup_steps: int = option(
+        WARMUP_STEPS, "linear warm-up; a cosine to 0 follows", limit="at least 0"
+    )
     weight_decay: float = option(0.01, "of matrices; vectors have none", limit="at least 0")
     adam_beta2: float = option(0.99, "decay of AdamW's second moment", limit="in [0, 1)")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", limit="above 0")
@@ -265,9 +272,15 @@ def check_options(config: Any):
 
 
 def refuse_parts_of_a_pipeline(
-    config: Any, what: str = "pipeline", option: str = "model_name_or_path"
+    config: Any,
+    what: str = "pipeline",
+    option: str = "model_name_or_path",
+    allowed: Collection[str] = (),
 ):
     """Refuse options that say how a pipeline, or `what`, is made where a saved one, the `option`, is trained with.
+
+    Args:
+        allowed: names of such options that the saved one has not settled.
 
     Raises:
         ValueError: naming the first such option.
@@ -275,6 +288,8 @@ def refuse_parts_of_a_pipeline(
     # An option at its default was not asked for, and may be another one in the pipeline.
     defaults = {part.name: part.default for part in fields(config)}
     for name in marked_options(config, "part_of", "pipeline"):
+        if name in allowed:
+            continue
         if getattr(config, option) and getattr(config, name) != defaults[name]:
             raise ValueError(f"`{name}` belongs to the {what} in `{option}`; leave it out.")
 

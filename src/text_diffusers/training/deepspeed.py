@@ -14,6 +14,7 @@ from deepspeed.utils import (  # pyright: ignore[reportMissingImports]
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
 )
+from torch import Tensor
 
 from text_diffusers.training.config import TrainingConfig
 from text_diffusers.training.state import Named, TrainingState
@@ -44,18 +45,20 @@ class DeepSpeedState(TrainingState):
         """This process's flat fp32 parts, one for each group of the optimizer."""
         return self.zero.single_partition_of_fp32_groups
 
-    def weights(self) -> Named:
+    def weights(self, kept: bool = True) -> Named:
         return {
-            name: safe_get_full_fp32_param(parameter) for name, parameter in self.parameters.items()
+            name: kept_part(safe_get_full_fp32_param(parameter), kept)
+            for name, parameter in self.parameters.items()
         }
 
-    def averages(self) -> Named:
+    def averages(self, kept: bool = True) -> Named:
         self._link()
         return {
-            name: safe_get_full_optimizer_state(p, AVERAGE) for name, p in self.parameters.items()
+            name: kept_part(safe_get_full_optimizer_state(parameter, AVERAGE), kept)
+            for name, parameter in self.parameters.items()
         }
 
-    def moments(self) -> Named:
+    def moments(self, kept: bool = True) -> Named:
         self._link()
         moments = {}
         for name, parameter in self.parameters.items():
@@ -63,7 +66,8 @@ class DeepSpeedState(TrainingState):
                 if key == STEPS:  # a number, the same for all parameters of a part
                     moments[f"{name}/{key}"] = value.clone()
                 elif value is not None:
-                    moments[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key)
+                    moment = safe_get_full_optimizer_state(parameter, key)
+                    moments[f"{name}/{key}"] = kept_part(moment, kept)
         return moments
 
     def num_bytes(self) -> int:
@@ -100,6 +104,11 @@ class DeepSpeedState(TrainingState):
                 fragment.set_optim_state_fragment(
                     flat, self.optimizer.state[flat] | {AVERAGE: shadows[flat]}
                 )
+
+
+def kept_part(gathered: Tensor, kept: bool) -> Tensor:
+    """A gathered tensor in the memory of the machine, or nothing of it; see `TrainingState.weights`."""
+    return gathered.cpu() if kept else gathered.new_empty(0)
 
 
 def set_up(plugin: Any, config: TrainingConfig, mixed_precision: str):

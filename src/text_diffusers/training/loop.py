@@ -36,7 +36,14 @@ from text_diffusers.training.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from text_diffusers.training.config import TrainingConfig, changes, make_optimizer, note_training
+from text_diffusers.training.config import (
+    WARMUP_SHARE,
+    WARMUP_STEPS,
+    TrainingConfig,
+    changes,
+    make_optimizer,
+    note_training,
+)
 from text_diffusers.training.runtime import (
     TRACKER_FOLDER,
     StopRequest,
@@ -154,8 +161,13 @@ class TrainingLoop:
 
     def learning_rate(self) -> float:
         """The rate of the next step: a linear warm-up, and a cosine to 0 over the budget."""
-        warmup = min(1.0, (self.step + 1) / max(1, self.config.lr_warmup_steps))
-        return self.config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * self.progress))
+        warmup_steps: int | None = self.config.lr_warmup_steps
+        warmup = (self.step + 1) / max(1, WARMUP_STEPS if warmup_steps is None else warmup_steps)
+        # Nobody knows how many steps some minutes are, so the warm-up ends by the clock where they are few.
+        if warmup_steps is None:
+            warmup = max(warmup, self.progress / WARMUP_SHARE)
+        cosine = 0.5 * (1 + math.cos(math.pi * self.progress))
+        return self.config.learning_rate * min(1.0, warmup) * cosine
 
     def run(self) -> list[float]:
         """Train to the end of the budget; returns the loss of every step taken here, in nats per token.
@@ -364,6 +376,7 @@ class TrainingLoop:
         with self.state.averaged() as model:
             metrics = self.evaluate(model)
             texts = self.write(model) if self.write else []
+        del model  # of one in shards a whole copy, which is to make room for the next
         if "bound" in metrics:
             with self.state.current() as model:
                 last = self.evaluate(model)["bound"]
@@ -456,7 +469,7 @@ class TrainingLoop:
         if self.step == self.saved_step:
             return
         # All processes gather the tensors, one writes them, and all know whether it could.
-        tensors = self.state.tensors()
+        tensors = self.state.tensors(kept=self.accelerator.is_main_process)
         written = torch.ones((), device=self.accelerator.device)
         if self.accelerator.is_main_process:
             self.curves.flush()

@@ -15,6 +15,7 @@ import transformers
 
 from text_diffusers.common.progress import draws_over_lines
 from text_diffusers.models.language_model import is_masked_lm
+from text_diffusers.training.adaptation.chat_data import first_questions
 from text_diffusers.training.config import OptionParser, TrainingConfig
 from text_diffusers.training.text_options import TextData, TextTrainingConfig
 
@@ -47,15 +48,19 @@ def hide_bars_of_libraries():
 def write_texts(
     config: TextTrainingConfig, pipe: Any, data: TextData, count: int, max_steps: int
 ) -> Any:
-    """Seeded output of a pipeline: for the first validation sources, or of the first label, if there are such.
+    """Seeded output of a pipeline: for the first held-out sources or questions, or of the first label.
 
     Args:
-        count: texts to write, or sources to write one text for.
+        count: texts to write, or sources or questions to write one text for.
         max_steps: of inference; no more than the pipeline was trained with are taken.
     """
     num_steps = min(max_steps, pipe.scheduler.config.num_train_timesteps or max_steps)
-    inputs: dict[str, Any] = {"num_inference_steps": num_steps}
-    if "source" in data.validation_documents.column_names:
+    # A pipeline may know itself how it writes best.
+    knows_steps = "num_inference_steps" in pipe.generation_defaults
+    inputs: dict[str, Any] = {} if knows_steps else {"num_inference_steps": num_steps}
+    if data.template is not None:
+        inputs["messages"] = first_questions(data, count, config.length)
+    elif "source" in data.validation_documents.column_names:
         documents = data.validation_documents.select(range(min(count, len(data.validation_rows))))
         inputs["source"] = list(documents["source"])
     else:

@@ -13,6 +13,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from text_diffusers.pipelines.lora import has_lora
+
 Named = dict[str, Tensor]
 
 
@@ -83,21 +85,26 @@ class TrainingState:
         model.load_state_dict(weights | buffers)
         return model.eval()
 
-    def weights(self) -> Named:
-        """The weights by name, gathered from the shards; all processes call this."""
-        return {name: whole(parameter) for name, parameter in self.parameters.items()}
+    def weights(self, kept: bool = True) -> Named:
+        """The weights by name, gathered from the shards; all processes call this.
 
-    def averages(self) -> Named:
-        """The averaged weights by name, gathered from the shards; all processes call this."""
-        return dict(zip(self.parameters, map(whole, self.ema.shadow_params), strict=True))
+        Args:
+            kept: off for a process that only sends its parts; its tensors are empty then.
+        """
+        return {name: whole(parameter, kept) for name, parameter in self.parameters.items()}
 
-    def moments(self) -> Named:
-        """The optimizer's state as "name/moment", gathered from the shards; all processes call this."""
+    def averages(self, kept: bool = True) -> Named:
+        """The averaged weights by name; as `weights`."""
+        shadows = zip(self.parameters, self.ema.shadow_params, strict=True)
+        return {name: whole(shadow, kept) for name, shadow in shadows}
+
+    def moments(self, kept: bool = True) -> Named:
+        """The optimizer's state as "name/moment"; as `weights`."""
         moments = {}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 if value is not None:
-                    moments[f"{name}/{key}"] = whole(torch.as_tensor(value))
+                    moments[f"{name}/{key}"] = whole(torch.as_tensor(value), kept)
         return moments
 
     def num_bytes(self) -> int:
@@ -105,13 +112,13 @@ class TrainingState:
         # Weights, averages and two moments
         return 4 * sum(p.numel() * p.element_size() for p in self.parameters.values())
 
-    def tensors(self) -> dict[str, Named]:
-        """Everything, for a checkpoint; all processes call this."""
+    def tensors(self, kept: bool = True) -> dict[str, Named]:
+        """Everything, for a checkpoint; all processes call this, and one of them keeps it."""
         return {
-            "model": self.weights(),
+            "model": self.weights(kept),
             "buffers": dict(self.model.named_buffers()),
-            "ema": self.averages(),
-            "optimizer": self.moments(),
+            "ema": self.averages(kept),
+            "optimizer": self.moments(kept),
         }
 
     @torch.no_grad()
@@ -156,10 +163,18 @@ class TrainingState:
             self.optimizer.state[parameter][moment] = value.to(parameter.device) if fused else value
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor, gathered from all processes if it is in shards."""
+def whole(tensor: Tensor, kept: bool = True) -> Tensor:
+    """A tensor; if it is in shards, gathered from all processes, and then in the memory of the machine.
+
+    Args:
+        kept: off for an empty one.
+    """
     detached: Any = tensor.detach()
-    return detached.full_tensor() if isinstance(tensor, DTensor) else detached
+    if not isinstance(tensor, DTensor):
+        return detached
+    # A GPU has room for one of them at a time, and maybe not for all.
+    gathered = detached.full_tensor()
+    return gathered.cpu() if kept else gathered.new_empty(0)
 
 
 def part(values: Tensor, like: Tensor) -> Tensor:
@@ -185,7 +200,7 @@ def make_state(
         state = DeepSpeedState(model, optimizer, ema_decay, build)
     else:
         state = TrainingState(model, optimizer.optimizer, ema_decay, build)
-    if state.sharded and hasattr(model, "peft_config"):
+    if state.sharded and has_lora(model):
         raise ValueError(
             "Adapters (`lora_rank`) cannot be trained in shards; they are small: use `--multi_gpu`."
         )

@@ -28,9 +28,16 @@ from text_diffusers.data.tokenizers import (
     check_script,
     train_tokenizer,
 )
+from text_diffusers.data.whole_texts import has_start, tokenize_whole_texts
+from text_diffusers.evaluation.estimates import counted_ids
 from text_diffusers.evaluation.written_texts import smoothed_lengths
+from text_diffusers.training.adaptation.starting_models import (
+    kind_of_model,
+    load_tokenizer,
+    saved_label_names,
+)
+from text_diffusers.training.adaptation.vocabulary import pruned_tokenizer
 from text_diffusers.training.config import TrainingConfig, option
-from text_diffusers.training.masked_lm import load_tokenizer, saved_label_names
 
 TOKENIZER_DOCUMENTS = 200_000
 
@@ -52,9 +59,7 @@ class TextTrainingConfig(TrainingConfig):
     dataset: str = option("chitchat", '"chitchat", a file, a folder, or a Hub data set')
     text_column: str = option("text", "column of the texts")
     label_column: str | None = option(
-        None,
-        "column of class labels: integers from 0, or words, which become their names",
-        not_for="language_model",
+        None, "column of class labels: integers from 0, or words, which become their names"
     )
     split: str = option("train", "split of a folder or a Hub data set")
     sample_by: str = option("line", "a text in a .txt file: line, paragraph or document")
@@ -79,7 +84,9 @@ class TextTrainingConfig(TrainingConfig):
     vocab_size: int = option(4_096, "tokens of a trained byte-level BPE", part_of="pipeline")
     length: int = option(128, "tokens in a row")
     min_length: int | None = option(
-        None, "rows are also read in halves, quarters ... down to so many tokens"
+        None,
+        "rows are also read in halves, quarters ... down to so many tokens",
+        not_for="language_model",
     )
     packing: bool = option(True, "fill rows with text after text; off: one text a row")
 
@@ -93,7 +100,7 @@ class TextTrainingConfig(TrainingConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.label_column and self.packing:
+        if self.label_column and self.packing and not self.packs_labels:
             raise ValueError(
                 "`label_column` needs `--packing false`: a packed row holds several texts."
             )
@@ -109,6 +116,11 @@ class TextTrainingConfig(TrainingConfig):
                 f"`min_length` needs `--packing true`, and must be `length`={self.length} halved any number of "
                 f"times, one of {halves}, got {self.min_length!r}."
             )
+
+    @property
+    def packs_labels(self) -> bool:
+        """Whether texts of one label may share a row, behind a prompt that stands for it."""
+        return False
 
 
 def check_label_names(config: Any):
@@ -130,8 +142,10 @@ class TextData:
         validation_documents: the texts of `validation_rows`.
         num_classes: of the labels or tags; `None` without.
         label_names: of the labels, if they have any.
+        label_prompts: texts that stand for the labels in rows, where the model knows no labels.
         lengths: how many training texts have 0, 1, 2, ... tokens, smoothed: what is drawn, and what a held-out text
             is charged for its length; `None` if rows are packed, streamed or pairs.
+        template: the `ChatTemplate` of conversations; `None` of texts.
     """
 
     tokenizer: Any
@@ -141,6 +155,8 @@ class TextData:
     num_classes: int | None
     lengths: list[int] | None
     label_names: list[str] | None = None
+    label_prompts: list[str] | None = None
+    template: Any = None
 
     def spread_validation_rows(self, most: int) -> Any:
         """At most so many of the validation rows, spread over all of them: neighbours are alike."""
@@ -157,6 +173,9 @@ def prepare_data(
     source_column: str | None = None,
     label_names: Sequence[str] | None = None,
     known_classes: bool = False,
+    whole_texts: bool = False,
+    given_starts: bool = False,
+    label_prompts: Sequence[str] | None = None,
 ) -> TextData:
     """Read the texts, train or load the tokenizer, and cut rows; the main process first, the others from its cache.
 
@@ -167,6 +186,11 @@ def prepare_data(
         label_names: of the classes, in their order; by default words that are labels are in that of the alphabet. An
             empty list is of classes without names, of which labels must be the numbers.
         known_classes: whether the model has learned its classes before, so that texts may lack some.
+        whole_texts: whether rows begin with a text, behind the start token and a prompt that stands for its label, as
+            for language models, which know no labels.
+        given_starts: whether rows of whole texts begin with the start token also where it is the one that ends them.
+        label_prompts: these prompts; by default the names of the labels. Texts without labels stand behind the prompt
+            that stands for none.
 
     Raises:
         ValueError: if the texts cannot be read, or a label is none of `label_names`, or no text is there to learn it.
@@ -208,6 +232,17 @@ def prepare_data(
             check_script(tokenizer, (row[column] for row in spread for column in columns))
 
         # 3. Rows of tokens
+        prompts = None
+        if whole_texts and num_classes is not None:
+            numbers = [str(number) for number in range(num_classes)]
+            prompts = list(label_prompts or names or numbers)
+            if num_classes > len(prompts):
+                raise ValueError(
+                    f"`label_column` holds labels up to {num_classes - 1}; the model in `model_name_or_path` has "
+                    f"{len(prompts)}."
+                )
+        elif whole_texts and source_column is None and label_prompts:
+            prompts = list(label_prompts)
         make_rows = partial(
             tokenize,
             tokenizer=tokenizer,
@@ -215,12 +250,23 @@ def prepare_data(
             packing=config.packing,
             given_ends=given_ends,
         )
-        train_rows = make_rows(train)
+        begins = given_starts or has_start(tokenizer)
+        if prompts or (whole_texts and config.packing and begins):
+            make_rows = partial(
+                tokenize_whole_texts,
+                tokenizer=tokenizer,
+                length=config.length,
+                packing=config.packing,
+                label_prompts=prompts,
+            )
         validation_rows = make_rows(validation)
+        if make_rows.func is tokenize_whole_texts:
+            make_rows = partial(make_rows, fills_rows=True)
+        train_rows = make_rows(train)
 
     # 4. The histogram of lengths, for models that do not predict where a text ends
     lengths = None
-    if not config.packing and not config.streaming and not source_column:
+    if not config.packing and not config.streaming and not source_column and not prompts:
         counts = Counter(text_lengths(tokenizer, train, train_rows, config))
         lengths = smoothed_lengths([counts[n] for n in range(config.length - 1)])
         num_full = counts[config.length - 2]
@@ -233,12 +279,13 @@ def prepare_data(
         num_classes,
         lengths,
         label_names=names or None,
+        label_prompts=prompts,
     )
 
 
 def known_label_names(config: Any) -> list[str] | None:
     """Names of the labels before the data is read: as configured, or of the pipeline that is trained further."""
-    if config.model_name_or_path:
+    if kind_of_model(config.model_name_or_path) in ("pipeline", "language_pipeline"):
         return saved_label_names(config.model_name_or_path)
     return config.label_names
 
@@ -313,11 +360,17 @@ def load_or_train_tokenizer(
     # Other processes, and a run that is resumed, find the tokenizer beside the run.
     folder = Path(config.output_dir) / "tokenizer"
     reused = not accelerator.is_main_process or (config.resume_from_checkpoint and folder.exists())
-    if pretrained:
+    prunes = getattr(config, "prune_vocabulary", False)
+    trains_anew = getattr(config, "retrain_tokenizer", False)
+    if pretrained and not trains_anew and not (prunes and reused):
         # A mistake in the name is one in the option that has it.
         options = {value: name for name, value in vars(config).items() if isinstance(value, str)}
         option = options.get(pretrained, "tokenizer")
         tokenizer = add_missing_tokens(load_tokenizer(pretrained, option))
+        if prunes:
+            num_before = len(tokenizer)
+            tokenizer = pruned_tokenizer(tokenizer, texts)
+            print(f"kept {len(tokenizer):,} of {num_before:,} tokens")
     elif config.tokenizer or reused:
         tokenizer = add_missing_tokens(load_tokenizer(config.tokenizer or str(folder)))
     else:
@@ -339,7 +392,9 @@ def spread_documents(documents: Any, most: int) -> Any:
 def text_lengths(
     tokenizer: Any, documents: Any, rows: Any, config: TextTrainingConfig
 ) -> list[int]:
-    """Tokens of each text, as far as they fit into a row."""
+    """Tokens of each text, or of each answer, as far as they fit into a row."""
+    if "messages" in documents.column_names:
+        return [len(ids) - 1 for ids in counted_ids(rows)]  # without the end
     paired = "source" in documents.column_names
     if not config.packing and not paired:  # a row is a text between two [EOS], or [CLS] and [SEP]
         return [sum(mask) - 2 for mask in rows["attention_mask"]]

@@ -19,6 +19,8 @@ def drop_conditions(
     probability: float,
     num_classes: int | None = None,
     pad_token_id: int = 0,
+    mask_token_id: int | None = None,
+    frame_ids: tuple[int, ...] = (),
 ) -> Batch:
     """A batch in which each row has lost its label, its source, both or neither, by one coin for each.
 
@@ -33,6 +35,9 @@ def drop_conditions(
         probability: of losing each condition; 0 returns `batch`.
         num_classes: of the labels.
         pad_token_id: the token of padding.
+        mask_token_id: put in the place of each `given` token, for language models, which know no rows without one;
+            the text stays where it is.
+        frame_ids: tokens that such a mask is never put on: the ends around what is given.
 
     Raises:
         ValueError: if `probability` is not in [0, 1], or rows have no condition, or labels come without `num_classes`.
@@ -62,7 +67,12 @@ def drop_conditions(
         if num_classes is None:
             raise ValueError("`num_classes` must be given to drop a `label`.")
         changed["label"] = batch["label"].masked_fill(dropped[:, 0], num_classes)
-    if "given" in batch:
+    if "given" in batch and mask_token_id is not None:
+        masked = batch["given"] & batch["attention_mask"].bool() & dropped[:, 1:]
+        for token in frame_ids:
+            masked = masked & (tokens != token)
+        changed["input_ids"] = tokens.masked_fill(masked, mask_token_id)
+    elif "given" in batch:
         changed |= without_sources(batch, dropped[:, 1], pad_token_id)
     return batch | changed
 

@@ -5,7 +5,7 @@ from support.masked_lms import make_masked_lm
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config
 
 from text_diffusers import TextDiffusionPipeline
-from text_diffusers.training.masked_lm import (
+from text_diffusers.training.adaptation.starting_models import (
     holds_language_model,
     knows_no_ends,
     load_tokenizer,
@@ -58,13 +58,13 @@ def test_a_typo_is_told_where_it_was_looked_for(name):
             look_up(name)
         message = str(refusal.value)
         assert message.startswith(f"`{option}`={name!r} is no folder here")
-        assert "chat-and-novels" in message and "Hub" in message and "packing" not in message
+        assert "four-voices" in message and "Hub" in message and "packing" not in message
 
 
 def test_folders_without_a_model_of_the_kind_are_refused(folders):
     with pytest.raises(ValueError, match="is a folder, but holds no model_index.json or config"):
         holds_language_model(str(folders / "empty"))
-    with pytest.raises(ValueError, match="a masked LM or a causal LM, got t5"):
+    with pytest.raises(ValueError, match="a causal LM, or a diffusion .* got t5"):
         holds_language_model(str(folders / "t5"))
     with pytest.raises(ValueError, match="got no model of transformers"):
         holds_language_model(str(folders / "pipeline" / "denoiser"))
