@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from text_diffusers.common.clean_estimate import PREDICTION_TYPES, clean_estimate
+from text_diffusers.common.clean_estimate import PREDICTION_TYPES, NoiseLevel, clean_estimate
 from text_diffusers.common.precision import at_least_float32
 from text_diffusers.common.randomness import Generators, randn
 from text_diffusers.common.stock_loading import StockLoading
@@ -193,6 +193,12 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
                 f"`config` must be that of a scheduler of embeddings for {cls.__name__}, got one of tokens with "
                 f"`{min(of_tokens)}`."
             )
+        # Likewise the straight path of flow, whose schedulers have no betas.
+        if "shift" in config_dict and "beta_schedule" not in config_dict:
+            raise ValueError(
+                f"`config` must be that of a scheduler with betas for {cls.__name__}, got one of the straight path of "
+                "flow with `shift`."
+            )
         # diffusers leaves out what another scheduler took by default, and so would give it our prediction type and
         # noise instead of its own.
         explicit = dict(config_dict)
@@ -300,6 +306,11 @@ class EmbeddingSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
             require(spacing == "leading", "timestep_spacing", limit, spacing)
             grid = counter.flip(0) * (usable // num_inference_steps)
         return grid.long().tolist()
+
+    def noise_level(self, timesteps: Any) -> NoiseLevel:
+        """Signal and sigma at timesteps () or (B,), as float64 tensors of the same shape."""
+        alpha = self.alphas_cumprod[torch.as_tensor(timesteps).long().cpu()]
+        return NoiseLevel(alpha.sqrt(), (1 - alpha).sqrt())
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """(B, L, E) from q(x_t given x_0), `timesteps` (B,) or () in 0, ..., T - 1."""

@@ -3,7 +3,7 @@
 Orders: confidence (MaskGIT, https://arxiv.org/abs/2202.04200, and LLaDA, https://arxiv.org/abs/2502.09992), entropy
 and margin (Dream, https://arxiv.org/abs/2508.15487), random, left to right (SDAR, https://arxiv.org/abs/2510.06303).
 How many at a step: a quota, a threshold (Fast-dLLM, https://arxiv.org/abs/2505.22618) or a bound on the entropy
-(EB-Sampler, https://arxiv.org/abs/2505.24857).
+(EB-Sampler, https://arxiv.org/abs/2505.24857). Among which: all, or a window of the first masked positions.
 
 Shapes: B batch, L sequence length, V vocabulary size, N selected positions, n steps.
 """
@@ -21,6 +21,7 @@ from text_diffusers.common.validation import (
     is_list,
     is_number,
     require,
+    require_int,
     require_key,
     require_number,
 )
@@ -154,6 +155,12 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
     without a named quota give them as many steps as there are tokens to write. Positions that a caller leaves out
     count neither for the quota nor for the bound.
 
+    A `window` keeps all of this to the first so many masks of a row, from the left: only they are selected, and may be
+    committed. It moves on with every token that settles, where the blocks of a pipeline (`block_length`) are steps of
+    their own, each of which must be full before the next begins. A quota above the window widens it, so that a row is
+    done in time however few steps there are. With a window, and in the order "left_to_right", which selects no more
+    than its quota, all masks of a row count for the quota.
+
     Published samplers, a run being a block where there are blocks, with `allow_mask=True`, and `temperature=0` where
     theirs is greedy:
 
@@ -191,6 +198,7 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         late_token_ids: tokens that are committed after all other candidates of a row, such as the ends
             of texts, which a model may be surest of all the time (LLaDA's `confidence_eos_eot_inf`).
         grid_end: where an even grid of `set_timesteps` ends. The last step still leads to clean text.
+        window: how many of a row's masked positions, from the left, may be committed; `None` is all.
 
     Raises:
         ValueError: if an argument is out of its range, both `threshold` and `entropy_bound` are given, or a grid of T
@@ -232,6 +240,7 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         allow_mask: bool = False,
         grid_end: float = 0.0,
         late_token_ids: list[int] | None = None,
+        window: int | None = None,
     ):
         is_end = is_number(grid_end, 0) and grid_end < 1
         require(is_end, "grid_end", "a number of at least 0 and below 1", grid_end)
@@ -249,9 +258,14 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         late_ids = [] if late_token_ids is None else late_token_ids
         are_ids = is_list(late_ids) and all(is_int(token, 0) for token in late_ids)
         require(are_ids, "late_token_ids", "None or a list of ids", late_token_ids)
+        require_int("window", window, 1, optional=True)
         self._order = order or ("confidence" if entropy_bound is None else "entropy")
         self._quota_rule = quota or "proportional"
         self._is_adaptive = threshold is not None or entropy_bound is not None
+        # From the left only the first masks can be committed, unless what they become decides that.
+        self._takes_first = (
+            self._order == "left_to_right" and not self._is_adaptive and not late_ids
+        )
 
     # The clock, and the quotas of a run
 
@@ -276,34 +290,42 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         self._first_step = 0
 
     def select(self, timestep: Time, sample: Tensor, generator: Generators = None) -> Tensor:
-        """(B, L) bool: the masked positions of the rows in which the step from `timestep` commits a token."""
+        """(B, L) bool: the masked positions of the rows in which the step from `timestep` commits a token.
+
+        With a window, and from the left, no more of them than the step can reach.
+        """
         masked = sample == self.config.mask_token_id
-        step = self._grid_index(timestep)
-        # A threshold and a bound may commit a token of each row, whatever the quota.
-        if self._is_adaptive:
-            return masked
-
         # The first step of a run counts the masks, and only `step` is told which of them are to be written.
-        if self._quota_rule in RUN_SCHEDULES and self._begins_run(step):
+        if self._counts_masks(timestep):
             return masked
-        return masked & (self._quota(masked, timestep) > 0).unsqueeze(1)
 
-    def _begins_run(self, step: int) -> bool:
-        return self._schedule is None or step <= self._first_step
+        quota = self._quota(masked.sum(dim=1), timestep)
+        # A threshold and a bound may commit a token of each row, whatever the quota.
+        if not self._is_adaptive:
+            masked = masked & (quota > 0).unsqueeze(1)
+        return self._within_reach(masked, quota, timestep)
 
-    def _quota(self, positions: Tensor, timestep: Time) -> Tensor:
-        """(B,) tokens to commit at the step from `timestep` among `positions` (B, L), which are masked.
+    def _counts_masks(self, timestep: Time) -> bool:
+        """Whether the step from `timestep` begins a run whose quotas are those of all its masks."""
+        if self._quota_rule in STEP_QUOTAS:
+            return False
+        return self._schedule is None or self._grid_index(timestep) <= self._first_step
+
+    def _quota(self, masks: Tensor, timestep: Time) -> Tensor:
+        """(B,) the least number of tokens to commit at the step from `timestep` in rows with so many `masks` (B,).
 
         Raises:
             ValueError: if the batch has other rows than the run began with.
         """
-        masks = positions.sum(dim=1)
+        # Unless a quota is named, adaptive rules keep the best candidate of a row in any case.
+        if self._is_adaptive and self.config.quota is None:
+            return torch.ones_like(masks)
         if self._quota_rule in STEP_QUOTAS:
             return STEP_QUOTAS[self._quota_rule](masks, *self._alphas(timestep))
 
         step = self._grid_index(timestep)
         schedule = self._schedule
-        if schedule is None or self._begins_run(step):
+        if schedule is None or self._counts_masks(timestep):
             alphas = self._alpha(self._grid[step:].float())
             schedule = RUN_SCHEDULES[self._quota_rule](masks, alphas)
             self._schedule = schedule
@@ -314,6 +336,23 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         require(len(masks) == num_rows, "sample", limit, len(masks))
         return schedule[step - self._first_step]
 
+    def _within_reach(self, positions: Tensor, quota: Tensor, timestep: Time) -> Tensor:
+        """(B, L) bool: the first `positions` (B, L) of a row, as many as its quota (B,) and the window allow."""
+        window = self.config.window
+        if self._commits_all(timestep) or not (self._takes_first or window):
+            return positions
+        reach = quota if self._takes_first else quota.clamp(min=window)
+        return positions & (positions.cumsum(dim=1) <= reach.unsqueeze(1))
+
+    def _commits_all(self, timestep: Time) -> bool:
+        """Whether the step from `timestep` is the last one, which leaves no mask.
+
+        Those that a schedule goes by when masks are written too stay.
+        """
+        _, alpha_s = self._alphas(timestep)
+        keeps_schedule = self.config.allow_mask and self._quota_rule in RUN_SCHEDULES
+        return alpha_s == 1 and not keeps_schedule
+
     def _next(
         self,
         logits: Tensor,
@@ -322,13 +361,31 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         positions: Tensor,
         generator: Generators,
     ) -> Tensor:
-        uniform = rand_like(sample, generator)[positions]  # (N,)
-        candidates, measures = self._candidates(logits, uniform)
+        uniform = rand_like(sample, generator)
+        masks = self._masks_to_count(sample, positions, timestep)  # (B,)
+        quota = self._quota(masks, timestep)  # (B,)
+
+        # `select` has left out what is beyond reach already, but a caller may ask for more.
+        reached = self._within_reach(positions, quota, timestep)
+        if not reached.equal(positions):
+            logits = logits[reached[positions]]
+            positions = reached
+
+        candidates, measures = self._candidates(logits, uniform[positions])
         late_ids = torch.tensor(self.config.late_token_ids or [], device=candidates.device)
         is_late = torch.isin(candidates, late_ids.to(candidates.dtype))  # (N,)
-        committed = self._committed(measures, is_late, positions, timestep, generator)  # (B, L)
+        committed = self._committed(measures, is_late, positions, quota, timestep, generator)
         prev_sample = sample.masked_scatter(positions, candidates.to(sample.dtype))
         return torch.where(committed, prev_sample, sample)
+
+    def _masks_to_count(self, sample: Tensor, positions: Tensor, timestep: Time) -> Tensor:
+        """(B,) masks of a row of which its quota is a share."""
+        is_narrow = self._takes_first or self.config.window is not None
+        if not is_narrow or self._counts_masks(timestep):
+            return positions.sum(dim=1)
+        # The selection is a part of the masks; rows without any take no part in the step.
+        masks = (sample == self.config.mask_token_id).sum(dim=1)
+        return masks * positions.any(dim=1)
 
     # Candidates and how sure the model is of them
 
@@ -372,20 +429,17 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         measures: dict[str, Tensor],
         is_late: Tensor,
         positions: Tensor,
+        quota: Tensor,
         timestep: Time,
         generator: Generators,
     ) -> Tensor:
-        """(B, L) bool: the selected positions whose candidates are kept; those that are late (N,) come last."""
-        quota = self._quota(positions, timestep)  # (B,)
-        _, alpha_s = self._alphas(timestep)
-        # The last step leaves no mask, but those that a schedule goes by when masks are written too.
-        keeps_schedule = self.config.allow_mask and self._quota_rule in RUN_SCHEDULES
-        if alpha_s == 1 and not keeps_schedule:
-            return positions
+        """(B, L) bool: the selected positions whose candidates are kept; those that are late (N,) come last.
 
-        # Unless a quota is named, adaptive rules keep the best candidate of a row in any case.
-        if self._is_adaptive and self.config.quota is None:
-            quota = torch.ones_like(quota)
+        Args:
+            quota: (B,) how many of each row at least.
+        """
+        if self._commits_all(timestep):
+            return positions
         rank = self._ranks(measures, is_late, positions, generator)  # (B, L)
         committed = positions & (rank < quota.unsqueeze(1))
 

@@ -6,6 +6,7 @@ Shapes: B batch, L sequence length, V logits.
 import copy
 import inspect
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,8 @@ class SchedulerCase:
         draws: whether a step draws anything.
         counts_up: whether steps are told by their number, as some of diffusers' schedulers are.
         over_tokens: else over embeddings.
+        order: of the solver.
+        calls: from the number of steps to that of calls of the model.
     """
 
     scheduler_class: type
@@ -48,6 +51,8 @@ class SchedulerCase:
     draws: bool = True
     counts_up: bool = False
     over_tokens: bool = True
+    order: int = 1
+    calls: Callable[[int], int] = lambda steps: steps
 
     def make(self, **changes: Any) -> Any:
         scheduler = self.scheduler_class(**self.arguments | changes)
@@ -142,7 +147,7 @@ class SchedulerCommonTest:
         steps = case.least_steps + more_steps
         for each in (scheduler, loaded):
             each.set_timesteps(steps)
-            assert len(each.timesteps) == steps
+            assert len(each.timesteps) == case.calls(steps)
         result = case.run(scheduler)
         assert torch.equal(result, case.run(loaded))
         mask = scheduler.config.get("mask_token_id", case.step_arguments.get("mask_token_id"))
@@ -193,7 +198,7 @@ class SchedulerCommonTest:
     def test_scheduler_public_api(self, case):
         """What pipelines rely on: a grid of the length that is asked for, from noise to clean, and refusals."""
         scheduler = case.make()
-        assert scheduler.order == 1
+        assert scheduler.order == case.order
         if not case.counts_up:
             assert scheduler.init_noise_sigma == 1
             assert scheduler.scale_model_input(case.sample, scheduler.timesteps[0]) is case.sample
@@ -204,7 +209,7 @@ class SchedulerCommonTest:
             with pytest.raises(ValueError, match="timestep"):
                 case.make().step(case.model_output, 1e6, case.sample)
         scheduler.set_timesteps(3, device="cpu")
-        assert len(scheduler.timesteps) == 3
+        assert len(scheduler.timesteps) == case.calls(3)
         assert scheduler.timesteps.device.type == "cpu"
 
     @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
@@ -227,9 +232,8 @@ class SchedulerCommonTest:
             assert not torch.equal(far, clean)
         else:
             noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5)).to(clean)
-            first, last = (
-                torch.full((len(clean),), t, device=device) for t in (0, len(scheduler.betas) - 1)
-            )
+            steps = scheduler.config.num_train_timesteps
+            first, last = (torch.full((len(clean),), t, device=device) for t in (0, steps - 1))
             near, far = (
                 scheduler.add_noise(clean, noise, first),
                 scheduler.add_noise(clean, noise, last),

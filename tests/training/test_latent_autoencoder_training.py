@@ -1,0 +1,163 @@
+"""The step of the autoencoder with continuous latents: free bits, what is dropped, and that latents are learned."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from support.latent_models import decoder_config, encoder_config, make_autoencoder, padded
+
+from text_diffusers import AutoencoderTextLatentModel
+from text_diffusers.common.training_randomness import row_noise
+from text_diffusers.data.rows import to_tensors
+from text_diffusers.evaluation import evaluate_latents
+from text_diffusers.losses import gaussian_kl, with_free_bits
+from text_diffusers.training.steps.latent_autoencoder import (
+    LatentDropout,
+    latent_autoencoder_loss,
+)
+
+TEXTS = [[1, 3, 4, 5, 2], [1, 6, 7, 8, 9, 2], [1, 10, 2]]
+
+
+def make_batch(texts=TEXTS):
+    ids, mask = padded(texts)
+    given = torch.zeros_like(ids, dtype=torch.bool)
+    given.scatter_(1, mask.argmax(dim=1, keepdim=True), True)
+    columns = {"input_ids": ids, "attention_mask": mask, "given": given}
+    return columns | {"encoder_ids": ids + 5, "encoder_mask": mask}
+
+
+def generators_of(count):
+    return row_noise(seed=0, step=0, num_rows=count)[1]
+
+
+def test_the_loss_is_the_bound_with_latents_that_the_generators_draw():
+    model = make_autoencoder()
+    batch = make_batch()
+    loss = latent_autoencoder_loss(model, batch, LatentDropout(), generators_of(3))
+
+    expected = 0.0
+    for row, text in enumerate(TEXTS):
+        posterior = model.encode(torch.tensor([text]) + 5)
+        generator = [generators_of(3)[row]]
+        noise = LatentDropout().draw(model.config, 1, 6, generator)["noise"]
+        ids = torch.tensor([text])
+        logits = model.decode_logits(model.sample(posterior, noise), ids)[0, 1:]
+        expected += F.cross_entropy(logits, ids[0, 1:], reduction="sum")
+        expected += gaussian_kl(posterior.latents, posterior.logvar).sum()
+    torch.testing.assert_close(loss, expected, atol=1e-3, rtol=1e-5)
+
+
+def test_below_the_floor_the_divergence_has_no_gradient_and_above_its_own():
+    mean = torch.tensor([0.0, 0.1, 2.0, -3.0], requires_grad=True)
+    logvar = torch.tensor([0.0, -0.1, 0.5, -2.0], requires_grad=True)
+    kl = gaussian_kl(mean, logvar)
+    torch.testing.assert_close(
+        kl.detach(),
+        torch.distributions.kl_divergence(
+            torch.distributions.Normal(mean, (0.5 * logvar).exp()),
+            torch.distributions.Normal(0.0, 1.0),
+        ).detach(),
+    )
+    with_free_bits(kl, 0.5).sum().backward()
+    assert torch.equal(mean.grad, torch.tensor([0.0, 0.0, 2.0, -3.0]))
+    assert torch.equal(logvar.grad[:2], torch.zeros(2)) and (logvar.grad[2:] != 0).all()
+
+    # In a step: with a floor that nothing reaches, the encoder's half learns by reconstruction alone.
+    gradients = []
+    for settings in ({"free_bits": 1e6}, {"kl_weight": 0.0}, {}):
+        model = make_autoencoder()
+        latent_autoencoder_loss(
+            model, make_batch(), LatentDropout(), generators_of(3), **settings
+        ).backward()
+        gradients.append(model.mean_out.weight.grad)
+    assert torch.equal(gradients[0], gradients[1])
+    assert not torch.allclose(gradients[0], gradients[2], rtol=0.1)
+
+
+def test_shares_of_what_is_dropped_are_those_that_are_asked_for_and_each_row_has_its_own():
+    config = make_autoencoder(num_latents=8).config
+    dropout = LatentDropout(memory_dropout=0.5, text_dropout=0.2, word_dropout=0.3)
+    drawn = dropout.draw(config, 2_000, 30, generators_of(2_000))
+    without_any = drawn["dropped_latents"].all(dim=1).float().mean()
+    assert float(without_any) == pytest.approx(0.2 + 0.8 * 0.5**8, abs=0.03)
+    assert float(drawn["dropped_latents"].float().mean()) == pytest.approx(0.6, abs=0.02)
+    assert float(drawn["hidden_words"].float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert abs(float(drawn["noise"].mean())) < 0.01
+    assert float(drawn["noise"].std()) == pytest.approx(1, abs=0.01)
+
+    alone = dropout.draw(config, 1, 12, generators_of(2_000)[7:8])
+    for name, values in alone.items():
+        assert torch.equal(values[0], drawn[name][7][: len(values[0])])
+    nothing = LatentDropout().draw(config, 3, 30, generators_of(3))
+    assert not nothing["dropped_latents"].any() and not nothing["hidden_words"].any()
+
+
+def test_with_all_memory_dropped_the_loss_does_not_depend_on_the_latents():
+    model = make_autoencoder(regularization="noise")
+    dropout = LatentDropout(memory_dropout=1.0)
+    batch = make_batch()
+    loss = latent_autoencoder_loss(model, batch, dropout, generators_of(3))
+    other = batch | {"encoder_ids": batch["encoder_ids"].flip(0)}
+    assert torch.equal(loss, latent_autoencoder_loss(model, other, dropout, generators_of(3)))
+    loss.backward()
+    assert not model.mean_out.weight.grad.any()
+    assert not torch.equal(
+        loss, latent_autoencoder_loss(model, batch, LatentDropout(), generators_of(3))
+    )
+
+
+@pytest.mark.parametrize(
+    "regularization, num_steps", [("noise", 120), pytest.param("kl", 250, marks=pytest.mark.slow)]
+)
+def test_texts_are_learned_by_their_latents_and_not_without(regularization, num_steps):
+    """Random texts, of which a language model can know nothing before it is told."""
+    torch.manual_seed(0)
+    words = torch.randint(3, 12, (24, 4))
+    start, end = torch.full((24, 1), 1), torch.full((24, 1), 2)
+    ids = torch.cat([start, words, end], dim=1)
+    columns = {
+        "input_ids": ids.tolist(),
+        "attention_mask": torch.ones_like(ids).tolist(),
+        "given": (torch.arange(6) == 0).expand(24, -1).tolist(),
+        "encoder_ids": ids.tolist(),
+        "encoder_mask": torch.ones_like(ids).tolist(),
+    }
+    rows = Dataset.from_dict(columns)
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64}
+    model = AutoencoderTextLatentModel(
+        encoder_config(vocab_size=12, **sizes),
+        decoder_config(vocab_size=12, **sizes),
+        num_latents=4,
+        latent_size=8,
+        hidden_size=32,
+        num_layers=1,
+        num_attention_heads=2,
+        regularization=regularization,
+        train_encoder=True,
+    ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    dropout = LatentDropout(text_dropout=0.1, word_dropout=0.1)
+    batch = to_tensors(rows[:])
+    for step in range(num_steps):
+        generators = row_noise(seed=0, step=step, num_rows=24)[1]
+        loss = latent_autoencoder_loss(model, batch, dropout, generators, kl_weight=1e-3)
+        optimizer.zero_grad()
+        (loss / 120).backward()
+        optimizer.step()
+
+    class Words:
+        """Tokens as numbers."""
+
+        pad_token_id, bos_token_id, eos_token_id = 0, 1, 2
+
+        def batch_decode(self, rows, skip_special_tokens):
+            return [" ".join(str(token) for token in row if token > 2) for row in rows.tolist()]
+
+    found = evaluate_latents(model, rows, Words(), num_texts=24)
+    chance = torch.tensor(9.0).log() * 4 / 5  # of nine words, in four of five tokens
+    assert found.cross_entropy < 0.3 * chance
+    assert found.without_latents > 0.5 * chance
+    assert found.other_latents > found.without_latents
+    assert found.exact_match > 0.5
