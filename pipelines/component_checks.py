@@ -40,7 +40,11 @@ def check_text_components(
     # Denoisers keep the ids that they were trained with in their configuration.
     config = reading_of(denoiser) if is_language_model(denoiser) else denoiser.config
     check_special_ids(tokenizer, config)
-    check_label_names(label_names, getattr(denoiser.config, "num_classes", None))
+    num_classes = getattr(denoiser.config, "num_classes", None)
+    # The labels of a language model are those that have a name.
+    if is_language_model(denoiser):
+        num_classes = len(label_names) if is_list(label_names) else None
+    check_label_names(label_names, num_classes)
 
     # Texts are counted without their start and end, which a row has room for.
     num_ends = len(start_ids(tokenizer)) + len(end_ids(tokenizer))

@@ -7,7 +7,7 @@ unconditional one.
 Shapes: B rows, L sequence length, V vocabulary size, N tokens that are still open.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -439,6 +439,40 @@ def as_controls(controls: Any) -> list:
     return control_list
 
 
+def check_control_targets(
+    controls: list, scheduler: Any, block_length: int | None, causal_past: bool = False
+):
+    """Refuse controls that cannot act where these steps are taken.
+
+    Args:
+        block_length: tokens of a block of the denoiser in this call; `None` where it writes all of a text together.
+        causal_past: whether it does so over a causal past, where only a `block_length` of the call makes blocks.
+
+    Raises:
+        ValueError: if some act on p(x_s | x_t) and the scheduler does not draw from it, or there are blocks for one
+            that weighs all of a text.
+    """
+    # Only an ancestral step draws from p(x_s | x_t), which these controls change.
+    on_posterior = any(acts_on(control) == "posterior" for control in controls)
+    if on_posterior and not getattr(scheduler, "draws_reverse", False):
+        raise ValueError(
+            "`controls` that act on p(x_s | x_t) need a scheduler that draws from it, such as "
+            f"D3PMAbsorbingScheduler or D3PMUniformScheduler, got {type(scheduler).__name__}."
+        )
+    weighing = [control for control in controls if weighs_text(control)]
+    if not weighing or block_length is None:
+        return
+    if causal_past:
+        raise ValueError(
+            f"`block_length` must be left out with `controls` that weigh all of a text, got {block_length} with "
+            f"{weighing!r}: without it the text is written in one block, which they see as a whole."
+        )
+    raise ValueError(
+        "`controls` must be left out for a denoiser with blocks, which predicts one block at a time, but for those "
+        f"that change each token by itself, as `LengthControl` does; got {weighing!r}."
+    )
+
+
 def is_due(control: Any, progress: float) -> bool:
     """Whether this share of the steps is between a control's `start` and `stop`, if it has these."""
     return getattr(control, "start", 0.0) <= progress < getattr(control, "stop", 1.0)
@@ -449,7 +483,12 @@ def acts_on(control: Any) -> str:
     return getattr(control, "acts_on", "prediction")
 
 
-def any_due(controls: list, progress: float, target: str) -> bool:
+def weighs_text(control: Any) -> bool:
+    """Whether a control weighs all that is open in a text, and does not change each prediction by itself."""
+    return getattr(control, "weighs_text", True)
+
+
+def any_due(controls: Iterable, progress: float, target: str) -> bool:
     """Whether a control that acts on "prediction" or "posterior" is due after this share of the steps."""
     return any(acts_on(control) == target and is_due(control, progress) for control in controls)
 

@@ -1,10 +1,9 @@
 """The base of every text pipeline: loading, saving, adapters, generators, streaming, and what it can be asked for."""
 
-import functools
 import inspect
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,12 +16,11 @@ from text_diffusers.common.json_files import read_object
 from text_diffusers.common.progress import progress_bar
 from text_diffusers.common.subclasses import loaded_subclasses
 from text_diffusers.common.validation import as_plain, flat_list, is_list, require
-from text_diffusers.pipelines.call_state import (
-    CallAttribute,
-    CallScheduler,
-    Output,
-    steps_of_call,
-    without_calls,
+from text_diffusers.models.language_model import is_language_model
+from text_diffusers.pipelines.call_state import CallAttribute, CallScheduler, without_calls
+from text_diffusers.pipelines.calls.generation_defaults import (
+    CALL_SETTINGS,
+    check_generation_defaults,
 )
 from text_diffusers.pipelines.guidance import set_guidance_scale
 from text_diffusers.pipelines.loading import (
@@ -54,64 +52,16 @@ from text_diffusers.pipelines.lora import (
     peft_settings,
     refuse_compiled,
 )
+from text_diffusers.pipelines.row_limits import label_prompts_of
 from text_diffusers.pipelines.text_batch import TextBatch
 from text_diffusers.pipelines.text_endings import cut_texts, texts_of
 
 logger = logging.get_logger(__name__)
 
-# Of a `__call__`, so that the wrapped call and `stream` keep its signature for editors and pyright.
-CallArguments = ParamSpec("CallArguments")
-Pipeline = TypeVar("Pipeline")
 
-# A call that stops after every step to show the rows as they are then, and returns its output at the end.
-Steps = Generator[TextBatch, None, Output]
-
-
-def runs_to_its_end(
-    call: Callable[Concatenate[Pipeline, CallArguments], Generator[Any, None, Output]],
-) -> Callable[Concatenate[Pipeline, CallArguments], Output]:
-    """Make a `__call__` that yields after each step an ordinary one, which returns its output.
-
-    Numbers of numpy and torch, arrays and tensors are as good as plain numbers and lists of them.
-    """
-
-    @functools.wraps(call)
-    def run(self: Pipeline, *args: CallArguments.args, **kwargs: CallArguments.kwargs) -> Output:
-        steps = call_with_plain_arguments(call, self, args, kwargs)
-        taken = steps_of_call(self, steps, show=lambda batch: batch)
-        while True:
-            try:
-                next(taken)
-            except StopIteration as end:
-                return end.value
-
-    return run
-
-
-def texts_of_each_step(
-    call: Callable[Concatenate[Pipeline, CallArguments], Any],
-) -> Callable[Concatenate[Pipeline, CallArguments], Iterator[list[str]]]:
-    """Make `stream` of a `__call__` under `runs_to_its_end`: the same arguments, and the texts after every step."""
-    # The generator below the wrapper, still under its `torch.no_grad`.
-    steps_of: Any = inspect.unwrap(call, stop=inspect.isgeneratorfunction)
-
-    @functools.wraps(call)
-    def stream(
-        self: Any, *args: CallArguments.args, **kwargs: CallArguments.kwargs
-    ) -> Iterator[list[str]]:
-        steps = call_with_plain_arguments(steps_of, self, args, kwargs)
-        yield from steps_of_call(self, steps, show=self.texts_so_far)
-
-    # `wraps` has copied both from `__call__`.
-    stream.__name__ = "stream"
-    stream.__doc__ = "Yield the texts after every step, the last of them finished; arguments and errors of `__call__`."
-    return stream
-
-
-def call_with_plain_arguments(call: Any, pipeline: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """`call(pipeline, *args, **kwargs)` with plain numbers and lists in the place of those of numpy and torch."""
-    plain_kwargs = {name: as_plain(value) for name, value in kwargs.items()}
-    return call(pipeline, *as_plain(args), **plain_kwargs)
+def as_names(names: Any) -> Any:
+    """Names as a list; a folder for the Hub holds them as {"0": name, ...}."""
+    return list(names.values()) if isinstance(names, dict) else names
 
 
 class TextPipeline(CogVideoXLoraLoaderMixin):
@@ -135,6 +85,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         block_length: tokens of a block, for a denoiser that writes block by block.
         label_names: the name of each class label, `None` for one without a name; empty without labels.
         predicts_end: whether the model says where a text ends; else `max_new_tokens` must.
+        generation_defaults: arguments of its call where a call gives none, such as `num_inference_steps`.
     """
 
     kind: str = "tokens"
@@ -167,11 +118,35 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         raise NotImplementedError
 
     @property
+    def generation_defaults(self) -> dict[str, Any]:
+        # A folder holds them in the order of the alphabet.
+        defaults = self.config.get("generation_defaults") or {}
+        return {name: defaults[name] for name in CALL_SETTINGS if name in defaults}
+
+    @generation_defaults.setter
+    def generation_defaults(self, defaults: Mapping[str, Any] | None):
+        check_generation_defaults(defaults)
+        for name in defaults or {}:
+            accepted = inspect.signature(type(self).__call__).parameters
+            limit = f"arguments of {type(self).__name__}"
+            require(name in accepted, "generation_defaults", limit, name)
+        stock: Any = self
+        stock.register_to_config(generation_defaults=None if defaults is None else dict(defaults))
+
+    @property
     def label_names(self) -> list[str | None]:
-        num_labels = getattr(self.denoiser.config, "num_classes", None) or 0
+        num_labels = self._num_labels or 0
         # Fewer names than labels leave the last labels without one.
         names = list(self.config.get("label_names") or [])
         return [*names[:num_labels], *[None] * (num_labels - len(names))]
+
+    @property
+    def _num_labels(self) -> int | None:
+        """The number of labels; `None` where the model does not say."""
+        if is_language_model(self.denoiser):
+            prompts = label_prompts_of(self.config)
+            return None if prompts is None else len(prompts)
+        return getattr(self.denoiser.config, "num_classes", None)
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         """As in diffusers, but where there is no terminal a line every so often; see `set_progress_bar_config`."""
@@ -215,13 +190,17 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
         stock: Any = self
         stock.register_modules(**components)
 
-        # A folder for the Hub holds the names of labels as {"0": name, ...}.
-        if isinstance(label_names, dict):
-            label_names = list(label_names.values())
-        stock.register_to_config(lengths=lengths, label_names=label_names)
+        stock.register_to_config(lengths=lengths, label_names=as_names(label_names))
 
         # diffusers may load a pipeline with parts left out, which then cannot be checked.
         return None not in components.values()
+
+    def _register_settings(self, label_prompts: Any, takes_source: Any, generation_defaults: Any):
+        """Register the settings that only some pipelines have."""
+        stock: Any = self
+        require(isinstance(takes_source, bool), "takes_source", "True or False", takes_source)
+        stock.register_to_config(label_prompts=as_names(label_prompts), takes_source=takes_source)
+        self.generation_defaults = generation_defaults
 
     def __getstate__(self) -> dict[str, Any]:
         # For copies and pickles.

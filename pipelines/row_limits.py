@@ -1,6 +1,6 @@
 """The rows that a model can write: how long they are, how they end, and what it says of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,10 @@ class RowLimits:
         label_names: of the class labels.
         tells_no_label: whether the model is told "no label" where none is asked for.
         num_classes: number of labels, and the id that stands for no label.
+        label_prompts: of a language model, a short text for each label, which stands before what is written.
+        takes_source: whether a language model was trained to write from a source.
         block_length: tokens of a block, for a model that writes block by block.
+        one_block: whether all that is written is a single block, over a past that is read token by token.
         blocks_from_prompt: whether the first block that is written begins behind the prompt.
         end_token_ids: tokens that end a text beside the tokenizer's own.
         source_ends: end tokens between a source and what is written from it.
@@ -36,7 +39,10 @@ class RowLimits:
     label_names: Sequence[str] | None = None
     tells_no_label: bool = False
     num_classes: int | None = None
+    label_prompts: Sequence[str] | None = None
+    takes_source: bool = False
     block_length: int | None = None
+    one_block: bool = False
     blocks_from_prompt: bool = False
     end_token_ids: list[int] = field(default_factory=list)
     source_ends: int = 1
@@ -54,13 +60,29 @@ class RowLimits:
             )
 
 
-def language_limits(denoiser: Any) -> dict[str, Any]:
-    """What a language model says of the rows that it can write, as arguments of `RowLimits`."""
+def language_limits(denoiser: Any, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a language model says of the rows that it can write, as arguments of `RowLimits`.
+
+    Args:
+        config: of the pipeline.
+    """
     if not is_language_model(denoiser):
         return {}
     reading = reading_of(denoiser)
     return {
-        "blocks_from_prompt": reading.blocks_from == "prompt",
+        "label_prompts": label_prompts_of(config or {}),
+        "takes_source": bool((config or {}).get("takes_source")),
+        "blocks_from_prompt": reading.begins_behind_prompt,
         "end_token_ids": reading.end_token_ids,
         "new_tokens": NEW_TOKENS,
     }
+
+
+def label_prompts_of(config: Mapping[str, Any]) -> list[str] | None:
+    """The prompts of the labels of a language model: by default, their names.
+
+    Args:
+        config: of the pipeline.
+    """
+    prompts = config.get("label_prompts") or config.get("label_names")
+    return list(prompts) if prompts else None

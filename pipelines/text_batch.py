@@ -34,6 +34,7 @@ class TextBatch:
         end_token_ids: tokens that end a text beside the tokenizer's own.
         earliest_ends: (B,) index before which no text ends; empty where that is left to the model.
         suppressed_ids: tokens that are not written in this call.
+        past_lengths: (B,) columns behind which all is one block, where a call writes one block over a causal past.
         window: (B, L) bool, the tokens that are written together now; `None` is all of them.
         denoiser: which the call asks, a language model being wrapped.
         starts: index of the first token of each text, its prompt included and a source before it not.
@@ -74,6 +75,7 @@ class TextBatch:
     end_token_ids: list[int] = field(default_factory=list)
     earliest_ends: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     suppressed_ids: list[int] = field(default_factory=list)
+    past_lengths: Tensor | None = None
     window: Tensor | None = None
     denoiser: Any = None
     starts: list[int] = field(default_factory=list)

@@ -3,17 +3,24 @@
 Shapes: B rows (texts times `num_return_sequences`, and candidates of each), L sequence length.
 """
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from text_diffusers.common.randomness import Generators, row_generators
 from text_diffusers.common.token_ids import end_ids, padding_id, start_ids
 from text_diffusers.common.validation import check_strings, is_int, is_list
+from text_diffusers.pipelines.calls.labels import (
+    behind_frames,
+    encode_frames,
+    label_frames,
+    label_numbers,
+    label_tensor,
+    moved,
+)
+from text_diffusers.pipelines.calls.unconditional import condition_spans, unconditional_view
 from text_diffusers.pipelines.chat_inputs import encode_messages
 from text_diffusers.pipelines.given_text import GivenText
 from text_diffusers.pipelines.guidance import (
@@ -183,32 +190,28 @@ def prepare_batch(
         length=inputs.length,
         max_new_tokens=inputs.max_new_tokens,
     )
-    guide_by = guided_condition(
-        inputs.prompt,
-        inputs.text,
-        inputs.source,
-        inputs.class_labels,
-        guidance.negative_prompt,
-        guidance.guide_by,
-        inputs.messages,
-    )
-
-    # What was trained on texts alone takes a source for a text that has ended.
-    if inputs.source is not None and limits.end_token_ids:
-        raise ValueError(
-            "`source` needs a denoiser that was trained with one; give a language model a `prompt` or `messages`, "
-            f"got {inputs.source!r}."
-        )
+    check_conditions(inputs, limits)
+    has_source_frame = inputs.source is not None and limits.takes_source
+    guide_by = condition_to_guide(inputs, guidance, limits)
 
     # 2. One row a text, then one for each of its copies, which stand next to each other
-    rows, given_texts = encode_inputs(tokenizer, inputs, guidance, limits.source_ends)
+    rows, given_texts = encode_inputs(tokenizer, inputs, guidance, limits)
     num_texts = len(rows)
-    if limits.blocks_from_prompt and limits.block_length is not None and inputs.text is None:
-        rows = [fill_block(row, limits.block_length) for row in rows]
+    num_start = len(start_ids(tokenizer))
+    frames = frames_of_texts(tokenizer, inputs, limits, num_texts)
+    if frames:
+        rows = behind_frames(rows, frames, num_start)
         given_texts = [
-            replace(given, runs=[(len(row), None)])
-            for given, row in zip(given_texts, rows, strict=True)
+            moved(given, len(frame) - num_start)
+            for given, frame in zip(given_texts, frames, strict=True)
         ]
+    if limits.blocks_from_prompt and limits.block_length is not None and inputs.text is None:
+        filled = [fill_block(row, limits.block_length) for row in rows]
+        given_texts = [
+            moved(given, len(behind) - len(row))
+            for given, row, behind in zip(given_texts, rows, filled, strict=True)
+        ]
+        rows = filled
     # Checked before anything is drawn
     scales = conditional_scales(
         guidance.guidance_scale, num_texts, inputs.repeats, has_condition=guide_by is not None
@@ -216,15 +219,16 @@ def prepare_batch(
 
     # Without the condition, these stand where prompts or sources stand with it.
     negatives = encode_negatives(
-        tokenizer,
-        guidance.negative_prompt,
-        num_texts,
-        inputs.source is not None,
-        limits.source_ends,
+        tokenizer, guidance.negative_prompt, num_texts, inputs.source is not None, limits
     )
+    if frames:
+        negatives = behind_frames(negatives, frames, num_start)
     lengths = lengths_by_text(inputs.length, num_texts)
-    labels = label_tensor(inputs.class_labels, limits, num_texts, inputs.repeats)
+    labels = None
+    if limits.label_prompts is None:
+        labels = label_tensor(inputs.class_labels, limits, num_texts, inputs.repeats)
     rows = repeat_rows(rows, inputs.repeats)
+    frames = repeat_rows(frames, inputs.repeats)
     negatives = repeat_rows(negatives, inputs.repeats)
 
     # Each row draws by its own generator, so that a text does not depend on its batch.
@@ -238,6 +242,7 @@ def prepare_batch(
     if guide_by is not None:
         without_condition = partial(
             unconditional_view,
+            spans=condition_spans(rows, frames, has_source_frame),
             beginnings=beginnings,
             negatives=negatives,
             class_labels=labels,
@@ -247,10 +252,13 @@ def prepare_batch(
             mask_token_id=tokenizer.mask_token_id,
             device=device,
         )
-    # A text begins behind its source or conversation, or behind the start token, prompt included.
+    # A text begins behind its source or conversation, or behind the start token or label, prompt included.
     starts = beginnings
     if not inputs.drops_beginning:
-        starts = [row.count(LEFT_PADDING) + len(start_ids(tokenizer)) for row in rows]
+        num_before = [len(frame) for frame in frames] or [num_start] * len(rows)
+        starts = [
+            row.count(LEFT_PADDING) + number for row, number in zip(rows, num_before, strict=True)
+        ]
     # A control may fix the lengths, which else are given, drawn, or left to the end token.
     planned = planned_lengths(guidance.controls, generators)
     if planned is None and lengths is not None:
@@ -290,13 +298,19 @@ def prepare_batch(
     batch.ends_at_eos = inputs.text is None and planned is None and limits.predicts_end
     batch.starts = starts
     batch.given_texts = repeat_rows(given_texts, inputs.repeats)
-    batch.drops_source = inputs.drops_beginning
+    batch.drops_source = inputs.drops_beginning or bool(frames)
     batch.end_token_ids = limits.end_token_ids
     # Neither a gap nor a text of a given length is a place for an end.
     if inputs.text is not None or planned is not None:
         batch.suppressed_ids = list(limits.end_token_ids)
     if inputs.min_new_tokens:
         batch.earliest_ends = (torch.tensor(beginnings) + inputs.min_new_tokens).to(device)
+    if limits.one_block:
+        # What is filled in stands in a block with the whole of its text, behind the start or the label.
+        pasts = beginnings
+        if inputs.text is not None:
+            pasts = [len(frame) for frame in frames] or [num_start] * len(rows)
+        batch.past_lengths = torch.tensor(pasts, device=device)
     batch.generators = generators
     batch.controls = guidance.controls
     batch.guidance_interval = guidance.guidance_interval
@@ -323,55 +337,8 @@ def rooms_behind(rows: list[Row], inputs: TextInputs, limits: RowLimits) -> list
     return rooms
 
 
-def unconditional_view(
-    rows: list[Row],
-    *,
-    beginnings: list[int],
-    negatives: list[Row],
-    class_labels: Tensor | None,
-    guide_by: str,
-    limits: RowLimits,
-    pad_token_id: int,
-    mask_token_id: int,
-    device: torch.device | str | None,
-) -> TextBatch:
-    """The same tokens to write in rows without the condition.
-
-    Args:
-        rows: of the batch, with `None` for what is to be written.
-        beginnings: number of tokens of each row that are its prompt or source, and its start.
-        negatives: what stands there instead, if guidance is by the prompt.
-        class_labels: (B,) of the batch.
-
-    Raises:
-        ValueError: if such a row does not fit the model.
-    """
-    # Masks in the place of a prompt leave everything where it is.
-    if guide_by == "masked_prompt":
-        rows = [
-            [token if token == LEFT_PADDING else mask_token_id for token in row[:beginning]]
-            + row[beginning:]
-            for row, beginning in zip(rows, beginnings, strict=True)
-        ]
-
-    # The negative prompt takes the place of the prompt or source; what is to be written stays.
-    elif guide_by != "label":
-        if limits.block_length is not None:
-            raise ValueError(
-                '`guide_by` must be "label" or "masked_prompt" for a denoiser with blocks: without its prompt, a text '
-                f"would stand in other blocks, got {guide_by!r}."
-            )
-        rows = [
-            negative + row[beginning:]
-            for row, beginning, negative in zip(rows, beginnings, negatives, strict=True)
-        ]
-    limits.check_length(max(len(row) for row in rows))
-    labels = unconditional_labels(class_labels, guide_by, limits)
-    return lay_out(rows, pad_token_id, device, labels)
-
-
 def encode_inputs(
-    tokenizer: Any, inputs: TextInputs, guidance: GuidanceInputs, source_ends: int = 1
+    tokenizer: Any, inputs: TextInputs, guidance: GuidanceInputs, limits: RowLimits
 ) -> tuple[list[Row], list[GivenText]]:
     """Token ids of each text, `None` where one is to be filled in, and its characters; without any, a bare start."""
     # At most one of these was given.
@@ -384,7 +351,7 @@ def encode_inputs(
 
     # What is written from a source is returned without it.
     if inputs.source is not None:
-        rows = encode_sources(tokenizer, inputs.source, num_ends=source_ends)
+        rows = encode_conditions(tokenizer, inputs.source, "source", limits)
         return rows, [text_before("", row) for row in rows]
 
     prompts = [inputs.prompt] if isinstance(inputs.prompt, str) else inputs.prompt
@@ -403,13 +370,74 @@ def encode_inputs(
 
 
 def encode_negatives(
-    tokenizer: Any, negative_prompt: Any, num_texts: int, as_source: bool, source_ends: int = 1
+    tokenizer: Any, negative_prompt: Any, num_texts: int, as_source: bool, limits: RowLimits
 ) -> list[Row]:
     """The beginning of each text without the condition: the start, and what it is led away from."""
     negatives = negative_texts(negative_prompt, num_texts)
     if as_source:
-        return encode_sources(tokenizer, negatives, "negative_prompt", source_ends)
+        return encode_conditions(tokenizer, negatives, "negative_prompt", limits)
     return encode_prompts(tokenizer, negatives, "negative_prompt")
+
+
+def encode_conditions(tokenizer: Any, sources: Any, name: str, limits: RowLimits) -> list[Row]:
+    """Token ids of the sources from which texts are written, with the start and the ends around them."""
+    if not limits.takes_source:
+        return encode_sources(tokenizer, sources, name, limits.source_ends)
+    texts = [sources] if isinstance(sources, str) else sources
+    frames: Any = encode_frames(tokenizer, texts, name)
+    return frames
+
+
+def condition_to_guide(
+    inputs: TextInputs, guidance: GuidanceInputs, limits: RowLimits
+) -> str | None:
+    """The condition that guidance strengthens in a call, as `guided_condition` says it."""
+    guide_by = guided_condition(
+        inputs.prompt,
+        inputs.text,
+        inputs.source,
+        inputs.class_labels,
+        guidance.negative_prompt,
+        guidance.guide_by,
+        inputs.messages,
+    )
+    # In a language model masks take the place of a source, as in its training.
+    is_by_default = guidance.guide_by is None and guidance.negative_prompt is None
+    if guide_by == "prompt" and is_by_default and inputs.source is not None and limits.takes_source:
+        return "masked_prompt"
+    return guide_by
+
+
+def frames_of_texts(
+    tokenizer: Any, inputs: TextInputs, limits: RowLimits, num_texts: int
+) -> list[list[int]]:
+    """What a language model reads before each text for its label; empty without labels, or behind another frame."""
+    if limits.label_prompts is None or inputs.drops_beginning:
+        return []
+    label_ids = label_numbers(inputs.class_labels, limits, num_texts)
+    return label_frames(tokenizer, limits.label_prompts, label_ids)
+
+
+def check_conditions(inputs: TextInputs, limits: RowLimits):
+    """Refuse a condition that the model was not trained with, or two that it cannot be shown together.
+
+    Raises:
+        ValueError: that names the argument.
+    """
+    # What was trained on texts alone takes a source for a text that has ended.
+    if inputs.source is not None and limits.end_token_ids and not limits.takes_source:
+        raise ValueError(
+            "`source` needs a denoiser that was trained with one; give a language model a `prompt` or `messages`, "
+            f"got {inputs.source!r}."
+        )
+    # A label takes the place of a source or conversation before the text.
+    if limits.label_prompts is not None and inputs.drops_beginning:
+        other = "source" if inputs.source is not None else "messages"
+        if inputs.class_labels is not None:
+            raise ValueError(
+                f"`class_labels` exclude `{other}` in a language model, which reads either before its text, got "
+                f"{inputs.class_labels!r}."
+            )
 
 
 def lengths_by_text(length: int | list[int] | None, num_texts: int) -> list[int] | None:
@@ -497,66 +525,6 @@ def default_new_tokens(num_known: int, limits: RowLimits, min_new_tokens: int = 
     if limits.new_tokens is None:
         return room
     return min(room, max(limits.new_tokens, min_new_tokens))
-
-
-def label_tensor(
-    class_labels: Any, limits: RowLimits, num_texts: int, repeats: int
-) -> Tensor | None:
-    """(B,) label ids from one label or one a text, by id or by name; `None` among them is no label.
-
-    Raises:
-        ValueError: if there are neither one nor one a text, or the model has no such label.
-    """
-    if class_labels is None and limits.tells_no_label and limits.num_classes is not None:
-        class_labels = limits.num_classes
-    if class_labels is None:
-        return None
-    labels = list(class_labels) if is_list(class_labels) else [class_labels] * num_texts
-    if len(labels) != num_texts:
-        raise ValueError(
-            f"`class_labels` must be one or {num_texts}, one a text, got {len(labels)}."
-        )
-
-    ids = [label_id(label, limits) for label in labels]
-    return torch.tensor(repeat_rows(ids, repeats))
-
-
-def label_id(label: Any, limits: RowLimits) -> int:
-    """The id of a label, given by its id or name; no label, `None`, has the id behind those of all labels.
-
-    Raises:
-        ValueError: if the model has no such label.
-    """
-    names = list(limits.label_names or [])
-    num_classes = limits.num_classes
-    if isinstance(label, str):
-        if label not in names:
-            raise ValueError(
-                f"`class_labels` must be among the model's `label_names`, {names}, got {label!r}."
-            )
-        return names.index(label)
-    if label is None and num_classes is not None:
-        return num_classes
-
-    # A truth value or a float is no number of a class. A model that does not say how many it has checks them itself.
-    highest = math.inf if num_classes is None else num_classes
-    number: Any = label
-    if is_int(number, 0) and number <= highest:
-        return number
-    limit = "at least 0"
-    if num_classes is not None:
-        limit = f"between 0 and {num_classes - 1} (or {num_classes} for no label)"
-    raise ValueError(
-        f"`class_labels` must be {limit}, as integers or by their names, got {label!r}."
-    )
-
-
-def unconditional_labels(labels: Tensor | None, guide_by: str, limits: RowLimits) -> Tensor | None:
-    """(B,) labels of the unconditional view: no label, unless guidance is by the prompt alone."""
-    if labels is None or guide_by in ("prompt", "masked_prompt"):
-        return labels
-    assert limits.num_classes is not None  # a model that is told labels has as many
-    return torch.full_like(labels, limits.num_classes)
 
 
 def text_generators(

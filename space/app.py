@@ -52,7 +52,7 @@ def build(pipe: Any, title: str = "text-diffusers", limits: Limits | None = None
     Example:
         >>> from text_diffusers import TextDiffusionPipeline
         >>> from text_diffusers.space.app import build
-        >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")
+        >>> pipe = TextDiffusionPipeline.from_pretrained("four-voices")
         >>> build(pipe, title="Chat and novels").title
         'Chat and novels'
     """
@@ -104,15 +104,8 @@ def build_tab(page: Page, name: str):
         build_plan_tab(page)
     elif kind == "codes" and name != "corrupt":
         page.markdown("needs.tokens", "lead", elem_id=f"{name}-lacking")
-    elif kind == "blocks" and name == "control" and not can_be_guided(page.served):
-        page.markdown("needs.labels", "lead", elem_id=f"{name}-lacking")
     else:
         TABS[name](page)
-
-
-def can_be_guided(served: Served) -> bool:
-    """Whether a model that writes in blocks can be guided by anything."""
-    return bool(served.pipe.label_names) or served.guides_by_masks
 
 
 def heading(served: Served, language: str) -> str:

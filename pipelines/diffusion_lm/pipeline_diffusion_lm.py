@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from text_diffusers.common.token_ids import padding_id
+from text_diffusers.pipelines.calls.steps import Steps, runs_to_its_end, texts_of_each_step
 from text_diffusers.pipelines.candidates import check_choice, chosen_rows
 from text_diffusers.pipelines.diffusion_lm.guidance import (
     InnerUpdates,
@@ -31,12 +32,7 @@ from text_diffusers.pipelines.diffusion_lm.prediction import (
     check_embedding_components,
     embedding_scheduler,
 )
-from text_diffusers.pipelines.pipeline_base import (
-    Steps,
-    TextPipeline,
-    runs_to_its_end,
-    texts_of_each_step,
-)
+from text_diffusers.pipelines.pipeline_base import TextPipeline
 from text_diffusers.pipelines.row_limits import RowLimits
 from text_diffusers.pipelines.text_batch import TextBatch
 from text_diffusers.pipelines.text_endings import cut_rows

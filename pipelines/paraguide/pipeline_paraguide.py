@@ -17,6 +17,7 @@ from torch import Tensor
 from text_diffusers.common.token_ids import padding_id
 from text_diffusers.common.validation import check_strings
 from text_diffusers.models.language_model import predicts_end
+from text_diffusers.pipelines.calls.steps import Steps, runs_to_its_end, texts_of_each_step
 from text_diffusers.pipelines.candidates import check_choice, chosen_rows
 from text_diffusers.pipelines.component_checks import check_token_components, longest_row
 from text_diffusers.pipelines.diffusion_lm.pipeline_diffusion_lm import DiffusionLMPipelineOutput
@@ -29,12 +30,7 @@ from text_diffusers.pipelines.guidance import TextState, text_state
 from text_diffusers.pipelines.paraguide.embedding_steps import EmbeddingSteps, refuse_guidance
 from text_diffusers.pipelines.paraguide.steering import Steering, draw_tokens
 from text_diffusers.pipelines.paraguide.token_steps import TokenSteps
-from text_diffusers.pipelines.pipeline_base import (
-    Steps,
-    TextPipeline,
-    runs_to_its_end,
-    texts_of_each_step,
-)
+from text_diffusers.pipelines.pipeline_base import TextPipeline
 from text_diffusers.pipelines.row_limits import RowLimits
 from text_diffusers.pipelines.text_batch import TextBatch
 from text_diffusers.pipelines.text_diffusion.pipeline_text_diffusion import (

@@ -25,10 +25,12 @@ class BlockContext:
     Attributes:
         cache: its keys and values; `None` to read everything in each call.
         tokens: (R, cache.length) of which these are.
+        unit: tokens that are kept or forgotten together: those of a block, or single ones of a causal past.
     """
 
     cache: Any | None
     tokens: Tensor
+    unit: int = 1
 
     def keep(self, rows: Tensor):
         """Forget all rows but those that are true in `rows` (R,)."""
@@ -36,8 +38,8 @@ class BlockContext:
             self.cache.keep(rows)
             self.tokens = self.tokens[rows]
 
-    def reuse(self, past: Tensor, block_length: int) -> int:
-        """Number of tokens of `past` (R, finished) that need not be read: all blocks up to one that was changed."""
+    def reuse(self, past: Tensor) -> int:
+        """Number of tokens of `past` (R, finished) that need not be read: all up to one that was changed."""
         if self.cache is None:
             return 0
         num_read = self.tokens.shape[1]
@@ -45,7 +47,7 @@ class BlockContext:
         same = (self.tokens == past[:, :num_read]).all(dim=0)  # (cache.length,)
         if not same.all():
             num_same = int(same.long().cumprod(dim=0).sum())
-            self.cache.length = num_same // block_length * block_length
+            self.cache.length = num_same // self.unit * self.unit
             self.tokens = past[:, : self.cache.length]
         return self.cache.length
 
@@ -71,7 +73,6 @@ class Block:
         columns: the block's place in them.
         generators: one for each of the rows.
         contexts: what the denoiser has read of the rows, with and without the condition.
-        block_length: tokens of a block of the denoiser.
     """
 
     batch: TextBatch
@@ -79,7 +80,6 @@ class Block:
     columns: slice
     generators: list[torch.Generator]
     contexts: list[BlockContext]
-    block_length: int
 
     def past(self, view: TextBatch) -> Tensor:
         """(R, finished) tokens before the block: those that were written, and the given ones of a view."""
@@ -145,12 +145,12 @@ class Block:
         view = (self.batch, self.batch.unconditional)[index]
         assert view is not None
         past = self.past(view)  # (R, finished)
-        num_cached = context.reuse(past, self.block_length)
+        num_cached = context.reuse(past)
         if context.cache is not None and num_cached < past.shape[1]:
             rows = torch.ones_like(rows)  # what a row has not read now, it would lack later
 
         # A shifted prediction is read off the state before it, so the last finished token is read once more.
-        if getattr(denoiser, "reads_state_before", False) and num_cached:
+        if num_cached and reads_last_again(denoiser, positions, past.shape[1] - num_cached):
             num_cached -= 1
             context.forget_last()
         unread = past[:, num_cached:]
@@ -185,6 +185,29 @@ class Block:
         )
         context.finish(past)
         return output.logits
+
+
+def reads_last_again(denoiser: Any, positions: Tensor, num_unread: int) -> bool:
+    """Whether the last token that was read is needed once more, for its state.
+
+    Args:
+        positions: (R, n) bool, the tokens of the block that are asked for.
+        num_unread: tokens before the block that were not read yet.
+    """
+    if not getattr(denoiser, "reads_state_before", False):
+        return False
+    if not getattr(denoiser, "has_causal_past", False):
+        return True
+    # The state that predicts the first token of a block is that of the token before it.
+    return num_unread == 0 and bool(positions[:, 0].any())
+
+
+def blocks_of_call(pipe: Any, block_length: int | None) -> int | None:
+    """Tokens of a block of the denoiser in a call with this `block_length`; `None` for one without blocks."""
+    # Blocks over a causal past may have any length.
+    if pipe.has_causal_past and block_length is not None:
+        return block_length
+    return pipe.block_length
 
 
 def editable_blocks(batch: TextBatch, block_length: int) -> list[slice]:
@@ -233,11 +256,16 @@ def blocks_to_write(
         # A row draws the same noise in a block, whichever rows are still there.
         number = block.start // block_length
         generators = [torch.Generator().manual_seed(seeds[row][number]) for row in rows.tolist()]
-        yield Block(batch, rows, block, generators, contexts, block_length)
+        yield Block(batch, rows, block, generators, contexts)
 
 
 def new_context(batch: TextBatch, denoiser: Any, length: int, use_cache: bool) -> BlockContext:
-    return BlockContext(denoiser.new_cache(length) if use_cache else None, batch.tokens[:, :0])
+    # Some masked LMs take none; what is read anew in each call is the same.
+    takes_cache = getattr(denoiser, "takes_cache", True)
+    cache = denoiser.new_cache(length) if use_cache and takes_cache else None
+    knows_blocks = not getattr(denoiser, "has_causal_past", False)
+    unit = denoiser.config.block_length if knows_blocks else 1
+    return BlockContext(cache, batch.tokens[:, :0], unit)
 
 
 def unfinished_rows(batch: TextBatch, start: int, tokenizer: Any) -> Tensor:

@@ -7,7 +7,7 @@ Shapes: B rows (texts times `num_return_sequences`), L sequence length, V vocabu
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -18,32 +18,37 @@ from torch import Tensor
 
 from text_diffusers.models.language_model import (
     as_denoiser,
+    in_blocks_of,
     is_language_model,
     predicts_end,
     reading_of,
 )
 from text_diffusers.pipelines.call_state import call_of
+from text_diffusers.pipelines.calls.generation_defaults import writes_one_block
+from text_diffusers.pipelines.calls.labels import check_label_prompts
+from text_diffusers.pipelines.calls.steps import Steps, runs_to_its_end, texts_of_each_step
 from text_diffusers.pipelines.component_checks import check_token_components, longest_row
 from text_diffusers.pipelines.guidance import (
     ReverseStep,
     TextState,
-    acts_on,
     any_due,
     apply_controls,
+    check_control_targets,
     guide,
     guided_log_reverse,
     text_state,
+    weighs_text,
 )
-from text_diffusers.pipelines.pipeline_base import (
-    Steps,
-    TextPipeline,
-    runs_to_its_end,
-    texts_of_each_step,
-)
+from text_diffusers.pipelines.pipeline_base import TextPipeline
 from text_diffusers.pipelines.row_limits import RowLimits, language_limits
 from text_diffusers.pipelines.scheduler_adapters import as_token_scheduler, with_shaping
 from text_diffusers.pipelines.text_batch import TextBatch
-from text_diffusers.pipelines.text_diffusion.blocks import Block, blocks_to_write, editable_blocks
+from text_diffusers.pipelines.text_diffusion.blocks import (
+    Block,
+    blocks_of_call,
+    blocks_to_write,
+    editable_blocks,
+)
 from text_diffusers.pipelines.text_diffusion.prediction import TokenPredictor, without_suppressed
 from text_diffusers.pipelines.text_diffusion.windows import (
     Window,
@@ -54,11 +59,7 @@ from text_diffusers.pipelines.text_diffusion.windows import (
     windows_to_write,
 )
 from text_diffusers.pipelines.text_endings import finished_rows, masked_tokens
-from text_diffusers.pipelines.text_inputs import (
-    GuidanceInputs,
-    TextInputs,
-    prepare_batch,
-)
+from text_diffusers.pipelines.text_inputs import GuidanceInputs, TextInputs, prepare_batch
 from text_diffusers.pipelines.text_lengths import length_model
 
 
@@ -102,8 +103,9 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
     A denoiser with `block_length` writes in blocks: all tokens of a block together, the blocks from left to right.
     `num_inference_steps` are then those of each block, blocks without anything to write take no step, and writing
     stops with the block in which the last row ends. A token sees its own block and those before it, so a gap is filled
-    in without a look at later blocks. Set `use_cache = False` to read finished blocks in each call; the tokens are the
-    same. Controls of predictions, and guidance by the prompt but for "masked_prompt", need a denoiser without blocks.
+    in without a look at later blocks. Over a causal past a block may have any length: a gap is filled in, and controls
+    that weigh a text act, in one block that holds all of it. Set `use_cache = False` to read finished blocks in each
+    call; the tokens are the same. Guidance by the prompt but for "masked_prompt" needs a denoiser without blocks.
 
     Args:
         tokenizer: any transformers tokenizer with a mask token.
@@ -114,13 +116,17 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             absorbing noise, `DiscreteDDIMScheduler` or `EntropyBoundScheduler` for uniform noise.
         lengths: `lengths[n]` is the number of training texts with n tokens.
         label_names: a name for each class label, by which `class_labels` may ask for it.
+        label_prompts: of a language model that was trained with labels, what stands for each before a text; by default
+            its name.
+        takes_source: whether a language model was trained with a `source`.
+        generation_defaults: arguments of a call that hold where it gives none, such as `num_inference_steps`.
 
     Raises:
         ValueError: if the vocabulary or the mask id of the components disagree.
 
     Example:
         >>> from text_diffusers import TextDiffusionPipeline
-        >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")
+        >>> pipe = TextDiffusionPipeline.from_pretrained("four-voices")
         >>> pipe.set_progress_bar_config(disable=True)
         >>> generator = torch.Generator().manual_seed(0)
         >>> output = pipe("i think", class_labels="chat", num_inference_steps=16, generator=generator)
@@ -150,13 +156,20 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         scheduler: Any,
         lengths: list[int] | None = None,
         label_names: list[str] | None = None,
+        label_prompts: list[str] | None = None,
+        takes_source: bool = False,
+        generation_defaults: dict[str, Any] | None = None,
     ):
         super().__init__()
         is_complete = self._register_text_components(
             tokenizer, denoiser, scheduler, lengths, label_names
         )
+        self._register_settings(label_prompts, takes_source, generation_defaults)
         if is_complete:
             check_token_components(tokenizer, denoiser, scheduler, lengths, self.config.label_names)
+            check_label_prompts(tokenizer, denoiser, self.config)
+            defaults = self.generation_defaults
+            check_windows(self, defaults.get("block_length"), defaults.get("approximate_cache"))
 
     @runs_to_its_end
     @torch.no_grad()
@@ -217,7 +230,8 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
                 text.
             min_new_tokens: tokens that are written before a text may end.
             suppress_tokens: tokens, by name or id, that are never written.
-            block_length: tokens that a bidirectional model writes together, from left to right; by default all.
+            block_length: tokens that are written together, from left to right: by a bidirectional model by default
+                all, over a causal past as many as in training; where it is 1 the model is autoregressive.
             approximate_cache: of a bidirectional language model with `block_length`: "prefix" reads what stands before
                 a block once a block, "dual" all outside of it (Fast-dLLM, https://arxiv.org/abs/2505.22618). Faster,
                 and not quite the same prediction.
@@ -257,8 +271,11 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             guidance_scale, guidance_interval, guide_by, negative_prompt, controls
         )
         self._guidance_scale = guidance_scale
-        self._check_controls(guidance)
         check_windows(self, block_length, approximate_cache)
+        given = {"text": text, "controls": controls, "block_length": block_length}
+        one_block = writes_one_block(self, given)
+        blocks = None if one_block else blocks_of_call(self, block_length)
+        check_control_targets(guidance.controls, self.scheduler, blocks, self.has_causal_past)
         suppressed_ids = token_ids(self.tokenizer, suppress_tokens)
 
         # 2. Prepare the timesteps, and lay out the texts with pure noise on what is to be written
@@ -269,7 +286,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             self.tokenizer,
             inputs,
             guidance,
-            self._row_limits,
+            replace(self._row_limits, block_length=blocks, one_block=one_block),
             generator,
             device=self._execution_device,
         )
@@ -280,7 +297,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         )
         batch.tokens = torch.where(batch.editable, noise, batch.tokens)
         batch.suppressed_ids += suppressed_ids
-        batch.denoiser = self._token_denoiser(scheduler)
+        batch.denoiser = in_blocks_of(self._token_denoiser(scheduler), blocks)
 
         # 3. Denoise: blocks or windows from left to right, or whole rows, which are a single window
         batch.num_steps = len(timesteps)
@@ -344,8 +361,8 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
         They are the blocks of a denoiser that has them, windows of any other, or whole rows.
         """
-        if self.block_length is not None:
-            blocks = editable_blocks(batch, self.block_length)
+        if self.block_length is not None and batch.past_lengths is None:
+            blocks = editable_blocks(batch, batch.denoiser.config.block_length)
             return len(blocks), blocks_to_write(
                 batch,
                 batch.denoiser,
@@ -417,8 +434,8 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
     ) -> Tensor:
         """(N, V) logits at the selected positions (B, L), after guidance and controls."""
         queried = positions
-        if any_due(batch.controls, batch.progress, "prediction"):
-            # A control may weigh all that is open in a row, not only what this step draws.
+        if any_due(filter(weighs_text, batch.controls), batch.progress, "prediction"):
+            # They weigh all that is open in a row, not only what this step draws.
             has_positions = positions.any(dim=1, keepdim=True)
             queried = (self._undecided(scheduler, batch) | positions) & has_positions
 
@@ -538,6 +555,11 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         return getattr(self.denoiser.config, "block_length", None)
 
     @property
+    def has_causal_past(self) -> bool:
+        """Whether a language model reads its past token by token, and so may write in blocks of any length."""
+        return is_language_model(self.denoiser) and reading_of(self.denoiser).has_causal_past
+
+    @property
     def predicts_end(self) -> bool:
         """Whether the model says where a text ends; a masked LM does not."""
         return predicts_end(self.denoiser)
@@ -559,11 +581,11 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             histogram=self.config.lengths,
             predicts_end=self.predicts_end,
             label_names=self.config.get("label_names"),
-            num_classes=getattr(self.denoiser.config, "num_classes", None),
+            num_classes=self._num_labels,
             # UDLM, which has this, was shown a label in every text.
             tells_no_label=getattr(self.denoiser.config, "silu_before_sum", False),
             block_length=self.block_length,
-            **language_limits(self.denoiser),
+            **language_limits(self.denoiser, self.config),
             length_logits=length_model(self.denoiser),
         )
 
@@ -575,20 +597,3 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             # Callbacks see it as `pipe.scheduler`.
             call.step_by("scheduler", scheduler)
         return as_token_scheduler(scheduler, self.tokenizer)
-
-    # Checks
-
-    def _check_controls(self, guidance: GuidanceInputs):
-        controls = guidance.controls
-        # Only an ancestral step draws from p(x_s | x_t), which these controls change.
-        on_posterior = any(acts_on(control) == "posterior" for control in controls)
-        if on_posterior and not getattr(self.scheduler, "draws_reverse", False):
-            raise ValueError(
-                "`controls` that act on p(x_s | x_t) need a scheduler that draws from it, such as "
-                f"D3PMAbsorbingScheduler or D3PMUniformScheduler, got {type(self.scheduler).__name__}."
-            )
-        if controls and self.block_length is not None:
-            raise ValueError(
-                "`controls` must be left out for a denoiser with blocks, which predicts one block at a time, "
-                f"got {controls!r}."
-            )

@@ -147,12 +147,18 @@ class TokenPredictor:
             for view in views
             if view.batch.class_labels is not None
         ]
+        # So do views of rows that are one block behind their beginnings, which are as long in each.
+        options = {}
+        past_lengths = views[0].batch.past_lengths
+        if past_lengths is not None:
+            options["past_lengths"] = torch.cat([past_lengths[view.rows] for view in views])
         output = self.denoiser(
             tokens,
             view_times,
             attention_mask,
             torch.cat(labels) if labels else None,
             positions=positions,
+            **options,
         )
         return output.logits
 

@@ -18,11 +18,10 @@ from text_diffusers.common.token_ids import padding_id
 from text_diffusers.common.validation import is_int, require, require_int, require_key
 from text_diffusers.models.language_cache import StaleCache
 from text_diffusers.models.language_model import is_language_model
+from text_diffusers.pipelines.calls.generation_defaults import APPROXIMATIONS
 from text_diffusers.pipelines.scheduler_adapters import as_token_scheduler
 from text_diffusers.pipelines.text_batch import TextBatch
 from text_diffusers.pipelines.text_endings import finished_rows
-
-APPROXIMATIONS = ("prefix", "dual")
 
 
 @dataclass
@@ -172,7 +171,8 @@ def check_windows(pipe: Any, block_length: Any, approximate_cache: Any):
     require_int("block_length", block_length, 1, optional=True)
     require_key("approximate_cache", approximate_cache, APPROXIMATIONS, optional=True)
     own_length = pipe.block_length
-    if own_length is not None and block_length not in (None, own_length):
+    is_fixed = own_length is not None and not pipe.has_causal_past
+    if is_fixed and block_length not in (None, own_length):
         raise ValueError(
             f"`block_length` must be None or {own_length}, that of the denoiser, which writes in blocks, "
             f"got {block_length}."

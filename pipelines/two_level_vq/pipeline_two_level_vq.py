@@ -18,14 +18,10 @@ from text_diffusers.common.randomness import row_generators
 from text_diffusers.common.token_ids import never_written, padding_id
 from text_diffusers.common.validation import as_plain, require
 from text_diffusers.pipelines.call_state import CallAttribute, CallScheduler
+from text_diffusers.pipelines.calls.steps import Steps, runs_to_its_end, texts_of_each_step
 from text_diffusers.pipelines.component_checks import check_words
 from text_diffusers.pipelines.paraguide.steering import draw_tokens
-from text_diffusers.pipelines.pipeline_base import (
-    Steps,
-    TextPipeline,
-    runs_to_its_end,
-    texts_of_each_step,
-)
+from text_diffusers.pipelines.pipeline_base import TextPipeline
 from text_diffusers.pipelines.text_batch import TextBatch, lay_out, repeat_rows, text_before
 from text_diffusers.pipelines.text_inputs import text_generators
 from text_diffusers.pipelines.two_level_vq.code_inputs import (

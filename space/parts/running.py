@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 
 import torch
 
+from text_diffusers.common.token_ids import start_ids
 from text_diffusers.models.language_model import is_language_model, reading_of
+from text_diffusers.pipelines.calls.labels import (
+    behind_frames,
+    label_frames,
+    moved,
+    shown_labels,
+)
+from text_diffusers.pipelines.calls.steps import written_together
 from text_diffusers.pipelines.given_text import GivenText
 from text_diffusers.pipelines.text_batch import encode_prompts, text_before
 from text_diffusers.pipelines.text_gaps import encode_gaps
@@ -92,9 +100,15 @@ def counted(denoiser: Any) -> Iterator[Cost]:
         cost.seconds = time.perf_counter() - start
 
 
-def steps_to_take(served: Served, pipe: Any, sampler: str, steps: int) -> int:
-    """The steps asked for; a sampler that writes token by token gets as many as it may need."""
-    return most_steps(pipe) if served.samplers[sampler].token_a_step else steps
+def steps_to_take(
+    served: Served, pipe: Any, sampler: str, steps: int, arguments: dict[str, Any]
+) -> int:
+    """The steps asked for; a sampler that writes token by token gets as many as it may need.
+
+    Args:
+        arguments: of the call.
+    """
+    return most_steps(pipe, arguments) if served.samplers[sampler].token_a_step else steps
 
 
 def write(pipe: Any, num_steps: int, seconds: float, **arguments: Any) -> Run:
@@ -123,17 +137,37 @@ def given_text(pipe: Any, arguments: dict[str, Any]) -> GivenText | None:
     """The given characters of a call of a pipeline for one text and its copies."""
     tokenizer = pipe.tokenizer
     if "text" in arguments:
-        return encode_gaps(tokenizer, arguments["text"], arguments.get("mask"))[1][0]
+        (given,) = encode_gaps(tokenizer, arguments["text"], arguments.get("mask"))[1]
+        frame = label_frame(pipe, arguments.get("class_labels"))
+        return given if frame is None else moved(given, len(frame) - len(start_ids(tokenizer)))
     prompt = arguments.get("prompt", "")
     if not isinstance(prompt, str):
         return None
     (row,) = encode_prompts(tokenizer, [prompt])
 
-    # Some models count blocks from the end of the prompt, before which a row is filled up.
+    # A label may stand before the text, and some models count blocks from the end of the prompt, before which a row is
+    # filled up.
     denoiser = pipe.denoiser
-    if is_language_model(denoiser) and reading_of(denoiser).blocks_from == "prompt":
-        row = fill_block(row, pipe.block_length or 1)
+    frame = label_frame(pipe, arguments.get("class_labels"))
+    if frame is not None:
+        (row,) = behind_frames([row], [frame], len(start_ids(tokenizer)))
+    if is_language_model(denoiser) and reading_of(denoiser).begins_behind_prompt:
+        row = fill_block(row, written_together(pipe, arguments) or 1)
     return text_before(prompt, row)
+
+
+def label_frame(pipe: Any, labels: int | list[int] | None) -> list[int] | None:
+    """The tokens that stand before a text for its label, where a model is shown labels as texts.
+
+    Args:
+        labels: of the call, which is for one text and its copies.
+    """
+    prompts = shown_labels(pipe.denoiser, pipe.config)
+    if prompts is None:
+        return None
+    label = labels[0] if isinstance(labels, list) else labels
+    (frame,) = label_frames(pipe.tokenizer, prompts, [len(prompts) if label is None else label])
+    return frame
 
 
 def fill(run: Run, pipe: Any, expired: Callable[[], bool], arguments: dict[str, Any]):

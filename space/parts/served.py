@@ -1,11 +1,14 @@
 """The pipeline behind the page: its kind and samplers, and how much it may be asked to write."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from text_diffusers.common.plain_text import encode_plain, holds_mask
 from text_diffusers.models.language_model import is_language_model, reading_of
+from text_diffusers.pipelines.calls.labels import label_frames, shown_labels
+from text_diffusers.pipelines.calls.steps import defaults_in_force
 from text_diffusers.pipelines.chat_inputs import encode_messages
 from text_diffusers.samplers import (
     Sampler,
@@ -61,6 +64,12 @@ class Served:
         return self.kind == "tokens"
 
     @property
+    def takes_words(self) -> bool:
+        """Whether a text can be held to words, which needs all of it at once."""
+        # Over a causal past a call with such a control writes all of a text in one block.
+        return self.kind != "blocks" or self.pipe.has_causal_past
+
+    @property
     def chats(self) -> bool:
         """Whether the model can be talked to."""
         takes_messages = "messages" in self.pipe.accepted_inputs
@@ -98,10 +107,31 @@ class Served:
         return current_sampler(self.pipe) or next(iter(self.samplers))
 
     @property
+    def takes_window(self) -> bool:
+        """Whether a sampler can be kept to the first open tokens."""
+        return any("window" in sampler.settings for sampler in self.samplers.values())
+
+    @property
+    def own_window(self) -> int | None:
+        """The window of the pipeline's own scheduler, if it has one."""
+        return getattr(self.pipe, self.pipe.scheduler_names[-1]).config.get("window")
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The settings with which the pipeline writes where nobody asks for others."""
+        return self.defaults_for({})
+
+    def defaults_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a call with the arguments `given`."""
+        return defaults_in_force(self.pipe, given)
+
+    @property
     def own_temperature(self) -> float | None:
-        """The temperature that a scheduler was given, if it is another one than that of the model itself."""
+        """The temperature that a model is to be sampled at, if it is another one than its own."""
         if self.kind == "codes":
             return None
+        if "temperature" in self.defaults:
+            return self.defaults["temperature"]
         temperature = self.pipe.scheduler.config.get("temperature")
         return None if temperature == 1 else temperature
 
@@ -113,7 +143,18 @@ class Served:
     def room(self) -> int:
         """Tokens of a text that fit into a row of the model."""
         # Rows of codes stand for the text alone.
-        return self.pipe.max_length - (0 if self.kind == "codes" else ENDS_AROUND)
+        if self.kind == "codes":
+            return self.pipe.max_length
+        return max(1, self.pipe.max_length - self.longest_label - ENDS_AROUND)
+
+    @cached_property
+    def longest_label(self) -> int:
+        """The most tokens that stand for a label before a text, with the end behind them; 0 where none do."""
+        prompts = shown_labels(self.pipe.denoiser, self.pipe.config)
+        if prompts is None:
+            return 0
+        frames = label_frames(self.pipe.tokenizer, prompts, range(len(prompts)))
+        return max(len(frame) for frame in frames) - 1
 
     @property
     def longest(self) -> int:
@@ -131,12 +172,21 @@ class Served:
             most = min(most, getattr(self.pipe, name).config.get("num_train_timesteps") or most)
         return most
 
-    def with_sampler(self, name: str, temperature: float | None = None) -> Any:
-        """A copy of the pipeline with another sampler, without progress bar; some samplers have no temperature."""
+    def with_sampler(
+        self, name: str, temperature: float | None = None, window: int | None = None
+    ) -> Any:
+        """A copy of the pipeline with another sampler, without progress bar.
+
+        Args:
+            temperature: of samplers that have one.
+            window: of samplers that have one; 0 is all tokens.
+        """
         # A setting that the sampler does not have would be an error.
-        settings = {}
+        settings: dict[str, Any] = {}
         if temperature is not None and "temperature" in self.samplers[name].settings:
             settings["temperature"] = temperature
+        if window is not None and "window" in self.samplers[name].settings:
+            settings["window"] = window or None
 
         pipe = with_sampler(self.pipe, None if name == OWN else name, **settings)
         # A bar for each visitor would fill the log.

@@ -1,6 +1,6 @@
 """Settings that several tabs share: their components, and checks of their values."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ ANY_LABEL = -1  # which no label has, while `None` would be no choice for Gradio
 DEFAULT_STEPS = 32
 DEFAULT_TEMPERATURE = 0.7
 HOTTEST = 2.0
+NOTHING: Mapping[str, Any] = {}  # given to a call
 
 
 @dataclass
@@ -25,6 +26,7 @@ class RunRequest:
     label: int
     steps: float
     sampler: str
+    window: float
     temperature: float
     count: float
     seed: float
@@ -83,12 +85,33 @@ def sampler_dropdown(page: Page) -> gr.Dropdown:
     return page.add(gr.Dropdown, words, value=served.sampler, filterable=False)
 
 
+def window_slider(page: Page) -> gr.Slider:
+    """The window of a sampler, 0 being all tokens; out of sight where no sampler has one."""
+    served = page.served
+    return page.slider(
+        "window",
+        low=0,
+        high=served.longest,
+        value=min(served.own_window or 0, served.longest),
+        info="window.info",
+        visible=served.takes_window,
+    )
+
+
 # Numbers
 
 
-def steps_slider(page: Page, key: str = "steps", value: int = DEFAULT_STEPS) -> gr.Slider:
+def steps_slider(
+    page: Page, key: str = "steps", value: int = DEFAULT_STEPS, given: Mapping[str, Any] = NOTHING
+) -> gr.Slider:
+    """The steps, which begin with those of the model if it has a number of its own.
+
+    Args:
+        given: the arguments of the calls by their names.
+    """
     # Only the main slider explains itself; those of plan and detail stand side by side.
     most = page.served.most_steps
+    value = page.served.defaults_for(given).get("num_inference_steps", value)
     info = "steps.info" if key == "steps" else None
     return page.slider(key, low=1, high=most, value=min(value, most), info=info)
 
@@ -148,11 +171,17 @@ def accepted_seed(value: Any) -> int:
 # A whole run
 
 
-def run_settings(page: Page, count: int) -> Fields:
-    """Components for a `RunRequest`, all but the label; `count` texts at first."""
+def run_settings(page: Page, count: int, given: Mapping[str, Any] = NOTHING) -> Fields:
+    """Components for a `RunRequest`, all but the label.
+
+    Args:
+        count: of texts, at first.
+        given: the arguments of the calls by their names.
+    """
     return {
-        "steps": steps_slider(page),
+        "steps": steps_slider(page, given=given),
         "sampler": sampler_dropdown(page),
+        "window": window_slider(page),
         "temperature": temperature_slider(page),
         "count": page.slider("count", low=1, high=page.served.limits.texts, value=count),
         "seed": seed_number(page),
@@ -171,15 +200,16 @@ def start_run(served: Served, request: RunRequest, arguments: dict[str, Any]) ->
     # Everything is checked before the model runs, since the browser may send anything.
     steps = accepted_steps(served, request.steps)
     sampler = one_of("sampler", request.sampler, list(served.samplers))
+    window = integer("window", request.window, 0, served.longest)
     temperature = accepted_temperature(request.temperature)
     count = integer("count", request.count, 1, served.limits.texts)
     seed = accepted_seed(request.seed)
 
     # The served pipeline stays as it is, for the other visitors.
-    pipe = served.with_sampler(sampler, temperature)
+    pipe = served.with_sampler(sampler, temperature, window)
     return watch(
         pipe,
-        steps_to_take(served, pipe, sampler, steps),
+        steps_to_take(served, pipe, sampler, steps, arguments),
         served.limits.seconds,
         num_return_sequences=count,
         generator=generator(seed),

@@ -8,9 +8,9 @@ LANGUAGE_NAMES = {"en": "English", "ru": "Русский"}
 TEXTS: dict[str, tuple[str, str]] = {
     # The page
     "page.lead": (
-        "A language model that does not write from left to right: it starts from noise and works out all the words "
-        "together, step by step.",
-        "Эта языковая модель пишет не слева направо: она начинает с шума и шаг за шагом проявляет весь текст сразу.",
+        "A language model that writes by diffusion: it starts from noise and works out the words of a text together, "
+        "step by step.",
+        "Эта языковая модель пишет диффузией: она начинает с шума и шаг за шагом проявляет слова текста вместе.",
     ),
     "page.kind.tokens": ("diffusion over tokens", "диффузия по токенам"),
     "page.kind.blocks": (
@@ -54,6 +54,11 @@ TEXTS: dict[str, tuple[str, str]] = {
     "steps.info": ("Fewer is faster, more is better", "Меньше — быстрее, больше — лучше"),
     "sampler": ("Sampler", "Сэмплер"),
     "sampler.info": ("The order in which tokens settle", "В каком порядке появляются токены"),
+    "window": ("Window", "Окно"),
+    "window.info": (
+        "Only so many open tokens, from the left, may settle; 0 is all",
+        "Столько незаполненных токенов, считая слева, может определиться за шаг; 0 — все",
+    ),
     "temperature": ("Temperature", "Температура"),
     "temperature.info": ("Low is safe, high is bold", "Ниже — осторожнее, выше — смелее"),
     "count": ("Number of texts", "Сколько текстов"),
@@ -67,12 +72,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "needs.tokens": (
         "This tab needs a model that writes tokens. This one writes codes, and its words appear all at once.",
         "Для этой вкладки нужна модель, которая пишет токены. Эта пишет коды, и слова появляются все разом.",
-    ),
-    "needs.labels": (
-        "This tab needs a model that has labels or sees the whole text at once. This one has no labels and writes "
-        "block by block.",
-        "Для этой вкладки нужна модель, у которой есть метки или которая видит весь текст сразу. У этой меток нет, "
-        "и пишет она блок за блоком.",
     ),
     "status.done": (
         "{seconds} s · {steps} steps · {calls} model calls",
@@ -111,10 +110,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     # Write
     "write.lead": (
-        "Watch a text appear. Each step settles a few tokens anywhere in the text, and every token sees all the "
-        "others.",
-        "Посмотрите, как появляется текст: на каждом шаге в разных его местах проступают новые токены, и каждый из "
-        "них учитывает все остальные.",
+        "Watch a text appear. Each step settles some of its tokens: anywhere in the text, or in the block that it "
+        "has come to.",
+        "Посмотрите, как появляется текст: на каждом шаге проступают новые токены — в любом его месте или в том "
+        "блоке, до которого дошла очередь.",
     ),
     "write.run": ("Write", "Написать"),
     # Plan
@@ -160,16 +159,24 @@ TEXTS: dict[str, tuple[str, str]] = {
         "У этой модели нет меток, но ей можно задать нужные слова и длину.",
     ),
     "control.blocks": (
-        "This model writes block by block and never sees the whole text, so it can be guided by labels only: not by "
-        "words, by an exact length or by a beginning to keep away from.",
-        "Эта модель пишет блок за блоком и не видит текст целиком, поэтому управлять ею можно только метками. Задать "
-        "слова, точную длину или то, чего избегать, нельзя.",
+        "This model predicts one block at a time. It can be guided by its labels, if it has any, and held to an exact "
+        "length. Words need a model that sees the whole text, and a beginning to keep away from would move the text "
+        "elsewhere.",
+        "Эта модель предсказывает по одному блоку. Ею можно управлять метками, если они у неё есть, и задать точную "
+        "длину. Для слов нужна модель, которая видит текст целиком, а начало, которого надо избегать, сдвинуло бы "
+        "текст на другое место.",
     ),
     "control.masked": (
-        "This model writes block by block. Give it a beginning, which is compared with masks in its place; words or "
-        "an exact length cannot be asked for.",
-        "Эта модель пишет блок за блоком. Задайте ей начало: оно сравнивается с масками на том же месте. Слова и "
-        "точную длину задать нельзя.",
+        "This model predicts one block at a time. Give it a beginning, which is compared with masks in its place, or "
+        "an exact length; words need a model that sees the whole text.",
+        "Эта модель предсказывает по одному блоку. Задайте ей начало — оно сравнивается с масками на том же месте — "
+        "или точную длину; для слов нужна модель, которая видит текст целиком.",
+    ),
+    "control.one_block": (
+        "This model writes block by block. Give it a beginning, which is compared with masks in its place, an exact "
+        "length, or words: with words the whole text is a single block.",
+        "Эта модель пишет блок за блоком. Задайте ей начало — оно сравнивается с масками на том же месте, — точную "
+        "длину или слова: со словами весь текст становится одним блоком.",
     ),
     "control.negative": ("Keep away from", "Чего избегать"),
     "control.negative.placeholder": (
@@ -227,6 +234,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "sampler.confidence": (
         "confidence: surest first",
         "confidence: сначала самые уверенные",
+    ),
+    "sampler.left_to_right": (
+        "left to right: like an autoregressive model",
+        "left to right: слева направо, как авторегрессия",
     ),
     "sampler.entropy": (
         "entropy: least doubt first",

@@ -132,6 +132,8 @@ def build_chat_tab(page: Page):
 def chat_fields(page: Page) -> Fields:
     """Components for the settings of a `ChatRequest`."""
     served = page.served
+    length = served.defaults.get("max_new_tokens", DEFAULT_LENGTH)
+    block = served.defaults.get("block_length", DEFAULT_BLOCK)
     with page.more_settings("chat"):
         return {
             "system": page.add(
@@ -144,14 +146,14 @@ def chat_fields(page: Page) -> Fields:
                 "chat.length",
                 low=1,
                 high=served.longest,
-                value=min(DEFAULT_LENGTH, served.longest),
+                value=min(length, served.longest),
             ),
             "steps": settings.steps_slider(page),
             "block": page.slider(
                 "chat.block",
                 low=0,
                 high=served.longest,
-                value=min(DEFAULT_BLOCK, served.longest),
+                value=min(block, served.longest),
                 info="chat.block.info",
                 visible=served.takes_blocks,
             ),
@@ -211,13 +213,14 @@ def replies_to(served: Served, talk: Talk, asked: ChatRequest) -> Iterator[Reply
     # 2. The conversation, and how it is written on
     instruction = [{"role": "system", "content": system}] if system else []
     arguments = served.chat_arguments(instruction + talk.messages, length)
-    if block and served.takes_blocks:
-        arguments["block_length"] = block
+    # Without blocks, also where the model has some by default
+    if served.takes_blocks:
+        arguments["block_length"] = block or None
 
     # Other tries draw from other seeds.
     arguments["generator"] = generator((seed + talk.tries) % LARGEST_SEED)
     pipe = served.with_sampler(sampler, temperature)
-    arguments["num_inference_steps"] = steps_to_take(served, pipe, sampler, steps)
+    arguments["num_inference_steps"] = steps_to_take(served, pipe, sampler, steps, arguments)
     return written(pipe, arguments, served.limits.seconds)
 
 

@@ -158,7 +158,7 @@ def compared(page: Page, asked: CompareRequest) -> Iterator[list[Measured]]:
     for name in samplers:
         pipe = served.with_sampler(name, temperature)
         for number in steps:
-            pipes[name, steps_to_take(served, pipe, name, number)] = pipe
+            pipes[name, steps_to_take(served, pipe, name, number, arguments)] = pipe
     if len(pipes) > served.limits.runs:
         raise Refusal("error.runs", limit=served.limits.runs, got=len(pipes))
 

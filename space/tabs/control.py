@@ -63,7 +63,9 @@ def build_control_tab(page: Page):
     page.markdown("control.lead", "lead")
     # What the model cannot be asked for is said, since its fields are out of sight.
     if served.kind == "blocks":
-        key = "control.masked" if served.guides_by_masks else "control.blocks"
+        key = "control.one_block"
+        if not served.takes_words:
+            key = "control.masked" if served.guides_by_masks else "control.blocks"
         page.markdown(key, "hint", elem_id="control-blocks")
     elif not served.pipe.label_names:
         key = "control.unlabelled" if served.guides_by_prompt else "control.unguided"
@@ -94,7 +96,6 @@ def control_fields(page: Page) -> Fields:
     """Components for a `ControlRequest`; those that the model cannot follow are out of sight."""
     served = page.served
     limits = served.limits
-    takes_controls = served.kind != "blocks"  # which predicts one block at a time
 
     def labels(language: str) -> list[tuple[str, int]]:
         return settings.label_choices(served, language)
@@ -124,7 +125,7 @@ def control_fields(page: Page) -> Fields:
             gr.Textbox,
             {"label": "control.words", "info": words_info},
             max_length=words_length(limits.words),
-            visible=takes_controls,
+            visible=served.takes_words,
             elem_id="control-words",
         ),
     }
@@ -135,7 +136,6 @@ def control_fields(page: Page) -> Fields:
             high=served.longest,
             value=0,
             info="length.info",
-            visible=takes_controls,
         )
         fields["steps"] = settings.steps_slider(page)
         fields["temperature"] = settings.temperature_slider(page)
@@ -190,18 +190,18 @@ def controlled_texts(page: Page, asked: ControlRequest) -> Grid:
 
     # 3. Write, each text from the same noise
     pipe = served.with_sampler(served.sampler, temperature)
-    num_steps = steps_to_take(served, pipe, served.sampler, steps)
     free_length = free_length_arguments(served, prompt)
     texts: list[str] = []
     for active_controls in [controls] if scales else [[], controls]:
+        call = arguments | {"controls": active_controls}
         # With an exact length the text ends there, and needs no other limit.
-        has_exact_length = bool(length and active_controls)
+        if not (length and active_controls):
+            call |= free_length
         run = write(
             pipe,
-            num_steps,
+            steps_to_take(served, pipe, served.sampler, steps, call),
             served.limits.seconds,
-            **arguments if has_exact_length else arguments | free_length,
-            controls=active_controls,
+            **call,
             generator=[generator(seed) for _ in range(num_texts)],
         )
         if run.output is None:
@@ -220,8 +220,7 @@ def free_length_arguments(served: Served, prompt: str) -> dict[str, int]:
 
 
 def accepted_labels(served: Served, values: Any) -> list[int]:
-    # A denoiser that writes in blocks can be guided by nothing else.
-    if not values and (served.kind != "blocks" or served.guides_by_masks):
+    if not values:
         return []
     labels = some_of("label", values, range(len(served.pipe.label_names)))
     if len(labels) > LABELS_SHOWN:

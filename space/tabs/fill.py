@@ -36,7 +36,7 @@ def build_fill_tab(page: Page):
         # Only what decides the text stands outside the drawer.
         fields = {"text": box, "label": settings.label_radio(page)}
         with page.more_settings("fill"):
-            fields |= settings.run_settings(page, count=3)
+            fields |= settings.run_settings(page, count=3, given={"text": EXAMPLES[0]})
         buttons = run_buttons(page, "fill")
     with results:
         # The whole row is the text, even behind an end that the model wrote in a gap.

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from text_diffusers.common.validation import require
+from text_diffusers.pipelines.calls.steps import written_together
 from text_diffusers.pipelines.pipeline_base import TextPipeline
 from text_diffusers.pipelines.scheduler_adapters import (
     SHAPING,
@@ -29,6 +31,9 @@ from text_diffusers.schedulers.scheduling_predictor_corrector import (
     PredictorCorrectorUniformScheduler,
 )
 from text_diffusers.schedulers.scheduling_remdm import ReMDMScheduler
+
+# Which tokens are written first, and among how many; of a `ConfidenceScheduler`
+ORDERING = ("order", "window")
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,9 @@ class Sampler:
                     f"`{name}` must be left out: {self.scheduler.__name__} {limit}, got {value!r}."
                 )
 
-        return scheduler_from_config(self.scheduler, self.config, self.preset, **settings)
+        # An order that is asked for comes before that of the preset.
+        preset = {name: value for name, value in self.preset.items() if name not in settings}
+        return scheduler_from_config(self.scheduler, self.config, preset, **settings)
 
 
 def by_order(order: str | None = None, **bound: float) -> dict[str, Any]:
@@ -86,7 +93,19 @@ def by_order(order: str | None = None, **bound: float) -> dict[str, Any]:
         "threshold": None,
         "entropy_bound": None,
         "order_temperature": 0.0,
+        "window": None,
     } | bound
+
+
+def in_order(summary: str, preset: Mapping[str, Any], token_a_step: bool = False) -> Sampler:
+    """A sampler by a `ConfidenceScheduler`, which also takes an order and a window."""
+    return Sampler(
+        ConfidenceScheduler,
+        summary,
+        preset,
+        settings=(*SHAPING, *ORDERING),
+        token_a_step=token_a_step,
+    )
 
 
 # Samplers by name, a table for each noise that they undo
@@ -99,27 +118,24 @@ ABSORBING = {
         "Reveals one token a step, at the very time at which it would be: no error from the number of steps.",
         token_a_step=True,
     ),
-    "confidence": Sampler(
-        ConfidenceScheduler, "Writes the tokens that it is surest of first.", by_order("confidence")
+    "confidence": in_order("Writes the tokens that it is surest of first.", by_order("confidence")),
+    "left_to_right": in_order(
+        "Writes from the left to the right, like an autoregressive model.",
+        by_order("left_to_right"),
+        token_a_step=True,
     ),
-    "entropy": Sampler(
-        ConfidenceScheduler,
-        "Writes first where there is the least to choose from.",
-        by_order("entropy"),
+    "entropy": in_order(
+        "Writes first where there is the least to choose from.", by_order("entropy")
     ),
-    "margin": Sampler(
-        ConfidenceScheduler,
-        "Writes first where the best token leads the second best by most.",
-        by_order("margin"),
+    "margin": in_order(
+        "Writes first where the best token leads the second best by most.", by_order("margin")
     ),
-    "threshold": Sampler(
-        ConfidenceScheduler,
+    "threshold": in_order(
         "Writes every token at once that is more than 90% sure: fewer calls of the model.",
         by_order(threshold=0.9),
         token_a_step=True,
     ),
-    "entropy_bound": Sampler(
-        ConfidenceScheduler,
+    "entropy_bound": in_order(
         "Writes as many tokens at once as an entropy of 0.1 nats allows: fewer calls of the model.",
         by_order(entropy_bound=0.1),
         token_a_step=True,
@@ -241,8 +257,9 @@ def with_sampler(pipe: Any, name: str | None = None, **settings: Any) -> Any:
     """A pipeline of the same models that writes by the sampler `name`; the given one stays as it is.
 
     Args:
-        name: one of `samplers_for`; by default the pipeline's own scheduler.
-        settings: of `Sampler.make`; those that are left out stay.
+        name: one of `samplers_for`; by default the pipeline's own scheduler, or "confidence" if an order or a window
+            is asked for that it does not have.
+        settings: of `Sampler.make`, such as `order="left_to_right"`; those that are left out stay.
 
     Raises:
         ValueError: if there is no such sampler for this pipeline, or it has no such setting.
@@ -257,6 +274,13 @@ def with_sampler(pipe: Any, name: str | None = None, **settings: Any) -> Any:
         )
         raise ValueError(f"`scheduler` must be {limit}, got {name!r}.")
 
+    asked = [setting for setting in ORDERING if setting in settings]
+    if name is None and asked:
+        limit = "left out: only schedulers of absorbing noise have one"
+        require("confidence" in samplers, asked[0], limit, settings[asked[0]])
+        own = getattr(pipe, pipe.scheduler_names[-1])
+        name = None if isinstance(own, ConfidenceScheduler) else "confidence"
+
     # A shallow copy: the models, which are large, are shared.
     changed = copy.copy(pipe)
     if name is None and not settings:
@@ -268,6 +292,12 @@ def with_sampler(pipe: Any, name: str | None = None, **settings: Any) -> Any:
             own_sampler(pipe, component) if name is None else samplers_of(pipe, component)[name]
         )
         setattr(changed, component, sampler.make(**settings))
+
+    # What is asked for here comes before the pipeline's own defaults of its calls.
+    defaults = pipe.generation_defaults
+    if defaults.keys() & settings.keys():
+        kept = {name: value for name, value in defaults.items() if name not in settings}
+        changed.generation_defaults = kept
     return changed
 
 
@@ -279,18 +309,24 @@ def own_sampler(pipe: TextPipeline, component: str) -> Sampler:
     # Schedulers of embeddings, and of pipelines with steps of their own, draw no tokens to shape.
     if hasattr(scheduler, "alphas_cumprod") or not pipe.draws_from_scheduler:
         settings = ()
+    elif isinstance(scheduler, ConfidenceScheduler):
+        settings = (*SHAPING, *ORDERING)
     else:
         settings = SHAPING if stock is None else STEP_SETTINGS[stock]
     return Sampler(type(scheduler), OWN, settings=settings, config=scheduler.config)
 
 
-def most_steps(pipe: Any) -> int:
-    """As many steps as there can be tokens, or codes, to write at once; no more than the scheduler has."""
+def most_steps(pipe: Any, given: Mapping[str, Any] | None = None) -> int:
+    """As many steps as there can be tokens, or codes, to write at once; no more than the scheduler has.
+
+    Args:
+        given: the arguments of the call by their names, which may say how many tokens are written together.
+    """
     scheduler = getattr(pipe, pipe.scheduler_names[-1])
 
     # Fine codes are the longest sequence that is written.
     if pipe.kind == "codes":
         longest = pipe.fine_denoiser.config.max_length
     else:
-        longest = pipe.block_length or pipe.max_length
+        longest = written_together(pipe, given or {}) or pipe.max_length
     return min(longest, scheduler.config.get("num_train_timesteps") or longest)

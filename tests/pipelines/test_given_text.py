@@ -18,6 +18,7 @@ from text_diffusers import (
 from text_diffusers.common.token_ids import end_ids, start_ids
 from text_diffusers.data.rows import encode_texts
 from text_diffusers.guidance import WordsControl
+from text_diffusers.pipelines.row_limits import RowLimits
 from text_diffusers.pipelines.text_batch import encode_prompts, encode_sources
 from text_diffusers.pipelines.text_gaps import encode_gaps
 from text_diffusers.pipelines.text_inputs import encode_negatives
@@ -208,8 +209,9 @@ def test_names_of_special_tokens_are_text_wherever_they_are_written(tokenizer):
     assert special_ids(tokenizer).isdisjoint(trained_on)
     start, end = start_ids(tokenizer), end_ids(tokenizer)
     assert encode_prompts(tokenizer, [text]) == [start + trained_on]
-    assert encode_negatives(tokenizer, text, 1, as_source=False) == [start + trained_on]
-    assert encode_negatives(tokenizer, text, 1, as_source=True) == [start + trained_on + end]
+    limits = RowLimits(max_length=64)
+    assert encode_negatives(tokenizer, text, 1, False, limits) == [start + trained_on]
+    assert encode_negatives(tokenizer, text, 1, True, limits) == [start + trained_on + end]
     assert encode_sources(tokenizer, text) == [start + trained_on + end]
     assert prompt_ids(tokenizer, text) == [trained_on]
     row = encode_gaps(tokenizer, f"{text} {tokenizer.mask_token}", None)[0][0]

@@ -41,6 +41,7 @@ from text_diffusers.space.tabs import write as write_tab
 ROOT = Path(__file__).parent.parent.parent
 ANY = settings.ANY_LABEL
 WRITTEN = {"label": ANY, "length": 12, "steps": 6, "temperature": 0.9, "count": 2, "seed": 3}
+WRITTEN |= {"window": 0}
 
 
 def with_slow(values, fast):
@@ -308,6 +309,7 @@ def test_filling_in_keeps_the_rest_and_equals_the_pipeline(kind, tokenizer):
         label=ANY,
         steps=5,
         sampler=page.served.sampler,
+        window=0,
         temperature=1.0,
         count=3,
         seed=5,
@@ -328,7 +330,7 @@ def test_filling_in_keeps_the_rest_and_equals_the_pipeline(kind, tokenizer):
 def test_given_text_is_shown_as_it_was_given(kind, tokenizer):
     page = make_page(kind, tokenizer)
     text = "The [EOS] Ω___\n[2] Mat  [1]!"
-    settings = {"label": ANY, "steps": 3, "sampler": page.served.sampler, "seed": 5}
+    settings = {"label": ANY, "steps": 3, "sampler": page.served.sampler, "window": 0, "seed": 5}
     request = fill_tab.FillRequest(text=text, temperature=1.0, count=2, **settings)
     run = last_of(fill_tab.fill_gaps(page, request))
     for row, written in enumerate(run.output.texts):
@@ -612,24 +614,24 @@ def test_every_kind_of_pipeline_gets_a_page(kind, tokenizer):
     lacking = {
         part.elem_id for part in blocks.blocks.values() if str(part.elem_id).endswith("lacking")
     }
-    expected = (
-        {"fill", "control", "compare"}
-        if "level" in kind
-        else {"control"}
-        if kind == "blocks"
-        else set()
-    )
+    expected = {"fill", "control", "compare"} if "level" in kind else set()
     assert lacking == {f"{name}-lacking" for name in expected}
 
 
-def test_a_model_in_blocks_is_guided_by_its_labels_alone(tokenizer):
+def test_a_model_in_blocks_is_guided_by_its_labels_and_held_to_a_length_alone(tokenizer):
     page = make_page("labelled_blocks", tokenizer)
     grid = control(page, labels=[0, 1], prompt="the cat", length=0)
     assert grid.scales == control_tab.SCALES and len(set(grid.texts)) > 1
     assert all(text.startswith("the cat") for text in grid.texts)
     with pytest.raises(Refusal) as refused:
         control(page, prompt="the cat")
-    assert refused.value.key == "error.none"
+    assert refused.value.key == "error.wish"
+    held = control(page, prompt="the cat", length=9).texts[1]
+    pipe = page.served.with_sampler(page.served.sampler, 1.0)
+    length = LengthControl(9, eos_token_id=pipe.tokenizer.eos_token_id)
+    generators = [torch.Generator().manual_seed(2)]
+    settings = {"controls": length, "num_inference_steps": 6, "generator": generators}
+    assert pipe(["the cat"], **settings).texts == [held]
 
     blocks = build(page.served.pipe, "a model")
     parts = {

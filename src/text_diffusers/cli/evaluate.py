@@ -22,6 +22,9 @@ LabelColumn = Annotated[
 SourceColumn = Annotated[
     str | None, typer.Option(help="column of the texts from which the others are written")
 ]
+PromptColumn = Annotated[
+    str | None, typer.Option(help="column of what stands before the texts, their beginnings")
+]
 Split = Annotated[str, typer.Option(help="split of a folder or a Hub data set")]
 MaxTexts = Annotated[int, typer.Option(min=1, help="at most so many, spread over the data set")]
 
@@ -44,6 +47,7 @@ def evaluate(
     seed: options.NoiseSeed = 0,
     as_json: options.AsJson = False,
     source_column: SourceColumn = None,
+    prompt_column: PromptColumn = None,
     dtype: options.DType = None,
 ):
     """Say what texts cost under a model: an upper bound of -log p, in nats per token.
@@ -54,7 +58,11 @@ def evaluate(
     without context could do: a model that is worth something is below it. Counted are the tokens that the model
     writes, ends included, and nothing that is given.
 
-    With `--source-column` the bound is that of each text given its source.
+    With `--source-column`, `--prompt-column` or `--label-column` the bound is that of each text given its source, its
+    beginning or its label. Of conversations, columns `messages`, `conversations`, or `prompt` and `completion`, it is
+    that of each answer given what was said before:
+
+    `text-diffusers evaluate runs/chat --dataset chats.jsonl`
     """
     # Not a required option: the message here says what a data set can be.
     if not dataset:
@@ -65,17 +73,16 @@ def evaluate(
     # The texts first: a mistake in them shows before a model is loaded. Only labels need the names that it has.
     pipe = None if label_column is None else load_pipeline(model, dtype=dtype)
     names = () if pipe is None else pipe.label_names
-    texts, labels, sources = load_texts(
-        dataset, text_column, label_column, split, max_texts, names, source_column
+    judged = load_texts(
+        dataset, text_column, label_column, split, max_texts, names, source_column, prompt_column
     )
     evaluation = evaluate_texts(
         pipe or load_pipeline(model, dtype=dtype),
-        texts,
-        labels,
+        judged.texts,
         num_times=num_times,
         batch_size=batch_size,
         seed=seed,
         progress=sys.stderr.isatty(),
-        sources=sources,
+        **judged.conditions,
     )
     typer.echo(json.dumps(evaluation.record(), indent=2) if as_json else report(evaluation))

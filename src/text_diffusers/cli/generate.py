@@ -38,6 +38,8 @@ def generate(
     # How it is sampled
     scheduler: options.Scheduler = None,
     steps: options.Steps = None,
+    order: options.Order = None,
+    window: options.Window = None,
     block_length: options.BlockLength = None,
     approximate_cache: options.ApproximateCache = None,
     temperature: options.Temperature = None,
@@ -90,6 +92,8 @@ def generate(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         suppress_tokens=suppress_tokens or None,
+        order=order,
+        window=window,
         block_length=block_length,
         approximate_cache=approximate_cache,
         seed=seed,

@@ -25,6 +25,8 @@ def infill(
     # How it is sampled
     scheduler: options.Scheduler = None,
     steps: options.Steps = None,
+    order: options.Order = None,
+    window: options.Window = None,
     block_length: options.BlockLength = None,
     approximate_cache: options.ApproximateCache = None,
     temperature: options.Temperature = None,
@@ -62,6 +64,8 @@ def infill(
         guidance_scale=guidance_scale,
         guide_by=guide_by,
         suppress_tokens=suppress_tokens or None,
+        order=order,
+        window=window,
         block_length=block_length,
         approximate_cache=approximate_cache,
         seed=seed,

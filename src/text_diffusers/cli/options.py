@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 # Opened when no model is named; it comes with the package.
-DEFAULT_MODEL = "chat-and-novels"
+DEFAULT_MODEL = "four-voices"
 
 # Panels of the help of `generate` and `infill`
 writing_option = partial(typer.Option, rich_help_panel="What is written")
@@ -51,9 +51,23 @@ Steps = Annotated[
     int | None,
     sampling_option("--steps", "--num-inference-steps", min=1, help="steps of the scheduler"),
 ]
+Order = Annotated[
+    str | None,
+    sampling_option(
+        help="which tokens come first: confidence, entropy, margin, random, left_to_right"
+    ),
+]
+Window = Annotated[
+    int | None,
+    sampling_option(
+        min=1, help="only the first so many open tokens may be written; it moves on with the text"
+    ),
+]
 BlockLength = Annotated[
     int | None,
-    sampling_option(min=1, help="tokens written together, from left to right; default: all"),
+    sampling_option(
+        min=1, help="tokens of a block, each finished, in `--steps` of its own, before the next"
+    ),
 ]
 ApproximateCache = Annotated[
     str | None,

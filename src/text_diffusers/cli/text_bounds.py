@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from datasets import Dataset, disable_progress_bars
@@ -10,7 +10,7 @@ from datasets import Dataset, disable_progress_bars
 from text_diffusers.data.code_rows import text_rows
 from text_diffusers.data.labels import number_labels
 from text_diffusers.data.rows import encode_texts, tokenize
-from text_diffusers.data.sources import load_documents
+from text_diffusers.data.sources import find_conversations, load_conversations, load_documents
 from text_diffusers.data.tokenizers import check_script
 from text_diffusers.evaluation.estimates import count_tokens
 from text_diffusers.evaluation.likelihood import evaluate_likelihood, unigram_entropy
@@ -23,6 +23,20 @@ OF_TEXTS = "of other texts from the same source, and other noise"
 # Why it cannot be seen
 ONE_TIME = "unknown: at one random time a text nothing is drawn twice, `--num-times 2` does so"
 ONE_TEXT = "unknown: a single text says nothing of others"
+
+
+@dataclass
+class JudgedTexts:
+    """Texts of a data set, and what they are written from: one value a text of each that there is.
+
+    Attributes:
+        texts: of conversations, their answers.
+        conditions: the others by the names of arguments of `evaluate_texts`: "labels", "prompts", "sources" or
+            "messages".
+    """
+
+    texts: list[str]
+    conditions: dict[str, list[Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -39,6 +53,8 @@ class Evaluation:
             end that counts being one.
         num_truncated: texts that were cut to what the model takes, or whose source was.
         num_never_drawn: texts of a length that the pipeline never draws, for which the bound is infinite.
+        autoregressive_nats_per_token, autoregressive_bits_per_character: what the same weights reach from token to
+            token, where they can write so.
     """
 
     nats_per_token: float
@@ -53,6 +69,8 @@ class Evaluation:
     num_characters: int
     num_truncated: int
     num_never_drawn: int = 0
+    autoregressive_nats_per_token: float | None = None
+    autoregressive_bits_per_character: float | None = None
 
     def record(self) -> dict[str, Any]:
         """For JSON, which has no infinite numbers: what is infinite is `None`."""
@@ -72,16 +90,20 @@ def evaluate_texts(
     seed: int = 0,
     progress: bool = False,
     sources: Sequence[str] | None = None,
+    prompts: Sequence[str] | None = None,
+    messages: Sequence[Any] | None = None,
 ) -> Evaluation:
     """The bound of texts under a pipeline of tokens, of word embeddings or of codes.
 
     Args:
-        labels: of a model that was trained with labels, one a text; not of codes.
+        labels: of a model that was trained with labels, one a text. No condition is of codes.
         num_times: random times a text; the error needs two at least.
         batch_size: noisy texts in one call of the model.
         seed: of the noise.
         progress: show a bar, where there is one.
-        sources: of a model that was trained to write from other texts, one a text; not of codes.
+        sources: of a model that was trained to write from other texts, one a text.
+        prompts: the beginnings of the texts, one each.
+        messages: the conversations to which the texts are replies, one each.
 
     Raises:
         ValueError: if the pipeline has no such bound, or a text does not fit.
@@ -95,9 +117,16 @@ def evaluate_texts(
             f"`model` must write texts by themselves: {type(pipe).__name__} steers away from its model."
         )
     options: Any = {"num_times": num_times, "batch_size": batch_size, "seed": seed}
+    conditions = {
+        "label_column": labels,
+        "source_column": sources,
+        "prompt_column": prompts,
+        "dataset": messages,
+    }
     if pipe.kind != "codes":
-        return bound_of_texts(pipe, texts, labels, sources, progress=progress, **options)
-    for option, values in (("label_column", labels), ("source_column", sources)):
+        given = dict(class_labels=labels, sources=sources, prompts=prompts, messages=messages)
+        return bound_of_texts(pipe, texts, given, progress=progress, **options)
+    for option, values in conditions.items():
         if values is not None:
             raise ValueError(
                 f"`{option}` must be left out: the bound of a two-level pipeline is of texts alone."
@@ -108,11 +137,10 @@ def evaluate_texts(
 def bound_of_texts(
     pipe: Any,
     texts: list[str],
-    labels: Sequence[int] | None,
-    sources: Sequence[str] | None,
+    conditions: dict[str, Any],
     **options: Any,
 ) -> Evaluation:
-    """By `evaluate_likelihood`; texts that are too long for the model are cut."""
+    """By `evaluate_likelihood`, of which `conditions` are arguments; texts too long for the model are cut."""
     # Other schedulers can write with the model, but only the one of its training has its bound.
     if pipe.kind == "tokens" and not isinstance(pipe.scheduler, D3PMScheduler):
         raise ValueError(
@@ -121,9 +149,8 @@ def bound_of_texts(
     likelihood = evaluate_likelihood(
         pipe,
         texts,
-        class_labels=labels,
-        sources=sources,
         max_length=pipe.max_length,
+        **conditions,
         **options,
     )
     error = known_or_none(likelihood.standard_error)
@@ -140,6 +167,8 @@ def bound_of_texts(
         num_characters=likelihood.num_characters,
         num_truncated=likelihood.num_truncated,
         num_never_drawn=likelihood.num_never_drawn,
+        autoregressive_nats_per_token=likelihood.autoregressive_nats_per_token,
+        autoregressive_bits_per_character=likelihood.autoregressive_bits_per_character,
     )
 
 
@@ -199,15 +228,29 @@ def load_texts(
     max_texts: int,
     label_names: Sequence[str | None] = (),
     source_column: str | None = None,
-) -> tuple[list[str], list[int] | None, list[str] | None]:
-    """At most so many texts of a data set, their labels and sources, spread over all of it: neighbours are alike.
+    prompt_column: str | None = None,
+) -> JudgedTexts:
+    """At most so many texts of a data set and what they are written from, spread over all of it: neighbours are alike.
 
     Args:
         label_names: of the model, among which labels that are words are looked up.
+
+    Raises:
+        ValueError: if there is no text, or two columns exclude each other.
     """
     disable_progress_bars()  # of reading and tokenizing
+    if prompt_column and source_column:
+        raise ValueError(
+            "`source_column` excludes `prompt_column`: a text is written from a source, or behind its beginning."
+        )
+    has_columns = bool(label_column or source_column or prompt_column)
+    if not has_columns:
+        columns = find_conversations(dataset, text_column, split)
+        if columns:
+            return answers_of(load_conversations(dataset, columns, split), max_texts)
+
     documents: Any = load_documents(
-        dataset, text_column, label_column, split, source_column=source_column
+        dataset, text_column, label_column, split, source_column=source_column or prompt_column
     )
     if not len(documents):
         raise ValueError(f"`dataset` must hold at least one text, got none in {dataset!r}.")
@@ -215,12 +258,30 @@ def load_texts(
     # Every so many of them
     stride = -(-len(documents) // max_texts)
     chosen = documents.select(range(0, len(documents), stride))
-    labels = None
+    judged = JudgedTexts([])
     if label_column is not None:
         chosen, _ = number_labels(chosen, label_names)
-        labels = list(chosen["label"])
-    sources = list(chosen["source"]) if source_column else None
-    return list(chosen["text"]), labels, sources
+        judged.conditions["labels"] = list(chosen["label"])
+    if has_columns and "source" in chosen.column_names:
+        name = "sources" if source_column else "prompts"
+        judged.conditions[name] = list(chosen["source"])
+    judged.texts = list(chosen["text"])
+    return judged
+
+
+def answers_of(chats: Any, max_texts: int) -> JudgedTexts:
+    """The answers of conversations that are learned, each behind the turns before it, spread over all of them."""
+    texts = []
+    messages = []
+    for chat in chats["messages"]:
+        for index, turn in enumerate(chat):
+            if turn["learned"] and index:
+                texts.append(turn["content"])
+                messages.append(chat[:index])
+    if not texts:
+        raise ValueError("`dataset` must hold an answer to something, got none.")
+    stride = -(-len(texts) // max_texts)
+    return JudgedTexts(texts[::stride], {"messages": messages[::stride]})
 
 
 def report(evaluation: Evaluation) -> str:
@@ -240,6 +301,12 @@ bits, at most      {per_character}, {evaluation.bits_per_byte:.3f} per byte
 texts              {counts}, {evaluation.num_truncated:,} cut to fit
 Counted are the tokens that the model writes, ends included; an end is also a character and a byte.
 The error is {"" if error is None else "that "}{evaluation.error_is}."""
+
+    if evaluation.autoregressive_nats_per_token is not None:
+        lines += (
+            f"\ntoken by token     {evaluation.autoregressive_nats_per_token:.3f} nats per token, "
+            f"{evaluation.autoregressive_bits_per_character:.3f} bits per character, by the same weights"
+        )
 
     # An infinite bound is explained.
     if evaluation.num_never_drawn:

@@ -18,6 +18,7 @@ class Settings:
 
     Attributes:
         scheduler: one of `samplers_for` the pipeline.
+        order, window: as in `ConfidenceScheduler`, which takes the place of another scheduler of absorbing noise.
         num_inference_steps: of both levels of a two-level pipeline.
         num_return_sequences: texts for each request.
         seed: each text's generator is a function of it, the place of the request and that of the text.
@@ -26,6 +27,8 @@ class Settings:
     """
 
     scheduler: str | None = None
+    order: str | None = None
+    window: int | None = None
     num_inference_steps: int | None = None
     num_return_sequences: int = 1
     temperature: float | None = None

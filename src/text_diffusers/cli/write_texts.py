@@ -1,7 +1,8 @@
 """The texts of requests, in the terminal or into a file."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def write_texts(
 
     # It takes the pipeline to know which samplers undo its noise.
     if settings.scheduler == "list":
-        list_samplers(pipe)
+        list_samplers(pipe, settings, requests[0].inputs)
         return
 
     writer = Writer(pipe, settings)
@@ -58,8 +59,13 @@ def write_texts(
             typer.echo("\n".join(texts))
 
 
-def list_samplers(pipe: Any):
-    """Print the samplers of a pipeline."""
+def list_samplers(pipe: Any, settings: Settings, inputs: Mapping[str, Any]):
+    """Print the samplers of a pipeline, and its own settings that hold beside those that are given.
+
+    Args:
+        inputs: what is written from.
+    """
+    from text_diffusers.pipelines.calls.steps import defaults_in_force
     from text_diffusers.samplers import current_sampler, samplers_for
 
     current = current_sampler(pipe)
@@ -70,6 +76,11 @@ def list_samplers(pipe: Any):
     # Published models have settings of their own, which none of the names stands for.
     if current is None and pipe.draws_from_scheduler:
         typer.echo(f"By default the model's own {type(pipe.scheduler).__name__}.")
+    given = {name: value for name, value in asdict(settings).items() if value is not None}
+    defaults = defaults_in_force(pipe, given | dict(inputs))
+    if defaults:
+        shown = ", ".join(f"{name}={value}" for name, value in defaults.items())
+        typer.echo(f"Settings of the model where none are given: {shown}.")
 
 
 def write_file(

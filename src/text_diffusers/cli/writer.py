@@ -15,8 +15,10 @@ import text_diffusers
 from text_diffusers.cli.text_requests import Settings, TextRequest
 from text_diffusers.common.plain_text import check_unicode
 from text_diffusers.hub.published.loader import as_dtype
+from text_diffusers.pipelines.calls.steps import defaults_in_force
 from text_diffusers.pipelines.pipeline_base import TextPipeline
 from text_diffusers.samplers import (
+    ORDERING,
     SHAPING,
     current_sampler,
     most_steps,
@@ -51,18 +53,12 @@ class Writer:
 
         # What shapes predictions is an argument of the call, or else a setting of the scheduler.
         accepted = parameters_of(pipe)
-        shaping = {}
-        if "temperature" not in accepted:
-            for name in SHAPING:
-                if name in arguments and name not in accepted:
-                    shaping[name] = arguments.pop(name)
-        self.pipe = with_sampler(pipe, scheduler, **shaping)
-
-        # Some samplers need as many steps as there are tokens to write.
-        if "num_inference_steps" not in arguments:
-            name = current_sampler(self.pipe)
-            if name is not None and samplers_for(self.pipe)[name].token_a_step:
-                arguments["num_inference_steps"] = most_steps(self.pipe)
+        sampler_settings = {}
+        names = [*ORDERING] if "temperature" in accepted else [*ORDERING, *SHAPING]
+        for name in names:
+            if name in arguments and name not in accepted:
+                sampler_settings[name] = arguments.pop(name)
+        self.pipe = with_sampler(pipe, scheduler, **sampler_settings)
         check_accepted(self.pipe, arguments)
         self.arguments = arguments
 
@@ -110,6 +106,7 @@ class Writer:
         if not inputs and len(requests) > 1:
             inputs["prompt"] = [""] * len(requests)
         check_accepted(self.pipe, inputs)
+        inputs |= self.steps_of(inputs)
 
         # One generator a text, so its noise does not depend on which texts are in its batch.
         generators = []
@@ -118,6 +115,21 @@ class Writer:
                 seed = text_seed(self.settings.seed, request.place, number)
                 generators.append(torch.Generator().manual_seed(seed))
         return {**inputs, "generator": generators}
+
+    def steps_of(self, inputs: Mapping[str, Any]) -> dict[str, int]:
+        """The steps of a sampler that needs as many as there are tokens to write, where nothing else says how many."""
+        given = {**self.arguments, **inputs}
+        if "num_inference_steps" in given:
+            return {}
+        # A default is of the pipeline's own sampler.
+        defaults = defaults_in_force(self.pipe, given)
+        if "num_inference_steps" in defaults and self.settings.scheduler is None:
+            return {}
+
+        name = current_sampler(self.pipe)
+        if name is None or not samplers_for(self.pipe)[name].token_a_step:
+            return {}
+        return {"num_inference_steps": most_steps(self.pipe, given)}
 
     def record(self) -> dict[str, Any]:
         """All that the texts depend on beside the requests, as JSON: settings, scheduler, weights and versions."""
@@ -135,7 +147,10 @@ class Writer:
         for name, part in sorted(self.pipe.components.items()):
             if isinstance(part, torch.nn.Module):
                 weights[name] = weights_digest(part)
-        return {
+        # Settings of the pipeline, if it has such
+        names = ("label_prompts", "takes_source", "generation_defaults")
+        config = {name: self.pipe.config[name] for name in names if self.pipe.config.get(name)}
+        return config | {
             "pipeline": type(self.pipe).__name__,
             "weights": weights,
             "versions": {

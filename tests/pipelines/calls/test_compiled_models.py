@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import SENTENCES, make_denoiser, make_embedding_model, mostly_slow
+from support.language_models import chat_pipe
 from support.masked_lms import make_masked_lm
 from support.two_level_pipes import make_two_level
 
@@ -95,6 +96,23 @@ def test_the_compiled_forward_is_the_one_that_is_called(kind, in_place):
         pipe.denoiser = torch.compile(pipe.denoiser, backend=backend)
     assert write(pipe) == expected
     assert num_calls
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_language_model_in_blocks_is_refused_its_cache_and_writes_the_same_without(
+    in_place,
+):
+    pipe = chat_pipe(attention="block", past="causal", alignment="shifted")
+    expected = write(pipe)
+    with torch.compiler.set_stance("force_eager"):
+        if in_place:
+            pipe.denoiser.compile(backend="eager")
+        else:
+            pipe.denoiser = torch.compile(pipe.denoiser, backend="eager")
+        with pytest.raises(ValueError, match="not compiled, .* by `pipe.use_cache = False`"):
+            write(pipe)
+        pipe.use_cache = False
+        assert write(pipe) == expected
 
 
 def test_adapters_of_a_compiled_model_are_refused_and_not_left_as_they_are():

@@ -28,6 +28,8 @@ def chat(
     # How it is sampled
     scheduler: options.Scheduler = None,
     steps: options.Steps = None,
+    order: options.Order = None,
+    window: options.Window = None,
     block_length: options.BlockLength = None,
     approximate_cache: options.ApproximateCache = None,
     temperature: options.Temperature = None,
@@ -57,6 +59,8 @@ def chat(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         suppress_tokens=suppress_tokens or None,
+        order=order,
+        window=window,
         block_length=block_length,
         approximate_cache=approximate_cache,
         seed=seed,
@@ -68,6 +72,6 @@ def chat(
 
     pipe = load_pipeline(model, dtype=dtype)
     if scheduler == "list":
-        list_samplers(pipe)
+        list_samplers(pipe, settings, inputs={})
         return
     talk(Conversation(pipe, settings, system))
