@@ -52,6 +52,9 @@ ENTRIES = (
     "prompt_encoder",
     "lengths",
     "label_names",
+    "label_prompts",
+    "takes_source",
+    "generation_defaults",
     "prompt_begins_text",
     "_class_name",
 )

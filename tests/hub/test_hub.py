@@ -387,7 +387,9 @@ def test_the_shipped_model_is_found_by_its_name_unless_a_folder_has_it(
     monkeypatch.chdir(tmp_path)
     assert DEFAULT_MODEL == SHIPPED_MODEL  # the command line cannot import it before it is needed
     shipped = TextDiffusionPipeline.from_pretrained(SHIPPED_MODEL)
-    assert shipped.label_names == ["chat", "novel"]
+    assert shipped.label_names == ["chat", "novel", "scripture", "speech"]
+    earlier = TextDiffusionPipeline.from_pretrained("chat-and-novels")
+    assert earlier.label_names == ["chat", "novel"]
     pipelines["block"][0].save_pretrained(tmp_path / SHIPPED_MODEL)
     assert TextDiffusionPipeline.from_pretrained(SHIPPED_MODEL).block_length == 4
 

@@ -37,6 +37,14 @@ CALLS = {
         "approximate_cache": "dual",
     },
     "blocks": {"prompt": "w8 w9", "max_new_tokens": 9, "num_inference_steps": 4},
+    "causal-past": {
+        "prompt": "w8 w9",
+        "max_new_tokens": 9,
+        "num_inference_steps": 4,
+        "block_length": 3,
+    },
+    # Two labels, whose prompts a stock loader must not take for a component; the rest is by the pipeline's defaults.
+    "labels": {"prompt": "w8 w9", "class_labels": "loud", "guidance_scale": 2.0},
     "bert-embeddings": {"length": 6, "num_inference_steps": 5, "num_return_sequences": 2},
 }
 
@@ -64,11 +72,28 @@ def bert_embedding_pipe():
     return DiffusionLMPipeline(tokenizer, denoiser.eval(), EmbeddingDDIMScheduler())
 
 
+def labelled_pipe():
+    plain = chat_pipe(alignment="shifted")
+    return TextDiffusionPipeline(
+        plain.tokenizer,
+        plain.denoiser,
+        ConfidenceScheduler(0, order="left_to_right", window=3),
+        label_names=["calm", "loud"],
+        label_prompts=["w30", "w31 w32"],
+        generation_defaults={"num_inference_steps": 5, "max_new_tokens": 7, "temperature": 0.8},
+    )
+
+
 def make_pipe(name):
     if name == "bert-embeddings":
         pipe = bert_embedding_pipe()
+    elif name == "labels":
+        pipe = labelled_pipe()
     elif name == "blocks":
         pipe = chat_pipe(attention="block", scheduler=D3PMAbsorbingScheduler(0))
+    elif name == "causal-past":
+        reading = {"attention": "block", "past": "causal", "alignment": "shifted"}
+        pipe = chat_pipe(**reading, scheduler=D3PMAbsorbingScheduler(0))
     else:
         pipe = chat_pipe("qwen2", alignment="shifted")
     pipe.set_progress_bar_config(disable=True)
@@ -136,6 +161,22 @@ def test_the_card_asks_a_chat_model_something_and_tells_how_it_is_read():
     assert "num_return_sequences" not in examples_of(pipe, {})[0].arguments
     pipe.scheduler = ConfidenceScheduler(0)
     assert examples_of(pipe, {})[0].arguments["num_return_sequences"] == 4
+
+
+def test_the_card_tells_labels_and_defaults_and_asks_for_what_they_leave_open():
+    pipe = labelled_pipe()
+    pipe.tokenizer.chat_template = None
+    arguments = examples_of(pipe, {})[0].arguments
+    assert arguments == {"class_labels": ["calm", "loud"], "num_return_sequences": 2}
+    card = model_card(pipe, name="mine")
+    assert "| labels | `calm`, `loud` |" in card and "| their prompts | `w30`, `w31 w32` |" in card
+    defaults = "`num_inference_steps=5`, `temperature=0.8`, `max_new_tokens=7`"
+    assert f"| writes by default with | {defaults} |" in card
+
+    # A temperature of the scheduler comes first.
+    pipe.scheduler = ConfidenceScheduler(0, temperature=0.5)
+    in_force = "`num_inference_steps=5`, `max_new_tokens=7`"
+    assert f"| writes by default with | {in_force} |" in model_card(pipe, name="mine")
 
 
 def test_the_card_names_the_model_that_this_one_was_made_from(tmp_path):

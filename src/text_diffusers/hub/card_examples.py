@@ -93,11 +93,14 @@ def examples_of(pipe: Any, options: dict[str, Any]) -> list[Example]:
     needs_length = not pipe.predicts_end and not draws_lengths
     length = {"max_new_tokens": NEW_TOKENS} if needs_length else {}
     if pipe.predicts_end and not draws_lengths and is_language_model(pipe.denoiser):
+        defaults = pipe.generation_defaults
         # What is asked must fit into the row, too.
         num_tokens = min(LANGUAGE_MODEL_TOKENS, max(pipe.max_length // 2, 1))
-        length = {"max_new_tokens": num_tokens}
+        if "max_new_tokens" not in defaults:
+            length = {"max_new_tokens": num_tokens}
         # More steps than tokens in a block would change nothing.
-        common.setdefault("num_inference_steps", pipe.block_length or num_tokens)
+        if "num_inference_steps" not in defaults:
+            common.setdefault("num_inference_steps", pipe.block_length or num_tokens)
 
     # A model that was trained to chat is asked something; it writes little from nothing.
     if "messages" in pipe.accepted_inputs and getattr(pipe.tokenizer, "chat_template", None):
@@ -115,11 +118,13 @@ def examples_of(pipe: Any, options: dict[str, Any]) -> list[Example]:
 
 def few_steps(pipe: Any) -> dict[str, Any]:
     """The number of steps, where the scheduler has fewer than the pipeline takes by default."""
-    default = inspect.signature(type(pipe).__call__).parameters["num_inference_steps"].default
+    name = "num_inference_steps"
+    default = inspect.signature(type(pipe).__call__).parameters[name].default
+    default = pipe.generation_defaults.get(name, default)
 
     # A scheduler in continuous time takes any number of steps.
     most = pipe.scheduler.config.get("num_train_timesteps") or default
-    return {"num_inference_steps": most} if most < default else {}
+    return {name: most} if most < default else {}
 
 
 def draws_nothing(pipe: Any) -> bool:

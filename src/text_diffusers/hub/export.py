@@ -22,7 +22,7 @@ from text_diffusers.training.curves import CURVES_PICTURE, METRICS_FILE
 from text_diffusers.training.tracking import CURVES_FILE
 
 # Its weights come with the package, so its Space needs no repository beside it.
-SHIPPED_MODEL = "chat-and-novels"
+SHIPPED_MODEL = "four-voices"
 
 # Classes of these load without code beside the weights.
 STOCK_LIBRARIES = ("diffusers", "transformers")
@@ -94,8 +94,9 @@ def save_with_code(
     index["_class_name"] = [write_source(type(pipe), folder), type(pipe).__name__]
 
     # Stock diffusers takes a list of two strings in an index for a component.
-    if index.get("label_names"):
-        index["label_names"] = {str(id): name for id, name in enumerate(index["label_names"])}
+    for names in ("label_names", "label_prompts"):
+        if index.get(names):
+            index[names] = {str(id): name for id, name in enumerate(index[names])}
     write_object(folder / INDEX, index)
 
     if records is not None:
@@ -210,7 +211,7 @@ def push_to_hub(
     Example:
         >>> from text_diffusers import TextDiffusionPipeline
         >>> from text_diffusers.hub import push_to_hub
-        >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")
+        >>> pipe = TextDiffusionPipeline.from_pretrained("four-voices")
         >>> push_to_hub(pipe, "me/my-model")  # doctest: +SKIP
         'https://huggingface.co/me/my-model'
     """

@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from text_diffusers.hub.card_text import (
 )
 from text_diffusers.hub.papers import papers_of, papers_of_published
 from text_diffusers.models.language_model import is_language_model, reading_of, uncompiled
+from text_diffusers.pipelines.calls.steps import defaults_in_force
 from text_diffusers.training.config import NOTE_FILE
 from text_diffusers.training.curves import (
     CURVES_PICTURE,
@@ -40,6 +41,9 @@ from text_diffusers.training.curves import (
 )
 
 logger = logging.getLogger(__name__)
+
+# In the note of a training: those before it, whose models it began with
+EARLIER_STAGES = "earlier_stages"
 
 # Form of the Hub's licence identifiers
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -98,6 +102,7 @@ def model_card(
     repo_id: str | None = None,
     datasets: Sequence[str] = (),
     base_model: str | None = None,
+    with_code: bool = True,
 ) -> str:
     """README.md of a pipeline. The texts in it are written now, by the calls that it shows, from a fixed seed.
 
@@ -111,6 +116,7 @@ def model_card(
         datasets: names, of the Hub if they are there, of what it was trained on.
         base_model: the repository of the model that it was made from; by default the one that `folder` names, or that
             a language model was loaded from.
+        with_code: whether the code of its classes lies beside the weights, so that stock diffusers loads it.
 
     Raises:
         ValueError: if `name` is empty, `license`, `repo_id` or `base_model` is no identifier, or a file in `folder`
@@ -119,7 +125,7 @@ def model_card(
     Example:
         >>> from text_diffusers import TextDiffusionPipeline
         >>> from text_diffusers.hub.model_card import model_card
-        >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")  # doctest: +SKIP
+        >>> pipe = TextDiffusionPipeline.from_pretrained("four-voices")  # doctest: +SKIP
         >>> card = model_card(pipe, name="My model", license="apache-2.0")  # doctest: +SKIP
     """
     # Refused here, before the texts of the card are written, which takes a while.
@@ -155,8 +161,8 @@ def model_card(
         f"# {escaped(name)}\n\n{description(pipe)}",
         base_section(base_model),
         parts_section(pipe),
-        use_section(pipe, options, place=repo_id or name),
-        training_section(record),
+        use_section(pipe, options, place=repo_id or name, with_code=with_code),
+        training_section(record, base_model),
         evaluation_section(record.metrics),
         limits_section(pipe),
         papers_section(pipe, base_model),
@@ -308,6 +314,12 @@ def parts_section(pipe: Any) -> str:
     labels = labels_of(pipe)
     if labels:
         lines.append(("labels", ", ".join(code(str(label)) for label in labels)))
+    prompts = pipe.config.get("label_prompts")
+    if prompts:
+        lines.append(("their prompts", ", ".join(code(prompt) for prompt in prompts)))
+    defaults = defaults_in_force(pipe, {})
+    if defaults:
+        lines.append(("writes by default with", described_defaults(defaults)))
     return f"## Model\n\n{table(('', ''), lines)}"
 
 
@@ -324,6 +336,11 @@ def described_scheduler(scheduler: Any) -> str:
     return f"{code(type(scheduler).__name__)}: {', '.join(settings)}"
 
 
+def described_defaults(defaults: Mapping[str, Any]) -> str:
+    """The arguments of a call that hold where it gives none."""
+    return ", ".join(code(f"{name}={literal(value)}") for name, value in defaults.items())
+
+
 def described_reading(pipe: Any) -> str:
     """How the predictions of a language model are read, and which tokens end its texts."""
     reading = reading_of(pipe.denoiser)
@@ -335,7 +352,7 @@ def described_reading(pipe: Any) -> str:
     return "; ".join(parts)
 
 
-def use_section(pipe: Any, options: dict[str, Any], place: str) -> str:
+def use_section(pipe: Any, options: dict[str, Any], place: str, with_code: bool) -> str:
     """Code that loads and calls the model, with and without this package, and the texts that the calls write."""
     # The texts are written by the very calls that stand above them.
     calls = []
@@ -358,12 +375,21 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained({literal(place)}, trust_remote_code=True)
 print({examples[0].source()}.texts)"""
 
+    without_package = [
+        "Without it, by the code that lies beside the weights. Read it first: `trust_remote_code=True` runs it.",
+        fenced(stock, "python"),
+    ]
+    if not with_code:
+        without_package = [
+            "After `text-diffusers publish`, stock diffusers loads it from the Hub, by the code that then lies beside "
+            "the weights."
+        ]
+
     paragraphs = [
         "## Use",
         "With `text-diffusers` installed:",
         fenced("\n\n".join([installed.strip(), *calls]), "python"),
-        "Without it, by the code that lies beside the weights. Read it first: `trust_remote_code=True` runs it.",
-        fenced(stock, "python"),
+        *without_package,
         "## Texts",
         f"As these calls write them, from seed {SEED}, none left out. "
         f"Lines above {LINE_LENGTH} characters are broken.",
@@ -375,15 +401,29 @@ print({examples[0].source()}.texts)"""
 # The training and its result
 
 
-def training_section(record: TrainingRecord) -> str:
-    """The training as far as it was recorded; empty if nothing was."""
+def training_section(record: TrainingRecord, base_model: str | None) -> str:
+    """The training as far as it was recorded, with those before it; empty if nothing was."""
     note = record.note
+    stages = earlier_stages_of(note)
     paragraphs = []
     if record.datasets:
         names = ", ".join(code(str(name)) for name in record.datasets)
-        paragraphs.append(f"Trained on {names}.")
+        in_stages = ""
+        if stages:
+            origin = f"the first from {escaped(base_model)} and " if base_model else ""
+            in_stages = (
+                f", in {len(stages) + 1} stages, {origin}each from the model of the one before"
+            )
+        paragraphs.append(f"Trained on {names}{in_stages}.")
+    for number, stage in enumerate(stages, start=1):
+        work = described_work(stage.get("num_steps"), stage.get("minutes"))
+        paragraphs.append(f"Stage {number}{f', {work}' if work else ''}:")
+        paragraphs.append(fenced(broken_command(stage["command"]), "bash"))
     if "command" in note:
-        paragraphs.append("The command, whose options that are not named have their defaults:")
+        of_stage = " of the last stage" if stages else ""
+        paragraphs.append(
+            f"The command{of_stage}, whose options that are not named have their defaults:"
+        )
         paragraphs.append(fenced(broken_command(str(note["command"])), "bash"))
 
     # How long it took: two levels have a curve for each, others have one without a name.
@@ -391,7 +431,7 @@ def training_section(record: TrainingRecord) -> str:
         # The last line of a curve holds the time since the training began.
         last = curve[-1]
         if is_number(last.get("seconds")):
-            work = f"{last['step']:,} optimizer steps in {last['seconds'] / 60:.1f} minutes."
+            work = f"{described_work(last['step'], last['seconds'] / 60)}."
             paragraphs.append(f"The {stage} level: {work}" if stage else work)
 
     # On how many devices, and in which precision
@@ -416,6 +456,31 @@ def training_section(record: TrainingRecord) -> str:
         paragraphs.append(table(("option", "value"), options))
         paragraphs.append("</details>")
     return "\n\n".join(["## Training", *paragraphs]) if paragraphs else ""
+
+
+def earlier_stages_of(note: dict[str, Any]) -> list[dict[str, Any]]:
+    """The trainings before the last one, each with its `command`, and maybe `num_steps` and `minutes`.
+
+    Raises:
+        ValueError: if the note says something else.
+    """
+    stages = note.get(EARLIER_STAGES, [])
+    are_stages = isinstance(stages, list) and all(
+        isinstance(stage, dict) and isinstance(stage.get("command"), str) for stage in stages
+    )
+    if not are_stages:
+        raise ValueError(
+            f"`{EARLIER_STAGES}` in {NOTE_FILE} must be a list of objects with a `command` each, got {stages!r}."
+        )
+    return stages
+
+
+def described_work(num_steps: Any, minutes: Any) -> str:
+    """How long a training was; empty where that was not noted."""
+    if not is_number(num_steps):
+        return ""
+    time = f" in {minutes:.1f} minutes" if is_number(minutes) else ""
+    return f"{num_steps:,} optimizer steps{time}"
 
 
 def broken_command(command: str) -> str:

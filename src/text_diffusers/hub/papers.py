@@ -25,6 +25,7 @@ TITLES = {
     "2211.01095": "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
     "2211.15089": "Continuous diffusion for categorical data",
     "2212.09412": "Empowering Diffusion Models on the Embedding Space for Text Generation",
+    "2212.09462": "Latent Diffusion for Language Generation",
     "2212.09748": "Scalable Diffusion Models with Transformers",
     "2305.18619": "Likelihood-Based Diffusion Language Models",
     "2308.15459": "ParaGuide: Guided Diffusion Paraphrasers for Plug-and-Play Textual Style Transfer",

@@ -136,8 +136,11 @@ def test_logits_are_those_of_the_authors_code(models, family, number):
 def test_a_converted_model_is_one_of_ours_on_disk(models, family, tmp_path):
     models[family].save_pretrained(tmp_path)
     loaded = TextTransformerModel.from_pretrained(tmp_path)
+    for name, weight in models[family].state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight)
     for case in golden_of(family)["forward"]:
-        assert torch.equal(predict(loaded, case), predict(models[family], case))
+        # The same weights at another place of the memory may be multiplied in another order.
+        torch.testing.assert_close(predict(loaded, case), predict(models[family], case))
 
 
 @pytest.mark.parametrize("family", ["mdlm", "gidd"])
