@@ -140,12 +140,15 @@ def test_every_system_is_trained_once_writes_and_is_reported(options, monkeypatc
     judged = two_level.main(
         options(stage="report", judge="smollm2", picture=str(folder / "other.png"))
     )
-    assert all(
-        record["generative_perplexity"] > 1
+    perplexities = [
+        record["generative_perplexity"]
         for row in judged
         if row.mode in ("equal FLOPs", "plans")
         for record in row.records
-    )
+    ]
+    # Models of two steps may write nothing but texts of one word, which are not judged.
+    scored = [perplexity for perplexity in perplexities if perplexity is not None]
+    assert min(scored) > 1 and len(scored) >= len(perplexities) / 2
     assert (folder / "other.png").exists() and texts.keys() == {
         path.name for path in (folder / "texts").iterdir()
     }
