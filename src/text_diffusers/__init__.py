@@ -2,7 +2,7 @@
 
 Example:
     >>> from text_diffusers import TextDiffusionPipeline
-    >>> pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")
+    >>> pipe = TextDiffusionPipeline.from_pretrained("four-voices")
     >>> len(pipe("i think", num_inference_steps=16).texts)
     1
 """

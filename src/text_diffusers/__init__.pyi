@@ -1,5 +1,7 @@
 from .models.autoencoder_vq_text import AutoencoderVQTextModel
 from .models.classifier_text import TextClassifierModel
+from .models.latent.autoencoder_text_latent import AutoencoderTextLatentModel
+from .models.latent.transformer_latent import LatentTransformerModel
 from .models.prompt_encoder import PromptEncoderModel
 from .models.transformer_code import CodeTransformerModel
 from .models.transformer_embedding import EmbeddingTransformerModel
@@ -39,6 +41,7 @@ from .schedulers.scheduling_remdm import ReMDMScheduler
 __version__: str
 
 __all__ = [
+    "AutoencoderTextLatentModel",
     "AutoencoderVQTextModel",
     "BertEmbeddingDenoiser",
     "BlockAncestralScheduler",
@@ -57,6 +60,7 @@ __all__ = [
     "EmbeddingDPMSolverScheduler",
     "EmbeddingTransformerModel",
     "FirstHittingScheduler",
+    "LatentTransformerModel",
     "ParaGuidePipeline",
     "PredictorCorrectorAbsorbingScheduler",
     "PredictorCorrectorUniformScheduler",

@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from support.language_models import chat_pipe
+from support.language_models import chat_pipe, make_language_model, word_tokenizer
+from support.masked_lms import make_masked_lm
 from support.published_checkpoints import (
     GOLDEN,
     copy_checkpoint,
     golden_tensors,
     numbered_tokenizer,
 )
+from text_diffusers import ConfidenceScheduler, TextDiffusionPipeline
 from text_diffusers.hub import load_denoiser, load_published_pipeline
 
 TEMPLATE = (
@@ -60,6 +62,20 @@ STAND_INS = {
 }
 GPT2 = "openai-community/gpt2"
 
+# Language models that know nothing of diffusion, to adapt
+CAUSAL_LMS = (
+    "gpt2",
+    "data/models/smollm2",
+    "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "Qwen/Qwen2.5-1.5B-Instruct",
+    "Qwen/Qwen2.5-3B-Instruct",
+)
+ENCODERS = ("data/models/minilm", "data/models/e5_small", "sentence-transformers/all-MiniLM-L6-v2")
+
+# Pipelines of language models that were adapted: to conversations, and to texts with labels
+ADAPTED = "runs/adapt"
+LABELLED = "runs/styles"
+
 
 def put_stand_ins(code: str, folder: Path):
     """Make a folder of each repository that a block names, and what else it opens of published models."""
@@ -68,8 +84,20 @@ def put_stand_ins(code: str, folder: Path):
             put_stand_in(stand_in, folder / name)
     if is_named(GPT2, code):
         words_tokenizer(90, {89: "<|endoftext|>"}).save_pretrained(folder / GPT2)
+    for name in CAUSAL_LMS:
+        if is_named(name, code):
+            make_language_model(model_type="gpt2").save_pretrained(folder / name)
+            word_tokenizer().save_pretrained(folder / name)
+    for name in ENCODERS:
+        if is_named(name, code):
+            for part in make_masked_lm("bert"):
+                part.save_pretrained(folder / name)
     if is_named(LORA, code):
         put_adapter(folder / LORA)
+    if is_named(ADAPTED, code):
+        adapted_pipe().save_pretrained(folder / ADAPTED)
+    if is_named(LABELLED, code):
+        labelled_pipe().save_pretrained(folder / LABELLED)
 
 
 def is_named(name: str, code: str) -> bool:
@@ -97,6 +125,28 @@ def put_adapter(folder: Path):
     model = load_denoiser(GOLDEN / "llada").language_model
     config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     get_peft_model(model, config).save_pretrained(folder)
+
+
+def adapted_pipe() -> Any:
+    """A pipeline with what is saved of a causal LM that was trained to write in blocks."""
+    tokenizer = word_tokenizer()
+    scheduler = ConfidenceScheduler(tokenizer.mask_token_id, order="left_to_right")
+    pipe = chat_pipe(attention="block", past="causal", alignment="shifted", scheduler=scheduler)
+    pipe.generation_defaults = {
+        "max_new_tokens": 16,
+        "num_inference_steps": 4,
+        "temperature": 0.8,
+        "top_p": 0.95,
+    }
+    return pipe
+
+
+def labelled_pipe() -> Any:
+    """A pipeline of a bidirectional model that is shown one of two labels before a text."""
+    pipe = chat_pipe()
+    names = {"label_names": ["chat", "novel"], "label_prompts": ["w7", "w8"]}
+    defaults = {"max_new_tokens": 16, "num_inference_steps": 16}
+    return TextDiffusionPipeline(**pipe.components, **names, generation_defaults=defaults)
 
 
 # What is refused

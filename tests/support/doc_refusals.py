@@ -6,9 +6,10 @@ import torch
 from diffusers import DDIMScheduler
 
 from support.doc_models import refused_checkpoints
+from support.language_models import chat_pipe
 from support.tokenizer_kinds import word_tokenizer
 from text_diffusers import ConfidenceScheduler, ParaGuidePipeline, TextDiffusionPipeline
-from text_diffusers.guidance import ClassifierGuidance, LengthControl
+from text_diffusers.guidance import ClassifierGuidance, LengthControl, WordsControl
 from text_diffusers.samplers import with_sampler
 
 
@@ -31,6 +32,9 @@ def refused_calls(page: str, models: dict[str, Any], masked_lm: Any) -> list[Any
     by_word.tokenizer = word_tokenizer(splits_marks=False)
     stock = type(reviews)(**reviews.components)
     stock.scheduler = DDIMScheduler()
+    causal = chat_pipe(attention="block", past="causal")
+    compiled = chat_pipe(attention="block", past="causal")
+    compiled.denoiser.compile(backend="eager")
 
     return {
         "text_diffusion": [
@@ -54,7 +58,9 @@ def refused_calls(page: str, models: dict[str, Any], masked_lm: Any) -> list[Any
         ],
         "block": [
             lambda: blocks("the cat", guidance_scale=2.0, max_new_tokens=8),
-            lambda: blocks(controls=LengthControl(12, eos_token_id=1)),
+            lambda: blocks(controls=WordsControl(blocks.tokenizer, ["cat"])),
+            lambda: causal(controls=WordsControl(causal.tokenizer, ["w8"]), block_length=8),
+            lambda: compiled("w8", max_new_tokens=4),
         ],
         "diffusion_lm": [
             lambda: reviews(num_inference_steps=5_000),
