@@ -7,14 +7,15 @@ over a causal past, bf16 autocast and gradient checkpointing. GB are 10^9 bytes.
 
 - A trained weight takes 22 bytes: itself, its gradient, two moments of AdamW and its average, each in float32, and a
   copy in bfloat16, which autocast keeps for the pass.
-- A frozen weight takes 4 bytes; of a linear layer 1 byte in int8, or half a byte in nf4, with their scales. Autocast
-  copies the weights of a layer where they are needed.
+- A frozen weight takes 4 bytes, or 2 in bf16; of a linear layer 1 byte in int8, or half a byte in nf4, with their
+  scales. Autocast copies the weights of a layer where they are needed, unless they are bfloat16 already.
 - In shards everything but the copies of autocast is divided, and a layer at a time is gathered. For a validation each
   process has all weights beside its part. A checkpoint is gathered in the memory of the machine, tensor by tensor.
-- Activations are the inputs of all layers, what one layer keeps for its backward pass, and the logits of all clean
-  tokens and of half of the noisy ones. A row is read as two streams, so it has twice as many states as tokens.
+- Activations are the inputs of all layers, what one layer keeps for its backward pass, and the logits of a quarter of
+  the clean tokens and of half of the noisy ones. A row is read as two streams, which have two states for a token.
 - Hours are 6 N FLOPs a state, N being the weights that it is multiplied with: 2 N of the forward pass, 4 N of the
-  backward. Checkpointing repeats the forward pass, 2 N; frozen weights need no gradients, 2 N less.
+  backward. Checkpointing repeats the forward pass, 2 N; frozen weights need no gradients, 2 N less. The head is
+  counted as if every state had logits.
 
 Shapes: B rows of a micro-batch, L tokens of a row, V vocabulary size, D width, I inner width.
 """
@@ -28,6 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from text_diffusers.training.adaptation.adapters import linear_layers
 from text_diffusers.training.config import OptionParser, check_options, option
+from text_diffusers.training.steps.blocks import NEXT_TOKEN_STRIDE
 
 GIGA = 10**9
 TERA = 10**12
@@ -44,8 +46,8 @@ GROUP = 64
 
 # Of a logit with its log-probability and its gradient; measured on a CPU, as the growth of a step with V.
 LOGIT_BYTES = 12
-# Of the logits that a token has: of itself as a next token, and as a mask half of the time
-LOGITS_A_TOKEN = 1.5
+# Of the logits that a token has: as a next token in one of four steps, and as a mask half of the time
+LOGITS_A_TOKEN = 1 / NEXT_TOKEN_STRIDE + 0.5
 
 # Dense bfloat16 FLOPs a second that are published, in tera, and the share of them that training reaches
 PEAKS = {"A100": 312, "H100": 989}
@@ -160,12 +162,16 @@ class MemoryOptions:
 # Memory, in bytes
 
 
-def activations(sizes: Sizes, num_tokens: int) -> float:
-    """Of a micro-batch of so many tokens in two streams, with gradient checkpointing."""
+def activations(sizes: Sizes, num_tokens: int, stream: int = FLOAT32) -> float:
+    """Of a micro-batch of so many tokens in two streams, with gradient checkpointing.
+
+    Args:
+        stream: bytes of a number between the layers, which is as wide as the embeddings.
+    """
     states = STREAMS * num_tokens
-    # The stream between the layers is float32; a layer keeps about ten of its width and four of its inner width.
-    inputs = sizes.num_layers * states * sizes.width * FLOAT32
-    layer = states * (10 * sizes.width * FLOAT32 + 4 * sizes.inner * BFLOAT16)
+    # A layer keeps about ten of its width and four of its inner width.
+    inputs = sizes.num_layers * states * sizes.width * stream
+    layer = states * (10 * sizes.width * stream + 4 * sizes.inner * BFLOAT16)
     logits = LOGITS_A_TOKEN * num_tokens * sizes.vocab_size * LOGIT_BYTES
     return inputs + layer + logits
 
@@ -192,7 +198,10 @@ def at_validation(sizes: Sizes, num_shards: int) -> float:
 
 
 def adapters(sizes: Sizes, rank: int, quantization: str | None = None) -> float:
-    """Of frozen weights, in float32 but for linear layers in "int8" or "nf4", and of adapters that are trained."""
+    """Of adapters that are trained, and frozen weights, in float32 or as `quantization` stores them."""
+    trained = (TRAINED + BFLOAT16) * rank * sizes.ends
+    if quantization == "bf16":
+        return BFLOAT16 * sizes.total + trained
     linear = {
         None: FLOAT32 * sizes.linear,
         "int8": sizes.linear + ROW_BYTES * sizes.rows,
@@ -200,7 +209,7 @@ def adapters(sizes: Sizes, rank: int, quantization: str | None = None) -> float:
     }[quantization]
     frozen = linear + FLOAT32 * (sizes.total - sizes.linear)
     copies = BFLOAT16 * (sizes.head + sizes.linear / sizes.num_layers)
-    return frozen + copies + (TRAINED + BFLOAT16) * rank * sizes.ends
+    return frozen + copies + trained
 
 
 # Time
@@ -221,8 +230,8 @@ def memory_table(models: dict[str, Sizes], options: MemoryOptions) -> str:
     """The memory of a GPU in GB, as a table in markdown."""
     lines = [
         f"| model | parameters | all weights | in {options.shards} shards | at a validation of these "
-        f"| LoRA {options.rank} | the same, int8 | nf4 |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| LoRA {options.rank} | the same, bf16 | int8 | nf4 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, sizes in models.items():
         step = activations(sizes, options.tokens_of_step)
@@ -231,8 +240,10 @@ def memory_table(models: dict[str, Sizes], options: MemoryOptions) -> str:
             in_shards(sizes, options.shards) + step,
             at_validation(sizes, options.shards),
         ]
-        for quantization in (None, "int8", "nf4"):
-            figures.append(adapters(sizes, options.rank, quantization) + step)
+        for quantization in (None, "bf16", "int8", "nf4"):
+            stream = BFLOAT16 if quantization == "bf16" else FLOAT32
+            passing = activations(sizes, options.tokens_of_step, stream)
+            figures.append(adapters(sizes, options.rank, quantization) + passing)
         cells = [f"{figure / GIGA:.0f}" for figure in figures]
         lines.append(f"| {name} | {sizes.total / GIGA:.2f} billion | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -397,7 +397,7 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
     choose_attention(denoiser, accelerator, config.length)
     # The weights under adapters are frozen, and the adapters begin as zero.
     if config.quantization:
-        quantize(denoiser, config.quantization, accelerator.device)
+        quantize(denoiser, config.quantization, accelerator.device, accelerator.mixed_precision)
     if config.lora_rank:
         add_adapters(denoiser, config.lora_rank, config.lora_alpha, config.lora_targets)
     # Training makes one step of the noisiest weights, near the data; what is reported and saved does not.
@@ -439,7 +439,7 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
 
         # The head, the dearest part, runs only at the N positions whose prediction the bound needs.
         inputs = {"class_labels": batch.get("label"), "positions": corrupted.positions}
-        inputs |= corrupted.block_inputs | blocks.inputs(batch, block_length)
+        inputs |= corrupted.block_inputs | blocks.inputs(batch, block_length, loop.step)
         if config.head_chunk_size:
             # The model computes the loss itself, so that the logits of one chunk are all that exists at once.
             inputs |= {"loss_function": corrupted.criterion, "chunk_size": config.head_chunk_size}
@@ -449,7 +449,7 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
             return output.loss
         logits = output.logits  # (N, V)
         loss = corrupted.criterion(logits)
-        return loss + blocks.loss(output, batch)
+        return loss + blocks.loss(output, batch, loop.step)
 
     # Far fewer rows than the report reads, from all over the held-out documents.
     validation = make_validation_rows(config, data, denoiser)

@@ -71,6 +71,14 @@ def test_frozen_weights_take_as_many_bytes_as_torchao_stores():
     assert stored == whole - copies
 
 
+def test_frozen_weights_in_16_bits_take_as_many_bytes_as_are_stored():
+    denoiser = small_denoiser()
+    sizes = adaptation_memory.sizes_of(denoiser.language_model)
+    quantize(denoiser, "bf16", torch.device("cpu"), mixed_precision="bf16")
+    stored = sum(weight.nbytes for weight in denoiser.parameters())
+    assert stored == adaptation_memory.adapters(sizes, 0, "bf16")
+
+
 @pytest.mark.parametrize("has_adapters", [False, True])
 def test_hours_are_those_of_the_counted_operations(has_adapters):
     denoiser = small_denoiser()

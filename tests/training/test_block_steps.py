@@ -53,12 +53,12 @@ def step_loss(denoiser, batch, steps, step, seed=0, block_length=None):
     uniform = torch.rand(len(generators), generator=torch.Generator().manual_seed(seed))
     block_length = block_length or steps.length_at(step)
     corrupted = corruption(batch, uniform, generators, block_length)
-    inputs = corrupted.block_inputs | steps.inputs(batch, block_length)
+    inputs = corrupted.block_inputs | steps.inputs(batch, block_length, step)
     mask = corrupted.batch["attention_mask"]
     output = denoiser(
         corrupted.noisy, corrupted.times, mask, positions=corrupted.positions, **inputs
     )
-    return corrupted.criterion(output.logits) + steps.loss(output, batch), corrupted
+    return corrupted.criterion(output.logits) + steps.loss(output, batch, step), corrupted
 
 
 def test_in_blocks_of_one_token_a_step_has_the_loss_of_stock_transformers():
@@ -86,8 +86,13 @@ def test_next_tokens_come_first_and_their_loss_is_added_to_that_of_longer_blocks
     assert later == [plain.length_at(step) for step in range(4)]
 
     ones, _ = step_loss(denoiser, batch, steps, step=0, block_length=1)
-    added = step_loss(denoiser, batch, steps, 0)[0] - step_loss(denoiser, batch, plain, 0)[0]
-    torch.testing.assert_close(added, 0.3 * ones, rtol=1e-4, atol=1e-4)
+    # Each next token is asked for once in four steps, and then counts for as many.
+    added = [
+        step_loss(denoiser, batch, steps, step)[0] - step_loss(denoiser, batch, plain, step)[0]
+        for step in range(4)
+    ]
+    assert min(added) > 0 and len({round(float(loss), 3) for loss in added}) == 4
+    torch.testing.assert_close(sum(added) / 4, 0.3 * ones, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

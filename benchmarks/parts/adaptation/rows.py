@@ -40,8 +40,8 @@ NEXT_TOKENS = BLOCKS | {"block_length": [1], "ar_loss_weight": 0.0}
 
 MINILM = {"train_batch_size": 16}
 LORA = {"lora_rank": LORA_RANK}
-# Minutes stand a higher rate than the default, which is for passes over the data.
-FAST_BLOCKS = LORA | BLOCKS | {"learning_rate": 1.5e-3}
+# Minutes stand a higher rate than the default, which is for passes over the data, and want many steps.
+FAST_BLOCKS = LORA | BLOCKS | {"learning_rate": 1.5e-3, "train_batch_size": 4}
 
 # Small enough to learn something in minutes
 SCRATCH = {"vocab_size": 2_048, "hidden_size": 128, "num_layers": 4, "train_batch_size": 8}

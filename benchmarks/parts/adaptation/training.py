@@ -142,6 +142,8 @@ def recipe_config(
     """
     row = ROWS[run.row]
     model = getattr(options, row.folder) if row.folder else None
+    # Frozen weights can be as narrow as what is computed with them.
+    narrow = "lora_rank" in row.options and options.mixed_precision == "bf16"
     return recipe.D3PMConfig(
         output_dir=str(working_folder(run, options)),
         model_name_or_path=model,
@@ -154,6 +156,7 @@ def recipe_config(
         checkpoints_total_limit=1,
         overwrite_output_dir=not resumes,
         resume_from_checkpoint="latest" if resumes else None,
+        quantization="bf16" if narrow else None,
         **QUIET,
         **selected_options(options, SHARED_OPTIONS),
         **row.options,

@@ -36,8 +36,8 @@ def counted_behind_others(batch: Batch) -> Tensor:
     return counted & has_token_before
 
 
-def next_token_nats(logits: Tensor, batch: Batch) -> Tensor:
-    """(M,) cross-entropy in nats of the logits (M, V) at `counted_behind_others`.
+def next_token_nats(logits: Tensor, batch: Batch, positions: Tensor | None = None) -> Tensor:
+    """(M,) cross-entropy in nats of the logits (M, V) at `positions`, by default `counted_behind_others`.
 
     Example:
         >>> import torch
@@ -46,7 +46,8 @@ def next_token_nats(logits: Tensor, batch: Batch) -> Tensor:
         >>> next_token_nats(torch.zeros(2, 4), batch)  # log(4) each
         tensor([1.3863, 1.3863])
     """
-    targets = batch["input_ids"][counted_behind_others(batch)]
+    positions = counted_behind_others(batch) if positions is None else positions
+    targets = batch["input_ids"][positions]
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 

@@ -224,6 +224,33 @@ def test_adapters_learn_over_weights_of_8_bits_and_are_merged_into_those_of_32(s
             assert 0 < torch.linalg.matrix_rank(update.double(), atol=1e-6) <= 2
 
 
+def test_adapters_over_weights_of_16_bits_learn_what_they_do_over_those_of_32(settings, causal_lm):
+    settings |= {"model_name_or_path": str(causal_lm), "mixed_precision": "bf16"}
+    wide = train_d3pm.main(train_d3pm.D3PMConfig(**settings))
+    settings |= {"output_dir": settings["output_dir"] + "-narrow", "quantization": "bf16"}
+    narrow = train_d3pm.main(train_d3pm.D3PMConfig(**settings))
+    assert narrow == pytest.approx(wide, rel=0.01) and narrow != wide
+
+    # The weights that are saved were never rounded, and what does not learn is as it was.
+    saved = Path(settings["output_dir"], "denoiser")
+    model = AutoModelForCausalLM.from_pretrained(saved, dtype="auto")
+    start = AutoModelForCausalLM.from_pretrained(causal_lm)
+    for name, weight in start.named_parameters():
+        update = model.get_parameter(name) - weight
+        if "_proj" in name:
+            assert 0 < torch.linalg.matrix_rank(update.double(), atol=1e-6) <= 2
+        elif "embed" not in name and "lm_head" not in name:
+            assert torch.equal(update, torch.zeros_like(update)), name
+
+
+def test_frozen_weights_are_half_as_wide_and_adapters_are_not():
+    denoiser = make_denoiser()
+    quantize(denoiser, "bf16", torch.device("cpu"), mixed_precision="bf16")
+    add_adapters(denoiser, rank=2)
+    for name, weight in denoiser.named_parameters():
+        assert weight.dtype == (torch.float32 if "lora_" in name else torch.bfloat16), name
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
@@ -251,5 +278,7 @@ def test_options_of_adapters_that_make_no_sense_are_refused_by_name(settings, ca
         config(lora_rank=0)
     with pytest.raises(ValueError, match="`quantization` needs a language model"):
         config(model_name_or_path="chat-and-novels", quantization="int8")
-    with pytest.raises(ValueError, match='`quantization` must be "int8" without a CUDA device'):
+    with pytest.raises(ValueError, match='`quantization` must be .*"int8" without a CUDA device'):
         quantize(make_denoiser(), "nf4", torch.device("cpu"))
+    with pytest.raises(ValueError, match='`mixed_precision` must be "bf16" with `quantization`'):
+        quantize(make_denoiser(), "bf16", torch.device("cpu"))

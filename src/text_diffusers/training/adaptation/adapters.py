@@ -28,8 +28,8 @@ ADAPTER = "default"
 
 LANGUAGE_MODEL = "language_model."  # before the names of its weights in a denoiser
 
-# The packages that store weights in fewer bits
-QUANTIZATIONS = {"int8": "torchao", "nf4": "bitsandbytes"}
+# How frozen weights are stored in fewer bits, and the packages that do it
+QUANTIZATIONS = {"bf16": None, "int8": "torchao", "nf4": "bitsandbytes"}
 
 
 def add_adapters(
@@ -63,6 +63,11 @@ def add_adapters(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         model.add_adapter(settings)
+
+    # What learns, learns in float32, whatever the weights below are stored in.
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
 
     # In mixed precision, what peft casts to the float32 of its weights autocast casts back: a fifth of a step.
     for module in model.modules():
@@ -112,12 +117,15 @@ def check_targets(model: Any, targets: Sequence[str] | None):
 # Weights of few bits
 
 
-def quantize(denoiser: Any, quantization: str, device: torch.device):
-    """Store the weights of the linear layers of a language model, without its head, in fewer bits, in place.
+def quantize(denoiser: Any, quantization: str, device: torch.device, mixed_precision: str = "no"):
+    """Store the weights of a language model in fewer bits, in place.
 
     Args:
-        quantization: "int8", each row of a weight on a scale of its own; or "nf4", 4 bits, on a GPU only.
+        quantization: "bf16", all weights in half the bits, so that what layers hand on is as narrow; "int8", of the
+            linear layers without the head, each row of a weight on a scale of its own; or "nf4", of these, 4 bits, on
+            a GPU only.
         device: on which the model is trained; with "nf4" the model is moved there.
+        mixed_precision: in which it is trained; "bf16" for weights of that type.
 
     Raises:
         ValueError: if the model or device does not allow it.
@@ -125,8 +133,16 @@ def quantize(denoiser: Any, quantization: str, device: torch.device):
     """
     if quantization == "nf4" and device.type != "cuda":
         raise ValueError(
-            f'`quantization` must be "int8" without a CUDA device, got {quantization!r}.'
+            f'`quantization` must be "bf16" or "int8" without a CUDA device, got {quantization!r}.'
         )
+    if quantization == "bf16":
+        # Adapters stay in float32, and meet these weights under autocast only.
+        if mixed_precision != "bf16":
+            raise ValueError(
+                f'`mixed_precision` must be "bf16" with `quantization`="bf16", got {mixed_precision!r}.'
+            )
+        denoiser.language_model.to(torch.bfloat16)
+        return
     package = QUANTIZATIONS[quantization]
     if find_spec(package) is None:
         raise ModuleNotFoundError(

@@ -290,18 +290,7 @@ def adapt_causal(
     # A text is written behind a token that begins it.
     if not start_ids(tokenizer):
         tokenizer.bos_token = tokenizer.eos_token
-    has_blocks = attention == "block"
-    if has_blocks and block_length is None:
-        block_length = DEFAULT_BLOCK_LENGTH
-    reading = Reading(
-        attention=attention,
-        block_length=block_length,
-        past="causal" if has_blocks else "block",
-        alignment=alignment,
-        mask_token_id=tokenizer.mask_token_id,
-        end_token_ids=end_ids(tokenizer),
-    )
-    write_reading(model.config, reading)
+    write_first_reading(model, tokenizer, attention, block_length, alignment)
 
 
 def adapt_masked(
@@ -320,12 +309,23 @@ def adapt_masked(
         raise ValueError(
             '`attention` must be "bidirectional" or "block" for a model that was never causal, got "causal".'
         )
+    if alignment is None:
+        alignment = "shifted" if attention == "block" else "aligned"
+    write_first_reading(model, tokenizer, attention, block_length, alignment)
+
+
+def write_first_reading(
+    model: Any, tokenizer: Any, attention: str, block_length: int | None, alignment: str
+):
+    """Say how a model that was none of diffusion is read, in its configuration; arguments as above."""
     has_blocks = attention == "block"
+    if has_blocks and block_length is None:
+        block_length = DEFAULT_BLOCK_LENGTH
     reading = Reading(
         attention=attention,
-        block_length=block_length or (DEFAULT_BLOCK_LENGTH if has_blocks else None),
+        block_length=block_length,
         past="causal" if has_blocks else "block",
-        alignment=alignment or ("shifted" if has_blocks else "aligned"),
+        alignment=alignment,
         mask_token_id=tokenizer.mask_token_id,
         end_token_ids=end_ids(tokenizer),
     )
@@ -357,22 +357,26 @@ def check_open(model: Any):
         check_block_open(model)
     if reading is None or reading.attention != "bidirectional":
         return
-    length = min(PLANTED_LENGTH, language_model_length(model))
-    vocab_size = model.config.vocab_size
-    row = torch.arange(length, device=model.device).remainder(vocab_size).unsqueeze(0)
-    # Tokens that nothing spelt have the same vector; the planted one has another.
-    table = model.get_input_embeddings().weight
-    distances = (table - table[row[0, -1]]).abs().amax(dim=1)
-    planted = row.clone()
-    planted[0, -1] = distances.argmax()
 
     model.eval()
-    logits = [model(input_ids=tokens).logits[:, : length - 1] for tokens in (row, planted)]
+    logits = [model(input_ids=tokens).logits[:, :-1] for tokens in planted_rows(model)]
     if torch.equal(*logits):
         raise ValueError(
             f'`attention` must be "block" or "causal" for a {type(model).__name__}: whatever its configuration says, '
             "its tokens see nothing to their right."
         )
+
+
+def planted_rows(model: Any) -> tuple[Tensor, Tensor]:
+    """Two rows (1, L) of tokens, of which only the last one differs, and has another vector."""
+    length = min(PLANTED_LENGTH, language_model_length(model))
+    row = torch.arange(length, device=model.device).remainder(model.config.vocab_size).unsqueeze(0)
+    # Tokens that nothing spelt have the same vector.
+    table = model.get_input_embeddings().weight
+    distances = (table - table[row[0, -1]]).abs().amax(dim=1)
+    planted = row.clone()
+    planted[0, -1] = distances.argmax()
+    return row, planted
 
 
 def check_block_open(model: Any):
@@ -382,16 +386,12 @@ def check_block_open(model: Any):
         ValueError: naming the architecture.
     """
     denoiser = LanguageModelDenoiser(model.eval())
-    length = min(PLANTED_LENGTH, language_model_length(model))
-    row = torch.arange(length, device=model.device).remainder(model.config.vocab_size).unsqueeze(0)
-    table = model.get_input_embeddings().weight
-    planted = row.clone()
-    planted[0, -1] = (table - table[row[0, -1]]).abs().amax(dim=1).argmax()
-
+    rows = planted_rows(model)
     reason = "its tokens see nothing to their right"
     try:
         # A row that is one block
-        logits = [denoiser(tokens, block_length=length).logits[:, :-1] for tokens in (row, planted)]
+        length = rows[0].shape[1]
+        logits = [denoiser(tokens, block_length=length).logits[:, :-1] for tokens in rows]
         is_open = not torch.equal(*logits)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:  # of masks in transformers
         reason = f"it takes no mask of pairs of tokens ({error})"

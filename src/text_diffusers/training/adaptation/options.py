@@ -119,7 +119,7 @@ class AdaptationConfig(TextTrainingConfig):
     )
     quantization: str | None = option(
         None,
-        "store the frozen weights under the adapters in fewer bits: int8, or nf4 on a GPU",
+        "store the frozen weights under the adapters in fewer bits: bf16, int8, or nf4 on a GPU",
         one_of=tuple(QUANTIZATIONS),
     )
 

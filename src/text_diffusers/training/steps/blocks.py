@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from text_diffusers.common.training_randomness import turn_of_step
@@ -21,6 +22,10 @@ from text_diffusers.evaluation.autoregression import counted_behind_others, next
 
 # Of the loss of next tokens beside the bound; the best of those measured
 NEXT_TOKEN_WEIGHT = 0.1
+
+# Of the next tokens beside the bound one in so many is asked for in a step. Logits cost more memory than all else, and
+# each token has its turn.
+NEXT_TOKEN_STRIDE = 4
 
 # Of the training of an encoder, at its beginning
 NEXT_TOKEN_SHARE = 0.6
@@ -94,18 +99,29 @@ class BlockSteps:
             return None
         return turn_of_step(self.block_lengths, self.seed, step)
 
-    def inputs(self, batch: Batch, block_length: int | None = None) -> dict[str, Any]:
-        """Arguments of the denoiser by which it predicts the next tokens of a batch too.
+    def inputs(
+        self, batch: Batch, block_length: int | None = None, step: int = 0
+    ) -> dict[str, Any]:
+        """Arguments of the denoiser by which it predicts next tokens of a batch too.
 
         Args:
             block_length: of the step. Blocks of one token are next tokens already.
+            step: whose turn decides which: each of the batch once in `NEXT_TOKEN_STRIDE` steps.
         """
         if not self.weight or (block_length or self.denoiser_config.block_length) == 1:
             return {}
-        return {"clean_positions": counted_behind_others(batch)}
+        return {"clean_positions": self._asked(batch, step)}
 
-    def loss(self, output: Any, batch: Batch) -> Tensor | float:
-        """The weighted loss of next tokens, summed over those of the batch; 0 where none were asked for."""
+    def loss(self, output: Any, batch: Batch, step: int = 0) -> Tensor | float:
+        """The weighted loss of next tokens, of which those of this step stand for all; 0 where none were asked for."""
         if getattr(output, "clean_logits", None) is None:
             return 0.0
-        return self.weight * next_token_nats(output.clean_logits, batch).double().sum()
+        nats = next_token_nats(output.clean_logits, batch, self._asked(batch, step))
+        return self.weight * NEXT_TOKEN_STRIDE * nats.double().sum()
+
+    def _asked(self, batch: Batch, step: int) -> Tensor:
+        """(B, L) bool: the next tokens that are asked for in a step."""
+        turn = turn_of_step(range(NEXT_TOKEN_STRIDE), self.seed, step)
+        counted = counted_behind_others(batch)
+        columns = torch.arange(counted.shape[1], device=counted.device)
+        return counted & (columns % NEXT_TOKEN_STRIDE == turn)
