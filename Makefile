@@ -6,6 +6,8 @@ DATASET ?= movie_reviews
 QUICKSTART_MINUTES ?= 4
 ADAPT_MINUTES ?= 15
 MODEL_RU_MINUTES ?= 240
+LATENT_AUTOENCODER_MINUTES ?= 40
+LATENT_MINUTES ?= 20
 MESSAGE ?= Hi! How was your day?
 TEST_WORKERS ?= 2
 SLOW_TESTS ?= tests
@@ -36,14 +38,22 @@ NEXT_TOKENS_RECIPE := --retrain_tokenizer true --vocab_size 8192 --attention blo
 BLOCKS_RECIPE := --block_length 2 4 96 --learning_rate 5e-4 --lr_warmup_steps 50 --ema_decay 0.995 \
 	--ar_loss_weight 0.2 --next_token_share 0 --max_train_steps 1733 --validation_steps 250
 GUIDED ?= runs/sentiment
-ADAPT_RECIPE := --attention block --block_length 4 --lora_rank 32 --learning_rate 1.5e-3 --length 128 --train_batch_size 4 \
-	--mixed_precision bf16 --lr_warmup_steps 20 --ema_decay 0.99 --max_train_steps 100000 --num_cpu_threads 1 \
+ADAPT_RECIPE := --attention block --block_length 4 --lora_rank 32 --quantization bf16 --learning_rate 1.5e-3 \
+	--length 128 --train_batch_size 4 --mixed_precision bf16 --lr_warmup_steps 20 --ema_decay 0.99 \
+	--max_train_steps 100000 --num_cpu_threads 1 \
 	--validation_fraction 0.01 --validation_steps 0 --checkpointing_steps 20 --num_samples 0 --num_length_samples 0 \
 	--validation_rows 64 --report_rows 64
 MODEL_RU_RECIPE := --prune_vocabulary true --label_column label --condition_dropout 0.1 --length 64 \
 	--attention block --block_length 4 1 64 --ar_loss_weight 0 --train_batch_size 16 --learning_rate 3e-4 \
 	--mixed_precision bf16 --lr_warmup_steps 100 --max_train_steps 200000 --validation_rows 256 --report_rows 200 \
 	--validation_steps 1000 --checkpointing_steps 250 --num_length_samples 0
+LATENT_AUTOENCODER_RECIPE := --encoder data/models/minilm --decoder data/models/smollm2 --lora_rank 32 --length 48 \
+	--num_latents 8 --latent_size 64 --train_batch_size 16 --mixed_precision bf16 --lr_warmup_steps 50 --ema_decay 0.99 \
+	--max_train_steps 100000 --validation_fraction 0.02 --validation_steps 0 --checkpointing_steps 100 \
+	--validation_rows 64 --report_rows 200 --num_rewritten 32
+LATENT_RECIPE := --length 48 --train_batch_size 64 --lr_warmup_steps 100 --ema_decay 0.999 --max_train_steps 200000 \
+	--validation_fraction 0.02 --validation_steps 2000 --checkpointing_steps 1000 --validation_rows 100 --report_rows 200 \
+	--num_length_samples 64
 # An editable installation in strict mode links every file of the package, so that editors and type checkers find them;
 # a file that is new, or gone, takes a new installation.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
@@ -237,6 +247,14 @@ two_level: $(VENV)/train.installed austen speeches  ## train a model of long tex
 two_level_benchmark: judge austen speeches  ## two levels beside one and beside tokens, at equal minutes: hours
 	$(INSTALL) -e ".[eval]"
 	$(BIN)/python benchmarks/two_level.py
+
+.PHONY: latent
+
+latent: minilm smollm2  ## train an autoencoder around SmolLM2 and diffusion over its latents, about an hour
+	$(LAUNCH) training_scripts/train_text_autoencoder.py --dataset chitchat --output_dir runs/latent_autoencoder \
+		--resume_from_checkpoint auto --max_train_minutes $(LATENT_AUTOENCODER_MINUTES) $(LATENT_AUTOENCODER_RECIPE)
+	$(LAUNCH) training_scripts/train_latent_diffusion.py --dataset chitchat --autoencoder runs/latent_autoencoder \
+		--output_dir runs/latent --resume_from_checkpoint auto --max_train_minutes $(LATENT_MINUTES) $(LATENT_RECIPE)
 
 demo: $(VENV)/demo.installed  ## open the Space on this machine; MODEL=folder or Hub repository, by default the model that is shipped
 	$(BIN)/text-diffusers demo $(MODEL)

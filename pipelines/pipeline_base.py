@@ -77,7 +77,7 @@ class TextPipeline(CogVideoXLoraLoaderMixin):
     What command line, Space, model card and evaluation ask of a pipeline, whatever its class:
 
     Attributes:
-        kind: what it denoises, "tokens", "embeddings" or "codes".
+        kind: what it denoises, "tokens", "embeddings", "codes" or "latents".
         accepted_inputs: the arguments of its call that say what to write, such as "prompt", "text" and "source".
         scheduler_names: the components that hold a scheduler.
         draws_from_scheduler: whether its steps are those of the scheduler, so that another sampler can take its place.

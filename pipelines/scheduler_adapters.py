@@ -359,12 +359,9 @@ class EmbeddingScheduler:
         self._check()
 
     def _check(self):
+        self._check_kind()
         config = self.scheduler.config
         name = type(self.scheduler).__name__
-        if not hasattr(self.scheduler, "alphas_cumprod"):
-            raise ValueError(
-                f"`scheduler` must be one for embeddings, such as EmbeddingDDIMScheduler, got {name}."
-            )
 
         # Both must agree on the clock, on what is predicted, and on its range.
         if config.num_train_timesteps != self.num_train_timesteps:
@@ -372,12 +369,7 @@ class EmbeddingScheduler:
                 f"`scheduler` has `num_train_timesteps`={config.num_train_timesteps}, "
                 f"but the denoiser was trained with {self.num_train_timesteps}."
             )
-        if config.prediction_type != self.stepped_type:
-            raise ValueError(
-                f"`scheduler` has `prediction_type`={config.prediction_type!r}, but the denoiser predicts "
-                f"{self.prediction_type!r}: make it by "
-                f"`{name}.from_config(config, prediction_type={self.stepped_type!r})`."
-            )
+        self._check_prediction_type()
 
         # `from_config` also keeps settings that a class does not take, so its signature is asked.
         for setting in ("clip_sample", "thresholding"):
@@ -389,6 +381,23 @@ class EmbeddingScheduler:
                     f"`scheduler` must have `{setting}=False`, since embeddings go beyond [-1, 1]: make it by "
                     f"`{name}.from_config` of one of this package's embedding schedulers, or set it there."
                 )
+
+    def _check_kind(self):
+        # The samplers by score have none on the straight path of flow.
+        if getattr(self.scheduler, "alphas_cumprod", None) is None:
+            raise ValueError(
+                "`scheduler` must be one for embeddings, such as EmbeddingDDIMScheduler, got "
+                f"{type(self.scheduler).__name__}."
+            )
+
+    def _check_prediction_type(self):
+        own_type = self.scheduler.config.prediction_type
+        if own_type != self.stepped_type:
+            raise ValueError(
+                f"`scheduler` has `prediction_type`={own_type!r}, but the denoiser predicts "
+                f"{self.prediction_type!r}: make it by "
+                f"`{type(self.scheduler).__name__}.from_config(config, prediction_type={self.stepped_type!r})`."
+            )
 
     @property
     def stepped_type(self) -> str:

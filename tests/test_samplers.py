@@ -3,8 +3,9 @@
 import diffusers
 import pytest
 import torch
-from conftest import make_denoiser
+from conftest import make_denoiser, mostly_slow
 from support.embedding_pipes import make_embedding_pipe
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe, make_latent_prior
 from support.masked_lms import make_masked_lm
 from support.two_level_pipes import make_two_level
 
@@ -16,11 +17,15 @@ from text_diffusers import (
     D3PMHybridScheduler,
     D3PMUniformScheduler,
     ParaGuidePipeline,
+    ProbabilityFlowScheduler,
     TextDiffusionPipeline,
 )
 from text_diffusers.samplers import (
     ABSORBING,
     EMBEDDINGS,
+    FLOW,
+    LATENTS,
+    SCORE,
     UNIFORM,
     current_sampler,
     most_steps,
@@ -35,12 +40,19 @@ KINDS = {
     "masked_lm": ABSORBING,
     "two_level": ABSORBING,
     "embeddings": EMBEDDINGS,
+    "flow": FLOW,
+    "stock_flow": FLOW,
+    "latents": LATENTS,
+    "latents_by_flow": SCORE,
     "hybrid": {"ancestral"},
     "stock_ddim": UNIFORM,
     "stock_entropy": UNIFORM,
     "stock_block": ABSORBING,
 }
 CASES = [(kind, name) for kind, names in KINDS.items() for name in names]
+# Each sampler of each noise once, and two of every other kind of model
+FAST = [case for case in CASES if case[0] in ("plain", "uniform", "embeddings", "flow", "latents")]
+FAST += [(kind, name) for kind, names in KINDS.items() for name in [*names][:2]]
 LENGTH = 6
 
 
@@ -50,6 +62,15 @@ def make_pipe(kind, tokenizer):
         pipe = make_two_level(tokenizer)
     elif kind == "embeddings":
         pipe = make_embedding_pipe(tokenizer)
+    elif kind in ("flow", "stock_flow", "latents", "latents_by_flow"):
+        denoiser = make_latent_denoiser(prediction_type="epsilon" if kind == "latents" else "flow")
+        pipe = make_latent_pipe(tokenizer, denoiser)
+        if kind == "stock_flow":
+            config = pipe.scheduler.config
+            pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(config)
+        if kind == "latents_by_flow":
+            betas = {"beta_schedule": "cosine", "num_train_timesteps": 100}
+            pipe.scheduler = ProbabilityFlowScheduler(**betas)
     elif kind == "masked_lm":
         model, own = make_masked_lm("bert")
         pipe = TextDiffusionPipeline(own, model, D3PMAbsorbingScheduler(own.mask_token_id))
@@ -75,7 +96,7 @@ def write(pipe, steps, seed=0):
     return pipe(max_new_tokens=LENGTH, generator=generator, num_inference_steps=steps)
 
 
-@pytest.mark.parametrize("kind, name", CASES)
+@pytest.mark.parametrize("kind, name", mostly_slow(CASES, fast=FAST))
 def test_every_sampler_that_is_offered_writes_whole_texts(kind, name, tokenizer):
     pipe = make_pipe(kind, tokenizer)
     own = {component: getattr(pipe, component) for component in pipe.scheduler_names}
@@ -106,6 +127,8 @@ def test_every_public_scheduler_of_a_noise_with_several_has_a_name():
         }
     embeddings = {found for found in public if found.__name__.startswith("Embedding")}
     assert {sampler.scheduler for sampler in EMBEDDINGS.values()} == embeddings
+    of_latents = {found for found in public if ".latent." in found.__module__}
+    assert {sampler.scheduler for sampler in FLOW.values()} == of_latents
     assert (
         BlockAncestralScheduler in public
     )  # which is one of diffusers' LLaDA2Pipeline, and not offered
@@ -215,3 +238,7 @@ def test_what_does_not_fit_is_refused(tokenizer):
         with_sampler(paraphraser, "ancestral")
     with pytest.raises(ValueError, match="`top_k` must be left out"):
         with_sampler(paraphraser, top_k=3)
+    prior = make_latent_pipe(tokenizer, make_latent_prior())
+    assert samplers_for(prior) == {} and current_sampler(prior) is None
+    with pytest.raises(ValueError, match="`temperature` must be left out: .* takes no settings"):
+        with_sampler(make_pipe("flow", tokenizer), temperature=0.5)

@@ -3,8 +3,10 @@
     accelerate launch training_scripts/train_text_autoencoder.py --dataset my_texts.txt --output_dir runs/latents \\
         --encoder sentence-transformers/all-MiniLM-L6-v2 --decoder HuggingFaceTB/SmolLM2-135M
 
-Without `--encoder` and `--decoder` small ones are trained along, on the texts alone. Read it from top to bottom:
-options, models, data, loss, training, report. Shapes: B batch, T row length in tokens of the decoder.
+Without `--encoder` and `--decoder` small ones are trained along, on the texts alone. With `--source_column` the
+decoder also reads what a text is written from, and the encoder the text alone; of conversations, `--source_column
+messages` makes each answer a text, and the turns before it its source. Read it from top to bottom: options, models,
+data, loss, training, report. Shapes: B batch, T row length in tokens of the decoder.
 """
 
 from dataclasses import dataclass
@@ -24,7 +26,6 @@ from transformers import (
 )
 
 from text_diffusers import AutoencoderTextLatentModel
-from text_diffusers.data.latent_rows import with_encoder_columns
 from text_diffusers.evaluation.latents import (
     evaluate_latents,
     interpolated_texts,
@@ -42,9 +43,11 @@ from text_diffusers.training.adaptation.adapters import (
 from text_diffusers.training.adaptation.language_models import set_dropout
 from text_diffusers.training.adaptation.starting_models import load_tokenizer
 from text_diffusers.training.config import option
+from text_diffusers.training.latent_data import check_sources, prepare_latent_data
 from text_diffusers.training.loop import TrainingLoop
 from text_diffusers.training.recipes import ValidationCallback, run, save_metrics
 from text_diffusers.training.runtime import end_training, make_accelerator, refuse_shards
+from text_diffusers.training.steps.condition_dropout import drop_conditions
 from text_diffusers.training.steps.latent_autoencoder import (
     LatentDropout,
     latent_autoencoder_loss,
@@ -52,7 +55,6 @@ from text_diffusers.training.steps.latent_autoencoder import (
 from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,
-    prepare_data,
     row_order,
     rows_per_step,
 )
@@ -67,6 +69,22 @@ SHOWN_PAIRS = 2
 @dataclass
 class TextAutoencoderConfig(TextTrainingConfig):
     """Options of this recipe; those of every recipe are in `TextTrainingConfig` and `TrainingConfig`."""
+
+    # What a text is written from, which the decoder then reads
+    source_column: str | None = option(
+        None, "column of the texts, or of the conversations, from which a text is to be written"
+    )
+    source_length: int | None = option(
+        None,
+        "tokens of such a source, of which the last ones are read; default: `length`",
+        limit="at least 1",
+    )
+    context_turns: int = option(
+        3, "turns before an answer that are its source, in conversations", limit="at least 1"
+    )
+    condition_dropout: float = option(
+        0.1, "share of rows in which the decoder reads no source", limit="in [0, 1)"
+    )
 
     # Language models
     encoder: str | None = option(
@@ -161,6 +179,7 @@ class TextAutoencoderConfig(TextTrainingConfig):
             )
         if self.label_column:
             raise ValueError("`label_column` is not used by an autoencoder; leave it out.")
+        check_sources(self)
         if self.decoder is None and self.lora_rank:
             raise ValueError(f"`lora_rank` needs a `decoder` to adapt, got {self.lora_rank}.")
         if self.encoder is None and self.train_encoder:
@@ -177,12 +196,21 @@ class TextAutoencoderConfig(TextTrainingConfig):
         return self.encoder_length or self.length
 
     @property
+    def row_length(self) -> int:
+        """Tokens in a row of the decoder, with its source."""
+        if self.source_column is None:
+            return self.length
+        return self.length - 1 + (self.source_length or self.length)
+
+    @property
     def latent_options(self) -> dict[str, Any]:
         """Arguments of the autoencoder beside its language models."""
         names = ("num_latents", "latent_size", "hidden_size", "num_layers", "num_attention_heads")
         names += ("regularization", "noise_scale")
         learns = self.train_encoder or self.encoder is None
-        return {name: getattr(self, name) for name in names} | {"train_encoder": learns}
+        options = {name: getattr(self, name) for name in names}
+        reads_source = self.source_column is not None
+        return options | {"train_encoder": learns, "reads_source": reads_source}
 
 
 # Models
@@ -215,7 +243,7 @@ def check_models(config: TextAutoencoderConfig):
     if config.encoder is not None:
         named_settings(config.encoder, config.read_length, "encoder_length")
     if config.decoder is not None:
-        named_settings(config.decoder, config.length + config.num_latents, "length")
+        named_settings(config.decoder, config.row_length + config.num_latents, "length")
 
 
 def small_sizes(config: TextAutoencoderConfig) -> dict[str, Any]:
@@ -248,12 +276,16 @@ def make_encoder(config: TextAutoencoderConfig, vocab_size: int) -> Any:
 def make_decoder(config: TextAutoencoderConfig, tokenizer: Any) -> Any:
     """The decoder that is named, or a small Llama with random weights."""
     # A row is read behind the prefix.
-    longest = config.length + config.num_latents
+    longest = config.row_length + config.num_latents
     if config.decoder is not None:
         settings = named_settings(config.decoder, longest, "length")
-        return AutoModelForCausalLM.from_pretrained(
+        decoder: Any = AutoModelForCausalLM.from_pretrained(
             config.decoder, config=settings, dtype=torch.float32
         )
+        # Our tokenizers have a mask, which no text holds; each token of a tokenizer is one that its model knows.
+        if len(tokenizer) > decoder.get_input_embeddings().weight.shape[0]:
+            decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        return decoder
     settings = LlamaConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=longest,
@@ -287,17 +319,14 @@ def build_model(
 
 def prepare_texts(config: TextAutoencoderConfig, accelerator: Any) -> tuple[TextData, Any]:
     """Rows with the tokens of both models, and the encoder's tokenizer, which is saved beside the decoder's."""
-    data = prepare_data(config, accelerator, pretrained=config.decoder)
-    encoder_tokenizer = data.tokenizer
+    encoder_tokenizer = None
     if config.encoder is not None:
         encoder_tokenizer = load_tokenizer(config.encoder, "encoder")
+    data = prepare_latent_data(config, accelerator, config.decoder, encoder_tokenizer)
 
-    with accelerator.main_process_first():
-        lengths = {"length": config.read_length}
-        for name in ("train_rows", "validation_rows"):
-            rows = getattr(data, name)
-            rows = with_encoder_columns(rows, data.tokenizer, encoder_tokenizer, **lengths)
-            setattr(data, name, rows)
+    # A small encoder reads what the decoder writes.
+    if encoder_tokenizer is None:
+        encoder_tokenizer = data.tokenizer
     if accelerator.is_main_process:
         encoder_tokenizer.save_pretrained(Path(config.output_dir, "encoder_tokenizer"))
     return data, encoder_tokenizer
@@ -329,6 +358,13 @@ def main(
     )
 
     def loss_function(model, batch, uniform, generators):
+        # Without its source, a row teaches the decoder to write from the latents alone.
+        if config.source_column:
+            filling = data.tokenizer.pad_token_id
+            batch = drop_conditions(
+                batch, generators, config.condition_dropout, pad_token_id=filling
+            )
+
         # Reconstruction from latents that are drawn, and what these tell beyond the prior.
         return latent_autoencoder_loss(
             model, batch, dropout, generators, config.kl_weight, config.free_bits

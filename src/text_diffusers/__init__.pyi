@@ -1,6 +1,7 @@
 from .models.autoencoder_vq_text import AutoencoderVQTextModel
 from .models.classifier_text import TextClassifierModel
 from .models.latent.autoencoder_text_latent import AutoencoderTextLatentModel
+from .models.latent.gaussian_prior import LatentGaussianPrior
 from .models.latent.transformer_latent import LatentTransformerModel
 from .models.prompt_encoder import PromptEncoderModel
 from .models.transformer_code import CodeTransformerModel
@@ -11,6 +12,10 @@ from .pipelines.diffusion_lm.pipeline_diffusion_lm import (
     DiffusionLMPipeline,
     DiffusionLMPipelineOutput,
 )
+from .pipelines.latent_diffusion.pipeline_latent_text_diffusion import (
+    LatentTextDiffusionPipeline,
+    LatentTextDiffusionPipelineOutput,
+)
 from .pipelines.paraguide.pipeline_paraguide import ParaGuidePipeline
 from .pipelines.text_diffusion.pipeline_text_diffusion import (
     TextDiffusionPipeline,
@@ -19,6 +24,15 @@ from .pipelines.text_diffusion.pipeline_text_diffusion import (
 from .pipelines.two_level_vq.pipeline_two_level_vq import (
     TwoLevelVQDiffusionPipeline,
     TwoLevelVQDiffusionPipelineOutput,
+)
+from .schedulers.latent.scheduling_flow import (
+    LatentFlowEulerScheduler,
+    LatentFlowHeunScheduler,
+)
+from .schedulers.latent.scheduling_score import (
+    AnnealedLangevinScheduler,
+    ProbabilityFlowScheduler,
+    ReverseSDEScheduler,
 )
 from .schedulers.scheduling_block_ancestral import BlockAncestralScheduler
 from .schedulers.scheduling_confidence import ConfidenceScheduler
@@ -41,6 +55,7 @@ from .schedulers.scheduling_remdm import ReMDMScheduler
 __version__: str
 
 __all__ = [
+    "AnnealedLangevinScheduler",
     "AutoencoderTextLatentModel",
     "AutoencoderVQTextModel",
     "BertEmbeddingDenoiser",
@@ -60,12 +75,19 @@ __all__ = [
     "EmbeddingDPMSolverScheduler",
     "EmbeddingTransformerModel",
     "FirstHittingScheduler",
+    "LatentFlowEulerScheduler",
+    "LatentFlowHeunScheduler",
+    "LatentGaussianPrior",
+    "LatentTextDiffusionPipeline",
+    "LatentTextDiffusionPipelineOutput",
     "LatentTransformerModel",
     "ParaGuidePipeline",
     "PredictorCorrectorAbsorbingScheduler",
     "PredictorCorrectorUniformScheduler",
+    "ProbabilityFlowScheduler",
     "PromptEncoderModel",
     "ReMDMScheduler",
+    "ReverseSDEScheduler",
     "TextClassifierModel",
     "TextDiffusionPipeline",
     "TextDiffusionPipelineOutput",

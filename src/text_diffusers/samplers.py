@@ -19,6 +19,15 @@ from text_diffusers.pipelines.scheduler_adapters import (
     scheduler_from_config,
     stock_class,
 )
+from text_diffusers.schedulers.latent.scheduling_flow import (
+    LatentFlowEulerScheduler,
+    LatentFlowHeunScheduler,
+)
+from text_diffusers.schedulers.latent.scheduling_score import (
+    AnnealedLangevinScheduler,
+    ProbabilityFlowScheduler,
+    ReverseSDEScheduler,
+)
 from text_diffusers.schedulers.scheduling_confidence import ConfidenceScheduler
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
 from text_diffusers.schedulers.scheduling_ddim_embedding import EmbeddingDDIMScheduler
@@ -188,8 +197,54 @@ EMBEDDINGS = {
     ),
 }
 
-# By the `corruption` of a scheduler, or "embeddings" for models over word embeddings
-TABLES = {"absorbing": ABSORBING, "uniform": UNIFORM, "embeddings": EMBEDDINGS}
+# Samplers by score, for latents under noise of any path
+SCORE = {
+    "probability_flow": Sampler(
+        ProbabilityFlowScheduler,
+        "Deterministic steps of second order, with two calls of the model each.",
+        {"solver_order": 2},
+        settings=(),
+    ),
+    "reverse_sde": Sampler(
+        ReverseSDEScheduler,
+        "Runs the noise backwards, with fresh noise at each step.",
+        {"stochasticity": 1.0},
+        settings=(),
+    ),
+    "langevin": Sampler(
+        AnnealedLangevinScheduler,
+        "Langevin dynamics under less and less noise, which wants many steps.",
+        settings=(),
+    ),
+}
+
+# Latents on the straight path of flow, and under the noise of word embeddings
+FLOW = {
+    "euler": Sampler(
+        LatentFlowEulerScheduler,
+        "Deterministic steps along the velocity from one noise to one text.",
+        settings=(),
+    ),
+    "heun": Sampler(
+        LatentFlowHeunScheduler,
+        "The same to second order, with two calls of the model each.",
+        settings=(),
+    ),
+    **SCORE,
+}
+LATENTS = {**EMBEDDINGS, **SCORE}
+
+# By the `corruption` of a scheduler; "embeddings" for models over word embeddings; "flow" and "latents" for those over
+# latents, by their noise
+TABLES = {
+    "absorbing": ABSORBING,
+    "uniform": UNIFORM,
+    "embeddings": EMBEDDINGS,
+    "flow": FLOW,
+    "latents": LATENTS,
+    # The schedulers for word embeddings do not step by a velocity of flow.
+    "latents_by_flow": SCORE,
+}
 
 # The summary of a scheduler that is in none of the tables
 OWN = "Draws from the reverse of the model's own noise."
@@ -213,7 +268,10 @@ def samplers_of(pipe: TextPipeline, component: str) -> dict[str, Sampler]:
     denoiser = getattr(pipe, component.replace("scheduler", "denoiser"))
 
     # 1. The noise of the model, and what a stock scheduler of diffusers does not say of it
-    if hasattr(scheduler, "alphas_cumprod"):
+    if pipe.kind == "latents":
+        kind = kind_of_latents(scheduler, denoiser)
+        config = {"prediction_type": denoiser.config.prediction_type}
+    elif hasattr(scheduler, "alphas_cumprod"):
         kind = "embeddings"
         config = {"prediction_type": getattr(denoiser.config, "prediction_type", "sample")}
     elif stock_class(scheduler) is None:
@@ -240,10 +298,20 @@ def samplers_of(pipe: TextPipeline, component: str) -> dict[str, Sampler]:
     }
 
 
+def kind_of_latents(scheduler: Any, denoiser: Any) -> str:
+    """The table of the samplers that undo the noise of latents."""
+    if getattr(scheduler, "alphas_cumprod", None) is None:
+        return "flow"
+    return "latents_by_flow" if denoiser.config.prediction_type == "flow" else "latents"
+
+
 def current_sampler(pipe: TextPipeline) -> str | None:
     """The name under which `samplers_for` has the pipeline's own scheduler, if it has."""
+    samplers = samplers_for(pipe)
+    if not samplers:
+        return None
     scheduler = getattr(pipe, pipe.scheduler_names[-1])
-    for name, sampler in samplers_for(pipe).items():
+    for name, sampler in samplers.items():
         # Samplers of one class differ by their presets.
         has_preset = all(
             scheduler.config.get(key) == value for key, value in sampler.preset.items()
@@ -306,8 +374,9 @@ def own_sampler(pipe: TextPipeline, component: str) -> Sampler:
     scheduler: Any = getattr(pipe, component)
     stock = stock_class(scheduler)
 
-    # Schedulers of embeddings, and of pipelines with steps of their own, draw no tokens to shape.
-    if hasattr(scheduler, "alphas_cumprod") or not pipe.draws_from_scheduler:
+    # Schedulers of embeddings and latents, and of pipelines with steps of their own, draw no tokens to shape.
+    is_continuous = hasattr(scheduler, "alphas_cumprod") or pipe.kind == "latents"
+    if is_continuous or not pipe.draws_from_scheduler:
         settings = ()
     elif isinstance(scheduler, ConfidenceScheduler):
         settings = (*SHAPING, *ORDERING)
@@ -323,6 +392,10 @@ def most_steps(pipe: Any, given: Mapping[str, Any] | None = None) -> int:
         given: the arguments of the call by their names, which may say how many tokens are written together.
     """
     scheduler = getattr(pipe, pipe.scheduler_names[-1])
+
+    # All latents of a text are written at once, in as many steps as the clock has.
+    if pipe.kind == "latents":
+        return scheduler.config["num_train_timesteps"]
 
     # Fine codes are the longest sequence that is written.
     if pipe.kind == "codes":

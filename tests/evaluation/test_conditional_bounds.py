@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from conftest import covering, slow
 from support.language_models import chat_pipe
 
 from text_diffusers import TextDiffusionPipeline
@@ -70,8 +71,7 @@ def cost_by_all_orders(model, row, given, block_length=None):
     return total
 
 
-@pytest.mark.parametrize("attention", ["bidirectional", "block"])
-@pytest.mark.parametrize("name", CONDITIONS)
+@pytest.mark.parametrize("name, attention", covering(CONDITIONS, ["bidirectional", "block"]))
 def test_the_bound_given_a_condition_is_the_mean_over_all_orders(name, attention):
     arguments, given, end = CONDITIONS[name]
     pipe = make_pipe(name, attention)
@@ -107,7 +107,7 @@ def test_under_a_model_of_independent_tokens_a_text_costs_the_same_behind_any_co
     assert whole == pytest.approx(parts, abs=error + error_behind) and error < 1
 
 
-@pytest.mark.parametrize("attention", ["bidirectional", "block"])
+@pytest.mark.parametrize("attention", [slow("bidirectional"), "block"])
 def test_counts_of_masks_and_times_give_one_bound(attention):
     """`evaluate_likelihood` draws how many tokens are masked, `estimate_bound` at which time: both are unbiased."""
     pipe = make_pipe("label", attention)

@@ -12,11 +12,13 @@ import torch
 from conftest import make_denoiser, make_embedding_model
 from diffusers import EntropyBoundScheduler
 from huggingface_hub import metadata_load
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe, make_latent_prior
 from support.masked_lms import make_masked_lm
 from support.two_level_pipes import make_two_level
 
 import text_diffusers
 from text_diffusers import (
+    AnnealedLangevinScheduler,
     ConfidenceScheduler,
     D3PMAbsorbingScheduler,
     D3PMBitFlipScheduler,
@@ -29,10 +31,14 @@ from text_diffusers import (
     EmbeddingDDPMScheduler,
     EmbeddingDPMSolverScheduler,
     FirstHittingScheduler,
+    LatentFlowEulerScheduler,
+    LatentFlowHeunScheduler,
     ParaGuidePipeline,
     PredictorCorrectorAbsorbingScheduler,
     PredictorCorrectorUniformScheduler,
+    ProbabilityFlowScheduler,
     ReMDMScheduler,
+    ReverseSDEScheduler,
     TextDiffusionPipeline,
     TokenDDIMScheduler,
 )
@@ -50,6 +56,13 @@ from text_diffusers.pipelines.loading import with_installed_classes
 # Processes, servers and browsers take their time; continuous integration runs all of these.
 pytestmark = pytest.mark.slow
 
+LATENT_SCHEDULERS = {
+    "flow": LatentFlowEulerScheduler,
+    "flow_heun": LatentFlowHeunScheduler,
+    "probability_flow": ProbabilityFlowScheduler,
+    "reverse_sde": ReverseSDEScheduler,
+    "langevin": AnnealedLangevinScheduler,
+}
 STEPS = {"num_inference_steps": 4}
 FAR = {"max_new_tokens": 8, **STEPS}
 BLOCKED = """
@@ -127,6 +140,16 @@ def pipelines(tokenizer):
             {"source": "the cat sat", **STEPS},
         ),
     }
+    labelled = make_latent_denoiser(num_classes=2, self_conditioning=True)
+    for name, scheduler_class in LATENT_SCHEDULERS.items():
+        pipe = make_latent_pipe(tokenizer, labelled, scheduler_class(100), ["calm", "loud"])
+        told = {"source": "the cat", "class_labels": "loud", "guidance_scale": 2.0}
+        found[name] = (pipe, FAR | told)
+    # The prior of a conditional VAE, whose decoder reads the source
+    found["latent_prior"] = (
+        make_latent_pipe(tokenizer, make_latent_prior(), reads_source=True),
+        {"source": "the cat", "max_new_tokens": 8, "temperature": 0.9},
+    )
     wide = make_denoiser(tokenizer, time_conditioning=True, vocab_size=512)
     for name, scheduler in token_schedulers(tokenizer).items():
         few = {"max_new_tokens": 3} if name == "first_hitting" else {}  # it wants a step a token
@@ -154,6 +177,8 @@ FAST = (
     "paraguide",
     "token_paraguide",
     "neighbors",
+    "flow",
+    "latent_prior",
 )
 SLOW = (
     "diffusion_lm",
@@ -165,6 +190,7 @@ SLOW = (
     "uniform_corrector",
 )
 SLOW += ("ddim", "hybrid", "bits", "matrix", "stock")
+SLOW += ("flow_heun", "probability_flow", "reverse_sde", "langevin")
 
 
 def publish(pipelines, names, folder):

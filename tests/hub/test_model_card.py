@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard, metadata_load
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 from PIL import Image
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe, make_latent_prior
 from support.masked_lms import make_masked_lm
 from support.two_level_pipes import make_two_level
 
@@ -122,6 +123,18 @@ def all_pipes(tokenizer):
         "two-level-continues": (make_two_level(tokenizer, prompt_begins_text=True), {}),
         "two-level-source": (make_two_level(tokenizer, prompts="bert"), {}),
         "one-level": (make_two_level(tokenizer, two=False, prompts=None), {}),
+        "latents": (make_latent_pipe(tokenizer), {}),
+        "latents-names": (
+            make_latent_pipe(
+                tokenizer, make_latent_denoiser(num_classes=2), label_names=["good", "bad"]
+            ),
+            {"condition_dropout": 0.1},
+        ),
+        "latents-source": (make_latent_pipe(tokenizer), source),
+        "latents-prior": (
+            make_latent_pipe(tokenizer, make_latent_prior(), reads_source=True),
+            source,
+        ),
     }
 
 
@@ -134,6 +147,7 @@ FAST = (
     "bert",
     "diffusion-lm",
     "two-level-continues",
+    "latents-names",
 )
 SLOW = (
     "tokens",
@@ -145,6 +159,7 @@ SLOW = (
     "diffusion-lm-source",
 )
 SLOW += ("guided", "two-level", "two-level-source", "one-level")
+SLOW += ("latents", "latents-source", "latents-prior")
 
 
 @pytest.fixture(scope="module")

@@ -366,3 +366,43 @@ def test_inputs_that_make_no_sense_are_refused():
         model.generate(latents, do_sample=True, top_p=1.5)
     with pytest.raises(ValueError, match="`std` must be"):
         model.set_latent_statistics(torch.zeros(3, 4), torch.zeros(3))
+
+
+# States of the encoder, and ids that are not written
+
+
+@torch.no_grad()
+def test_states_are_those_of_the_encoder_with_real_tokens_in_front():
+    model = make_autoencoder()
+    ids, mask = padded(SOURCES, left=2, right=1)
+    states, real = model.encode_states(ids, mask)
+    lengths = [len(source) for source in SOURCES]
+    assert states.shape == (3, max(lengths), model.encoder.config.hidden_size)
+    assert real.dtype == torch.bool and real.sum(dim=1).tolist() == lengths
+    for row, source in enumerate(SOURCES):
+        expected = model.encoder(torch.tensor([source]))[0][0]
+        assert real[row, : len(source)].all()
+        torch.testing.assert_close(states[row, : len(source)], expected, atol=1e-5, rtol=1e-5)
+
+    # Latents are what is pooled of them, and nothing else.
+    pooled = model.mean_out(model.perceiver(states, real, model.run_block))
+    torch.testing.assert_close(pooled, model.encode(ids, mask).latents)
+
+
+def test_suppressed_ids_are_never_written():
+    model = make_autoencoder()
+    latents = torch.randn(16, 3, 4, generator=torch.Generator().manual_seed(0))
+    for draws in (False, True):
+        free = model.generate(latents, max_new_tokens=8, do_sample=draws, temperature=2.0)
+        most = int(free.flatten().mode().values)
+        kept = model.generate(
+            latents, max_new_tokens=8, do_sample=draws, temperature=2.0, suppressed_ids=[most]
+        )
+        assert most in free and most not in kept
+
+
+def test_whether_the_decoder_reads_a_source_is_saved(tmp_path):
+    make_autoencoder(reads_source=True).save_pretrained(tmp_path)
+    assert AutoencoderTextLatentModel.from_pretrained(tmp_path).config.reads_source is True
+    with pytest.raises(ValueError, match="`reads_source` must be"):
+        make_autoencoder(reads_source=1)

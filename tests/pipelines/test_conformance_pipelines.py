@@ -1,7 +1,9 @@
 """Every pipeline is held to the laws of `PipelineTesterMixin`."""
 
+import torch
 from conftest import SENTENCES, make_denoiser, make_embedding_model
 from support.conformance_pipelines import PipelineCase, PipelineTesterMixin, quiet
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe
 from support.two_level_pipes import make_two_level
 
 import text_diffusers
@@ -10,6 +12,7 @@ from text_diffusers import (
     DiffusionLMPipeline,
     EmbeddingDDIMScheduler,
     GuidedDiffusionLMPipeline,
+    LatentTextDiffusionPipeline,
     ParaGuidePipeline,
     TextBlockDiffusionPipeline,
     TextDiffusionCFGPipeline,
@@ -84,6 +87,15 @@ CASES = {
         optional=({"prompt_encoder": None}, {"prompt": None}),
         guidance={"guidance_scale": 4.0},
     ),
+    "latents": case(
+        LatentTextDiffusionPipeline,
+        lambda _: make_latent_pipe(TOKENIZER, make_latent_denoiser(self_conditioning=True)),
+        SOURCE,
+        "latents",
+        # Without a scheduler latents are decoded, and nothing is told to the denoiser.
+        optional=({"scheduler": None}, {"source": None, "latents": torch.ones(1, 3, 4)}),
+        guidance={"guidance_scale": 4.0},
+    ),
 }
 
 
@@ -98,4 +110,4 @@ def test_every_pipeline_is_held_to_them():
 
 class TestPipelines(PipelineTesterMixin):
     cases = CASES
-    few = ("text", "two_levels")
+    few = ("text", "two_levels", "latents")

@@ -8,12 +8,10 @@ import torch
 from support.conformance_schedulers import STEPS, SchedulerCase, SchedulerCommonTest
 
 import text_diffusers
-from text_diffusers.schedulers.latent.scheduling_flow import (
+from text_diffusers import (
+    AnnealedLangevinScheduler,
     LatentFlowEulerScheduler,
     LatentFlowHeunScheduler,
-)
-from text_diffusers.schedulers.latent.scheduling_score import (
-    AnnealedLangevinScheduler,
     ProbabilityFlowScheduler,
     ReverseSDEScheduler,
 )
@@ -151,9 +149,7 @@ CASES = {
 }
 CASES["block_ancestral"].other = {}  # what its steps depend on is told to each of them
 
-
-# Of no pipeline yet, and so not public
-LATENT_CASES = {
+CASES |= {
     "flow_euler": latent_case(LatentFlowEulerScheduler, SAMPLE),
     "flow_heun": latent_case(LatentFlowHeunScheduler, {"shift": 2.0}, order=2, calls=heun_calls),
     "probability_flow": latent_case(ProbabilityFlowScheduler, SAMPLE, order=2, calls=heun_calls),
@@ -179,6 +175,6 @@ def test_every_scheduler_is_held_to_them():
 
 
 class TestSchedulers(SchedulerCommonTest):
-    @pytest.fixture(params=[*CASES, *LATENT_CASES])
+    @pytest.fixture(params=CASES)
     def case(self, request):
-        return (CASES | LATENT_CASES)[request.param]
+        return CASES[request.param]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import slow
+from conftest import covering, slow
 
 from text_diffusers.training.checkpoints import (
     find_checkpoint,
@@ -71,8 +71,9 @@ class Faults:
         return attempt
 
 
-@pytest.mark.parametrize("keep", [1, 2])
-@pytest.mark.parametrize("fault", ["ENOSPC", "EIO", "EROFS", "EDQUOT", "lying write"])
+@pytest.mark.parametrize(
+    "fault, keep", covering(["ENOSPC", "EIO", "EROFS", "EDQUOT", "lying write"], [1, 2])
+)
 def test_a_fault_at_any_call_leaves_the_checkpoint_before_it(tmp_path, fault, keep):
     points = 0
     for at in range(1, 100):

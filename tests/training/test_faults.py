@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 
 from text_diffusers.training import checkpoints
 from text_diffusers.training import loop as training
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 SCRIPT = str(ROOT / "training_scripts" / "train_d3pm.py")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
 def test_a_signal_saves_and_the_run_resumes_bit_for_bit(make_loop, number):
     straight = make_loop("straight", max_train_steps=30)
     losses = straight.run()
@@ -102,6 +103,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(make_loop):
     assert all(torch.equal(before[name], p) for name, p in loop.state.parameters.items())
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(make_loop, caplog):
     """The allocator's own error, above a number of rows that is let through."""
     whole = make_loop(
@@ -135,6 +137,7 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(make_loop, cap
     assert resumed.micro_batch_size == 4
 
 
+@pytest.mark.slow
 def test_out_of_memory_with_a_single_row_says_so(make_loop):
     loop = make_loop(train_batch_size=4)
     loop.loss_function = lambda *arguments: torch.empty(2**60)

@@ -107,6 +107,52 @@ def test_with_all_memory_dropped_the_loss_does_not_depend_on_the_latents():
     )
 
 
+def test_memory_is_dropped_by_chance_in_training_and_by_nothing_else():
+    """The fault of Dior-CVAE's code: it kept 69% where 50% were meant, and dropped in evaluation too."""
+    dropout = LatentDropout(memory_dropout=0.5)
+    config = make_autoencoder(num_latents=16).config
+    dropped = dropout.draw(config, 1_000, 4, generators_of(1_000))["dropped_latents"]
+    # Within four standard errors of 16,000 coins
+    assert abs(float(dropped.float().mean()) - 0.5) < 4 * 0.5 / 16_000**0.5
+
+    # The model has no coin of its own: in training and in evaluation it is told what it is told.
+    model = make_autoencoder()
+    batch = make_batch()
+    told = {"input_ids": batch["encoder_ids"], "attention_mask": batch["encoder_mask"]}
+    told |= {"decoder_ids": batch["input_ids"], "decoder_mask": batch["attention_mask"]}
+    with torch.no_grad():
+        means = model.encode(batch["encoder_ids"], batch["encoder_mask"]).latents
+        plain = model.decode_logits(means, batch["input_ids"], batch["attention_mask"])
+        real = batch["attention_mask"].bool()
+        for mode in (True, False):
+            logits = model.train(mode)(**told).logits
+            torch.testing.assert_close(logits[real], plain[real])
+
+
+def test_of_a_source_nothing_is_learned_and_the_text_is_written_behind_it():
+    model = make_autoencoder(reads_source=True)
+    sources = [[1, 13, 14, 2], [1, 2], [1, 15, 2]]
+    rows = [source + text[1:] for source, text in zip(sources, TEXTS, strict=True)]
+    batch = make_batch()
+    length = max(map(len, rows))
+    batch["input_ids"] = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
+    given = [[True] * len(one) + [False] * (length - len(one)) for one in sources]
+    batch |= {"attention_mask": torch.tensor(mask), "given": torch.tensor(given)}
+    loss = latent_autoencoder_loss(model, batch, LatentDropout(), generators_of(3), kl_weight=0.0)
+
+    expected = 0.0
+    with torch.no_grad():
+        for place, (source, row) in enumerate(zip(sources, rows, strict=True)):
+            read = batch["encoder_ids"][place : place + 1]
+            posterior = model.encode(read, batch["encoder_mask"][place : place + 1])
+            noise = LatentDropout().draw(model.config, 1, 9, [generators_of(3)[place]])["noise"]
+            ids = torch.tensor([row])
+            logits = model.decode_logits(model.sample(posterior, noise), ids)[0, len(source) :]
+            expected += F.cross_entropy(logits, ids[0, len(source) :], reduction="sum")
+    torch.testing.assert_close(loss.detach(), expected, atol=1e-3, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "regularization, num_steps", [("noise", 120), pytest.param("kl", 250, marks=pytest.mark.slow)]
 )

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.latent_models import make_autoencoder
 
 from text_diffusers import (
     EmbeddingDDIMScheduler,
@@ -16,13 +17,19 @@ from text_diffusers import (
 )
 from text_diffusers.common.clean_estimate import NoiseLevel
 from text_diffusers.common.training_randomness import row_noise
+from text_diffusers.models.latent.gaussian_prior import LatentGaussianPrior
 from text_diffusers.schedulers.latent.scheduling_flow import (
     LatentFlowEulerScheduler,
 )
 from text_diffusers.schedulers.latent.scheduling_score import (
     ProbabilityFlowScheduler,
 )
-from text_diffusers.training.steps.latents import WEIGHTINGS, LatentLoss
+from text_diffusers.training.steps.latents import (
+    WEIGHTINGS,
+    LatentLoss,
+    gaussian_prior_losses,
+    shown_latents,
+)
 from text_diffusers.training.steps.transport import least_assignment, paired_noise
 
 K, E, T = 2, 2, 1000
@@ -256,3 +263,65 @@ def test_a_tiny_model_learns_both_modes_of_a_mixture():
     nearest, mode = distances.min(dim=1)
     assert float((nearest < 0.3).float().mean()) > 0.9
     assert float((mode == 0).float().mean()) == pytest.approx(2 / 3, abs=0.15)
+
+
+def latent_batch(model, count):
+    """Rows as `LatentRows` has them, with sources, of which every fourth is empty."""
+    torch.manual_seed(0)
+    ids = torch.randint(1, 30, (count, 5))
+    mask = (torch.arange(5) < (torch.arange(count) % 4)[:, None]).long()
+    posterior = model.encode(torch.randint(1, 30, (count, 4)))
+    columns = {"latents": posterior.latents, "logvar": posterior.logvar}
+    return columns | {"source_ids": ids, "source_mask": mask, "label": torch.arange(count) % 2}
+
+
+@torch.no_grad()
+def test_what_is_shown_is_normalised_and_each_source_is_read_as_it_would_be_alone():
+    model = make_autoencoder()
+    model.set_latent_statistics(torch.full((3, 4), 0.3), torch.full((3, 4), 2.0))
+    batch = latent_batch(model, 8)
+    shown = shown_latents(model, batch, row_noise(0, 0, 8)[1])
+    torch.testing.assert_close(shown["latents"], (batch["latents"] - 0.3) / 2)
+    assert torch.equal(shown["label"], batch["label"])
+    assert shown["prompt_mask"].sum(dim=1).tolist() == [0, 1, 2, 3] * 2
+    for row in (1, 2, 3):
+        states, _ = model.encode_states(batch["source_ids"][row : row + 1, :row])
+        torch.testing.assert_close(shown["prompt_states"][row, :row], states[0])
+
+
+@torch.no_grad()
+def test_drawn_latents_have_the_moments_of_their_posterior_and_each_row_its_own():
+    model = make_autoencoder()
+    one = latent_batch(model, 4)
+    batch = {name: column[1:2].expand(4_000, *column.shape[1:]) for name, column in one.items()}
+    generators = row_noise(0, 0, 4_000)[1]
+    drawn = shown_latents(model, batch, generators, draw=True)["latents"]
+    std = (0.5 * one["logvar"][1]).exp()
+    torch.testing.assert_close(drawn.std(dim=0), std, rtol=0.06, atol=0)
+    assert ((drawn.mean(dim=0) - one["latents"][1]).abs() < 4.5 * std / 4_000**0.5).all()
+
+    part = {name: column[7:8] for name, column in batch.items()}
+    alone = shown_latents(model, part, row_noise(0, 0, 4_000)[1][7:8], draw=True)
+    torch.testing.assert_close(alone["latents"][0], drawn[7])
+
+
+@torch.no_grad()
+def test_the_loss_of_a_gaussian_prior_is_its_density_and_some_rows_lose_their_prompt():
+    prior = LatentGaussianPrior(4, 3, prompt_size=16, hidden_size=8)
+    for parameter in prior.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    rows = 2_000
+    states = torch.randn(1, 5, 16).expand(rows, -1, -1)
+    batch = {"latents": torch.randn(1, 3, 4).expand(rows, -1, -1), "prompt_states": states}
+    batch["prompt_mask"] = torch.ones(rows, 5)
+    losses = gaussian_prior_losses(prior, batch, row_noise(0, 0, rows)[1], dropout=0.25)
+
+    nats = []
+    for told in ((states[:1],), (None, None, 1)):
+        mean, logvar = prior(*told, return_dict=False)
+        normal = torch.distributions.Normal(mean, (0.5 * logvar).exp())
+        nats.append(-normal.log_prob(batch["latents"][:1]).sum())
+    lost = (losses - nats[1]).abs() < 1e-3
+    assert float(lost.float().mean()) == pytest.approx(0.25, abs=0.04)
+    torch.testing.assert_close(losses[~lost], nats[0].expand(int((~lost).sum())))
+    assert batch["prompt_mask"].all()

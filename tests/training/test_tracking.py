@@ -135,6 +135,7 @@ def parse_wandb(file):
     return records
 
 
+@pytest.mark.slow
 def test_wandb_works_offline_with_table_configuration_and_artifact(train, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -8,6 +8,7 @@ import socket
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import slow
 from support.recipes import load_script
 
 from text_diffusers import TextDiffusionCFGPipeline
@@ -32,6 +33,7 @@ RECIPES = {  # the class of options of each
     "train_vq_autoencoder": "AutoencoderConfig",
     "train_two_level": "TwoLevelConfig",
     "train_text_autoencoder": "TextAutoencoderConfig",
+    "train_latent_diffusion": "LatentDiffusionConfig",
 }
 
 
@@ -68,7 +70,7 @@ def evaluate(model):
     }
 
 
-@pytest.mark.parametrize("validation_steps, kills", [(5, [9, 21]), (7, [1, 14])])
+@pytest.mark.parametrize("validation_steps, kills", [(5, [9, 21]), slow(7, [1, 14])])
 def test_the_curves_of_a_killed_and_resumed_run_are_those_of_a_straight_one(
     make_loop, validation_steps, kills
 ):
@@ -210,6 +212,12 @@ CHOICES = {
         "decoder": "some/decoder",
         "lora_rank": 8,
         "num_latents": 16,
+    },
+    "train_latent_diffusion": {
+        "autoencoder": "some/autoencoder",
+        "prior": "gaussian",
+        "source_column": "source",
+        "source_length": 32,
     },
 }
 
@@ -387,6 +395,11 @@ def test_every_recipe_leaves_its_note_and_its_curves(small, tmp_path):
             "fine_layers": 1,
         },
         "train_text_autoencoder": {"num_layers": 1, "model_size": 16, "model_layers": 1},
+        "train_latent_diffusion": {
+            "autoencoder": str(tmp_path / "train_text_autoencoder"),
+            "latent_cache": str(tmp_path / "latents"),
+            "num_layers": 1,
+        },
     }
     for recipe, changes in own.items():
         options = small | changes | {"output_dir": str(tmp_path / recipe)}

@@ -368,6 +368,7 @@ def test_the_real_brown_corpus(monkeypatch):
     assert "``" not in "".join(documents["text"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "bible").exists(), reason="`make bible` fetches both Bibles")
 def test_the_real_bibles(monkeypatch):
     pytest.importorskip("pysword", reason="`make bible` installs it")

@@ -116,6 +116,7 @@ def metrics_of(options):
     return json.loads((Path(options.output_dir) / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_separable_language_is_learned_clean_and_guessed_under_noise(config, capsys):
     """At the most noise nothing is left but the frequencies of the labels."""
     settings = {

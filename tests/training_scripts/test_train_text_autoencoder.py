@@ -64,6 +64,23 @@ def pretrained(tmp_path, tokenizer):
     return folders
 
 
+@pytest.fixture
+def pairs(tmp_path):
+    """A file of texts, each with a source and some with a long one."""
+    words = (
+        "the cat sat on a mat and dog looked at bird sang in tree she was late for train".split()
+    )
+    random = np.random.default_rng(0)
+    lines = []
+    for number in range(60):
+        text = " ".join(random.choice(words, 4))
+        source = " ".join(random.choice(words, 2 + number % 9))
+        lines.append(json.dumps({"text": text, "source": source}))
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
 def loaded(options):
     return AutoencoderTextLatentModel.from_pretrained(options.output_dir, subfolder="autoencoder")
 
@@ -108,6 +125,22 @@ def test_pretrained_models_are_learned_on_and_a_frozen_encoder_stays(config, pre
     )
 
 
+def test_a_decoder_knows_each_token_that_its_tokenizer_has_been_given(
+    config, pretrained, tokenizer
+):
+    # As of a language model that never had a mask, the last token here
+    known = len(tokenizer) - 1
+    settings = AutoConfig.for_model(**decoder_config("gpt2", vocab_size=known))
+    before = AutoModelForCausalLM.from_config(settings)
+    before.save_pretrained(pretrained["decoder"])
+    options = config(**pretrained, lora_rank=2)
+    recipe.main(options)
+    model = loaded(options)
+    assert model.decoder.vocab_size == len(tokenizer)
+    words = model.decoder.language_model.get_input_embeddings().weight
+    assert torch.equal(words[:known], before.get_input_embeddings().weight)
+
+
 def test_the_saved_model_is_the_trained_one_with_the_statistics_of_its_texts(config, monkeypatch):
     loops = []
     run = TrainingLoop.run
@@ -120,6 +153,40 @@ def test_the_saved_model_is_the_trained_one_with_the_statistics_of_its_texts(con
     mean, std = latent_statistics(model, loops[0].rows.rows, options.statistics_rows)
     torch.testing.assert_close(model.latent_mean, mean, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(model.latent_std, std, atol=1e-5, rtol=1e-4)
+
+
+def test_with_sources_the_decoder_reads_them_and_the_encoder_does_not(config, pairs, monkeypatch):
+    loops = []
+    run = TrainingLoop.run
+    monkeypatch.setattr(TrainingLoop, "run", lambda self: loops.append(self) or run(self))
+    options = config(dataset=pairs, source_column="source", source_length=8, condition_dropout=0.5)
+    assert all(np.isfinite(recipe.main(options)))
+    model = loaded(options)
+    assert model.config.reads_source and model.longest_text == options.row_length == 24 + 8 - 1
+
+    # Half of the rows of a step have lost their source, and nothing of their text.
+    tokenizer = AutoTokenizer.from_pretrained(Path(options.output_dir, "tokenizer"))
+    shown = []
+    monkeypatch.setattr(
+        recipe, "latent_autoencoder_loss", lambda model, batch, *rest: shown.append(batch)
+    )
+    (loop,) = loops
+    lost = 0
+    for step in range(10):
+        batch = loop.rows.batch(step)
+        (part, uniform, generators), *_ = loop._micro_batches(batch, 1)
+        loop.loss_function(model, part, uniform, generators)
+        before, after = (rows["attention_mask"].bool() for rows in (batch, shown[-1]))
+        for row in range(len(before)):
+            ids = shown[-1]["input_ids"][row][after[row] & ~shown[-1]["given"][row]]
+            text = batch["input_ids"][row][before[row] & ~batch["given"][row]]
+            assert torch.equal(ids, text)
+            read = batch["encoder_ids"][row][batch["encoder_mask"][row].bool()]
+            assert tokenizer.decode(read, skip_special_tokens=True) == tokenizer.decode(
+                text, skip_special_tokens=True
+            )
+            lost += int(shown[-1]["given"][row].sum()) == 2
+    assert 25 <= lost <= 55  # of 80
 
 
 def tensors_of(folder):
@@ -169,6 +236,9 @@ def test_a_run_that_is_stopped_resumes_to_the_last_digit(config, tmp_path, monke
         ({"memory_dropout": 1.5}, "`memory_dropout` must be between 0 and 1, got 1.5"),
         ({"free_bits": -0.1}, "`free_bits` must be at least 0, got -0.1"),
         ({"regularization": "l2"}, "`regularization` must be one of"),
+        ({"source_length": 9}, "`source_length` needs a `source_column`, got 9"),
+        ({"source_column": "source", "source_length": 2}, "`source_length` must be .* at least 3"),
+        ({"condition_dropout": 1.0}, "`condition_dropout` must be in"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_at_once(config, changes, message):
@@ -186,11 +256,15 @@ def test_options_that_make_no_sense_are_refused_at_once(config, changes, message
             "`encoder_length` asks for 65 tokens of .*, which takes at most 64",
         ),
         ({"length": 63}, "`length` asks for 65 tokens of .*, which takes at most 64"),
+        (
+            {"source_column": "source", "source_length": 40},
+            "`length` asks for 65 tokens of .*, which takes at most 64",
+        ),
     ],
 )
 def test_models_that_make_no_sense_are_refused_before_the_texts_are_read(
     config, pretrained, changes, message, monkeypatch
 ):
-    monkeypatch.setattr(recipe, "prepare_data", None)
+    monkeypatch.setattr(recipe, "prepare_latent_data", None)
     with pytest.raises(ValueError, match=message):
         recipe.main(config(**pretrained | changes))

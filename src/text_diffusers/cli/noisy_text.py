@@ -58,6 +58,10 @@ def corrupted_texts(
         raise ValueError(
             "`model` must write words: the noise of a two-level pipeline is over codes."
         )
+    if pipe.kind == "latents":
+        raise ValueError(
+            f"`model` must write words: the noise of a {type(pipe).__name__} is over latents."
+        )
     if pipe.kind == "embeddings" and kernel is not None:
         raise ValueError(
             f"`kernel` must be left out: this pipeline noises embeddings, got {kernel!r}."

@@ -6,6 +6,7 @@ from .embedding import (
     rounding_accuracy,
 )
 from .estimates import BoundEstimate
+from .latent_bounds import HeldOutLatents, LatentBound, estimate_latent_bound, hold_out_latents
 from .latents import (
     LatentReconstruction,
     evaluate_latents,
@@ -37,6 +38,8 @@ from .written_texts import length_nats
 __all__ = [
     "BoundEstimate",
     "GenerativePerplexity",
+    "HeldOutLatents",
+    "LatentBound",
     "LatentReconstruction",
     "Likelihood",
     "RoundingAccuracy",
@@ -47,11 +50,13 @@ __all__ = [
     "estimate_autoregressive_loss",
     "estimate_bound",
     "estimate_embedding_bound",
+    "estimate_latent_bound",
     "estimate_two_level_bound",
     "evaluate_latents",
     "evaluate_likelihood",
     "full_bound",
     "generative_perplexity",
+    "hold_out_latents",
     "interpolate_latents",
     "interpolated_texts",
     "latent_statistics",

@@ -1,6 +1,7 @@
 """How much of texts their continuous latents keep, and what lies between the latents of two texts.
 
-Shapes: B batch, R rows, K latents, E width of a latent, T tokens of the decoder, V its vocabulary size.
+Shapes: B batch, R rows, K latents, E width of a latent, T tokens of the decoder, P of what is given before a text, V
+vocabulary size of the decoder.
 """
 
 import importlib.util
@@ -16,7 +17,13 @@ from torch import Tensor
 from text_diffusers.common.randomness import randn, row_generators
 from text_diffusers.common.token_ids import end_ids, padding_id
 from text_diffusers.common.validation import require_int
-from text_diffusers.data.rows import Batch, tensor_batches, to_device, to_tensors, unknown_tokens
+from text_diffusers.data.rows import (
+    Batch,
+    tensor_batches,
+    to_device,
+    to_tensors,
+    unknown_tokens,
+)
 from text_diffusers.evaluation.modules import device_of, evaluating
 from text_diffusers.losses.latent import gaussian_kl
 
@@ -36,7 +43,7 @@ class LatentReconstruction:
     Attributes:
         cross_entropy: of the texts from the means of their latents.
         sampled_cross_entropy: from latents that are drawn from their posterior.
-        without_latents: from no latents: what the decoder knows as a language model.
+        without_latents: from no latents: what the decoder knows as a language model, and of a source if it reads it.
         other_latents: from the means of the text before: above the last where latents are read, and like the first
             where they tell nothing.
         active_units: entries of the latents, of K E, whose mean varies from text to text.
@@ -180,8 +187,7 @@ def rewritten_texts(
         ids = batch["input_ids"].masked_fill(~unknown_tokens(batch), padding_id(tokenizer))
         texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
         latents = encode_batch(model, batch).latents
-        length = batch["input_ids"].shape[1]
-        written += written_from(model, tokenizer, latents, first_token(batch), length - 1)
+        written += written_from(model, tokenizer, latents, batch)
     return texts, written
 
 
@@ -192,23 +198,29 @@ def small_batches(rows: Any, most: int) -> Iterator[Batch]:
             yield {name: column[first : first + WRITTEN_AT_ONCE] for name, column in batch.items()}
 
 
-def first_token(batch: Batch) -> int | None:
-    """The token that rows begin with, which is given to the decoder; `None` if it writes them from the first."""
-    has_start = "given" in batch and bool(batch["given"][0, 0])
-    return int(batch["input_ids"][0, 0]) if has_start else None
+def given_beginnings(batch: Batch) -> tuple[Tensor, Tensor]:
+    """`(ids, mask)` (B, P) of the tokens that rows begin with and that are given, such as a start token or a source.
+
+    P is 0 where the decoder writes rows from the first token on.
+    """
+    ids = batch["input_ids"]
+    given = batch.get("given", torch.zeros_like(ids)).bool()
+    beginnings = given & given.long().cumprod(dim=1).bool()  # (B, T)
+    width = int(beginnings.sum(dim=1).max())
+    return ids[:, :width], beginnings[:, :width]
 
 
-def written_from(
-    model: Any, tokenizer: Any, latents: Tensor, start: int | None, max_new_tokens: int
-) -> list[str]:
-    """Texts of latents (B, K, E), the likeliest token each time, behind the token `start`."""
-    prompts = None
-    if start is not None:
-        prompts = torch.full((len(latents), 1), start, device=latents.device)
+def written_from(model: Any, tokenizer: Any, latents: Tensor, batch: Batch) -> list[str]:
+    """Texts of latents (B, K, E) behind what is given in the rows of a batch, the likeliest token each time.
+
+    Rows are written to the end that those of the batch have room for.
+    """
+    prompts, mask = given_beginnings(batch)
     tokens = model.generate(
         latents,
-        prompts,
-        max_new_tokens=max_new_tokens,
+        prompts.to(latents.device),
+        mask.to(latents.device),
+        max_new_tokens=batch["input_ids"].shape[1] - prompts.shape[1],
         end_token_ids=end_ids(tokenizer),
         pad_token_id=padding_id(tokenizer),
     )
@@ -245,14 +257,20 @@ def interpolate_latents(first: Tensor, second: Tensor, count: int) -> Tensor:
 def interpolated_texts(
     model: Any, tokenizer: Any, rows: Any, num_pairs: int, count: int = 5
 ) -> list[list[str]]:
-    """Texts that the decoder writes on the way from each of the first rows to the next, `count` each."""
+    """Texts that the decoder writes on the way from each of the first rows to the next, `count` each.
+
+    What is given before a text, such as its source, is that of the row where a way begins.
+    """
     (batch,) = tensor_batches(rows, num_pairs + 1)
     latents = encode_batch(model, batch).latents
-    length = batch["input_ids"].shape[1]
     lines = []
-    for first, second in pairwise(latents):
+    for place, (first, second) in enumerate(pairwise(latents)):
         line = interpolate_latents(first, second, count)
-        lines.append(written_from(model, tokenizer, line, first_token(batch), length - 1))
+        rows_of_line = {
+            name: column[place : place + 1].expand(count, *column.shape[1:])
+            for name, column in batch.items()
+        }
+        lines.append(written_from(model, tokenizer, line, rows_of_line))
     return lines
 
 

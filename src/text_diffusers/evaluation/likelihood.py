@@ -360,6 +360,11 @@ def check_has_bound(pipe: Any, has_sources: bool):
             f"`pipe` must write tokens or word embeddings, got {type(pipe).__name__}: the bound of codes is "
             "`estimate_two_level_bound`."
         )
+    if kind == "latents":
+        raise ValueError(
+            f"`pipe` must write tokens or word embeddings, got {type(pipe).__name__}: the bound of latents is "
+            "`estimate_latent_bound`."
+        )
     if kind == "tokens":
         require(
             isinstance(pipe.scheduler, D3PMScheduler),

@@ -71,6 +71,8 @@ def examples_of(pipe: Any, options: dict[str, Any]) -> list[Example]:
         return examples_over_codes(pipe)
 
     common = few_steps(pipe)
+    if pipe.kind == "latents":
+        return examples_over_latents(pipe, options, common)
 
     # Classifier-free guidance needs a model that has also learned to do without its condition.
     is_guided = pipe.draws_from_scheduler and "guidance_scale" in pipe.accepted_inputs
@@ -119,6 +121,9 @@ def examples_of(pipe: Any, options: dict[str, Any]) -> list[Example]:
 def few_steps(pipe: Any) -> dict[str, Any]:
     """The number of steps, where the scheduler has fewer than the pipeline takes by default."""
     name = "num_inference_steps"
+    # A prior that draws latents at once takes none.
+    if not pipe.scheduler_names:
+        return {}
     default = inspect.signature(type(pipe).__call__).parameters[name].default
     default = pipe.generation_defaults.get(name, default)
 
@@ -172,6 +177,30 @@ def examples_over_codes(pipe: Any) -> list[Example]:
     if has_prompts:
         examples.append(Example("Continue a text", {"prompt": PROMPT}, ["Continued"]))
     return examples
+
+
+def examples_over_latents(
+    pipe: Any, options: dict[str, Any], common: dict[str, Any]
+) -> list[Example]:
+    # Nothing is filled in: the decoder writes from the left.
+    if "max_new_tokens" not in pipe.generation_defaults:
+        common["max_new_tokens"] = min(LANGUAGE_MODEL_TOKENS, max(pipe.max_length // 2, 1))
+    labels = labels_of(pipe)[:MOST_LABELS]
+    takes_source = bool(options.get("source_column"))
+    guided = {}
+    if options.get("condition_dropout") and pipe.draws_from_scheduler:
+        guided = {"guidance_scale": GUIDANCE_SCALE}
+
+    if takes_source:
+        arguments = {"source": SOURCE, **guided, "num_return_sequences": 2, **common}
+        return [Example("Write from a text", arguments, [f"From {SOURCE!r}"] * 2)]
+    if not labels:
+        guided = {}
+    label = {"class_labels": labels[0]} if labels else {}
+    return [
+        writing_example(labels, {**guided, **common}),
+        Example("Continue a text", {"prompt": PROMPT, **label, **guided, **common}, ["Continued"]),
+    ]
 
 
 def labels_of(pipe: Any) -> list[int | str]:

@@ -53,6 +53,7 @@ KINDS = {
     "tokens": "discrete diffusion over tokens",
     "embeddings": "diffusion over word embeddings",
     "codes": "diffusion over the codes of an autoencoder",
+    "latents": "diffusion over the latents of an autoencoder, whose decoder is a language model",
 }
 
 # Of the names in metrics.json: meaning and unit.
@@ -275,7 +276,9 @@ def is_repo_id(name: str) -> bool:
 
 def description(pipe: Any) -> str:
     num_parameters = sum(count_parameters(part) for part in pipe.components.values())
-    does = "writes" if pipe.draws_from_scheduler else "paraphrases"
+    # A Gaussian prior of latents has no scheduler, and writes.
+    writes = pipe.draws_from_scheduler or pipe.kind == "latents"
+    does = "writes" if writes else "paraphrases"
     in_blocks = ", block by block" if pipe.block_length else ""
     return (
         f"A model of {num_parameters:,} parameters that {does} text by {KINDS[pipe.kind]}{in_blocks}. "

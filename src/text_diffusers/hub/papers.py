@@ -10,9 +10,13 @@ ARXIV = re.compile(r"arxiv\.org/abs/(\d{4}\.\d{5})")
 
 # By arXiv number, that is by date
 TITLES = {
+    "1703.10960": "Learning Discourse-level Diversity for Neural Dialog Models using Conditional Variational "
+    "Autoencoders",
     "1906.00446": "Generating Diverse High-Fidelity Images with VQ-VAE-2",
+    "1907.05600": "Generative Modeling by Estimating Gradients of the Data Distribution",
     "2006.11239": "Denoising Diffusion Probabilistic Models",
     "2010.02502": "Denoising Diffusion Implicit Models",
+    "2011.13456": "Score-Based Generative Modeling through Stochastic Differential Equations",
     "2104.09864": "RoFormer: Enhanced Transformer with Rotary Position Embedding",
     "2105.05233": "Diffusion Models Beat GANs on Image Synthesis",
     "2107.03006": "Structured Denoising Diffusion Models in Discrete State-Spaces",
@@ -21,12 +25,14 @@ TITLES = {
     "2205.14987": "A Continuous Time Framework for Discrete Denoising Models",
     "2207.12598": "Classifier-Free Diffusion Guidance",
     "2208.04202": "Analog Bits: Generating Discrete Data using Diffusion Models with Self-Conditioning",
+    "2209.03003": "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow",
     "2210.08933": "DiffuSeq: Sequence to Sequence Text Generation with Diffusion Models",
     "2211.01095": "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
     "2211.15089": "Continuous diffusion for categorical data",
     "2212.09412": "Empowering Diffusion Models on the Embedding Space for Text Generation",
     "2212.09462": "Latent Diffusion for Language Generation",
     "2212.09748": "Scalable Diffusion Models with Transformers",
+    "2305.15025": "Dior-CVAE: Pre-trained Language Models and Diffusion Priors for Variational Dialog Generation",
     "2305.18619": "Likelihood-Based Diffusion Language Models",
     "2308.15459": "ParaGuide: Guided Diffusion Paraphrasers for Plug-and-Play Textual Style Transfer",
     "2310.16834": "Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution",

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from conftest import mostly_slow
 from support.published_checkpoints import (
     GOLDEN,
     LANGUAGE_MODELS,
@@ -15,6 +16,9 @@ from support.published_checkpoints import (
 
 from text_diffusers.hub import load_denoiser
 from text_diffusers.hub.published.families import blueprint_of
+
+# Layouts of three kinds: one of its own, one of transformers, and an encoder
+FAST = ("llada", "diffullama", "modernbert_mdlm")
 
 
 def network_of(blueprint):
@@ -31,7 +35,7 @@ def refusal(family, config, stored):
         return str(error), None
 
 
-@pytest.mark.parametrize("family", LANGUAGE_MODELS)
+@pytest.mark.parametrize("family", mostly_slow(LANGUAGE_MODELS, fast=FAST))
 def test_a_key_that_is_missing_or_wrong_is_refused_by_its_name_or_changes_nothing(family):
     config, stored = golden_files(family)
     network = network_of(read_checkpoint(family, config, stored))
@@ -70,7 +74,7 @@ def test_an_unknown_key_is_refused_by_its_name(family):
         read_checkpoint(family, config | {"logit_softcap": 30.0}, stored)
 
 
-@pytest.mark.parametrize("family", LANGUAGE_MODELS)
+@pytest.mark.parametrize("family", mostly_slow(LANGUAGE_MODELS, fast=FAST))
 def test_a_tensor_that_is_missing_extra_or_of_another_shape_or_kind_is_refused_by_its_name(family):
     config, stored = golden_files(family)
     for place, (name, tensor) in enumerate(stored.items()):

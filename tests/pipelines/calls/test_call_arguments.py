@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES, make_denoiser, make_embedding_model
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe
 from support.two_level_pipes import make_two_level
 
 from text_diffusers import (
@@ -66,6 +67,15 @@ CASES = {
         lambda: make_two_level(TOKENIZER),
         {"plan": [[0, -1], [2, 3]], "num_inference_steps": (2, 3), "guidance_scale": (1.0, 2.0)}
         | {"temperature": 0.5, "top_p": 0.5, "max_attempts": 1},
+    ),
+    "latents": (
+        lambda: make_latent_pipe(TOKENIZER, make_latent_denoiser(num_classes=2)),
+        {name: value for name, value in LABELLED.items() if name != "length"}
+        | {"max_new_tokens": 6, "temperature": 0.5, "top_k": 20, "top_p": 0.875},
+    ),
+    "given_latents": (
+        lambda: make_latent_pipe(TOKENIZER),
+        {"latents": [[[0.5] * 4] * 3], "max_new_tokens": 6},
     ),
 }
 

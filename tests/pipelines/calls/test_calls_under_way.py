@@ -13,6 +13,7 @@ import diffusers
 import pytest
 import torch
 from conftest import SENTENCES, make_denoiser, make_embedding_model, slow
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe
 from support.two_level_pipes import make_two_level
 
 from text_diffusers import (
@@ -25,7 +26,7 @@ from text_diffusers import (
     TextDiffusionPipeline,
 )
 from text_diffusers.data.tokenizers import train_tokenizer
-from text_diffusers.samplers import ABSORBING, EMBEDDINGS, UNIFORM, with_sampler
+from text_diffusers.samplers import ABSORBING, EMBEDDINGS, FLOW, LATENTS, UNIFORM, with_sampler
 
 TOKENIZER = train_tokenizer(SENTENCES, vocab_size=300)
 WORDS = min(TOKENIZER.mask_token_id, TOKENIZER.pad_token_id)
@@ -46,6 +47,11 @@ CODES = [
     {"prompt": "the cat", "num_inference_steps": (3, 2)},
     {"prompt": ["a bird", "she"], "guidance_scale": (3.0, 2.0), "num_inference_steps": (2, 5)},
     {"prompt": "the dog", "max_new_tokens": 6, "num_inference_steps": 4, "temperature": 0.7},
+]
+LATENT_CALLS = [
+    {"source": "the cat", "max_new_tokens": 6, "num_inference_steps": 7},
+    {"class_labels": [1, 0], "guidance_scale": 3.0, "num_inference_steps": 9, "temperature": 0.7},
+    {"prompt": "the dog", "source": "she", "max_new_tokens": 5, "num_inference_steps": 6},
 ]
 STOCK_TOKENS = {
     "block_refinement": diffusers.BlockRefinementScheduler,
@@ -110,12 +116,21 @@ def paraphrases(sampler: str) -> ParaGuidePipeline:
     return ParaGuidePipeline(TOKENIZER, denoiser, D3PMAbsorbingScheduler(TOKENIZER.mask_token_id))
 
 
+def over_latents(prediction_type: str, sampler: str) -> Any:
+    denoiser = make_latent_denoiser(
+        prediction_type=prediction_type, num_classes=2, self_conditioning=True
+    )
+    return with_sampler(make_latent_pipe(TOKENIZER, denoiser), sampler)
+
+
 MAKERS = {
     "tokens": over_tokens,
     "blocks": lambda sampler: over_tokens(sampler, block_length=4),
     "embeddings": over_embeddings,
     "paraphrases": paraphrases,
     "two_levels": lambda sampler: with_sampler(make_two_level(TOKENIZER), sampler),
+    "flow": lambda sampler: over_latents("flow", sampler),
+    "latents": lambda sampler: over_latents("epsilon", sampler),
 }
 TOKEN_SAMPLERS = [
     *ABSORBING,
@@ -129,6 +144,8 @@ CASES = [
     *[Case("embeddings", name, LABELLED) for name in (*EMBEDDINGS, *STOCK_EMBEDDINGS)],
     *[Case("paraphrases", name, SOURCES) for name in ("ancestral", "ddim")],
     *[Case("two_levels", name, CODES) for name in ("ancestral", "remdm", "predictor_corrector")],
+    *[Case("flow", name, LATENT_CALLS) for name in FLOW],
+    *[Case("latents", name, LATENT_CALLS) for name in LATENTS],
 ]
 
 
@@ -144,6 +161,8 @@ FAST = {
     "embeddings": ("ddim", "dpm_solver", "unipc"),
     "paraphrases": ("ancestral", "ddim"),
     "two_levels": ("ancestral",),
+    "flow": ("heun",),
+    "latents": ("dpm_solver",),
 }
 
 

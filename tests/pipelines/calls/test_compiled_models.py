@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import SENTENCES, make_denoiser, make_embedding_model, mostly_slow
 from support.language_models import chat_pipe
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe
 from support.masked_lms import make_masked_lm
 from support.two_level_pipes import make_two_level
 
@@ -19,7 +20,7 @@ from text_diffusers.models.language_model import is_masked_lm
 
 TOKENIZER = train_tokenizer(SENTENCES, vocab_size=300)
 MASKED_LMS = ("bert", "roberta", "modernbert", "distilbert")
-KINDS = ("tokens", "blocks", "embeddings", "paraphrases", "two_levels", *MASKED_LMS)
+KINDS = ("tokens", "blocks", "embeddings", "paraphrases", "two_levels", "latents", *MASKED_LMS)
 
 
 def absorbing(tokenizer):
@@ -40,6 +41,8 @@ def make_pipe(kind):
         return ParaGuidePipeline(TOKENIZER, denoiser, EmbeddingDDIMScheduler())
     if kind == "two_levels":
         return make_two_level(TOKENIZER)
+    if kind == "latents":
+        return make_latent_pipe(TOKENIZER, make_latent_denoiser(self_conditioning=True))
     model, tokenizer = make_masked_lm(kind)
     return TextDiffusionPipeline(tokenizer, model, absorbing(tokenizer))
 
@@ -57,7 +60,9 @@ def models_of(pipe):
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", mostly_slow(KINDS, fast=["tokens", "embeddings", "latents", "bert"])
+)
 def test_a_compiled_model_writes_and_is_saved_as_the_model_that_it_is(kind, tmp_path):
     """The wrapper alone, whose calls are not traced: what is asked of a model must not depend on its class."""
     pipe = make_pipe(kind)

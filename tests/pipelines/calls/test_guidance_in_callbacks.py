@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import SENTENCES, make_denoiser, make_embedding_model
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe
 from support.two_level_pipes import make_two_level
 
 from text_diffusers import (
@@ -54,6 +55,10 @@ CASES = {
             TOKENIZER, embedding_model(partial_noising=True), EmbeddingDDIMScheduler()
         ),
         SOURCE,
+    ),
+    "latents": lambda: (
+        make_latent_pipe(TOKENIZER, make_latent_denoiser(num_classes=2, self_conditioning=True)),
+        SOURCE | LABEL,
     ),
     "paraphrases": lambda: (
         ParaGuidePipeline(TOKENIZER, make_denoiser(TOKENIZER), ABSORBING),

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from conftest import slow
 from support.language_models import chat_pipe
 
 QUESTIONS = [[{"role": "user", "content": f"w{8 + index} w{20 + index}"}] for index in range(4)]
@@ -13,7 +14,7 @@ QUESTIONS = [[{"role": "user", "content": f"w{8 + index} w{20 + index}"}] for in
     ("attention", "settings"),
     [
         ("bidirectional", {}),
-        ("bidirectional", {"block_length": 4, "approximate_cache": "dual"}),
+        slow("bidirectional", {"block_length": 4, "approximate_cache": "dual"}),
         ("block", {}),
     ],
     ids=["whole rows", "stale cache", "blocks"],

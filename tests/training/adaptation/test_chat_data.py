@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from conftest import slow
 from datasets import Dataset
 from support.language_models import make_language_model, word_tokenizer
 from support.masked_lms import make_masked_lm
@@ -183,7 +182,8 @@ def start(kind, folder):
     return {"model_name_or_path": str(folder)} | options.get(kind, {})
 
 
-@pytest.mark.parametrize("kind", ["block", slow("bidirectional"), slow("masked LM")])
+@pytest.mark.parametrize("kind", ["block", "bidirectional", "masked LM"])
+@pytest.mark.slow
 def test_a_model_answers_what_it_has_learned_alone_and_in_a_batch(kind, settings, tmp_path):
     config = train_d3pm.D3PMConfig(**settings | start(kind, tmp_path / "start"))
     losses = train_d3pm.main(config)

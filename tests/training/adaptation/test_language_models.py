@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import mostly_slow
 from support.language_models import chat_pipe, make_language_model, word_tokenizer
 from support.masked_lms import SENTENCES, make_masked_lm, wordpiece_tokenizer
 from transformers import (
@@ -77,6 +78,8 @@ OPENED = (
     "helium",
     "ernie4_5",
 )
+# One of each way to hold positions and windows
+FAST = ("llama", "gemma3_text", "phi", "gpt2", "gpt_neox", "opt")
 # And those that stay causal whatever it says
 CLOSED = ("stablelm", "nemotron", "mamba")
 
@@ -96,7 +99,7 @@ def save_causal_lm(folder, model_type):
     return tokenizer
 
 
-@pytest.mark.parametrize("model_type", OPENED)
+@pytest.mark.parametrize("model_type", mostly_slow(OPENED, fast=FAST))
 def test_every_token_of_an_opened_model_feels_every_other(tmp_path, model_type):
     tokenizer = save_causal_lm(tmp_path, model_type)
     asked = {"attention": "bidirectional"}
@@ -127,7 +130,9 @@ def test_models_that_stay_causal_are_refused_by_name(tmp_path, model_type):
         load_language_model(str(tmp_path), tokenizer, reading={"attention": "bidirectional"})
 
 
-@pytest.mark.parametrize("model_type", [*OPENED, "stablelm", "nemotron"])
+@pytest.mark.parametrize(
+    "model_type", mostly_slow([*OPENED, "stablelm", "nemotron"], fast=[*FAST, "stablelm"])
+)
 def test_causal_models_are_read_in_blocks_over_their_past_by_default(tmp_path, model_type):
     tokenizer = save_causal_lm(tmp_path, model_type)
     denoiser, _ = load_language_model(str(tmp_path), tokenizer)

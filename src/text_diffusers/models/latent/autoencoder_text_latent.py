@@ -94,6 +94,8 @@ class AutoencoderTextLatentModel(TransformerModel):
         regularization: "kl" or "noise".
         noise_scale: standard deviation of the posterior with "noise".
         train_encoder: whether the encoder learns; else it is never changed, and runs without gradients and dropout.
+        reads_source: whether the decoder reads what a text is written from, too: "start source end" then stand before
+            each text. The caller lays the rows out; here it is noted for whoever writes with the model.
 
     Raises:
         ValueError: if an argument makes no sense, with its name and limit.
@@ -130,6 +132,7 @@ class AutoencoderTextLatentModel(TransformerModel):
         regularization: str = "kl",
         noise_scale: float = 0.1,
         train_encoder: bool = False,
+        reads_source: bool = False,
     ):
         super().__init__()
         self._check_config()
@@ -254,10 +257,31 @@ class AutoencoderTextLatentModel(TransformerModel):
             input_ids: (B, L) tokens of the encoder's tokenizer.
             attention_mask: (B, L), 0 at padding, wherever it stands; padding never changes the latents.
         """
+        states, mask = self.encode_states(input_ids, attention_mask)
+        pooled = self.perceiver(states, None if mask.all() else mask, self.run_block)
+        mean = self.mean_out(pooled)  # (B, K, E)
+        if self.logvar_out is None:
+            return TextLatents(nn.functional.layer_norm(mean, mean.shape[-1:]))
+        logvar = self.logvar_out(pooled).clamp(SMALLEST_LOGVAR, LARGEST_LOGVAR)
+        return TextLatents(mean, logvar)
+
+    @apply_forward_hook
+    def encode_states(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The states of the encoder, which are pooled to latents, and are what a denoiser is told of a source.
+
+        Args:
+            input_ids: (B, L) tokens of the encoder's tokenizer.
+            attention_mask: (B, L), 0 at padding, wherever it stands.
+
+        Returns:
+            `(states, mask)`, (B, P, S) and (B, P) bool: the states of the real tokens in front, P of the longest text.
+        """
         check_ids("input_ids", input_ids, "attention_mask", attention_mask)
 
-        # 1. Real tokens to the front, so that padding in front does not move them
-        mask = None
+        # Real tokens to the front, so that padding in front does not move them
+        mask = torch.ones_like(input_ids, dtype=torch.bool)
         if attention_mask is not None and not attention_mask.bool().all():
             real = attention_mask.bool()
             order = wanted_tokens(real)
@@ -265,22 +289,13 @@ class AutoencoderTextLatentModel(TransformerModel):
             mask = real.gather(1, order)
         check_length("input_ids", input_ids.shape[1], self.longest_source)
 
-        # 2. States of the encoder
-        inputs: dict[str, Any] = {"input_ids": input_ids}
-        inputs["attention_mask"] = torch.ones_like(input_ids) if mask is None else mask.long()
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask.long()}
         if takes_argument(self.encoder, "use_cache"):
             inputs["use_cache"] = False
         learns = self.config.train_encoder and torch.is_grad_enabled()
         with torch.set_grad_enabled(learns):
-            states = self.encoder(**inputs)[0]  # (B, L, S)
-
-        # 3. Pooled
-        pooled = self.perceiver(states, mask, self.run_block)
-        mean = self.mean_out(pooled)  # (B, K, E)
-        if self.logvar_out is None:
-            return TextLatents(nn.functional.layer_norm(mean, mean.shape[-1:]))
-        logvar = self.logvar_out(pooled).clamp(SMALLEST_LOGVAR, LARGEST_LOGVAR)
-        return TextLatents(mean, logvar)
+            states = self.encoder(**inputs)[0]
+        return states, mask
 
     def sample(self, posterior: TextLatents, noise: Tensor) -> Tensor:
         """(B, K, E) latents drawn from a posterior by standard normal noise (B, K, E)."""
@@ -288,10 +303,12 @@ class AutoencoderTextLatentModel(TransformerModel):
             return posterior.latents + self.config.noise_scale * noise
         return posterior.latents + torch.exp(0.5 * posterior.logvar) * noise
 
+    @apply_forward_hook
     def normalize(self, latents: Tensor) -> Tensor:
         """Latents (B, K, E) as diffusion models see them, each entry of mean 0 and variance 1 over the corpus."""
         return (latents - self.latent_mean) / self.latent_std
 
+    @apply_forward_hook
     def denormalize(self, latents: Tensor) -> Tensor:
         """Latents (B, K, E) as the decoder reads them, from normalised ones."""
         return latents * self.latent_std + self.latent_mean
@@ -344,6 +361,7 @@ class AutoencoderTextLatentModel(TransformerModel):
         top_p: float | None = None,
         end_token_ids: list[int] | None = None,
         pad_token_id: int = 0,
+        suppressed_ids: list[int] | None = None,
         generator: Generators = None,
     ) -> Tensor:
         """Write texts from latents; keys and values are kept, and a text does not depend on its batch.
@@ -357,6 +375,7 @@ class AutoencoderTextLatentModel(TransformerModel):
             temperature, top_k, top_p: of the draws, as in `token_weights`.
             end_token_ids: ids that end a text; by default none does.
             pad_token_id: stands behind the end of a text.
+            suppressed_ids: ids that are never written; by default any may be.
             generator: of the draws, one for all or one a row.
 
         Returns:
@@ -391,6 +410,7 @@ class AutoencoderTextLatentModel(TransformerModel):
             list(end_token_ids or []),
             pad_token_id,
             draw,
+            list(suppressed_ids or []),
         )
 
     def forward(

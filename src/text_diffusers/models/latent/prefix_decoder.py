@@ -141,6 +141,7 @@ class PrefixDecoder(nn.Module):
         end_token_ids: list[int],
         pad_token_id: int,
         draw: LogitsProcessor | None,
+        suppressed_ids: list[int],
     ) -> Tensor:
         """(B, N) tokens behind the prefix and the prompt (B, P), by transformers' own `generate`.
 
@@ -148,6 +149,7 @@ class PrefixDecoder(nn.Module):
             prompt_mask: (B, P), 0 at padding, wherever it stands.
             end_token_ids: each ends a text; what follows is `pad_token_id`.
             draw: chooses tokens; `None` takes the likeliest.
+            suppressed_ids: ids that are never written.
         """
         # 1. Prefix and prompt, padded on the left
         real = torch.ones_like(prompt_ids, dtype=torch.bool)
@@ -168,6 +170,7 @@ class PrefixDecoder(nn.Module):
             do_sample=False,
             eos_token_id=end_token_ids or None,
             pad_token_id=filling,
+            suppress_tokens=suppressed_ids or None,
         )
         tokens = self.language_model.generate(
             inputs_embeds=embeddings,

@@ -20,6 +20,9 @@ from text_diffusers.common.precision import at_least_float32
 from text_diffusers.common.randomness import rand, randn
 from text_diffusers.common.validation import require, require_key, require_number
 from text_diffusers.data.rows import Batch
+from text_diffusers.evaluation.latent_bounds import conditions_of
+from text_diffusers.models.latent.autoencoder_text_latent import TextLatents
+from text_diffusers.models.latent.gaussian_prior import gaussian_nats
 from text_diffusers.training.steps.transport import paired_noise
 
 LARGEST_SNR = 5.0  # that counts in "min_snr"
@@ -71,6 +74,48 @@ WEIGHTINGS: dict[str, Callable[[str, NoiseLevel], Tensor]] = {
     "min_snr": min_snr_weights,
     "flow": flow_weights,
 }
+
+
+@torch.no_grad()
+def shown_latents(
+    autoencoder: Any, batch: Batch, generators: list[torch.Generator], draw: bool = False
+) -> Batch:
+    """What a prior is trained on of a batch of `LatentRows`: normalised `latents` (B, K, E), and its conditions.
+
+    Args:
+        autoencoder: an `AutoencoderTextLatentModel` in evaluation mode, of whose posteriors the batch is.
+        batch: with `latents` and maybe `logvar` (B, K, E), `label` (B,), `source_ids` and `source_mask` (B, P).
+        generators: one a row, of which each gives one number if latents are drawn.
+        draw: latents from their posteriors instead of the means.
+
+    Returns:
+        `latents`, and as far as there are any `label`, `prompt_states` (B, P, S) and `prompt_mask` (B, P).
+    """
+    latents = batch["latents"]
+    if draw:
+        noise = randn(tuple(latents.shape), generators, latents.device, latents.dtype)
+        latents = autoencoder.sample(TextLatents(latents, batch.get("logvar")), noise)
+    return {"latents": autoencoder.normalize(latents)} | conditions_of(autoencoder, batch)
+
+
+def gaussian_prior_losses(
+    model: Any, batch: Batch, generators: list[torch.Generator], dropout: float = 0.0
+) -> Tensor:
+    """(B,) exact -log p of latents by a `LatentGaussianPrior`, in nats.
+
+    Args:
+        model: the prior, which may be prepared by Accelerate.
+        batch: of `shown_latents`.
+        generators: one a row, of which each gives one number.
+        dropout: share of the rows that lose their prompt.
+    """
+    latents = at_least_float32(batch["latents"])
+    coins = rand((len(latents), 1), generators, torch.device("cpu"))
+    mask = batch.get("prompt_mask")
+    if mask is not None:
+        mask = mask.masked_fill((coins < dropout).to(mask.device), 0)
+    distribution = model(batch.get("prompt_states"), mask, len(latents))
+    return gaussian_nats(latents, distribution.mean.float(), distribution.logvar.float())
 
 
 @dataclass(eq=False)
