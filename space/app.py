@@ -24,6 +24,7 @@ from text_diffusers.space.tabs.compare import build_compare_tab
 from text_diffusers.space.tabs.control import build_control_tab
 from text_diffusers.space.tabs.corrupt import build_corrupt_tab
 from text_diffusers.space.tabs.fill import build_fill_tab
+from text_diffusers.space.tabs.latents import build_between_tab, build_latent_tab
 from text_diffusers.space.tabs.plan import build_plan_tab
 from text_diffusers.space.tabs.write import build_write_tab
 
@@ -36,13 +37,15 @@ TABS = {
     "compare": build_compare_tab,
     "corrupt": build_corrupt_tab,
 }
+# Of a model over latents, which become words once, at the end
+LATENT_TABS = {"write": build_latent_tab, "between": build_between_tab}
 
 
 def build(pipe: Any, title: str = "text-diffusers", limits: Limits | None = None) -> gr.Blocks:
     """The page for a pipeline.
 
     Args:
-        pipe: one that writes texts over tokens, word embeddings or codes.
+        pipe: one that writes texts over tokens, word embeddings, codes or latents.
         title: of the page, usually the name of the model.
         limits: on what a visitor may ask for.
 
@@ -63,9 +66,7 @@ def build(pipe: Any, title: str = "text-diffusers", limits: Limits | None = None
         with gr.Row(elem_id="top"):
             build_heading(page)
         with gr.Tabs(overflow_behavior="wrap"):
-            for name in TABS:
-                if name == "chat" and not page.served.chats:
-                    continue
+            for name in tabs_of(page.served):
                 with page.add(gr.Tab, {"label": f"tab.{name}"}, id=name, elem_id=f"tab-{name}"):
                     build_tab(page, name)
         page.markdown("page.foot", "hint")
@@ -96,9 +97,19 @@ def build_heading(page: Page):
     )
 
 
+def tabs_of(served: Served) -> list[str]:
+    """The names of the tabs for a model."""
+    if served.kind == "latents":
+        return [*LATENT_TABS]
+    return [name for name in TABS if name != "chat" or served.chats]
+
+
 def build_tab(page: Page, name: str):
     """A tab, or an explanation if the model cannot do what it is for."""
     kind = page.served.kind
+    if kind == "latents":
+        LATENT_TABS[name](page)
+        return
     # A tab stays in sight even if the model lacks what it needs, and says so.
     if kind == "codes" and name == "write":  # it has levels to show
         build_plan_tab(page)

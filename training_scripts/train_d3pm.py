@@ -481,9 +481,10 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
         )
 
     def write(model) -> list[str]:
-        return write_texts(
-            config, make_pipeline(model), data, config.num_samples, WRITING_STEPS
-        ).texts
+        # In the precision of the training, without which frozen weights in bfloat16 and adapters would not meet.
+        with accelerator.autocast():
+            pipe = make_pipeline(model)
+            return write_texts(config, pipe, data, config.num_samples, WRITING_STEPS).texts
 
     # 3. Train
     per_step = rows_per_step(config, accelerator)

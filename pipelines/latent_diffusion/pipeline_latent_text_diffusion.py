@@ -394,7 +394,8 @@ class LatentTextDiffusionPipeline(TextPipeline, DiffusionPipeline):
     def _decoded(self, latents: Tensor, **options: Any) -> list[str]:
         """The likeliest texts of latents (texts, K, E)."""
         call: Any = self
-        return call(latents=latents, decode_strategy="greedy", **options).texts
+        # Whatever the defaults of a call are: at temperature 0 draws are the likeliest tokens.
+        return call(latents=latents, decode_strategy="sample", temperature=0.0, **options).texts
 
     # Rows
 

@@ -10,6 +10,7 @@ from text_diffusers.models.language_model import is_language_model, reading_of
 from text_diffusers.pipelines.calls.labels import label_frames, shown_labels
 from text_diffusers.pipelines.calls.steps import defaults_in_force
 from text_diffusers.pipelines.chat_inputs import encode_messages
+from text_diffusers.pipelines.latent_diffusion.latent_components import reads_prompts
 from text_diffusers.samplers import (
     Sampler,
     current_sampler,
@@ -42,13 +43,13 @@ class Served:
         # Better at the start of the Space than at the first request
         if "prompt" not in getattr(self.pipe, "accepted_inputs", ()):
             raise ValueError(
-                "`pipe` must be a pipeline over tokens, word embeddings or codes that writes without a source, got "
+                "`pipe` must write without a source, over tokens, word embeddings, codes or latents, got "
                 f"{type(self.pipe).__name__}."
             )
 
     @property
     def kind(self) -> str:
-        """What the model writes: "tokens", "blocks" of them, "embeddings" or "codes"."""
+        """What the model writes: "tokens", "blocks" of them, "embeddings", "codes" or "latents"."""
         # Blocks are predicted one at a time, which rules out what needs the whole text.
         return self.pipe.kind if self.pipe.block_length is None else "blocks"
 
@@ -82,6 +83,18 @@ class Served:
         return self.kind in ("tokens", "blocks") and is_language_model(self.pipe.denoiser)
 
     @property
+    def takes_steps(self) -> bool:
+        """Whether the model writes step by step, which a Gaussian prior of latents does not."""
+        return bool(self.pipe.scheduler_names)
+
+    @property
+    def takes_source(self) -> bool:
+        """Whether a model over latents can be given a text to write from."""
+        if self.kind != "latents":
+            return False
+        return reads_prompts(self.pipe.denoiser) or self.pipe.autoencoder.config.reads_source
+
+    @property
     def more_ends(self) -> list[int]:
         """Tokens that end a text beside the tokenizer's own."""
         denoiser = self.pipe.denoiser
@@ -104,7 +117,8 @@ class Served:
     @property
     def sampler(self) -> str:
         """The name of the pipeline's own sampler."""
-        return current_sampler(self.pipe) or next(iter(self.samplers))
+        # A model without steps has none.
+        return current_sampler(self.pipe) or next(iter(self.samplers), OWN)
 
     @property
     def takes_window(self) -> bool:

@@ -22,6 +22,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "diffusion over codes: a plan, then the words",
         "диффузия по кодам: сначала план, потом слова",
     ),
+    "page.kind.latents": (
+        "diffusion over latents, which a language model decodes",
+        "диффузия по латентам, по которым пишет языковая модель",
+    ),
     "page.parameters": ("{count} million parameters", "{count} млн параметров"),
     "page.foot": (
         "This is a small model: expect the style of its training texts, not facts. What you type is kept in memory "
@@ -36,6 +40,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "tab.control": ("Control", "Управление"),
     "tab.compare": ("Compare", "Сравнение"),
     "tab.corrupt": ("Corrupt", "Зашумление"),
+    "tab.between": ("Between", "Между текстами"),
     # Words of several tabs
     "prompt": ("Beginning of the text", "Начало текста"),
     "prompt.placeholder": (
@@ -133,6 +138,31 @@ TEXTS: dict[str, tuple[str, str]] = {
         "0: the likeliest word everywhere",
         "0 — везде самое вероятное слово",
     ),
+    # Latents
+    "latents.lead": (
+        "Diffusion writes a few vectors, the latents of a text, and a language model turns them into words, once, at "
+        "the end. Another seed is another text, even where each word is the likeliest.",
+        "Диффузия пишет несколько векторов — латенты текста, а языковая модель в самом конце превращает их в слова. "
+        "Другое зерно — другой текст, даже если каждое слово самое вероятное.",
+    ),
+    "latents.source": ("Text to write from", "По какому тексту писать"),
+    "latents.scale": ("Strength of what is asked for", "Сила условий"),
+    "latents.scale.info": (
+        "1: the model as trained; more exaggerates",
+        "1 — модель как она есть; больше — с перебором",
+    ),
+    "latents.length": ("Longest text in tokens", "Длина текста в токенах, не больше"),
+    # Between
+    "between.lead": (
+        "Both texts become latents, and the model writes what lies on the way from one to the other. The ends are the "
+        "two texts as it gives them back.",
+        "Оба текста становятся латентами, и модель пишет то, что лежит на пути от одного к другому. На концах — сами "
+        "эти тексты, какими она их восстанавливает.",
+    ),
+    "between.first": ("From", "От"),
+    "between.second": ("To", "До"),
+    "between.count": ("Number of texts", "Сколько текстов"),
+    "between.run": ("Write what lies between", "Написать тексты между ними"),
     # Fill in
     "fill.lead": (
         "The model reads the text before and after each gap. Write ___ (or [MASK]) for one token and [3] for three. A "
@@ -267,6 +297,17 @@ TEXTS: dict[str, tuple[str, str]] = {
     "sampler.ddpm": ("DDPM: fresh noise at each step", "DDPM: новый шум на каждом шаге"),
     "sampler.dpm_solver": ("DPM-Solver++: second order", "DPM-Solver++: второго порядка"),
     "sampler.sde_dpm_solver": ("SDE-DPM-Solver++: with noise", "SDE-DPM-Solver++: с шумом"),
+    "sampler.euler": ("Euler: along the flow", "Euler: вдоль потока (flow)"),
+    "sampler.heun": ("Heun: the same to second order", "Heun: то же со вторым порядком"),
+    "sampler.probability_flow": (
+        "probability flow: by the score",
+        "probability flow: по градиенту плотности",
+    ),
+    "sampler.reverse_sde": (
+        "reverse SDE: fresh noise at each step",
+        "reverse SDE: новый шум на каждом шаге",
+    ),
+    "sampler.langevin": ("Langevin: wants many steps", "Langevin: нужно много шагов"),
     # Errors
     "error.range": (
         "“{field}” must be between {low} and {high}.",

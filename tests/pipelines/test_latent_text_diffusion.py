@@ -302,6 +302,9 @@ def test_the_ends_of_a_way_between_texts_are_their_reconstructions(tokenizer):
     way = pipe.interpolate(first, second, count=5, **limit)
     assert len(way) == 5
     assert [way[0], way[-1]] == pipe.reconstruct([first, second], **limit)
+    # A pipeline whose calls draw by default still decodes what is likeliest here.
+    pipe.generation_defaults = {"temperature": 3.0, "top_p": 0.9}
+    assert pipe.interpolate(first, second, count=5, **limit) == way
     with pytest.raises(ValueError, match="`count` must be an integer of at least 2, got 1"):
         pipe.interpolate(first, second, count=1)
 
@@ -432,6 +435,12 @@ def test_components_that_disagree_are_refused(tokenizer):
     clipping = diffusers.DDIMScheduler(100, prediction_type="v_prediction", clip_sample=True)
     with pytest.raises(ValueError, match="`clip_sample=False`"):
         make_latent_pipe(tokenizer, make_latent_denoiser(prediction_type="v_prediction"), clipping)
+
+
+def test_a_prior_that_takes_no_steps_is_not_guided(tokenizer):
+    pipe = make_latent_pipe(tokenizer, make_latent_prior())
+    with pytest.raises(ValueError, match="`guidance_scale` must be 1 for a LatentGaussianPrior"):
+        pipe(source="the cat", guidance_scale=[2.0])
 
 
 def test_without_a_scheduler_only_latents_are_decoded(tokenizer):

@@ -658,9 +658,7 @@ def test_values_of_the_page_reach_a_function_by_their_names():
 
 
 def test_pipelines_that_write_no_texts_of_their_own_are_refused():
-    with pytest.raises(
-        ValueError, match="`pipe` must be a pipeline over tokens.*got SimpleNamespace"
-    ):
+    with pytest.raises(ValueError, match="`pipe` must write without a source.*got SimpleNamespace"):
         Served(SimpleNamespace(), "a model")
 
 
@@ -717,7 +715,7 @@ def test_every_key_that_is_used_exists_and_every_text_is_used():
         if key not in literals and not key.startswith(beginnings) and not key.endswith(ends)
     ]
     assert not unused
-    rooms = "error|chat|write|fill|control|compare|corrupt|plan|status|needs|page"
+    rooms = "error|chat|write|fill|control|compare|corrupt|plan|latents|between|status|needs|page"
     dotted = {text for text in literals if re.fullmatch(rf"({rooms})\.\w+(\.\w+)*", text)}
     assert dotted - {"page.language"} <= set(TEXTS)
 

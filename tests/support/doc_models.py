@@ -10,6 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from support.language_models import chat_pipe, make_language_model, word_tokenizer
+from support.latent_models import decoder_config, encoder_config
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe, make_latent_prior
 from support.masked_lms import make_masked_lm
 from support.published_checkpoints import (
     GOLDEN,
@@ -17,7 +19,8 @@ from support.published_checkpoints import (
     golden_tensors,
     numbered_tokenizer,
 )
-from text_diffusers import ConfidenceScheduler, TextDiffusionPipeline
+from text_diffusers import ConfidenceScheduler, D3PMAbsorbingScheduler, TextDiffusionPipeline
+from text_diffusers.data.tokenizers import train_tokenizer
 from text_diffusers.hub import load_denoiser, load_published_pipeline
 
 TEMPLATE = (
@@ -76,6 +79,14 @@ ENCODERS = ("data/models/minilm", "data/models/e5_small", "sentence-transformers
 ADAPTED = "runs/adapt"
 LABELLED = "runs/styles"
 
+# Pipelines over latents: of texts alone, of texts with labels, and of replies, by diffusion and by a Gaussian prior
+LATENTS = "runs/latent"
+LATENTS_OF_LABELS = "runs/latent_reviews"
+LATENTS_OF_REPLIES = "runs/latent_replies"
+GAUSSIAN_REPLIES = "runs/latent_replies_cvae"
+# Tokens of a text and of a source that their language models take
+LATENT_ROWS = 256
+
 
 def put_stand_ins(code: str, folder: Path):
     """Make a folder of each repository that a block names, and what else it opens of published models."""
@@ -98,6 +109,9 @@ def put_stand_ins(code: str, folder: Path):
         adapted_pipe().save_pretrained(folder / ADAPTED)
     if is_named(LABELLED, code):
         labelled_pipe().save_pretrained(folder / LABELLED)
+    for name, make in LATENT_PIPES.items():
+        if is_named(name, code):
+            make().save_pretrained(folder / name)
 
 
 def is_named(name: str, code: str) -> bool:
@@ -149,6 +163,40 @@ def labelled_pipe() -> Any:
     return TextDiffusionPipeline(**pipe.components, **names, generation_defaults=defaults)
 
 
+def latent_pipe(denoiser: Any, **changes: Any) -> Any:
+    """A pipeline over latents with what the recipe saves; `changes` are those of the autoencoder."""
+    texts = [
+        "the cat sat on the mat and looked at the dog",
+        "she was late for a train and ran home",
+    ]
+    tokenizer = train_tokenizer(texts * 9, vocab_size=300)
+    longest = {"max_position_embeddings": LATENT_ROWS}
+    parts = {
+        "encoder_config": encoder_config(len(tokenizer), **longest),
+        "decoder_config": decoder_config("llama", len(tokenizer), **longest),
+    }
+    pipe = make_latent_pipe(tokenizer, denoiser, **parts | changes)
+    steps = {} if pipe.scheduler is None else {"num_inference_steps": 10}
+    pipe.generation_defaults = {"max_new_tokens": 16} | steps
+    return pipe
+
+
+def latents_of_labels() -> Any:
+    """One that is told one of two labels by their names."""
+    pipe = latent_pipe(make_latent_denoiser(num_classes=2, prompt_size=None))
+    pipe.register_to_config(label_names=["negative", "positive"])
+    return pipe
+
+
+# Each as it is saved by the recipe with other options
+LATENT_PIPES = {
+    LATENTS: lambda: latent_pipe(make_latent_denoiser(prompt_size=None)),
+    LATENTS_OF_LABELS: latents_of_labels,
+    LATENTS_OF_REPLIES: lambda: latent_pipe(make_latent_denoiser(), reads_source=True),
+    GAUSSIAN_REPLIES: lambda: latent_pipe(make_latent_prior(), reads_source=True),
+}
+
+
 # What is refused
 
 
@@ -192,4 +240,25 @@ def refused_checkpoints() -> list[Any]:
         load(8, causal),
         lambda: pipe("w7", approximate_cache="dual"),
         lambda: by_prompt(messages=[turn]),
+    ]
+
+
+def refused_latents() -> list[Any]:
+    """Functions without arguments, each of which should raise an error that the page of latent diffusion quotes."""
+    plain, labelled, _, by_prior = (make() for make in LATENT_PIPES.values())
+    of_sources = latent_pipe(make_latent_denoiser())
+    of_tokens = latent_pipe(make_latent_denoiser(prompt_size=None))
+    of_tokens.scheduler = D3PMAbsorbingScheduler(mask_token_id=0)
+    drawn = torch.zeros(1, 2, 4)
+
+    return [
+        lambda: plain(source="the cat"),
+        lambda: plain(class_labels=1),
+        lambda: plain(guidance_scale=2.0),
+        lambda: labelled(class_labels=1, latents=plain.encode("the cat")),
+        lambda: plain(latents=drawn),
+        lambda: plain(decode_strategy="greedy", temperature=0.7),
+        lambda: of_sources(source="the cat " * LATENT_ROWS),
+        lambda: of_tokens(),
+        lambda: type(by_prior)(**by_prior.components | {"scheduler": plain.scheduler}),
     ]

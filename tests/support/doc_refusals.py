@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
-from support.doc_models import refused_checkpoints
+from support.doc_models import refused_checkpoints, refused_latents
 from support.language_models import chat_pipe
 from support.tokenizer_kinds import word_tokenizer
 from text_diffusers import ConfidenceScheduler, ParaGuidePipeline, TextDiffusionPipeline
@@ -17,6 +17,8 @@ def refused_calls(page: str, models: dict[str, Any], masked_lm: Any) -> list[Any
     """Functions without arguments, each of which should raise an error; `masked_lm` is a pipeline of one."""
     if page == "models_of_others":
         return refused_checkpoints()
+    if page == "latent_text_diffusion":
+        return refused_latents()
     labelled = models["runs/sentiment"]
     blocks = models["runs/block"]
     reviews = models["runs/reviews"]

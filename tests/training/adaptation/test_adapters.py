@@ -226,6 +226,7 @@ def test_adapters_learn_over_weights_of_8_bits_and_are_merged_into_those_of_32(s
 
 def test_adapters_over_weights_of_16_bits_learn_what_they_do_over_those_of_32(settings, causal_lm):
     settings |= {"model_name_or_path": str(causal_lm), "mixed_precision": "bf16"}
+    settings |= {"num_samples": 1}  # which are written on the way
     wide = train_d3pm.main(train_d3pm.D3PMConfig(**settings))
     settings |= {"output_dir": settings["output_dir"] + "-narrow", "quantization": "bf16"}
     narrow = train_d3pm.main(train_d3pm.D3PMConfig(**settings))
