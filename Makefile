@@ -78,7 +78,7 @@ quickstart: $(VENV)/train.installed $(filter movie_reviews,$(DATASET))  ## let t
 	$(BIN)/python training_scripts/quickstart.py runs/quickstart --before $(SHIPPED_MODEL) --dataset $(DATASET)
 
 test: $(VENV)/dev.installed  ## all fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(TEST_WORKERS) --dist worksteal --durations 20
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n $(TEST_WORKERS) --dist worksteal --durations 20
 
 browser:  ## Chromium for the tests of the Space, which are skipped without it, if this user may install packages
 	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } \

@@ -1,5 +1,6 @@
 """Fixtures. Nothing here or in the tests reaches the network."""
 
+import itertools
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -42,6 +43,19 @@ def mostly_slow(values, fast):
     for value in values:
         parts = value if isinstance(value, tuple) else (value,)
         cases.append(pytest.param(*parts) if value in fast else slow(*parts))
+    return cases
+
+
+def covering(*lists):
+    """Parameters of all combinations: so many are fast that each value of each list is, and all others slow."""
+    lists = [list(values) for values in lists]
+    longest = max(len(values) for values in lists)
+    places = itertools.product(*(range(len(values)) for values in lists))
+    fast = {tuple(n % len(values) for values in lists) for n in range(longest)}
+    cases = []
+    for place in places:
+        values = [values[index] for values, index in zip(lists, place, strict=True)]
+        cases.append(pytest.param(*values) if place in fast else slow(*values))
     return cases
 
 

@@ -55,12 +55,21 @@ QUOTING_PAGES = [
 ]
 
 
+def is_slow(block):
+    """Whether the shipped model writes or controls ask a model, which takes seconds; the first page is always fast."""
+    if block.page.parent == ROOT:
+        return False
+    writes = re.search(r"four-voices|^text-diffusers generate", block.code, re.MULTILINE)
+    return (writes is not None and not block.models) or "controls=" in block.code
+
+
 def parameters(*languages, pages=PAGES):
-    return [
-        pytest.param(block, id=block.name)
-        for page in pages
-        for block in blocks_of(page, *languages)
-    ]
+    cases = []
+    for page in pages:
+        for block in blocks_of(page, *languages):
+            marks = [pytest.mark.slow] if is_slow(block) else []
+            cases.append(pytest.param(block, id=block.name, marks=marks))
+    return cases
 
 
 @pytest.fixture(scope="session")

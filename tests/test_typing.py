@@ -10,6 +10,8 @@ import pytest
 
 import text_diffusers
 
+pytestmark = pytest.mark.slow
+
 # The program of a user, then what a type checker is asked about it
 PROGRAM = """from text_diffusers import TextDiffusionPipeline
 pipe = TextDiffusionPipeline.from_pretrained("x")

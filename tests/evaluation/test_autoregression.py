@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import slow
 from datasets import Dataset
 from support.language_models import make_language_model, word_tokenizer
 
@@ -70,7 +71,7 @@ def cost_in_blocks(denoiser, row, num_given, block_length):
     return total
 
 
-@pytest.mark.parametrize("block_length", [1, 2, 3])
+@pytest.mark.parametrize("block_length", [slow(1), slow(2), 3])
 def test_the_bound_is_that_of_the_blocks_behind_the_prompt_of_any_length(block_length):
     pipe = causal_pipe()
     denoiser = LanguageModelDenoiser(pipe.denoiser, EXCLUDED)

@@ -250,7 +250,7 @@ def test_a_denoiser_that_looks_at_the_time_has_the_same_bound_in_full_and_by_mon
 
 @pytest.mark.parametrize(
     "method, steps",
-    [slow("full", None), ("full", 4), ("monte_carlo", None), slow("monte_carlo", 4)],
+    [slow("full", None), ("full", 4), slow("monte_carlo", None), slow("monte_carlo", 4)],
 )
 def test_the_standard_error_is_the_spread_over_seeds(method, steps):
     source = MarkovSource.golden()

@@ -142,15 +142,15 @@ def all_pipes(tokenizer):
 FAST = (
     "tokens-few-steps",
     "cfg-names",
-    "cfg-source",
     "blocks",
-    "bert",
     "diffusion-lm",
     "two-level-continues",
     "latents-names",
 )
 SLOW = (
     "tokens",
+    "cfg-source",
+    "bert",
     "labels",
     "cfg-undropped",
     "roberta",

@@ -116,7 +116,7 @@ def logits_alive(vocab_size):
 
 
 @pytest.mark.parametrize(
-    "chunk_size, training", [slow(5, False), (5, True), (1000, False), slow(1000, True)]
+    "chunk_size, training", [slow(5, False), (5, True), slow(1000, False), slow(1000, True)]
 )
 def test_chunks_cover_each_position_once_and_one_chunk_of_logits_exists(
     tokenizer, denoiser, chunk_size, training

@@ -70,9 +70,7 @@ SCHEDULERS = {
     mostly_slow(
         itertools.product(["llama", "gpt2"], ["shifted", "aligned"], SCHEDULERS),
         fast=[
-            ("llama", "shifted", "ancestral"),
             ("llama", "shifted", "from the left"),
-            ("llama", "shifted", "threshold"),
             ("gpt2", "aligned", "greedy"),
         ],
     ),

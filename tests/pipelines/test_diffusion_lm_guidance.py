@@ -87,7 +87,7 @@ class ExactGaussian(Linear):
 
 @pytest.mark.parametrize(
     "kind, eta",
-    [slow("sample", 0.0), ("sample", 1.0), slow("epsilon", 1.0), ("v_prediction", 0.0)],
+    [slow("sample", 0.0), ("sample", 1.0), slow("epsilon", 1.0), slow("v_prediction", 0.0)],
 )
 def test_an_exact_classifier_at_scale_1_samples_the_exact_posterior(tokenizer, kind, eta):
     scheduler = EmbeddingDDIMScheduler(1000, "cosine", prediction_type=kind)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import covering
 from diffusers import DiscreteDDIMScheduler
 from support.label_tables import LabelTable, Tilt
 from support.oracles import chi_square_passes
@@ -70,9 +71,11 @@ class Case:
             self.scheduler.step(torch.zeros(1, N, V + 1), timestep, self.tokens[None])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shaping", SHAPINGS, ids=str)
-@pytest.mark.parametrize("kernel", MAKERS)
+@pytest.mark.parametrize(
+    "kernel, shaping, dtype",
+    covering(MAKERS, SHAPINGS, [torch.float32, torch.float16, torch.bfloat16]),
+    ids=str,
+)
 def test_what_cannot_be_is_zero_in_every_precision_and_nothing_is_below(kernel, shaping, dtype):
     """The oracle is the same in float64: rounding makes no zero of what can be, and nothing of a zero."""
     case = Case(kernel, dtype, **shaping)
@@ -106,8 +109,11 @@ def test_unshaped_predictions_are_guided_as_published(kernel):
         )
 
 
-@pytest.mark.parametrize("coldest", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}], ids=str)
-@pytest.mark.parametrize("kernel", MAKERS)
+@pytest.mark.parametrize(
+    "kernel, coldest",
+    covering(MAKERS, [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}]),
+    ids=str,
+)
 def test_at_temperature_zero_the_likeliest_token_under_guidance_is_taken_for_clean(kernel, coldest):
     case = Case(kernel, **coldest)
     guided = guide(case.cond, case.uncond, case.scale)
@@ -121,8 +127,7 @@ def test_at_temperature_zero_the_likeliest_token_under_guidance_is_taken_for_cle
         )
 
 
-@pytest.mark.parametrize("shaping", SHAPINGS, ids=str)
-@pytest.mark.parametrize("kernel", MAKERS)
+@pytest.mark.parametrize("kernel, shaping", covering(MAKERS, SHAPINGS), ids=str)
 def test_both_ends_of_the_scale_are_the_predictions_themselves_to_the_last_bit(kernel, shaping):
     case = Case(kernel, **shaping)
     scale = torch.ones(N)
@@ -245,8 +250,9 @@ def test_a_classifier_counts_at_temperature_zero(tokenizer):
             assert (written(tokenizer, scheduler, table, **request) == 1).all()
 
 
-@pytest.mark.parametrize("shaping", [{"top_p": 0.9}, {"top_k": 50}], ids=str)
-@pytest.mark.parametrize("rule", ["marginal", "plug_in"])
+@pytest.mark.parametrize(
+    "rule, shaping", covering(["marginal", "plug_in"], [{"top_p": 0.9}, {"top_k": 50}]), ids=str
+)
 def test_guidance_with_cut_predictions_writes_what_is_guided(tokenizer, rule, shaping):
     """In one step x_0 is drawn from the guided prediction, cut; noise that no prediction has left is never kept."""
     size, rows = 250, 3_000

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import covering
 from safetensors.torch import load_file, save_file
 from support.language_models import chat_pipe, make_language_model, word_tokenizer
 
@@ -39,8 +40,9 @@ def test_a_conversation_is_laid_out_by_the_template_and_only_the_reply_comes_bac
     assert output.texts[0].split() == written.split() and "<|" not in output.texts[0]
 
 
-@pytest.mark.parametrize("attention", ["bidirectional", "block"])
-@pytest.mark.parametrize("alignment", ["aligned", "shifted"])
+@pytest.mark.parametrize(
+    "attention, alignment", covering(["bidirectional", "block"], ["aligned", "shifted"])
+)
 def test_a_reply_is_the_same_alone_and_in_a_batch_of_eight(attention, alignment):
     pipe = chat_pipe(attention=attention, alignment=alignment)
     settings = SETTINGS | ({} if attention == "block" else {"block_length": 4})
@@ -104,8 +106,9 @@ def test_windows_of_a_whole_row_change_nothing_and_small_ones_settle_from_the_le
         assert masked[before][:, 4 * window : 4 * window + 4].all()
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt2"])
-@pytest.mark.parametrize("alignment", ["aligned", "shifted"])
+@pytest.mark.parametrize(
+    "model_type, alignment", covering(["llama", "qwen2", "gpt2"], ["aligned", "shifted"])
+)
 def test_an_approximate_cache_is_exact_where_nothing_has_changed(model_type, alignment):
     """With one step a window every prediction is of a whole reading; with more, of what has gone stale."""
     pipe = chat_pipe(model_type, alignment=alignment)

@@ -99,7 +99,7 @@ COPIES = torch.tensor(
     "name, eta",
     mostly_slow(
         [("ddim", 1.0), *((name, 0.0) for name in [*OURS, *STOCK])],
-        fast=[("ddim", 0.0), ("ddpm", 0.0), ("dpm", 0.0), ("EulerDiscreteScheduler", 0.0)],
+        fast=[("ddim", 0.0), ("EulerDiscreteScheduler", 0.0)],
     ),
 )
 def test_independent_words_follow_their_frequencies_when_the_denoiser_is_exact(
@@ -117,7 +117,7 @@ def test_independent_words_follow_their_frequencies_when_the_denoiser_is_exact(
         itertools.product(
             ["ddpm", "dpm", "EulerAncestralDiscreteScheduler"], ["epsilon", "v_prediction"]
         ),
-        fast=[("dpm", "v_prediction"), ("EulerAncestralDiscreteScheduler", "epsilon")],
+        fast=[("dpm", "v_prediction")],
     ),
 )
 def test_pairs_of_words_follow_their_table_whatever_the_denoiser_predicts(
@@ -147,7 +147,7 @@ def test_a_gap_beside_given_words_follows_the_conditional_distribution(tokenizer
     "name, known_words",
     mostly_slow(
         itertools.product(["ddpm", "dpm", "EulerDiscreteScheduler"], ["renoise", "clean"]),
-        fast=[("dpm", "renoise"), ("EulerDiscreteScheduler", "clean")],
+        fast=[("EulerDiscreteScheduler", "clean")],
     ),
 )
 def test_known_words_shape_the_gap_beside_them(tokenizer, name, known_words):

@@ -181,7 +181,7 @@ def frequencies(rows, source):
     "kernel, num_steps",
     mostly_slow(
         itertools.product(["absorbing", "uniform"], [1, 2, 5]),
-        fast=[("absorbing", 2), ("uniform", 2)],
+        fast=[("absorbing", 2)],
     ),
 )
 def test_texts_of_an_exact_model_follow_the_enumerated_chain(tokenizer, kernel, num_steps):
@@ -338,7 +338,7 @@ def test_strength_0_is_unguided_to_the_last_bit(pipe_of, kind):
     assert not torch.equal(steered, unguided)
 
 
-@pytest.mark.parametrize("kind", ["absorbing", slow("uniform"), "embeddings", slow("hybrid")])
+@pytest.mark.parametrize("kind", ["absorbing", slow("uniform"), slow("embeddings"), slow("hybrid")])
 def test_the_texts_have_more_of_what_is_wanted_the_stronger_the_drift(pipe_of, kind):
     pipe, ids = pipe_of(kind), list(range(20, 60))
     shares = []
@@ -509,7 +509,7 @@ def test_a_text_of_a_given_length_has_it(pipe_of, tokenizer, kind):
     assert tokens.shape == (2, 6) and tokens[0, 3] == tokens[1, 5] == tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("kind", ["absorbing", slow("uniform"), "embeddings"])
+@pytest.mark.parametrize("kind", [slow("absorbing"), slow("uniform"), "embeddings"])
 def test_classifiers_styles_words_and_lengths_steer_as_controls(pipe_of, tokenizer, kind):
     """The score that each control gives to what was written is higher than without it."""
     torch.manual_seed(0)

@@ -140,6 +140,7 @@ def test_decoding_a_few_rows_at_a_time_writes_the_same(small, monkeypatch):
     assert calls == [2, 2, 1]
 
 
+@pytest.mark.slow
 def test_what_passes_a_filter_has_the_law_of_what_is_written_given_that_it_passes(small):
     law = law_of_codes(small, (2, 4), (2, 2), (1.0, 1.0))
     keys = list(law)
@@ -189,6 +190,7 @@ def test_one_shot_is_the_likeliest_code_everywhere_by_one_call(pipe):
     assert torch.equal(again.fine_codes, output.fine_codes)
 
 
+@pytest.mark.slow
 def test_decoder_is_greedy_at_temperature_0_and_draws_from_its_softmax_at_1(pipe):
     codes = {"plan": [[1, 2, 3, 4]], "fine_codes": "one_shot"}
     output = pipe(**codes, generator=seeded(0))

@@ -107,7 +107,7 @@ def test_discrete_ddim_writes_what_our_uniform_scheduler_writes(source, num_step
         )
 
 
-@pytest.mark.parametrize("num_steps", [slow(1), 2])
+@pytest.mark.parametrize("num_steps", [1, slow(2)])
 def test_the_entropy_bound_accepts_what_enumeration_says_and_leaves_no_noise(source, num_steps):
     temperature, bound = 0.7, 0.0  # the surest position, and those without entropy
     states = [tuple(x) for x in itertools.product(range(source.num_tokens), repeat=source.length)]
@@ -195,6 +195,7 @@ def test_block_refinement_predicts_the_mask_where_it_is_allowed_to():
         assert step.prev_sample.tolist() == [want]
 
 
+@pytest.mark.slow
 def test_block_refinement_samples_from_the_prediction_unless_told_otherwise(source):
     """A single token at temperature 1 by default, 0.5 if the config says so, and the most probable at 0."""
     table = torch.log(

@@ -323,7 +323,7 @@ def block_wise_law(table, block_length, steps):
             for sizes in [(1, 1), (2, 1), (2, 3), (4, 2)]
             for cached in (True, False)
         ],
-        fast=[(1, 1, True), (2, 3, True), (2, 3, False)],
+        fast=[(1, 1, True), (2, 3, False)],
     ),
 )
 def test_samples_follow_the_enumerated_law_of_block_wise_sampling(

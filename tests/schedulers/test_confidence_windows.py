@@ -5,6 +5,7 @@ Shapes: B rows, L length, V vocabulary size.
 
 import pytest
 import torch
+from conftest import covering
 from support.language_models import chat_pipe
 from support.oracles import MarkovSource, TableDenoiser, chi_square_passes
 
@@ -50,9 +51,11 @@ def states(config, num_steps, selects=True, rows=4, length=L):
     return found
 
 
-@pytest.mark.parametrize("window", [1, 3])
-@pytest.mark.parametrize("more", [{}, {"threshold": 0.4}, {"entropy_bound": 1.2}], ids=str)
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    "order, more, window",
+    covering(ORDERS, [{}, {"threshold": 0.4}, {"entropy_bound": 1.2}], [1, 3]),
+    ids=str,
+)
 def test_what_is_committed_is_among_the_first_masks(order, more, window):
     config = {"order": order, "window": window, **more}
     found = states(config, num_steps=L)
@@ -69,8 +72,7 @@ def test_what_is_committed_is_among_the_first_masks(order, more, window):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("quota", QUOTAS)
-@pytest.mark.parametrize("num_steps", [2, 5, 16])
+@pytest.mark.parametrize("quota, num_steps", covering(QUOTAS, [2, 5, 16]))
 def test_a_window_leaves_as_many_masks_after_each_step_as_none(quota, num_steps):
     """Also where a step must commit more than the window holds, which then is wider."""
     config = {"quota": quota, "temperature": 0.0}

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from conftest import slow
 from diffusers import FlowMatchEulerDiscreteScheduler
 from support.gaussian_chains import MEAN, STD, gaussian_denoiser
 from support.gaussian_mixtures import deviations, exact_prediction, run
@@ -53,7 +54,9 @@ def noise(*shape, seed=1, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.mark.parametrize("name", MIXTURE_CASES)
+@pytest.mark.parametrize(
+    "name", [slow(name) if name == "langevin_of_flow" else name for name in MIXTURE_CASES]
+)
 def test_samplers_reach_a_mixture_by_its_exact_score(name):
     """Share of each mode, mean and covariance within three standard errors."""
     scheduler = MIXTURE_CASES[name]

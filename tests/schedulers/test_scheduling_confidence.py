@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from conftest import covering, slow
 from support.oracles import MarkovSource, TableDenoiser, alpha_by_definition, chi_square_passes
 
 from text_diffusers import ConfidenceScheduler, D3PMAbsorbingScheduler
@@ -150,7 +151,7 @@ def text_counts(source, steps, **config):
 # Distributions
 
 
-@pytest.mark.parametrize("order", ["random", "entropy", "margin"])
+@pytest.mark.parametrize("order", ["random", slow("entropy"), slow("margin")])
 def test_one_token_a_step_in_an_order_blind_to_the_candidates_reaches_the_source(order):
     assert chi_square_passes(text_counts(GOLDEN, GOLDEN.length, order=order), GOLDEN.probs)
     assert chi_square_passes(
@@ -161,9 +162,7 @@ def test_one_token_a_step_in_an_order_blind_to_the_candidates_reaches_the_source
     )
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("source", [GOLDEN, CONTRARY], ids=["golden", "contrary"])
+@pytest.mark.parametrize("source, order, steps", covering([GOLDEN, CONTRARY], ORDERS, [1, 2, 3, 5]))
 def test_texts_have_the_enumerated_distribution(source, order, steps):
     want = text_probs(source, steps, order)
     assert abs(sum(want) - 1) < 1e-12
@@ -208,9 +207,9 @@ def test_texts_in_a_noisy_order_have_the_enumerated_distribution():
 
 
 @pytest.mark.parametrize(
-    "config", [{"threshold": 0.5}, {"entropy_bound": 0.7}, {"entropy_bound": 2.0}]
+    "config, steps",
+    covering([{"threshold": 0.5}, {"entropy_bound": 0.7}, {"entropy_bound": 2.0}], [2, 3]),
 )
-@pytest.mark.parametrize("steps", [2, 3])
 def test_adaptive_commits_have_the_enumerated_distribution(config, steps):
     order = "confidence" if "threshold" in config else "entropy"
     want = text_probs(

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import covering, slow
 from support.oracles import (
     MarkovSource,
     TableDenoiser,
@@ -171,8 +172,9 @@ def test_uniform_step_equals_the_golden_numbers(case):
 # Sampling
 
 
-@pytest.mark.parametrize("dense", [False, True], ids=["selected", "dense"])
-@pytest.mark.parametrize("rule", ["absorbing", "marginal", "plug_in"])
+@pytest.mark.parametrize(
+    "rule, dense", covering(["absorbing", "marginal", "plug_in"], [False, True])
+)
 def test_steps_draw_from_the_reverse_distribution(rule, dense):
     kernel = "absorbing" if rule == "absorbing" else "uniform"
     scheduler = make(
@@ -234,7 +236,12 @@ def run(scheduler, denoiser, steps, rows, length, seed=0):
 
 
 @pytest.mark.parametrize(
-    "case", golden_cases("sampling", "forward_rows"), ids=lambda case: case["name"]
+    "case",
+    [
+        slow(case) if case["inputs"]["num_steps"] == 1000 else case
+        for case in golden_cases("sampling", "forward_rows")
+    ],
+    ids=lambda case: case["name"],
 )
 def test_a_row_is_selected_in_as_many_steps_as_enumeration_says(case):
     inputs, rows = case["inputs"], 2000
@@ -250,6 +257,7 @@ def test_a_row_is_selected_in_as_many_steps_as_enumeration_says(case):
     assert abs(float(needed.mean()) - case["outputs"]["expected_forwards_per_row"]) < 4 * error
 
 
+@pytest.mark.slow
 def test_twenty_thousand_samples_pass_a_chi_square_test_against_the_source():
     source = MarkovSource.golden()
     scheduler = D3PMAbsorbingScheduler(source.num_tokens)
@@ -262,7 +270,7 @@ def test_twenty_thousand_samples_pass_a_chi_square_test_against_the_source():
     assert chi_square_passes(counts, source.probs)
 
 
-@pytest.mark.parametrize("rule", ["marginal", "plug_in"])
+@pytest.mark.parametrize("rule", ["marginal", slow("plug_in")])
 def test_uniform_sampling_has_the_distribution_of_the_dense_chain(rule):
     source, steps = MarkovSource.golden(), 6
     scheduler = D3PMUniformScheduler(source.num_tokens, reverse_rule=rule)

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import mostly_slow
+from conftest import covering, mostly_slow
 from scipy.linalg import expm
 from support.oracles import (
     MarkovSource,
@@ -361,7 +361,9 @@ def test_hashed_numbers_are_uniform_and_do_not_follow_each_other():
 # Noise, posterior, step
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(
+    "kernel", mostly_slow(KERNELS, fast=["hybrid", "bit_flip", "neighbors", "band"])
+)
 def test_noise_has_the_row_of_the_dense_matrix(kernel):
     scheduler = make(kernel)
     times = float64([0.0, 0.25, 0.75, 1.0])
@@ -405,8 +407,7 @@ def test_noise_ends_in_the_prior(kernel):
     assert (divergence[:4].max() < 1e-12) == (scheduler.corruption != "matrix")
 
 
-@pytest.mark.parametrize("rule", ["marginal", "plug_in"])
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel, rule", covering(KERNELS, ["marginal", "plug_in"]))
 def test_reverse_step_is_bayes_on_dense_matrices_and_what_steps_draw(kernel, rule):
     scheduler = make(kernel, reverse_rule=rule, temperature=0.7, top_k=3)
     states, size = scheduler.num_states, scheduler.num_tokens
@@ -478,7 +479,7 @@ TRANSITION = 0.9 * np.array(ASYMMETRIC) + 0.025
 SOURCE = MarkovSource([0.4, 0.3, 0.2, 0.1], TRANSITION, length=2)
 
 
-@pytest.mark.parametrize("kernel", mostly_slow(KERNELS, fast=["hybrid", "bit_flip", "neighbors"]))
+@pytest.mark.parametrize("kernel", mostly_slow(KERNELS, fast=["hybrid"]))
 def test_sampling_has_the_distribution_of_the_dense_chain(kernel):
     scheduler = make(kernel)
     scheduler.set_timesteps(4)

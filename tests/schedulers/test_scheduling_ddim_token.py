@@ -6,7 +6,7 @@ Shapes: B batch, L length, V vocabulary size.
 import numpy as np
 import pytest
 import torch
-from conftest import make_denoiser
+from conftest import covering, make_denoiser, mostly_slow
 from support.oracles import MarkovSource, alpha_by_definition, chi_square_passes, transition_matrix
 from support.token_chains import (
     assert_config_travels,
@@ -85,8 +85,7 @@ def test_ancestral_sampling_is_no_member_of_the_family():
     assert min(np.abs(step_matrix(member, 0.5) - ancestral).max() for member in members) > 0.02
 
 
-@pytest.mark.parametrize("dense", [False, True], ids=["selected", "dense"])
-@pytest.mark.parametrize("eta", ETAS)
+@pytest.mark.parametrize("eta, dense", covering(ETAS, [False, True]))
 def test_steps_draw_from_the_reverse_distribution(eta, dense):
     scheduler = TokenDDIMScheduler(V, schedule="cosine", eta=eta, temperature=0.7)
     scheduler.set_timesteps(4)
@@ -129,7 +128,7 @@ def test_one_token_follows_the_source_exactly_in_any_number_of_steps(eta, steps)
     np.testing.assert_allclose(law, source.probs, atol=1e-12)
 
 
-@pytest.mark.parametrize("eta", ETAS)
+@pytest.mark.parametrize("eta", mostly_slow(ETAS, fast=[0.3]))
 def test_sampling_has_the_enumerated_law_and_comes_closer_to_the_data_with_more_steps(eta):
     scheduler = TokenDDIMScheduler(3, eta=eta)
     law = output_law(scheduler, SOURCE, 5)

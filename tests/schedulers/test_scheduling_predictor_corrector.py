@@ -6,7 +6,7 @@ Shapes: B batch, L length, V vocabulary size, K data tokens of a source, S = V^L
 import numpy as np
 import pytest
 import torch
-from conftest import make_denoiser
+from conftest import covering, make_denoiser
 from support.oracles import MarkovSource, TableDenoiser, alpha_by_definition, chi_square_passes
 from support.token_chains import (
     all_states,
@@ -226,8 +226,7 @@ def test_real_gibbs_steps_at_one_random_position_a_row_keep_the_law():
 # Sampling
 
 
-@pytest.mark.parametrize("dense", [False, True], ids=["selected", "dense"])
-@kernels
+@pytest.mark.parametrize("kernel, dense", covering(["absorbing", "uniform"], [False, True]))
 def test_steps_draw_from_the_reverse_distribution(kernel, dense):
     scheduler = make(kernel, schedule="cosine", corrector_length=0.8, top_p=0.95)
     scheduler.set_timesteps(7)

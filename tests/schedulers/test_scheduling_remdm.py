@@ -6,6 +6,7 @@ Shapes: B batch, L length, V vocabulary size.
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from support.oracles import (
     MarkovSource,
     alpha_by_definition,
@@ -124,7 +125,9 @@ def test_steps_draw_from_the_reverse_distribution(remasking, dense):
         )
 
 
-@pytest.mark.parametrize("settings", [{"eta": 0.3}, {"remasking": "rescale", "eta": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"eta": 0.3}, slow({"remasking": "rescale", "eta": 1.0})], ids=str
+)
 def test_sampling_has_the_enumerated_law_and_comes_closer_to_the_data_with_more_steps(settings):
     source = MarkovSource.golden()
     size = source.num_tokens + 1

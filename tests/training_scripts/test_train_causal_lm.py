@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from support.language_models import make_language_model
 from support.masked_lms import wordpiece_tokenizer
 from support.recipes import load_script
@@ -20,7 +21,7 @@ from text_diffusers.models import read_config
 train_d3pm = load_script("train_d3pm")
 
 
-@pytest.fixture(params=["start", "end only"])
+@pytest.fixture(params=["start", slow("end only")])
 def config(request, text_file, tmp_path):
     """Options that adapt a small GPT-2 whose tokenizer has a start, or nothing but an end."""
     words = wordpiece_tokenizer().backend_tokenizer

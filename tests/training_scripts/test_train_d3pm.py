@@ -112,7 +112,7 @@ def labelled_pairs(tmp_path):
     return {"dataset": str(path), "label_column": "mood", "packing": False, "vocab_size": 300}
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dropout", [slow(0.0), 0.5])
 def test_labels_and_sources_are_conditions_that_guidance_strengthens(
     config, labelled_pairs, dropout
 ):
@@ -242,6 +242,7 @@ def test_a_saved_pipeline_is_trained_further(config, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_model_with_blocks_is_trained_saved_trained_further_and_adapted(config, tmp_path):
     settings = {"packing": False, "head_chunk_size": 7, "gradient_checkpointing": True}
     base = config(output_dir=str(tmp_path / "base"), block_length=6, **settings)
@@ -280,9 +281,7 @@ def test_one_block_of_the_whole_row_trains_like_a_model_without_blocks(config, t
     np.testing.assert_allclose(whole, blocks, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "kernel", mostly_slow(train_d3pm.KERNELS, fast=["absorbing", "neighbors", "hybrid"])
-)
+@pytest.mark.parametrize("kernel", mostly_slow(train_d3pm.KERNELS, fast=["neighbors"]))
 def test_padding_and_mask_may_stand_before_the_words(config, tmp_path, kernel):
     wordpiece_tokenizer().save_pretrained(tmp_path / "tokenizer")
     steps = None if kernel == "absorbing" else 8
@@ -300,6 +299,7 @@ def test_padding_and_mask_may_stand_before_the_words(config, tmp_path, kernel):
     assert pipe.tokenizer.mask_token_id == 4 and not never.any()
 
 
+@pytest.mark.slow
 def test_embeddings_begin_by_cooccurrence_wherever_padding_stands(config, tmp_path):
     wordpiece_tokenizer().save_pretrained(tmp_path / "tokenizer")
     weights = {}
@@ -333,7 +333,8 @@ def masked_lm_config(config, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("model_type", ["bert", slow("roberta"), slow("modernbert")])
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "modernbert"])
+@pytest.mark.slow
 def test_a_masked_lm_becomes_a_pipeline_that_knows_the_texts(masked_lm_config, model_type):
     learns = {
         "max_train_steps": 150,
@@ -400,7 +401,7 @@ def test_what_a_masked_lm_cannot_be_trained_with_is_refused(masked_lm_config):
         train_d3pm.main(masked_lm_config("roberta", length=63))
 
 
-@pytest.mark.parametrize("kernel", ["absorbing", "uniform"])
+@pytest.mark.parametrize("kernel", [slow("absorbing"), "uniform"])
 def test_a_head_in_chunks_trains_alike(config, tmp_path, kernel):
     same = {
         "kernel": kernel,
@@ -450,6 +451,7 @@ def test_options_that_do_not_fit_are_refused(config):
         config(label_column="mood")
 
 
+@pytest.mark.slow
 def test_quickstart_writes_texts_and_a_picture(config, capsys):
     options = config(length=32)
     train_d3pm.main(options)
@@ -504,6 +506,7 @@ def test_training_and_writing_on_a_gpu(config, kernel):
     assert isinstance(pipe(num_inference_steps=3).texts[0], str)
 
 
+@pytest.mark.slow
 def test_a_wide_uniform_model_sees_the_time(config):
     options = config(kernel="uniform", max_train_steps=1)
     train_d3pm.main(options)
@@ -536,6 +539,7 @@ def causal_lm_config(config, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_a_causal_lm_becomes_a_bidirectional_diffusion_model(causal_lm_config):
     learns = {"max_train_steps": 100, "train_batch_size": 16, "learning_rate": 1e-2}
     learns["attention"] = "bidirectional"
@@ -562,6 +566,7 @@ def test_a_causal_lm_becomes_a_bidirectional_diffusion_model(causal_lm_config):
         assert not torch.allclose(stock(ids).logits[0, 0], stock(other).logits[0, 0])
 
 
+@pytest.mark.slow
 def test_a_causal_lm_resumes_exactly_and_its_pipeline_is_trained_further(
     causal_lm_config, tmp_path
 ):

@@ -59,27 +59,35 @@ def pairs(tmp_path):
     "changes",
     [
         {},
-        {"packing": False, "beta_schedule": "cosine", "given_words": 0.0},
-        {"own_evidence": False},
-        {"categorical_output": False, "anchor_weight": 0.0, "init_embeddings": "cooccurrence"},
-        {"prediction_type": "epsilon", "categorical_output": False, "anchor_weight": 0.0},
-        {"prediction_type": "v_prediction", "categorical_output": False, "anchor_weight": 0.0},
+        slow({"packing": False, "beta_schedule": "cosine", "given_words": 0.0}),
+        slow({"own_evidence": False}),
+        slow(
+            {"categorical_output": False, "anchor_weight": 0.0, "init_embeddings": "cooccurrence"}
+        ),
+        slow({"prediction_type": "epsilon", "categorical_output": False, "anchor_weight": 0.0}),
+        slow(
+            {"prediction_type": "v_prediction", "categorical_output": False, "anchor_weight": 0.0}
+        ),
         {"objective": "bound", "beta_schedule": "sigmoid", "self_conditioning": 0.0},
-        {
-            "objective": "simple",
-            "prediction_type": "epsilon",
-            "train_embeddings": False,
-            "categorical_output": False,
-            "anchor_weight": 0.0,
-        },
+        slow(
+            {
+                "objective": "simple",
+                "prediction_type": "epsilon",
+                "train_embeddings": False,
+                "categorical_output": False,
+                "anchor_weight": 0.0,
+            }
+        ),
         {"time_sampling": "time_warped", "timing_steps": 2, "rounding": "nearest"},
-        {"min_length": 8},
-        {
-            "time_sampling": "loss_aware",
-            "timing_steps": 1,
-            "rounding": "codebook",
-            "normalize_embeddings": False,
-        },
+        slow({"min_length": 8}),
+        slow(
+            {
+                "time_sampling": "loss_aware",
+                "timing_steps": 1,
+                "rounding": "codebook",
+                "normalize_embeddings": False,
+            }
+        ),
         {"mixed_precision": "bf16", "gradient_checkpointing": True, "beta_schedule": "linear"},
     ],
     ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "default",
@@ -128,6 +136,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(config, tmp_path, time_sa
     assert ("time_density" in one) == (time_sampling != "uniform")
 
 
+@pytest.mark.slow
 def test_micro_batches_and_padding_do_not_change_the_losses(config, tmp_path):
     whole = train_diffusion_lm.main(
         config(output_dir=str(tmp_path / "a"), train_batch_size=8, packing=False)
@@ -185,6 +194,7 @@ def test_labels_make_a_conditional_model(config, tmp_path):
     assert len(pipe(class_labels=[0, 2], num_inference_steps=2).texts) == 2
 
 
+@pytest.mark.slow
 def test_dropped_conditions_teach_no_label_and_no_source(config, tmp_path):
     path = tmp_path / "labelled.jsonl"
     lines = [
@@ -249,6 +259,7 @@ def test_embeddings_of_a_pretrained_model_are_projected_and_kept(config, tmp_pat
     torch.testing.assert_close(table.abs(), scores.abs(), atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_padding_and_mask_gets_them(config, tmp_path, capsys):
     """As GPT-2's, whose embeddings have no rows for them."""
     backend = Tokenizer(models.BPE())
@@ -275,6 +286,7 @@ def test_a_tokenizer_without_padding_and_mask_gets_them(config, tmp_path, capsys
     assert isinstance(pipe(num_inference_steps=2).texts[0], str)
 
 
+@pytest.mark.slow
 def test_a_codebook_starts_from_the_learned_embeddings(config):
     options = config(rounding="codebook", learning_rate=0.1)
     train_diffusion_lm.main(options)
@@ -282,6 +294,7 @@ def test_a_codebook_starts_from_the_learned_embeddings(config):
     torch.testing.assert_close(model.codebook, model.embedding_table())
 
 
+@pytest.mark.slow
 def test_a_saved_pipeline_is_trained_further(config, tmp_path):
     base = config(
         output_dir=str(tmp_path / "base"),

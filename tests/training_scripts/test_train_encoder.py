@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from support.masked_lms import SENTENCES, wordpiece_tokenizer
 from support.recipes import load_script
 from transformers import AutoModelForMaskedLM, BertConfig, BertModel
@@ -54,7 +55,7 @@ def config(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("vocabulary", ["kept", "pruned", "retrained"])
+@pytest.mark.parametrize("vocabulary", ["kept", slow("pruned"), slow("retrained")])
 def test_an_encoder_learns_which_texts_a_label_asks_for(config, vocabulary):
     learns = {"max_train_steps": 150, "train_batch_size": 8, "learning_rate": 1e-2}
     changes = {
@@ -88,6 +89,7 @@ def test_an_encoder_learns_which_texts_a_label_asks_for(config, vocabulary):
     assert read_config(stock.config).end_token_ids
 
 
+@pytest.mark.slow
 def test_a_text_is_learned_from_its_source_up_to_its_end(config):
     """The end too: a row has room for more than the text, and what is written is the text alone."""
     options = config(
@@ -125,6 +127,7 @@ def test_ends_are_given_only_where_a_text_has_a_row_to_itself_and_is_read_as_bef
         train_d3pm.main(config(**alone | {"packing": True, "block_length": 4}))
 
 
+@pytest.mark.slow
 def test_it_resumes_exactly_and_its_pipeline_is_trained_further(config, tmp_path):
     settings = {"prune_vocabulary": True, "condition_dropout": 0.3}
     straight = train_d3pm.main(config(output_dir=str(tmp_path / "a"), **settings))
@@ -140,6 +143,7 @@ def test_it_resumes_exactly_and_its_pipeline_is_trained_further(config, tmp_path
     assert pipe.label_names == list(LABELLED) and pipe.generation_defaults["temperature"] > 0
 
 
+@pytest.mark.slow
 def test_texts_without_labels_teach_what_a_model_with_labels_writes_without_one(config, tmp_path):
     first = config(max_train_steps=2)
     train_d3pm.main(first)
@@ -165,6 +169,7 @@ def test_texts_without_labels_teach_what_a_model_with_labels_writes_without_one(
     assert written.strip().lower() == SENTENCES[1].lower()
 
 
+@pytest.mark.slow
 def test_a_run_that_finds_no_checkpoint_to_go_on_from_is_a_new_run(config, tmp_path):
     """Also its first weights, which a checkpoint would bring: the head begins at the frequencies of the tokens."""
     new = train_d3pm.main(config(max_train_steps=3, output_dir=str(tmp_path / "new")))

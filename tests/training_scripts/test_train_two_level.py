@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES
+from conftest import SENTENCES, slow
 from safetensors.torch import load_file
 from support.recipes import load_script
 from transformers import BertConfig, BertModel
@@ -116,18 +116,20 @@ def metrics_of(options):
     "changes",
     [
         {},
-        {"levels": 1},
-        {"prompt_length": 6},
+        slow({"levels": 1}),
+        slow({"prompt_length": 6}),
         {"levels": 1, "prompt_length": 6},
-        {"min_length": 8},
-        {"packing": False},
-        {
-            "plan_corruption": 0.0,
-            "plan_dropout": 0.0,
-            "time_sampling": "uniform",
-            "optimizer": "sgd",
-        },
-        {"streaming": True, "validation_documents": 20, "prompt_length": 6},
+        slow({"min_length": 8}),
+        slow({"packing": False}),
+        slow(
+            {
+                "plan_corruption": 0.0,
+                "plan_dropout": 0.0,
+                "time_sampling": "uniform",
+                "optimizer": "sgd",
+            }
+        ),
+        slow({"streaming": True, "validation_documents": 20, "prompt_length": 6}),
         {
             "mixed_precision": "bf16",
             "gradient_checkpointing": True,
@@ -168,10 +170,11 @@ def test_three_steps_a_stage_give_a_pipeline_that_writes(config, changes):
         assert len(list(Path(options.output_dir, level, "checkpoints").iterdir())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({}, id="plain", marks=pytest.mark.slow),
+        pytest.param({}, id="plain"),
         pytest.param({"prompt_length": 5, "condition_dropout": 0.3}, id="prompts"),
     ],
 )
@@ -288,7 +291,8 @@ def tokenizer_of(options):
     return TextDiffusionPipeline.from_pretrained(options.output_dir).tokenizer
 
 
-@pytest.mark.parametrize("stage", ["fine", pytest.param("coarse", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["fine", "coarse"])
 def test_the_loss_is_the_bound_of_what_is_shown(config, monkeypatch, stage):
     """With even times, and weights that tell codes apart; what is hidden comes from the rows' generators, in order."""
     build, models = train_two_level.build_model, []
@@ -366,6 +370,7 @@ def test_both_ways_to_draw_times_have_the_same_mean_loss(config, monkeypatch):
     assert abs(means[0] - means[1]) < 4 * np.hypot(*errors) and errors[1] < errors[0]
 
 
+@pytest.mark.slow
 def test_sources_are_prompts_that_texts_are_written_from(config, pairs):
     options = config(**pairs)
     assert options.prompt_length == 16
@@ -419,6 +424,7 @@ def test_an_encoder_of_transformers_reads_prompts_and_stays_as_it_is(config, tok
         train_two_level.main(config(run="long", **settings | {"prompt_length": 13}))
 
 
+@pytest.mark.slow
 def test_parts_of_rows_are_read_with_the_codes_of_shorter_texts(config, monkeypatch):
     """The codes of a part are those of the autoencoder for the tokens of the part alone."""
     shapes, seen = [], []
@@ -560,6 +566,7 @@ def test_texts_too_short_for_a_prompt_are_refused(config, tmp_path):
         train_two_level.main(config(dataset=str(path), prompt_length=30))
 
 
+@pytest.mark.slow
 def test_a_new_prompt_encoder_has_the_sizes_that_were_asked_for(config):
     options = config(prompt_length=6, prompt_layers=2, stage="coarse")
     train_two_level.main(options)
@@ -574,7 +581,9 @@ def test_a_new_prompt_encoder_has_the_sizes_that_were_asked_for(config):
 
 
 @pytest.mark.parametrize(
-    "again", [{"stage": "fine"}, {"resume_from_checkpoint": "auto"}], ids=["other stage", "resumed"]
+    "again",
+    [slow({"stage": "fine"}), {"resume_from_checkpoint": "auto"}],
+    ids=["other stage", "resumed"],
 )
 def test_codes_of_another_autoencoder_are_refused_before_anything_is_trained(
     config, again, monkeypatch

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from safetensors.torch import load_file
 from support.recipes import load_script
 from transformers import AutoTokenizer
@@ -137,7 +138,7 @@ def tensors_of(folder):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"quantizer": "gumbel"}, FSQ], ids=["ema", "gumbel", "fsq"]
+    "changes", [{}, slow({"quantizer": "gumbel"}), FSQ], ids=["ema", "gumbel", "fsq"]
 )
 def test_a_run_that_is_stopped_resumes_to_the_last_digit_with_its_codebooks(
     config, tmp_path, changes, monkeypatch

@@ -66,11 +66,17 @@ def in_order_of_use(module: str) -> list[str]:
     needed: dict[str, None] = {}
 
     # Depth first; modules cannot import each other in a circle, so this comes to an end.
-    for node in ast.parse(module_source(module)).body:
-        imported = imported_module(node, module)
-        if imported is not None:
-            needed |= dict.fromkeys(in_order_of_use(imported))
-    return [*needed, module]
+    def visit(name: str):
+        if name in needed:
+            return
+        for node in ast.parse(module_source(name)).body:
+            imported = imported_module(node, name)
+            if imported is not None:
+                visit(imported)
+        needed[name] = None
+
+    visit(module)
+    return [*needed]
 
 
 def imported_module(node: ast.AST, importer: str) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import mostly_slow
 from safetensors.torch import load_file, save_file
 
 from text_diffusers import D3PMAbsorbingScheduler, TextTransformerModel
@@ -348,7 +349,7 @@ def test_every_key_that_the_network_depends_on_is_needed(family):
             READERS[family](config, stored, family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, fast=["mdlm", "sedd"]))
 def test_tensors_that_are_missing_too_many_or_of_another_shape_are_refused(family):
     stored = stored_tensors(FOLDER / family)
     config = config_of(family)

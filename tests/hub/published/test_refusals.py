@@ -54,7 +54,7 @@ def test_a_key_that_is_missing_or_wrong_is_refused_by_its_name_or_changes_nothin
     assert len(refused) >= 10
 
 
-@pytest.mark.parametrize("family", LANGUAGE_MODELS)
+@pytest.mark.parametrize("family", mostly_slow(LANGUAGE_MODELS, fast=FAST))
 def test_an_option_with_another_value_is_refused_or_changes_nothing(family):
     config, stored = golden_files(family)
     network = network_of(read_checkpoint(family, config, stored))

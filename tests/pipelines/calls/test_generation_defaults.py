@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from conftest import slow
 from support.language_models import chat_pipe
 
 from text_diffusers import ConfidenceScheduler, TextDiffusionPipeline
@@ -90,7 +91,7 @@ def test_a_text_whose_length_is_said_has_no_other_limit():
     assert written(pipe, max_new_tokens=1) == written(plain, **rest, **short)
 
 
-@pytest.mark.parametrize("has_blocks", [False, True])
+@pytest.mark.parametrize("has_blocks", [False, slow(True)])
 def test_default_steps_are_of_the_blocks_that_they_are_the_defaults_of(has_blocks):
     """Twelve tokens, by default in blocks of three, for two steps each; of other blocks the steps are to be said."""
     defaults = {"num_inference_steps": 2, "max_new_tokens": 12, "min_new_tokens": 12}

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import covering, mostly_slow
 from support.language_models import chat_pipe, make_language_model, word_tokenizer
 
 from text_diffusers import ConfidenceScheduler, TextDiffusionPipeline
@@ -68,7 +69,7 @@ def test_the_names_are_the_prompts_where_there_are_no_others():
     assert first_rows(unnamed, class_labels=1) == [[*framed(1), MASK, MASK]]
 
 
-@pytest.mark.parametrize("attention", READINGS)
+@pytest.mark.parametrize("attention", mostly_slow(READINGS, fast=["bidirectional", "causal past"]))
 def test_texts_and_tokens_are_returned_without_the_label(attention):
     pipe = labelled_pipe(attention)
     written = pipe(["w8 w9", "w10"], class_labels=["speech", None], max_new_tokens=3)
@@ -80,8 +81,7 @@ def test_texts_and_tokens_are_returned_without_the_label(attention):
     assert filled.texts[0].startswith("w8  w") and filled.texts[0].endswith(" w9")
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("attention", READINGS)
+@pytest.mark.parametrize("attention, temperature", covering(READINGS, [0.0, 1.0]))
 def test_a_text_does_not_depend_on_the_labels_of_its_batch(attention, temperature):
     scheduler = ConfidenceScheduler(MASK, temperature=temperature, order="left_to_right")
     pipe = labelled_pipe(attention, scheduler)
