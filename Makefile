@@ -250,7 +250,7 @@ two_level_benchmark: judge austen speeches  ## two levels beside one and beside 
 
 .PHONY: latent
 
-latent: minilm smollm2  ## train an autoencoder around SmolLM2 and diffusion over its latents, about an hour
+latent: minilm smollm2  ## train an autoencoder around SmolLM2 and diffusion over its latents, 40 and 20 minutes of training
 	$(LAUNCH) training_scripts/train_text_autoencoder.py --dataset chitchat --output_dir runs/latent_autoencoder \
 		--resume_from_checkpoint auto --max_train_minutes $(LATENT_AUTOENCODER_MINUTES) $(LATENT_AUTOENCODER_RECIPE)
 	$(LAUNCH) training_scripts/train_latent_diffusion.py --dataset chitchat --autoencoder runs/latent_autoencoder \

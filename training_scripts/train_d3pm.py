@@ -532,6 +532,8 @@ def report(config: D3PMConfig, pipe: TextDiffusionPipeline, data: TextData) -> d
     is_part = config.report_rows is not None and len(rows) > config.report_rows
     if is_part:
         rows = data.spread_validation_rows(config.report_rows)
+    if config.adapts_language_model:
+        print(f"held-out rows      {len(rows):,}, being judged; fewer: --report_rows")
     denoiser = training_denoiser(pipe.denoiser, pipe.tokenizer)
     if data.template is not None or (is_part and config.packing):
         estimate = estimate_bound(denoiser, pipe.scheduler, rows, seed=config.seed)

@@ -90,7 +90,8 @@ OPTIMIZERS = {"adamw": adamw, "sgd": sgd}
 
 def option(default: Any = MISSING, help: str = "", **marks: Any) -> Any:
     """A field of a dataclass of options, with its help on the command line and its marks."""
-    metadata = {"help": help} | marks
+    # argparse formats help texts, in which a percent sign is written twice.
+    metadata = {"help": help.replace("%", "%%")} | marks
     # A list is copied for each instance, as dataclasses demand.
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)

@@ -33,6 +33,10 @@ PASSES = 3
 FEWEST_STEPS = 100
 REPORTED_ROWS = 500  # of a language model, each of which is dear
 
+# Texts by which lengths are compared, also of a language model
+LENGTH_SAMPLES = 256
+LANGUAGE_LENGTH_SAMPLES = 32
+
 
 @dataclass
 class AdaptationConfig(TextTrainingConfig):
@@ -98,6 +102,14 @@ class AdaptationConfig(TextTrainingConfig):
         may_change_on_resume=True,
     )
 
+    num_length_samples: int | None = option(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None,
+        f"texts written at the end to compare lengths; default: {LENGTH_SAMPLES}, or {LANGUAGE_LENGTH_SAMPLES} by a "
+        "language model",
+        limit="at least 0",
+        may_change_on_resume=True,
+    )
+
     # Its vocabulary
     prune_vocabulary: bool = option(
         False, "keep only the tokens that the texts need; a smaller model"
@@ -137,6 +149,9 @@ class AdaptationConfig(TextTrainingConfig):
             self.train_batch_size = (
                 LANGUAGE_BATCH if self.adapts_language_model else BATCH_FROM_SCRATCH
             )
+        if self.num_length_samples is None:
+            is_dear = self.adapts_language_model
+            self.num_length_samples = LANGUAGE_LENGTH_SAMPLES if is_dear else LENGTH_SAMPLES
         if self.report_rows is None and self.adapts_language_model:
             self.report_rows = REPORTED_ROWS
         super().__post_init__()
