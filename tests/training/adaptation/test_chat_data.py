@@ -164,6 +164,7 @@ def settings(tmp_path):
 
 def start(kind, folder):
     """A model with random weights, as its authors would publish it, and options that it needs."""
+    torch.manual_seed(0)
     tokenizer = word_tokenizer()
     if kind == "masked LM":
         model, tokenizer = make_masked_lm("bert", max_position_embeddings=160)
@@ -176,7 +177,7 @@ def start(kind, folder):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     options = {
-        "masked LM": {"chat_template": "chatml", "length": 96, "max_train_steps": 1200},
+        "masked LM": {"chat_template": "chatml", "length": 96, "max_train_steps": 2500},
         "bidirectional": {"attention": "bidirectional"},
     }
     return {"model_name_or_path": str(folder)} | options.get(kind, {})
