@@ -449,7 +449,7 @@ def main(config: D3PMConfig, on_validation: ValidationCallback | None = None) ->
             return output.loss
         logits = output.logits  # (N, V)
         loss = corrupted.criterion(logits)
-        return loss + blocks.loss(output, batch, loop.step)
+        return loss + blocks.loss(output, batch, inputs)
 
     # Far fewer rows than the report reads, from all over the held-out documents.
     validation = make_validation_rows(config, data, denoiser)

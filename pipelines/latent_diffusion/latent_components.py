@@ -3,7 +3,7 @@
 from typing import Any
 
 from text_diffusers.common.token_ids import end_ids
-from text_diffusers.common.validation import is_list, require
+from text_diffusers.common.validation import require
 from text_diffusers.pipelines.component_checks import check_label_names, check_words
 from text_diffusers.pipelines.latent_diffusion.latent_inputs import LatentInputs
 from text_diffusers.pipelines.latent_diffusion.latent_steps import latent_scheduler
@@ -85,8 +85,7 @@ def check_what_is_told(inputs: LatentInputs, autoencoder: Any, denoiser: Any, sc
         raise ValueError(
             f"`class_labels` need a denoiser that was trained with labels, got {inputs.class_labels!r}."
         )
-    scales = inputs.guidance_scale if is_list(inputs.guidance_scale) else [inputs.guidance_scale]
-    if is_prior(denoiser) and any(scale != 1 for scale in scales):
+    if is_prior(denoiser) and inputs.is_guided:
         raise ValueError(
             f"`guidance_scale` must be 1 for a {type(denoiser).__name__}, which draws without steps, got "
             f"{inputs.guidance_scale}."

@@ -116,9 +116,13 @@ class LatentInputs:
         if self.latents is not None:
             limit = "left out with `latents`, which are decoded as they are"
             require(self.class_labels is None, "class_labels", limit, self.class_labels)
-            scales = self.guidance_scale if is_list(self.guidance_scale) else [self.guidance_scale]
-            is_plain = all(scale == 1 for scale in scales)
-            require(is_plain, "guidance_scale", f"1, or {limit}", self.guidance_scale)
+            require(not self.is_guided, "guidance_scale", f"1, or {limit}", self.guidance_scale)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the scale of any text is another than 1."""
+        scales = self.guidance_scale if is_list(self.guidance_scale) else [self.guidance_scale]
+        return any(scale != 1 for scale in scales)
 
     @property
     def num_texts(self) -> int:

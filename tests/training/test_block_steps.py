@@ -58,7 +58,7 @@ def step_loss(denoiser, batch, steps, step, seed=0, block_length=None):
     output = denoiser(
         corrupted.noisy, corrupted.times, mask, positions=corrupted.positions, **inputs
     )
-    return corrupted.criterion(output.logits) + steps.loss(output, batch, step), corrupted
+    return corrupted.criterion(output.logits) + steps.loss(output, batch, inputs), corrupted
 
 
 def test_in_blocks_of_one_token_a_step_has_the_loss_of_stock_transformers():
@@ -93,6 +93,18 @@ def test_next_tokens_come_first_and_their_loss_is_added_to_that_of_longer_blocks
     ]
     assert min(added) > 0 and len({round(float(loss), 3) for loss in added}) == 4
     torch.testing.assert_close(sum(added) / 4, 0.3 * ones, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_of_each_length_meet_each_next_token():
+    denoiser = make_denoiser(make_language_model("llama"))
+    batch = make_batch()
+    steps = BlockSteps(denoiser.config, block_lengths=[2, 3, 4, 5])
+    met = set()
+    for step in range(100):
+        positions = steps.inputs(batch, steps.length_at(step), step)["clean_positions"]
+        met |= {(steps.length_at(step), column) for column in positions.nonzero()[:, 1].tolist()}
+    # A row has nine tokens, of which the first is given.
+    assert met == {(length, column) for length in (2, 3, 4, 5) for column in range(1, 9)}
 
 
 @torch.no_grad()

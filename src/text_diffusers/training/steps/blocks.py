@@ -110,18 +110,20 @@ class BlockSteps:
         """
         if not self.weight or (block_length or self.denoiser_config.block_length) == 1:
             return {}
-        return {"clean_positions": self._asked(batch, step)}
-
-    def loss(self, output: Any, batch: Batch, step: int = 0) -> Tensor | float:
-        """The weighted loss of next tokens, of which those of this step stand for all; 0 where none were asked for."""
-        if getattr(output, "clean_logits", None) is None:
-            return 0.0
-        nats = next_token_nats(output.clean_logits, batch, self._asked(batch, step))
-        return self.weight * NEXT_TOKEN_STRIDE * nats.double().sum()
-
-    def _asked(self, batch: Batch, step: int) -> Tensor:
-        """(B, L) bool: the next tokens that are asked for in a step."""
-        turn = turn_of_step(range(NEXT_TOKEN_STRIDE), self.seed, step)
+        # Another seed than that of the lengths, or four of these would each always meet the same tokens.
+        turn = turn_of_step(range(NEXT_TOKEN_STRIDE), self.seed + 1, step)
         counted = counted_behind_others(batch)
         columns = torch.arange(counted.shape[1], device=counted.device)
-        return counted & (columns % NEXT_TOKEN_STRIDE == turn)
+        return {"clean_positions": counted & (columns % NEXT_TOKEN_STRIDE == turn)}
+
+    def loss(self, output: Any, batch: Batch, inputs: dict[str, Any]) -> Tensor | float:
+        """The weighted loss of next tokens, of which those of the step stand for all; 0 where none were asked for.
+
+        Args:
+            inputs: of the denoiser, those of `inputs` among them.
+        """
+        positions = inputs.get("clean_positions")
+        if positions is None:
+            return 0.0
+        nats = next_token_nats(output.clean_logits, batch, positions)
+        return self.weight * NEXT_TOKEN_STRIDE * nats.double().sum()
