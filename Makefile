@@ -47,7 +47,7 @@ MODEL_RU_RECIPE := --prune_vocabulary true --label_column label --condition_drop
 	--attention block --block_length 4 1 64 --ar_loss_weight 0 --train_batch_size 16 --learning_rate 3e-4 \
 	--mixed_precision bf16 --lr_warmup_steps 100 --max_train_steps 200000 --validation_rows 256 --report_rows 200 \
 	--validation_steps 1000 --checkpointing_steps 250 --num_length_samples 0
-LATENT_AUTOENCODER_RECIPE := --encoder data/models/minilm --decoder data/models/smollm2 --lora_rank 32 --length 48 \
+LATENT_AUTOENCODER_RECIPE := --encoder data/models/minilm --decoder data/models/smollm2 --lora_rank 32 --quantization bf16 --length 48 \
 	--num_latents 8 --latent_size 64 --train_batch_size 16 --mixed_precision bf16 --lr_warmup_steps 50 --ema_decay 0.99 \
 	--max_train_steps 100000 --validation_fraction 0.02 --validation_steps 0 --checkpointing_steps 100 \
 	--validation_rows 64 --report_rows 200 --num_rewritten 32

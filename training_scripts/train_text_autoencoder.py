@@ -36,9 +36,11 @@ from text_diffusers.evaluation.likelihood import unigram_entropy
 from text_diffusers.models.language.calls import configured_length
 from text_diffusers.models.latent.autoencoder_text_latent import REGULARIZATIONS, encoder_class
 from text_diffusers.training.adaptation.adapters import (
+    QUANTIZATIONS,
     add_adapters,
     merge_adapters,
     names_of_layers,
+    quantize,
 )
 from text_diffusers.training.adaptation.language_models import set_dropout
 from text_diffusers.training.adaptation.starting_models import load_tokenizer
@@ -50,6 +52,7 @@ from text_diffusers.training.runtime import end_training, make_accelerator, refu
 from text_diffusers.training.steps.condition_dropout import drop_conditions
 from text_diffusers.training.steps.latent_autoencoder import (
     LatentDropout,
+    LatentLossWeights,
     latent_autoencoder_loss,
 )
 from text_diffusers.training.text_options import (
@@ -97,6 +100,11 @@ class TextAutoencoderConfig(TextTrainingConfig):
     lora_rank: int | None = option(
         None, "train low-rank adapters of that decoder only", limit="at least 1"
     )
+    quantization: str | None = option(
+        None,
+        f"weights under adapters in fewer bits: {', '.join(QUANTIZATIONS)}; bf16 needs mixed_precision bf16",
+        one_of=(*QUANTIZATIONS,),
+    )
 
     # Small ones, where none is named
     model_size: int = option(256, "width of a small encoder and decoder", limit="at least 1")
@@ -113,7 +121,7 @@ class TextAutoencoderConfig(TextTrainingConfig):
     num_latents: int = option(8, "vectors that a text becomes, 1 to 32")
     latent_size: int = option(64, "width of each")
     regularization: str = option(
-        "kl", "kl, a variational posterior, or noise, of one size", one_of=REGULARIZATIONS
+        "noise", "kl, a variational posterior, or noise, of one size", one_of=REGULARIZATIONS
     )
     noise_scale: float = option(
         0.1, "standard deviation of that noise, around latents of variance 1", limit="at least 0"
@@ -130,6 +138,15 @@ class TextAutoencoderConfig(TextTrainingConfig):
         0.1,
         "nats that each entry of the latents may tell of a text for nothing",
         limit="at least 0",
+    )
+
+    words_share: float = option(
+        0.2,
+        "share of the training, the first, in which latents learn to tell words and the decoder does not run",
+        limit="in [0, 1)",
+    )
+    words_weight: float = option(
+        0.1, "of the words that the latents tell by themselves, afterwards", limit="at least 0"
     )
 
     # What the decoder is not told in training
@@ -168,7 +185,7 @@ class TextAutoencoderConfig(TextTrainingConfig):
         may_change_on_resume=True,
     )
     statistics_rows: int = option(
-        20_000, "texts by which latents are normalised for diffusion", limit="at least 1"
+        4_000, "texts by which latents are normalised for diffusion", limit="at least 1"
     )
 
     def __post_init__(self):
@@ -182,6 +199,10 @@ class TextAutoencoderConfig(TextTrainingConfig):
         check_sources(self)
         if self.decoder is None and self.lora_rank:
             raise ValueError(f"`lora_rank` needs a `decoder` to adapt, got {self.lora_rank}.")
+        if self.quantization and not self.lora_rank:
+            raise ValueError(
+                f"`quantization` needs a `lora_rank`, as weights of few bits do not learn, got {self.quantization!r}."
+            )
         if self.encoder is None and self.train_encoder:
             raise ValueError("`train_encoder` goes with an `encoder`; a small one always learns.")
         if self.decoder is not None and self.tokenizer:
@@ -299,7 +320,7 @@ def make_decoder(config: TextAutoencoderConfig, tokenizer: Any) -> Any:
 
 
 def build_model(
-    config: TextAutoencoderConfig, tokenizer: Any, encoder_tokenizer: Any
+    config: TextAutoencoderConfig, tokenizer: Any, encoder_tokenizer: Any, accelerator: Any
 ) -> AutoencoderTextLatentModel:
     """The autoencoder around both language models, with adapters if they are asked for."""
     set_seed(config.seed)
@@ -308,6 +329,9 @@ def build_model(
         make_decoder(config, tokenizer),
         **config.latent_options,
     )
+    if config.quantization:
+        precision = accelerator.mixed_precision
+        quantize(model.decoder, config.quantization, accelerator.device, precision)
     if config.lora_rank:
         language_model = model.decoder.language_model
         add_adapters(language_model, config.lora_rank, targets=names_of_layers(language_model))
@@ -344,7 +368,7 @@ def main(
     # Texts are written in validation, for which the model must be whole.
     refuse_shards(accelerator)
     data, encoder_tokenizer = prepare_texts(config, accelerator)
-    model = build_model(config, data.tokenizer, encoder_tokenizer)
+    model = build_model(config, data.tokenizer, encoder_tokenizer, accelerator)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -357,6 +381,8 @@ def main(
         word_dropout=config.word_dropout,
     )
 
+    weights = LatentLossWeights(config.kl_weight, config.free_bits, config.words_weight)
+
     def loss_function(model, batch, uniform, generators):
         # Without its source, a row teaches the decoder to write from the latents alone.
         if config.source_column:
@@ -365,20 +391,23 @@ def main(
                 batch, generators, config.condition_dropout, pad_token_id=filling
             )
 
-        # Reconstruction from latents that are drawn, and what these tell beyond the prior.
-        return latent_autoencoder_loss(
-            model, batch, dropout, generators, config.kl_weight, config.free_bits
-        )
+        # At first the latents alone; then reconstruction from latents that are drawn, and what these tell beyond the
+        # prior.
+        words_only = loop.progress < config.words_share
+        return latent_autoencoder_loss(model, batch, dropout, generators, weights, words_only)
 
     # What latents keep, with the means of the posterior and with draws, and what the decoder knows without
     def evaluate(model) -> dict[str, float]:
         rows = data.spread_validation_rows(config.validation_rows)
-        return evaluate_latents(model, rows, seed=config.seed).metrics()
+        # Without the precision of the training, frozen weights in bfloat16 and adapters would not meet.
+        with accelerator.autocast():
+            return evaluate_latents(model, rows, seed=config.seed).metrics()
 
     # An autoencoder has nothing to write from noise: held-out texts are shown after the way back.
     def write(model) -> list[str]:
         rows = data.validation_rows
-        texts, written = rewritten_texts(model, data.tokenizer, rows, config.num_samples)
+        with accelerator.autocast():
+            texts, written = rewritten_texts(model, data.tokenizer, rows, config.num_samples)
         return [
             line
             for text, copy in zip(texts, written, strict=True)
@@ -415,11 +444,26 @@ def finish(config: TextAutoencoderConfig, model: Any, averages: Any, data: TextD
     for name, value in averages.items():
         parameters[name].copy_(value)
     if config.lora_rank:
-        merge_adapters(model.decoder.language_model, averages={})
+        model.decoder.language_model = with_merged_adapters(config, model.decoder, data.tokenizer)
 
     model.eval()
     model.set_latent_statistics(*latent_statistics(model, data.train_rows, config.statistics_rows))
     return model
+
+
+def with_merged_adapters(config: TextAutoencoderConfig, decoder: Any, tokenizer: Any) -> Any:
+    """The decoder's language model in plain weights, with what its adapters have learned."""
+    language_model = decoder.language_model
+    if config.quantization is None:
+        return merge_adapters(language_model, averages={})
+
+    # Merged into the weights that were not rounded
+    adapters = {
+        name: weight for name, weight in language_model.named_parameters() if weight.requires_grad
+    }
+    return merge_adapters(
+        language_model, adapters, build=lambda: (make_decoder(config, tokenizer), None)
+    )
 
 
 def report(config: TextAutoencoderConfig, model: Any, data: TextData) -> dict[str, float]:

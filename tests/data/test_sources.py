@@ -457,6 +457,18 @@ def test_training_sees_no_other_split_and_holds_out_the_validation_split(tmp_pat
         assert (kinds(texts_of(train)), kinds(validation["text"])) == ({"train"}, {"dev"})
         assert len(texts_of(train)) == len(validation) == 30
 
+    # A share of the texts to train on, of those that are not held out anyway
+    for streaming, split in ((False, "train"), (True, "train"), (False, "test")):
+        options = {"split": split, "max_train_samples": 7}
+        whole, _ = load_train_and_validation(load, str(tmp_path), split)
+        train, validation = load_train_and_validation(
+            lambda split, streaming=streaming: load(split, streaming=streaming),
+            str(tmp_path),
+            **options,
+        )
+        assert texts_of(train) == texts_of(whole)[:7]
+        assert len(validation) == (30 if split == "train" else 2)
+
     # One file is what it is, whatever stands beside it.
     file = tmp_path / "test.csv"
     train, validation = load_train_and_validation(

@@ -1,5 +1,7 @@
 """The step of the autoencoder with continuous latents: free bits, what is dropped, and that latents are learned."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,10 @@ from text_diffusers.common.training_randomness import row_noise
 from text_diffusers.data.rows import to_tensors
 from text_diffusers.evaluation import evaluate_latents
 from text_diffusers.losses import gaussian_kl, with_free_bits
+from text_diffusers.models.latent.prefix_decoder import COMMON_TOKENS
 from text_diffusers.training.steps.latent_autoencoder import (
     LatentDropout,
+    LatentLossWeights,
     latent_autoencoder_loss,
 )
 
@@ -65,10 +69,14 @@ def test_below_the_floor_the_divergence_has_no_gradient_and_above_its_own():
 
     # In a step: with a floor that nothing reaches, the encoder's half learns by reconstruction alone.
     gradients = []
-    for settings in ({"free_bits": 1e6}, {"kl_weight": 0.0}, {}):
+    for weights in (
+        LatentLossWeights(free_bits=1e6),
+        LatentLossWeights(kl=0.0),
+        LatentLossWeights(),
+    ):
         model = make_autoencoder()
         latent_autoencoder_loss(
-            model, make_batch(), LatentDropout(), generators_of(3), **settings
+            model, make_batch(), LatentDropout(), generators_of(3), weights
         ).backward()
         gradients.append(model.mean_out.weight.grad)
     assert torch.equal(gradients[0], gradients[1])
@@ -139,7 +147,9 @@ def test_of_a_source_nothing_is_learned_and_the_text_is_written_behind_it():
     mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
     given = [[True] * len(one) + [False] * (length - len(one)) for one in sources]
     batch |= {"attention_mask": torch.tensor(mask), "given": torch.tensor(given)}
-    loss = latent_autoencoder_loss(model, batch, LatentDropout(), generators_of(3), kl_weight=0.0)
+    loss = latent_autoencoder_loss(
+        model, batch, LatentDropout(), generators_of(3), LatentLossWeights(kl=0.0)
+    )
 
     expected = 0.0
     with torch.no_grad():
@@ -188,7 +198,9 @@ def test_texts_are_learned_by_their_latents_and_not_without(regularization, num_
     batch = to_tensors(rows[:])
     for step in range(num_steps):
         generators = row_noise(seed=0, step=step, num_rows=24)[1]
-        loss = latent_autoencoder_loss(model, batch, dropout, generators, kl_weight=1e-3)
+        loss = latent_autoencoder_loss(
+            model, batch, dropout, generators, LatentLossWeights(kl=1e-3)
+        )
         optimizer.zero_grad()
         (loss / 120).backward()
         optimizer.step()
@@ -207,3 +219,75 @@ def test_texts_are_learned_by_their_latents_and_not_without(regularization, num_
     assert found.without_latents > 0.5 * chance
     assert found.other_latents > found.without_latents
     assert found.exact_match > 0.5
+
+
+@torch.no_grad()
+def test_words_that_latents_tell_are_a_mixture_of_distributions_by_cosine():
+    model = make_autoencoder()
+    decoder = model.decoder
+    latents = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(3))
+    ids = torch.arange(decoder.vocab_size).expand(2, -1)
+    nats = decoder.word_nats(latents, ids)  # (B, V)
+    torch.testing.assert_close(nats.neg().exp().sum(dim=1), torch.ones(2))
+
+    table = decoder.language_model.get_input_embeddings().weight
+    table = table - table.mean(dim=0)
+    for row in range(2):
+        mixture = torch.zeros(decoder.vocab_size)
+        for vector in decoder.prefix_in(latents[row]):
+            cosines = F.cosine_similarity(vector[None], table)
+            mixture += F.softmax(20 * cosines, dim=0) / 3
+        torch.testing.assert_close(nats[row], -mixture.log(), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_rare_word_counts_beside_the_common_ones_and_not_beside_those_of_its_batch():
+    sizes = {"vocab_size": COMMON_TOKENS + 40}
+    model = make_autoencoder(decoder_config=decoder_config(**sizes))
+    latents = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(3))
+    rare = torch.tensor([[COMMON_TOKENS + 3, 5, COMMON_TOKENS + 30]]).expand(2, -1)
+    together = model.decoder.word_nats(latents, rare)
+    alone = model.decoder.word_nats(latents[:1], rare[:1, :1])
+    torch.testing.assert_close(together[:1, :1], alone, atol=1e-5, rtol=1e-5)
+
+    # The first tokens are a distribution by themselves; a rare one takes its share beside them.
+    common = model.decoder.word_nats(latents, torch.arange(COMMON_TOKENS).expand(2, -1))
+    torch.testing.assert_close(common.neg().exp().sum(dim=1), torch.ones(2), atol=1e-4, rtol=0)
+    assert float(together.min()) > 0
+
+
+def test_words_alone_are_learned_without_the_decoder_and_told_by_the_latents():
+    model = make_autoencoder(train_encoder=True, regularization="noise").train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    batch = make_batch()
+    losses = []
+    for step in range(60):
+        generators = row_noise(seed=0, step=step, num_rows=3)[1]
+        weights = LatentLossWeights(words=0.1)
+        loss = latent_autoencoder_loss(
+            model, batch, LatentDropout(), generators, weights, words_only=True
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        # Nothing is left without a gradient, for which other processes would wait.
+        assert all(w.grad is not None for w in model.parameters() if w.requires_grad)
+        blocks = model.decoder.language_model.model.layers
+        assert all(not w.grad.any() for w in blocks.parameters())
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    # The words of a text, in any order: log 2, 3 and 5 nats a token at best
+    best = sum(len(set(text[1:])) * math.log(len(set(text[1:]))) for text in TEXTS)
+    assert best < losses[-1] < 0.5 * (losses[0] + best)
+
+
+def test_words_are_weighed_beside_the_text():
+    model = make_autoencoder()
+    batch = make_batch()
+    losses = [
+        latent_autoencoder_loss(
+            model, batch, LatentDropout(), generators_of(3), LatentLossWeights(words=weight)
+        )
+        for weight in (0.0, 1.0, 3.0)
+    ]
+    assert float(losses[1]) > float(losses[0])
+    torch.testing.assert_close(losses[2] - losses[0], 3 * (losses[1] - losses[0]))

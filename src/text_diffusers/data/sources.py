@@ -382,6 +382,7 @@ def load_train_and_validation(
     split: str = "train",
     validation_fraction: float = 0.05,
     validation_documents: int = 1_000,
+    max_train_samples: int | None = None,
 ) -> tuple[Any, Any]:
     """`(train, validation)` of a source: its own splits, if it is a folder that has both, or by `split_documents`.
 
@@ -393,13 +394,18 @@ def load_train_and_validation(
         split: to train on.
         validation_fraction, validation_documents: as in `split_documents`; of a stream with a split of its own, the
             first `validation_documents` of that.
+        max_train_samples: training texts that are kept, the first; by default all. Which ones are held out does not
+            depend on it.
     """
     train = load_split(split=split)
     is_folder = source not in CORPORA and is_local(source)
     if split_name(split) != "train" or not is_folder or not has_split(source, "validation"):
-        return split_documents(train, validation_fraction, validation_documents)
+        train, validation = split_documents(train, validation_fraction, validation_documents)
+    else:
+        validation = load_split(split="validation")
+        if isinstance(validation, IterableDataset):
+            validation = Dataset.from_list(list(validation.take(validation_documents)))
 
-    validation = load_split(split="validation")
-    if isinstance(validation, IterableDataset):
-        validation = Dataset.from_list(list(validation.take(validation_documents)))
+    if max_train_samples is not None:
+        train = train.take(max_train_samples)
     return train, validation

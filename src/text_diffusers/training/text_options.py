@@ -64,6 +64,11 @@ class TextTrainingConfig(TrainingConfig):
     split: str = option("train", "split of a folder or a Hub data set")
     sample_by: str = option("line", "a text in a .txt file: line, paragraph or document")
     streaming: bool = option(False, "read as training goes, for very large data")
+    max_train_samples: int | None = option(
+        None,
+        "texts, or conversations, to train on: the first of the data; default: all",
+        limit="at least 1",
+    )
 
     # Held-out texts
     validation_fraction: float = option(
@@ -213,6 +218,7 @@ def prepare_data(
             config.split,
             config.validation_fraction,
             config.validation_documents,
+            config.max_train_samples,
         )
 
         # Labels from 0, and a text to learn each of them from
@@ -319,7 +325,11 @@ def prepare_tagged_data(
         # 1. Documents, their tags, and those that are held out
         load_split = partial(load_tagged, config.dataset, words_column, tags_column)
         train, validation = load_train_and_validation(
-            load_split, config.dataset, config.split, config.validation_fraction
+            load_split,
+            config.dataset,
+            config.split,
+            config.validation_fraction,
+            max_train_samples=config.max_train_samples,
         )
         tag_ids, names = name_tags(
             tag for tags in chain(train["tags"], validation["tags"]) for tag in tags

@@ -62,15 +62,17 @@ class AutoencoderTextLatentOutput(BaseOutput):
     """Output of a training pass.
 
     Attributes:
-        logits: (B, T, V), or (N, V) at the selected positions.
+        logits: (B, T, V), or (N, V) at the selected positions; `None` if no text was read.
         latents: (B, K, E), the mean of the posterior.
         logvar: (B, K, E), or `None`.
+        word_nats: (B, T), as of `PrefixDecoder.word_nats`, if they were asked for.
     """
 
-    logits: Tensor
     # With defaults, as Accelerate makes outputs anew from a mapping in mixed precision.
+    logits: Any = None
     latents: Any = None
     logvar: Any = None
+    word_nats: Any = None
 
 
 class AutoencoderTextLatentModel(TransformerModel):
@@ -423,6 +425,8 @@ class AutoencoderTextLatentModel(TransformerModel):
         dropped_latents: Tensor | None = None,
         hidden_words: Tensor | None = None,
         positions: Tensor | None = None,
+        reads_text: bool = True,
+        tells_words: bool = False,
         return_dict: bool = True,
     ) -> AutoencoderTextLatentOutput | tuple:
         """Encode and decode, as training does; nothing is drawn here.
@@ -434,15 +438,21 @@ class AutoencoderTextLatentModel(TransformerModel):
                 decoder is told its mean.
             dropped_latents: (B, K) bool, latents that the decoder is not told.
             hidden_words: (B, T) bool, tokens that the decoder is asked for and does not see.
+            reads_text: whether the decoder runs.
+            tells_words: whether the latents are asked for the words of the text by themselves.
         """
         check_ids("decoder_ids", decoder_ids, "decoder_mask", decoder_mask)
         check_length("decoder_ids", decoder_ids.shape[1], self.longest_text)
         posterior = self.encode(input_ids, attention_mask)
         latents = posterior.latents if noise is None else self.sample(posterior, noise)
-        logits = self.decoder(
-            latents, decoder_ids, decoder_mask, dropped_latents, hidden_words, positions
-        )
-        output = AutoencoderTextLatentOutput(logits, posterior.latents, posterior.logvar)
+        logits = word_nats = None
+        if reads_text:
+            logits = self.decoder(
+                latents, decoder_ids, decoder_mask, dropped_latents, hidden_words, positions
+            )
+        if tells_words:
+            word_nats = self.decoder.word_nats(latents, decoder_ids)
+        output = AutoencoderTextLatentOutput(logits, posterior.latents, posterior.logvar, word_nats)
         return output if return_dict else output.to_tuple()
 
     # Checks

@@ -4,9 +4,11 @@ Shapes: B batch, K latents, E width of a latent, T tokens of a text, P tokens of
 model's embeddings, V vocabulary size, N selected positions.
 """
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -20,6 +22,11 @@ from text_diffusers.common.randomness import Generators, rand, row_generators
 from text_diffusers.common.sampling import sample_tokens, token_weights
 from text_diffusers.models.attention import wanted_tokens
 from text_diffusers.models.language.calls import logits_at, takes_argument
+
+# Of the vocabulary, beside which a token is told from others: merges come in the order of their frequency
+COMMON_TOKENS = 4_096
+# By how much cosines are larger as scores
+COSINE_SCALE = 20.0
 
 
 class PrefixDecoder(nn.Module):
@@ -118,7 +125,8 @@ class PrefixDecoder(nn.Module):
         # 2. Prefix and words, of which the last predicts nothing
         words = self.language_model.get_input_embeddings()(tokens)  # (B, T', D)
         hidden = torch.zeros_like(real) if hidden_words is None else hidden_words
-        words = torch.where(hidden.gather(1, order).unsqueeze(-1), self.no_word, words)
+        no_word = self.no_word.to(words.dtype)
+        words = torch.where(hidden.gather(1, order).unsqueeze(-1), no_word, words)
         prefix = self.prefix(latents, len(tokens), dropped_latents).to(words.dtype)
         inputs: dict[str, Any] = {"inputs_embeds": torch.cat([prefix, words[:, :-1]], dim=1)}
         if takes_argument(self.language_model, "use_cache"):
@@ -130,6 +138,30 @@ class PrefixDecoder(nn.Module):
         places = (real.long().cumsum(dim=1) - 1).clamp(min=0)[rows, columns]
         logits = logits_at(self.language_model, rows, self.num_latents - 1 + places, inputs)
         return logits.unflatten(0, decoder_ids.shape) if positions is None else logits
+
+    def word_nats(self, latents: Tensor, decoder_ids: Tensor) -> Tensor:
+        """(B, T) -log p of each token by the latents (B, K, E) alone, wherever in a text it stands, in nats.
+
+        The vector of each latent in the prefix says by its cosine with their embeddings which tokens are likely, among
+        the first of the vocabulary and the token itself; of K latents each is asked equally often. Embeddings learn
+        nothing here. A prefix that says what words a text has is one that a language model can read at once
+        (bag-of-words loss, https://arxiv.org/abs/1703.10960).
+        """
+        weight = self.language_model.get_input_embeddings().weight.detach()
+        told = F.normalize(self.prefix_in(latents.to(self.prefix_in.weight.dtype)), dim=-1)
+
+        # 1. Cosines with embeddings around their mean, which they have in common
+        mean = weight.mean(dim=0, dtype=torch.float32)
+        known = F.normalize(weight[:COMMON_TOKENS].float() - mean, dim=-1)  # (C, D)
+        own = F.normalize(weight[decoder_ids].float() - mean, dim=-1)  # (B, T, D)
+        scores_of_known = COSINE_SCALE * told.float() @ known.T  # (B, K, C)
+        scores = COSINE_SCALE * torch.einsum("bkd,btd->bkt", told.float(), own)  # (B, K, T)
+
+        # 2. A token that is not among the first counts beside them, so that a text does not depend on its batch.
+        total = scores_of_known.logsumexp(dim=-1, keepdim=True).expand_as(scores)
+        is_known = (decoder_ids < len(known)).unsqueeze(1)
+        total = torch.where(is_known, total, torch.logaddexp(total, scores))
+        return math.log(self.num_latents) - (scores - total).logsumexp(dim=1)
 
     @torch.no_grad()
     def generate(

@@ -61,6 +61,7 @@ def prepare_chat_data(config: Any, accelerator: Any, columns: dict[str, str]) ->
             config.split,
             config.validation_fraction,
             config.validation_documents,
+            config.max_train_samples,
         )
 
         # 2. The tokenizer, and its template

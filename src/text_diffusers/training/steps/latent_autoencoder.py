@@ -62,42 +62,70 @@ class LatentDropout:
         }
 
 
+@dataclass(frozen=True)
+class LatentLossWeights:
+    """What the parts of the loss of an autoencoder weigh beside the nats of its texts.
+
+    Attributes:
+        kl: of the divergence from the prior. With weight 1, no free bits, words or dropout, the loss is a bound of
+            -log p of the counted tokens.
+        free_bits: nats that each entry of the latents of a text may tell for nothing, see `with_free_bits`.
+        words: of the words that the latents tell by themselves, see `PrefixDecoder.word_nats`.
+    """
+
+    kl: float = 1.0
+    free_bits: float = 0.0
+    words: float = 0.0
+
+
+BOUND = LatentLossWeights()
+
+
 def latent_autoencoder_loss(
     model: Any,
     batch: Batch,
     dropout: LatentDropout,
     generators: list[torch.Generator],
-    kl_weight: float = 1.0,
-    free_bits: float = 0.0,
+    weights: LatentLossWeights = BOUND,
+    words_only: bool = False,
 ) -> Tensor:
-    """Reconstruction and weighted divergence from the prior, in nats, summed over a batch.
-
-    With weight 1, without free bits and dropout, it is a bound of -log p of the counted tokens.
+    """Reconstruction and what is weighed beside it, in nats, summed over a batch.
 
     Args:
         model: the autoencoder, which may be prepared by Accelerate.
         batch: rows of `with_encoder_columns`.
         generators: one a row.
-        kl_weight: of the divergence.
-        free_bits: nats that each entry of the latents of a text may tell for nothing, see `with_free_bits`.
+        weights: of the other parts.
+        words_only: whether latents learn to tell words, with weight 1, and the decoder does not run: a small part of
+            the cost of a step.
     """
-    config = getattr(model, "module", model).config  # Accelerate may have wrapped the model
+    autoencoder = getattr(model, "module", model)  # Accelerate may have wrapped the model
     tokens = batch["input_ids"]
     counted = unknown_tokens(batch)  # (B, T)
 
     batch_size, length = tokens.shape
-    drawn = dropout.draw(config, batch_size, length, generators)
+    drawn = dropout.draw(autoencoder.config, batch_size, length, generators)
     output = model(
         input_ids=batch["encoder_ids"],
         attention_mask=batch["encoder_mask"],
         decoder_ids=tokens,
         decoder_mask=batch["attention_mask"],
         positions=counted,
+        reads_text=not words_only,
+        tells_words=words_only or weights.words > 0,
         **{name: values.to(tokens.device) for name, values in drawn.items()},
     )
 
-    nats = F.cross_entropy(output.logits.float(), tokens[counted], reduction="sum")
-    if output.logvar is None:
-        return nats
-    kl = gaussian_kl(output.latents.float(), output.logvar.float())
-    return nats + kl_weight * with_free_bits(kl, free_bits).sum()
+    loss = tokens.new_zeros((), dtype=torch.float32)
+    if words_only:
+        # Several processes wait for the gradient of all that learns.
+        loss = loss + 0.0 * sum(w.sum() for w in autoencoder.parameters() if w.requires_grad)
+    else:
+        loss = loss + F.cross_entropy(output.logits.float(), tokens[counted], reduction="sum")
+    if output.word_nats is not None:
+        weight = 1.0 if words_only else weights.words
+        loss = loss + weight * output.word_nats[counted].sum()
+    if output.logvar is not None:
+        kl = gaussian_kl(output.latents.float(), output.logvar.float())
+        loss = loss + weights.kl * with_free_bits(kl, weights.free_bits).sum()
+    return loss

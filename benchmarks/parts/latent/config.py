@@ -1,0 +1,83 @@
+"""Options of benchmarks/latent.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from parts.common.options import free_option
+from text_diffusers.common.validation import require
+from text_diffusers.training.config import check_options, option
+
+# Made-up turns that are held out
+ASKED = 200
+PARTS = ("samplers", "labels", "replies", "facts")
+
+
+@dataclass
+class LatentBenchmarkConfig:
+    """Options of the benchmark of latent diffusion.
+
+    Raises:
+        ValueError: if a value is outside its range.
+    """
+
+    output_dir: str = free_option("runs/latent_figures", "folder of finished lines and the report")
+    parts: list[str] = free_option(list(PARTS), ", ".join(PARTS))
+
+    # Texts by themselves and with labels
+    flow: str = option("runs/latent_reviews", "folder of a pipeline with labels, for flow matching")
+    betas: str = option(
+        "runs/latent_reviews_betas", "the same for a noise schedule of betas, or none"
+    )
+    dataset: str = option("movie_reviews", "labelled texts that both learned from")
+    max_train_samples: int = option(
+        40_000, "as in their training; the judge reads the texts after these", limit="at least 1"
+    )
+    judge_dataset: str | None = free_option(
+        None,
+        "labelled texts that no model has seen; default: the judge's part of movie_reviews",
+    )
+    steps: list[int] = option([1000, 100, 50, 20, 10, 5, 2], "of each sampler")
+    scales: list[float] = option([0, 1, 2, 3, 5], "of guidance to a label")
+    num_texts: int = option(200, "texts of a line")
+
+    # Replies
+    diffusion_replies: str = option("runs/latent_replies", "pipeline of replies, a diffusion prior")
+    gaussian_replies: str = option("runs/latent_replies_cvae", "the same with a Gaussian prior")
+    conversations: str = option("chitchat_messages", "conversations that both learned from")
+    max_train_replies: int = option(
+        40_000, "as in their training; the judge reads the replies after these", limit="at least 1"
+    )
+    num_contexts: int = option(100, "held-out contexts")
+    num_replies: int = option(5, "replies to each")
+    temperatures: list[float] = option([0.0, 0.5, 0.7, 0.85, 1.0], "of the decoder; 0 is greedy")
+
+    # Replies with known facts, for which small models are trained here
+    languages: list[str] = free_option(["en", "ru"], "en, ru: those of the made-up turns")
+    train_minutes: float = option(8.0, "minutes of the decoder's training", limit="above 0")
+    prior_minutes: float = option(3.0, "minutes of each prior's training", limit="above 0")
+    num_questions: int = option(100, "questions that are asked")
+
+    # Of all
+    max_new_tokens: int = option(47, "the longest text in tokens", limit="at least 1")
+    batch_size: int = free_option(50, "texts at a time; they do not depend on it")
+    seed: int = option(0, "of the noise: text i has the same in each line")
+    num_cpu_threads: int | None = free_option(None, "torch threads; default: all")
+
+    def __post_init__(self):
+        check_options(self)
+        unknown = set(self.parts) - set(PARTS)
+        require(not unknown, "parts", f"among {list(PARTS)}", sorted(unknown))
+        # Only this corpus has a part that is kept for the judge.
+        if self.judge_dataset is None and self.dataset != "movie_reviews":
+            raise ValueError(f"`judge_dataset` must be given with `dataset`={self.dataset!r}.")
+        for name in ("num_texts", "num_contexts", "num_replies"):
+            require(getattr(self, name) >= 2, name, "at least 2", getattr(self, name))
+        require(
+            1 <= self.num_questions <= ASKED, "num_questions", f"1 to {ASKED}", self.num_questions
+        )
+        require(0 in self.scales, "scales", "numbers with 0, the unconditional model", self.scales)
+
+    @property
+    def folder(self) -> Path:
+        """Of finished lines and the report."""
+        return Path(self.output_dir)

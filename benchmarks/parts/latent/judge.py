@@ -1,0 +1,140 @@
+"""A judge of texts that shares nothing with the models it judges: a word n-gram model with Kneser-Ney smoothing.
+
+Behind a context h, whose counts are c(h), a word w has probability max(c(hw) - D, 0) / c(h), and the counts that the
+discount D frees go to the shorter context h', in proportion to p(w | h'). Shorter contexts count in how many different
+contexts a word stands, and not how often (https://doi.org/10.1109/ICASSP.1995.479394).
+"""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]")
+START = "\x02"
+END = "\x03"
+UNKNOWN = "\x1a"
+# A word that occurs once may be a slip, and stands for those that the judge does not know.
+LEAST_COUNT = 2
+# An unknown word is paid for by the letter.
+LETTERS = 27
+
+
+class Verdict(NamedTuple):
+    """What a judge says of texts.
+
+    Attributes:
+        nats_per_word: of all texts, each end and each mark being a word.
+        perplexity: exp of it.
+        known_words: share of words that the judge knows.
+        seen_pairs: share of neighbouring words that it has seen side by side.
+    """
+
+    nats_per_word: float
+    perplexity: float
+    known_words: float
+    seen_pairs: float
+
+
+def words_of(text: str) -> list[str]:
+    """Words and marks of a text, in lower case.
+
+    Example:
+        >>> words_of("It's fun, isn't it?")
+        ["it's", 'fun', ',', "isn't", 'it', '?']
+    """
+    return WORD.findall(text.lower())
+
+
+class WordNgramJudge:
+    """A word n-gram model.
+
+    Args:
+        texts: to learn from.
+        order: n, words of an n-gram.
+
+    Example:
+        >>> judge = WordNgramJudge(["the cat sat", "the dog sat", "the cat ran"], order=2)
+        >>> judge.judge(["the cat sat"]).perplexity < judge.judge(["sat cat the"]).perplexity
+        True
+    """
+
+    def __init__(self, texts: Iterable[str], order: int = 3):
+        self.order = order
+        rows = [words_of(text) for text in texts]
+        counts = Counter(word for row in rows for word in row)
+        self.vocabulary = {word for word, count in counts.items() if count >= LEAST_COUNT}
+
+        # 1. How often each word stands behind the longest contexts
+        successors: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+        for row in rows:
+            padded = self._padded(row)
+            for place in range(order - 1, len(padded)):
+                successors[tuple(padded[place - order + 1 : place])][padded[place]] += 1
+        self.pairs = {pair for row in rows for pair in pairwise(self._padded(row)[order - 1 :])}
+
+        # 2. Behind shorter ones, in how many longer ones it stands
+        self.tables = [successors]
+        for _ in range(order - 1):
+            shorter: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+            for context, words in self.tables[0].items():
+                shorter[context[1:]].update(words.keys())
+            self.tables.insert(0, shorter)
+        self.totals = [
+            {context: words.total() for context, words in table.items()} for table in self.tables
+        ]
+        self.discounts = [discount(table.values()) for table in self.tables]
+
+    def _padded(self, words: Sequence[str]) -> list[str]:
+        known = [word if word in self.vocabulary else UNKNOWN for word in words]
+        return [*[START] * (self.order - 1), *known, END]
+
+    def probability(self, context: Sequence[str], word: str) -> float:
+        """p(word | context), of a context of n - 1 words of the vocabulary, or starts."""
+        # All words, the unknown one and the end are alike before anything is known.
+        probability = 1 / (len(self.vocabulary) + 2)
+        for length, table in enumerate(self.tables):
+            known = tuple(context[len(context) - length :])
+            words = table.get(known)
+            if words is None:
+                break
+            total = self.totals[length][known]
+            lower = self.discounts[length]
+            freed = lower * len(words) / total
+            probability = max(words[word] - lower, 0) / total + freed * probability
+        return probability
+
+    def nats(self, text: str) -> float:
+        """-log p of a text and its end."""
+        words = words_of(text)
+        padded = self._padded(words)
+        nats = 0.0
+        for place in range(self.order - 1, len(padded)):
+            context = padded[place - self.order + 1 : place]
+            nats -= math.log(self.probability(context, padded[place]))
+        unknown = [word for word in words if word not in self.vocabulary]
+        return nats + math.log(LETTERS) * sum(map(len, unknown))
+
+    def judge(self, texts: Sequence[str]) -> Verdict:
+        """What is said of texts, of which one must have a word."""
+        rows = [words_of(text) for text in texts]
+        num_words = sum(map(len, rows))
+        nats = sum(map(self.nats, texts)) / (num_words + len(rows))
+        known = sum(word in self.vocabulary for row in rows for word in row)
+        pairs = [pair for row in rows for pair in pairwise(row)]
+        return Verdict(
+            nats_per_word=nats,
+            perplexity=math.exp(nats),
+            known_words=known / num_words,
+            seen_pairs=sum(pair in self.pairs for pair in pairs) / max(1, len(pairs)),
+        )
+
+
+def discount(counters: Iterable[Counter[str]]) -> float:
+    """n1 / (n1 + 2 n2) of the numbers of n-grams that are counted once and twice."""
+    frequencies = Counter(count for counter in counters for count in counter.values())
+    once = frequencies[1]
+    # Of a handful of texts, in which nothing occurs once or twice, any discount does.
+    return once / (once + 2 * frequencies[2]) if once else 0.5

@@ -1,0 +1,172 @@
+"""Tables, pictures and unpicked texts of benchmarks/latent.py."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from parts.common.pictures import use_logarithmic_x
+from parts.common.results import Record, write_report
+from parts.common.tables import Column, TableRow, markdown_table
+from parts.latent.config import LatentBenchmarkConfig
+
+SHOWN = 20
+FIGURES = {
+    "perplexity": Column("perplexity", ".1f"),
+    "seen_pairs": Column("seen pairs", ".1%"),
+    "known_words": Column("known words", ".1%"),
+    "words": Column("words", ".1f"),
+    "entropy": Column("entropy", ".2f"),
+    "distinct_2": Column("distinct-2", ".3f"),
+    "self_bleu": Column("self-BLEU", ".1f"),
+}
+SAMPLER_COLUMNS = {
+    **FIGURES,
+    "distance": Column("distance", ".4f"),
+    "latent_seconds": Column("latents, s a text", ".3f"),
+    "decoding_seconds": Column("words, s a text", ".3f"),
+}
+LABEL_COLUMNS = {"followed": Column("label followed", ".3f"), **FIGURES}
+REPLY_COLUMNS = {
+    "relevance": Column("relevance", ".3f"),
+    **FIGURES,
+    "different": Column("different", ".3f"),
+}
+FACT_COLUMNS = {
+    name: Column(title, ".3f")
+    for name, title in (
+        ("name", "name"),
+        ("product", "product"),
+        ("number", "number"),
+        ("tone", "tone"),
+        ("all", "all four"),
+        ("different", "different"),
+    )
+} | {"self_bleu": Column("self-BLEU", ".1f")}
+
+
+def sampler_part(options: LatentBenchmarkConfig, records: Sequence[Record]) -> str:
+    """Samplers by steps, and texts."""
+    rows = [
+        TableRow([record["name"], str(record.get("steps", ""))], [record]) for record in records
+    ]
+    parts = ["## Samplers", markdown_table(["texts", "steps"], rows, SAMPLER_COLUMNS)]
+    draw_samplers(options, records)
+
+    # What the pipeline writes by default, and what the decoder writes without it
+    for record in records:
+        by_default = record["name"].startswith("euler") and record.get("steps") == 50
+        if by_default or "steps" not in record:
+            parts.append(shown(record["name"], record["texts"]))
+    return "\n\n".join(parts)
+
+
+def label_part(records: Sequence[Record], note: str) -> str:
+    """Labels by scale, and texts of each label at the scale at which most are followed."""
+    rows = [TableRow([f"{record['scale']:g}"], [record]) for record in records]
+    parts = ["## Labels", note, markdown_table(["scale"], rows, LABEL_COLUMNS)]
+    best = max(records, key=lambda record: record["followed"])
+    for label in sorted(set(best["labels"])):
+        own = [
+            text
+            for text, number in zip(best["texts"], best["labels"], strict=True)
+            if number == label
+        ]
+        parts.append(shown(f"label {label}, scale {best['scale']:g}", own))
+    return "\n\n".join(parts)
+
+
+def reply_part(
+    options: LatentBenchmarkConfig, records: Sequence[Record], sources: Sequence[str]
+) -> str:
+    """Systems by temperature, and replies to the first contexts."""
+    rows = []
+    for record in records:
+        temperature = record.get("temperature")
+        shown_temperature = "" if temperature is None else f"{temperature:g}"
+        rows.append(TableRow([record["name"], shown_temperature], [record]))
+    parts = ["## Replies", markdown_table(["system", "temperature"], rows, REPLY_COLUMNS)]
+    draw_replies(options, records)
+
+    count = options.num_replies
+    greedy = [record for record in records if record.get("temperature") == 0.0]
+    for place, source in enumerate(sources[: SHOWN // count]):
+        parts.append(f"> {source}".replace("\n", "\n> "))
+        for record in greedy:
+            own = record["texts"][place * count : (place + 1) * count]
+            parts.append(shown(record["name"], own))
+    return "\n\n".join(parts)
+
+
+def fact_part(language: str, records: Sequence[Record], count: int) -> str:
+    """Ways to reply with their facts, and the replies to the first question."""
+    rows = [TableRow([record["system"]], [record]) for record in records]
+    parts = [f"## Known facts: {language}", markdown_table(["system"], rows, FACT_COLUMNS)]
+    parts.append(f"> {records[0]['question']}")
+    parts += [shown(record["system"], record["texts"][:count]) for record in records]
+    return "\n\n".join(parts)
+
+
+def shown(name: str, texts: Sequence[str]) -> str:
+    """The first texts, none picked."""
+    lines = [f"**{name}**", ""]
+    lines += [f"- {text or '(empty)'}" for text in texts[:SHOWN]]
+    return "\n".join(lines)
+
+
+def draw_samplers(options: LatentBenchmarkConfig, records: Sequence[Record]):
+    """Perplexity and likeness of each sampler by steps, beside real texts and the decoder alone."""
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for axes, name in zip(panels, ("perplexity", "self_bleu", "distance"), strict=True):
+        lines: dict[str, list[Record]] = {}
+        for record in records:
+            if "temperature" not in record["name"] and "steps" in record:
+                lines.setdefault(record["name"], []).append(record)
+        for label, own in lines.items():
+            ordered = sorted(own, key=lambda record: record["steps"])
+            axes.plot(
+                [record["steps"] for record in ordered],
+                [record[name] for record in ordered],
+                marker="o",
+                label=label,
+            )
+        for record in records:
+            if "steps" not in record and record.get(name) is not None:
+                dash = "--" if record["name"].startswith("real") else ":"
+                axes.axhline(record[name], color="gray", linestyle=dash, label=record["name"])
+        axes.set(xlabel="steps", ylabel=SAMPLER_COLUMNS[name].title)
+        use_logarithmic_x(axes, (1, 2, 5))
+    panels[0].legend(fontsize=7)
+    figure.savefig(options.folder / "samplers.png", dpi=110)
+    plt.close(figure)
+
+
+def draw_replies(options: LatentBenchmarkConfig, records: Sequence[Record]):
+    """Quality against variety: the judge's perplexity and the relevance by self-BLEU, a line a system."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    names = dict.fromkeys(record["name"] for record in records if "temperature" in record)
+    for axes, name in zip(panels, ("perplexity", "relevance"), strict=True):
+        for system in names:
+            own = [record for record in records if record["name"] == system]
+            own = [record for record in own if record["self_bleu"] is not None]
+            axes.plot(
+                [record["self_bleu"] for record in own],
+                [record[name] for record in own],
+                marker="o",
+                label=system,
+            )
+            for record in own:
+                axes.annotate(
+                    f"{record['temperature']:g}", (record["self_bleu"], record[name]), fontsize=7
+                )
+        axes.axhline(records[0][name], color="gray", linestyle="--", label="real replies")
+        axes.set(xlabel="self-BLEU of the replies to a context", ylabel=REPLY_COLUMNS[name].title)
+        axes.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.savefig(options.folder / "replies.png", dpi=110)
+    plt.close(figure)
+
+
+def report(options: LatentBenchmarkConfig, parts: Sequence[str], figures: Any):
+    """Print and write all parts."""
+    write_report(options.folder, "latent", "\n\n".join(parts), figures)

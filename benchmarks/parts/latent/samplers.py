@@ -1,0 +1,122 @@
+"""Samplers at many steps, beside real texts and the decoder alone; and labels under guidance."""
+
+from functools import partial
+from typing import Any
+
+from parts.common.results import Record, read_or_make
+from parts.latent.config import LatentBenchmarkConfig
+from parts.latent.data import UnseenTexts, cut_texts, judge_of_labels
+from parts.latent.figures import embeddings, energy_distance, figures_of
+from parts.latent.writing import decode, text_record, write_latents
+from text_diffusers import TextDiffusionPipeline
+from text_diffusers.samplers import with_sampler
+
+# Samplers of each noise that a model may have learned
+SAMPLERS = {
+    "flow": ("euler", "heun", "reverse_sde"),
+    "betas": ("ddpm", "ddim", "dpm_solver"),
+}
+# With which labels are followed
+LABEL_STEPS = 50
+REAL = "real texts, held out"
+ALONE = "the decoder alone, temperature 1"
+
+
+def load(folder: str) -> Any:
+    """A pipeline without progress bars."""
+    pipe: Any = TextDiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def yardsticks(pipe: Any, options: LatentBenchmarkConfig, unseen: UnseenTexts) -> list[Record]:
+    """Real texts, and those that the decoder writes without any latents."""
+    folder = options.folder / "samplers"
+    real = read_or_make(
+        folder / "real.json",
+        lambda: text_record(
+            cut_texts(unseen.held_out["text"], pipe.tokenizer, options.max_new_tokens)
+        ),
+    )
+    alone = read_or_make(
+        folder / "alone.json",
+        lambda: text_record(decode(pipe, options, None, 1.0, count=options.num_texts)[0]),
+    )
+    return [{"name": REAL, **real}, {"name": ALONE, **alone}]
+
+
+def sampler_records(options: LatentBenchmarkConfig, unseen: UnseenTexts) -> list[Record]:
+    """A line for each sampler and number of steps, greedy and, of the first at its best, with draws."""
+    pipes = {"flow": load(options.flow)}
+    if options.betas != "none":
+        pipes["betas"] = load(options.betas)
+    records = yardsticks(pipes["flow"], options, unseen)
+
+    for noise, pipe in pipes.items():
+        for sampler in SAMPLERS[noise]:
+            writer = with_sampler(pipe, sampler)
+            for steps in options.steps:
+                make = partial(sampler_record, writer, options, steps)
+                file = options.folder / "samplers" / f"{sampler}-{steps}.json"
+                records.append(
+                    {"name": f"{sampler} ({noise})", "steps": steps, **read_or_make(file, make)}
+                )
+                print(f"{sampler}, {steps} steps", flush=True)
+
+    # The same latents with draws of the decoder, as its own texts have
+    for temperature in (0.7, 1.0):
+        make = partial(sampler_record, pipes["flow"], options, LABEL_STEPS, temperature)
+        file = options.folder / "samplers" / f"drawn-{temperature}.json"
+        name = f"euler (flow), temperature {temperature:g}"
+        records.append({"name": name, "steps": LABEL_STEPS, **read_or_make(file, make)})
+
+    real = embeddings(pipes["flow"], records[0]["texts"])
+    for record in records:
+        record |= figures_of(record["texts"], unseen.judge)
+        if record["name"] != REAL:
+            written = embeddings(pipes["flow"], [text or "." for text in record["texts"]])
+            record["distance"] = energy_distance(written, real)
+    return records
+
+
+def sampler_record(
+    pipe: Any, options: LatentBenchmarkConfig, steps: int, temperature: float = 0.0
+) -> Record:
+    """Texts, and how long their latents and their words took."""
+    latents, seconds = write_latents(pipe, options, options.num_texts, steps)
+    texts, decoding = decode(pipe, options, latents, temperature)
+    count = options.num_texts
+    return text_record(texts, latent_seconds=seconds / count, decoding_seconds=decoding / count)
+
+
+def label_records(options: LatentBenchmarkConfig, unseen: UnseenTexts) -> tuple[list[Record], str]:
+    """A line for each scale of guidance to a label, and a note on the judge."""
+    judge, note = judge_of_labels(options)
+    pipe = load(options.flow)
+    labels = [place % 2 for place in range(options.num_texts)]
+    records = []
+    for scale in sorted(options.scales):
+        make = partial(label_record, pipe, options, labels, scale)
+        record = read_or_make(options.folder / "labels" / f"scale-{scale:g}.json", make)
+        judged = judge.labels(record["texts"])
+        followed = sum(a == b for a, b in zip(judged, labels, strict=True)) / len(labels)
+        records.append(
+            {
+                "scale": scale,
+                **record,
+                "followed": followed,
+                "labels": labels,
+                **figures_of(record["texts"], unseen.judge),
+            }
+        )
+        print(f"labels, scale {scale:g}: {followed:.3f}", flush=True)
+    return records, note
+
+
+def label_record(
+    pipe: Any, options: LatentBenchmarkConfig, labels: list[int], scale: float
+) -> Record:
+    """Texts with labels at a scale."""
+    told = {"class_labels": labels, "guidance_scale": scale}
+    latents, _ = write_latents(pipe, options, len(labels), LABEL_STEPS, **told)
+    return text_record(decode(pipe, options, latents, 0.0)[0])

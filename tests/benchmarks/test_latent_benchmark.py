@@ -1,0 +1,171 @@
+"""The benchmark of latent diffusion: its judges, and a whole run in seconds."""
+
+import json
+import math
+from collections import Counter
+from itertools import pairwise
+
+import latent
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES
+from parts.latent.config import PARTS
+from parts.latent.figures import energy_distance
+from parts.latent.judge import END, START, UNKNOWN, WordNgramJudge, words_of
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe, make_latent_prior
+
+from text_diffusers.data.tokenizers import train_tokenizer
+
+pytestmark = pytest.mark.slow
+
+TEXTS = [
+    "the cat sat on the mat",
+    "the dog sat on a mat",
+    "a cat ran",
+    "the dog ran to the cat",
+] * 2
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_the_judge_of_words_is_a_distribution_behind_every_context(order):
+    judge = WordNgramJudge(TEXTS, order)
+    words = [*judge.vocabulary, UNKNOWN, END]
+    contexts = [[START] * (order - 1), ["the", "cat", "sat"], ["mat", UNKNOWN, "mat"]]
+    for context in contexts:
+        context = context[len(context) - order + 1 :] if order > 1 else []
+        total = sum(judge.probability(context, word) for word in words)
+        assert total == pytest.approx(1, abs=1e-12)
+
+
+def test_the_judge_of_pairs_is_kneser_ney_as_it_is_written_down():
+    judge = WordNgramJudge(TEXTS, order=2)
+    pairs = Counter()
+    for text in TEXTS:
+        pairs.update(pairwise([START, *words_of(text), END]))
+    frequencies = Counter(pairs.values())
+    discount = frequencies[1] / (frequencies[1] + 2 * frequencies[2]) if frequencies[1] else 0.5
+    contexts = Counter(second for _, second in pairs)
+    behind = Counter(contexts.values())
+    lower_discount = behind[1] / (behind[1] + 2 * behind[2])
+    for first, second in [("the", "cat"), ("cat", "the"), ("sat", "on"), (START, "a")]:
+        count = sum(number for pair, number in pairs.items() if pair[0] == first)
+        kinds = sum(1 for pair in pairs if pair[0] == first)
+        uniform = 1 / (len(judge.vocabulary) + 2)
+        lower = max(contexts[second] - lower_discount, 0) / len(pairs)
+        lower += lower_discount * len(contexts) / len(pairs) * uniform
+        expected = (
+            max(pairs[first, second] - discount, 0) / count + discount * kinds / count * lower
+        )
+        assert judge.probability([first], second) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_judge_prefers_language_and_makes_unknown_words_pay():
+    judge = WordNgramJudge(TEXTS, order=3)
+    shuffled = "mat the on sat cat the"
+    assert judge.judge([TEXTS[0]]).perplexity < judge.judge([shuffled]).perplexity
+    short, long = judge.nats("the cat qx"), judge.nats("the cat qxqx")
+    assert long - short == pytest.approx(2 * math.log(27))
+    verdict = judge.judge(["the cat qx"])
+    assert verdict.known_words == pytest.approx(2 / 3)
+    assert verdict.seen_pairs == pytest.approx(1 / 2)
+
+
+def test_the_distance_is_zero_for_texts_of_one_kind_and_grows_with_a_shift():
+    random = torch.Generator().manual_seed(0)
+    first = torch.randn(400, 3, generator=random)
+    seen = [
+        energy_distance(first, torch.randn(400, 3, generator=random) + shift)
+        for shift in (0.0, 0.0, 0.5, 1.0)
+    ]
+    assert max(abs(value) for value in seen[:2]) < 0.02
+    assert 0.05 < seen[2] < seen[3]
+    # In one dimension: the squared area between distribution functions, twice; here of N(0, 1) and N(2, 1)
+    one = np.random.default_rng(0).normal(size=(2000, 1))
+    other = np.random.default_rng(1).normal(size=(2000, 1)) + 2
+    places = np.linspace(-5, 7, 4001)
+    share = [(column[:, 0, None] <= places).mean(axis=0) for column in (one, other)]
+    expected = 2 * np.trapezoid((share[0] - share[1]) ** 2, places)
+    found = energy_distance(torch.tensor(one), torch.tensor(other))
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Data, and pipelines with random weights: their texts are noise, the run is whole."""
+    tokenizer = train_tokenizer(SENTENCES * 2, vocab_size=326)
+    rows = [{"text": text, "label": number % 2} for number, text in enumerate(SENTENCES * 30)]
+    turns = [
+        {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": b}]}
+        for a, b in pairwise(SENTENCES * 30)
+    ]
+    for name, lines in (("rows", rows), ("turns", turns)):
+        lines_of_file = "\n".join(json.dumps(line) for line in lines)
+        (tmp_path / f"{name}.jsonl").write_text(lines_of_file, encoding="utf-8")
+
+    plain = {"prompt_size": None, "num_classes": 2}
+    pipes = {
+        "flow": make_latent_pipe(tokenizer, make_latent_denoiser(**plain)),
+        "betas": make_latent_pipe(
+            tokenizer, make_latent_denoiser(**plain, prediction_type="v_prediction")
+        ),
+        "diffusion_replies": make_latent_pipe(tokenizer, reads_source=True),
+        "gaussian_replies": make_latent_pipe(tokenizer, make_latent_prior(), reads_source=True),
+    }
+    for name, pipe in pipes.items():
+        pipe.save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+def test_a_run_of_seconds_leaves_a_report_of_all_parts(folders):
+    options = latent.LatentBenchmarkConfig(
+        output_dir=str(folders / "figures"),
+        **{
+            name: str(folders / name)
+            for name in ("flow", "betas", "diffusion_replies", "gaussian_replies")
+        },
+        dataset=str(folders / "rows.jsonl"),
+        judge_dataset=str(folders / "rows.jsonl"),
+        conversations=str(folders / "turns.jsonl"),
+        max_train_samples=100,
+        max_train_replies=100,
+        steps=[4, 2],
+        scales=[0, 2],
+        num_texts=4,
+        num_contexts=3,
+        num_replies=2,
+        temperatures=[0.0, 1.0],
+        languages=["en"],
+        train_minutes=0.05,
+        prior_minutes=0.03,
+        num_questions=3,
+        max_new_tokens=8,
+        batch_size=3,
+    )
+    found = latent.main(options)
+    assert set(found) == {*PARTS[:3], "facts_en"}
+    assert len(found["samplers"]) == 2 + 6 * 2 + 2
+    # Real texts are at no distance to measure, and are what the judge knows.
+    assert found["samplers"][0]["perplexity"] < found["samplers"][2]["perplexity"]
+    assert [len(record["texts"]) for record in found["replies"]] == [3] + [6] * 8
+    assert [len(record["texts"]) for record in found["facts_en"]] == [6] * 4
+    for record in found["facts_en"]:
+        assert record["all"] <= min(record["name"], record["number"])
+
+    # Of one seed, the latents of both samplers without noise begin alike; a batch changes nothing.
+    again = latent.main(
+        latent.LatentBenchmarkConfig(
+            **vars(options)
+            | {"output_dir": str(folders / "again"), "parts": ["samplers"], "batch_size": 4}
+        )
+    )
+    for first, second in zip(found["samplers"], again["samplers"], strict=True):
+        assert first["texts"] == second["texts"]
+
+    report = (options.folder / "latent.md").read_text(encoding="utf-8")
+    for heading in ("## Samplers", "## Labels", "## Replies", "## Known facts: en"):
+        assert heading in report
+    assert {"samplers.png", "replies.png"} <= {file.name for file in options.folder.iterdir()}
+
+    # A second run reads what the first has left.
+    assert json.loads(json.dumps(latent.main(options))) == json.loads(json.dumps(found))
