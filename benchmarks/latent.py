@@ -3,6 +3,7 @@
     python benchmarks/latent.py
     python benchmarks/latent.py --parts facts --languages en --train_minutes 2 --prior_minutes 1
 
+- memory: the peak while 64 texts of 40 tokens are written, beside a model that diffuses tokens.
 - samplers: texts of each sampler at 1,000 to 2 steps, decoded by the likeliest tokens, beside real texts and the
   decoder alone. Seconds of latents and of words are apart.
 - labels: share of texts that have the label they were asked for, at each scale of guidance.
@@ -29,8 +30,16 @@ from parts.common.results import check_settings
 from parts.latent.config import LatentBenchmarkConfig
 from parts.latent.data import conversation_texts, labelled_texts
 from parts.latent.facts import fact_records
+from parts.latent.memory import memory_records
 from parts.latent.replies import reply_records
-from parts.latent.report import fact_part, label_part, reply_part, report, sampler_part
+from parts.latent.report import (
+    fact_part,
+    label_part,
+    memory_part,
+    reply_part,
+    report,
+    sampler_part,
+)
 from parts.latent.samplers import label_records, sampler_records
 
 from text_diffusers.training.config import OptionParser
@@ -45,6 +54,10 @@ def main(options: LatentBenchmarkConfig) -> dict[str, Any]:
 
     sections = []
     figures: dict[str, Any] = {}
+    # First, in forks of a process that has not computed anything
+    if "memory" in options.parts:
+        figures["memory"] = memory_records(options)
+        sections.append(memory_part(figures["memory"]))
     if {"samplers", "labels"} & set(options.parts):
         unseen = labelled_texts(options)
         if "samplers" in options.parts:

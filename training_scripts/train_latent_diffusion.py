@@ -10,6 +10,7 @@ computed once and kept in a file. Read it from top to bottom: options, models, d
 B batch, K latents of a text, E latent width.
 """
 
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ from text_diffusers.training.steps.latents import (
     gaussian_prior_losses,
     shown_latents,
 )
+from text_diffusers.training.steps.reflow import latent_pairs
 from text_diffusers.training.text_options import (
     TextData,
     TextTrainingConfig,
@@ -64,7 +66,9 @@ PRIORS = ("diffusion", "gaussian")
 STRAIGHT = "straight"
 
 # Options that a Gaussian prior has no use for, and that are off by default
-DIFFUSION_OPTIONS = ("label_column", "noise_schedule", "optimal_transport")
+DIFFUSION_OPTIONS = ("label_column", "noise_schedule", "optimal_transport", "reflow_from")
+# Options that say how noise and latents are put together, which pairs of another model are already
+PAIRING_OPTIONS = ("optimal_transport", "draw_latents")
 
 
 @dataclass
@@ -129,6 +133,13 @@ class LatentDiffusionConfig(TextTrainingConfig):
         False, "deal noise out within a batch, so that paths are straighter"
     )
 
+    # Straighter paths
+    reflow_from: str | None = option(
+        None,
+        "pipeline of this recipe whose own pairs of noise and latents are learned, from its weights on: fewer steps",
+    )
+    reflow_steps: int = option(20, "steps by which it makes a pair", limit="at least 1")
+
     # Transformer; of a Gaussian prior only the width
     hidden_size: int = option(256, "width of the transformer")
     num_layers: int = option(6, "blocks")
@@ -183,6 +194,14 @@ class LatentDiffusionConfig(TextTrainingConfig):
                 f"`prediction_type` must be one of {allowed} with `noise_schedule`={self.path!r}, got "
                 f"{self.prediction_type!r}."
             )
+        if self.reflow_from and self.path != STRAIGHT:
+            raise ValueError(
+                f"`noise_schedule` must be {STRAIGHT!r} with `reflow_from`, got {self.path!r}."
+            )
+        for name in PAIRING_OPTIONS:
+            if self.reflow_from and getattr(self, name):
+                raise ValueError(f"`{name}` cannot be used with `reflow_from`.")
+
         # Of rows with sources no two are alike, among which noise could be dealt out.
         if self.optimal_transport and self.source_column:
             raise ValueError("`optimal_transport` cannot be used with a `source_column`.")
@@ -249,6 +268,30 @@ def build_prior(config: LatentDiffusionConfig, autoencoder: Any, num_classes: in
     )
 
 
+def start_from_teacher(config: LatentDiffusionConfig, prior: Any, weights: str):
+    """Give a prior the weights of the pipeline in `reflow_from`, of the same kind and over the same latents.
+
+    Args:
+        weights: digest of the weights of the autoencoder.
+
+    Raises:
+        ValueError: if it is of another kind, or of another autoencoder.
+    """
+    teacher: Any = LatentTextDiffusionPipeline.from_pretrained(config.reflow_from)
+    if weights_digest(teacher.autoencoder) != weights:
+        raise ValueError(
+            f"`reflow_from` must be over the latents of `autoencoder`={config.autoencoder!r}, got another one in "
+            f"{config.reflow_from!r}."
+        )
+    own = teacher.denoiser.config
+    for name in inspect.signature(type(prior)).parameters:
+        if own.get(name) != prior.config[name]:
+            raise ValueError(
+                f"`{name}` must be {own.get(name)!r} as in `reflow_from`, got {prior.config[name]!r}."
+            )
+    prior.load_state_dict(teacher.denoiser.state_dict())
+
+
 def make_scheduler(config: LatentDiffusionConfig) -> Any:
     """The scheduler whose noise is learned, and by which the pipeline writes; `None` for a Gaussian prior."""
     if config.prior == "gaussian":
@@ -295,6 +338,11 @@ def main(
     with accelerator.main_process_first():
         cache = cached_latents(autoencoder, data.train_rows, weights, config.latent_cache)
     rows = LatentRows(data.train_rows, cache, rows_per_step(config, accelerator), config.seed)
+    if config.reflow_from:
+        start_from_teacher(config, prior, weights)
+        prior.to(accelerator.device)
+        pairs = latent_pairs(autoencoder, prior, rows, config.reflow_steps, config.seed)
+        rows = LatentRows(data.train_rows, pairs, rows.rows_per_step, config.seed)
     if accelerator.is_main_process:
         note_autoencoder(Path(config.output_dir), autoencoder)
 

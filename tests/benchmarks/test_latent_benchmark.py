@@ -124,6 +124,7 @@ def test_a_run_of_seconds_leaves_a_report_of_all_parts(folders):
             name: str(folders / name)
             for name in ("flow", "betas", "diffusion_replies", "gaussian_replies")
         },
+        tokens_model="chat-and-novels",
         dataset=str(folders / "rows.jsonl"),
         judge_dataset=str(folders / "rows.jsonl"),
         conversations=str(folders / "turns.jsonl"),
@@ -143,7 +144,7 @@ def test_a_run_of_seconds_leaves_a_report_of_all_parts(folders):
         batch_size=3,
     )
     found = latent.main(options)
-    assert set(found) == {*PARTS[:3], "facts_en"}
+    assert set(found) == {*PARTS[:-1], "facts_en"}
     assert len(found["samplers"]) == 2 + 6 * 2 + 2
     # Real texts are at no distance to measure, and are what the judge knows.
     assert found["samplers"][0]["perplexity"] < found["samplers"][2]["perplexity"]
@@ -151,6 +152,9 @@ def test_a_run_of_seconds_leaves_a_report_of_all_parts(folders):
     assert [len(record["texts"]) for record in found["facts_en"]] == [6] * 4
     for record in found["facts_en"]:
         assert record["all"] <= min(record["name"], record["number"])
+
+    alone, whole, tokens = found["memory"]
+    assert alone["weights"] == whole["weights"] > 0 and tokens["peak"] > 0
 
     # Of one seed, the latents of both samplers without noise begin alike; a batch changes nothing.
     again = latent.main(
@@ -163,9 +167,11 @@ def test_a_run_of_seconds_leaves_a_report_of_all_parts(folders):
         assert first["texts"] == second["texts"]
 
     report = (options.folder / "latent.md").read_text(encoding="utf-8")
-    for heading in ("## Samplers", "## Labels", "## Replies", "## Known facts: en"):
+    for heading in ("## Memory", "## Samplers", "## Labels", "## Replies", "## Known facts: en"):
         assert heading in report
     assert {"samplers.png", "replies.png"} <= {file.name for file in options.folder.iterdir()}
 
-    # A second run reads what the first has left.
-    assert json.loads(json.dumps(latent.main(options))) == json.loads(json.dumps(found))
+    # A second run reads what the first has left, and measures memory anew.
+    second = json.loads(json.dumps(latent.main(options)))
+    del second["memory"], found["memory"]
+    assert second == json.loads(json.dumps(found))

@@ -285,3 +285,32 @@ def test_models_that_make_no_sense_are_refused_before_the_texts_are_read(
     monkeypatch.setattr(recipe, "prepare_latent_data", None)
     with pytest.raises(error, match=message):
         recipe.main(config(**changes))
+
+
+def test_a_reflow_goes_on_from_the_weights_of_a_pipeline_and_refuses_others(config, tmp_path):
+    teacher = config(label_column="label", output_dir=str(tmp_path / "teacher"))
+    recipe.main(teacher)
+    shared = {"label_column": "label", "reflow_from": str(tmp_path / "teacher"), "reflow_steps": 3}
+    options = config(**shared, learning_rate=1e-12, ema_decay=0.0)
+    assert np.isfinite(recipe.main(options)).all()
+    # At no rate to speak of, it is the model that it began with.
+    before = loaded(teacher).denoiser.state_dict()
+    for name, value in loaded(options).denoiser.state_dict().items():
+        torch.testing.assert_close(value, before[name], atol=1e-6, rtol=1e-6)
+
+    fresh = {"overwrite_output_dir": True}
+    with pytest.raises(ValueError, match="`num_layers` must be 1 as in `reflow_from`, got 2"):
+        recipe.main(config(**shared | fresh, num_layers=2))
+    with pytest.raises(ValueError, match="`reflow_from` must be over the latents of `autoencoder`"):
+        recipe.main(config("pairs", **shared | fresh))
+    for changes, message in (
+        ({"noise_schedule": "cosine", "prediction_type": "sample"}, "`noise_schedule` must be"),
+        ({"draw_latents": True}, "`draw_latents` cannot be used with `reflow_from`"),
+        ({"optimal_transport": True}, "`optimal_transport` cannot be used with `reflow_from`"),
+        (
+            {"prior": "gaussian", "label_column": None},
+            "`reflow_from` goes with `--prior diffusion`",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config(**shared | fresh | changes)

@@ -9,7 +9,7 @@ from text_diffusers.training.config import check_options, option
 
 # Made-up turns that are held out
 ASKED = 200
-PARTS = ("samplers", "labels", "replies", "facts")
+PARTS = ("memory", "samplers", "labels", "replies", "facts")
 
 
 @dataclass
@@ -39,6 +39,10 @@ class LatentBenchmarkConfig:
     steps: list[int] = option([1000, 100, 50, 20, 10, 5, 2], "of each sampler")
     scales: list[float] = option([0, 1, 2, 3, 5], "of guidance to a label")
     num_texts: int = option(200, "texts of a line")
+
+    tokens_model: str = free_option(
+        "four-voices", "model that diffuses tokens, beside which memory is shown"
+    )
 
     # Replies
     diffusion_replies: str = option("runs/latent_replies", "pipeline of replies, a diffusion prior")

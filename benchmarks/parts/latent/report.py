@@ -45,6 +45,13 @@ FACT_COLUMNS = {
 } | {"self_bleu": Column("self-BLEU", ".1f")}
 
 
+def memory_part(records: Sequence[Record]) -> str:
+    """Weights and peak of each model."""
+    rows = [TableRow([record["name"]], [record]) for record in records]
+    columns = {"weights": Column("weights, MiB", ".0f"), "peak": Column("beside them, MiB", ".0f")}
+    return f"## Memory\n\n{markdown_table(['writes'], rows, columns)}"
+
+
 def sampler_part(options: LatentBenchmarkConfig, records: Sequence[Record]) -> str:
     """Samplers by steps, and texts."""
     rows = [

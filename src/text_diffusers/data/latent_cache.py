@@ -137,7 +137,7 @@ class LatentRows(ShuffledRows):
 
     Args:
         rows: of `with_encoder_columns`, and with sources of `with_source_columns`.
-        cache: their latents.
+        cache: their latents, or what else has a length and a `batch`.
         rows_per_step, seed: as in `ShuffledRows`.
 
     Raises:
@@ -153,7 +153,7 @@ class LatentRows(ShuffledRows):
         {'latents': (2, 2, 4), 'attention_mask': (2, 1), 'label': (2,)}
     """
 
-    def __init__(self, rows: Any, cache: CachedLatents, rows_per_step: int, seed: int = 0):
+    def __init__(self, rows: Any, cache: Any, rows_per_step: int, seed: int = 0):
         super().__init__(rows, rows_per_step, seed)
         if len(cache) != len(rows):
             raise ValueError(f"`cache` must hold {len(rows)} rows as `rows`, got {len(cache)}.")

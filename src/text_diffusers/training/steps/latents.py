@@ -84,18 +84,22 @@ def shown_latents(
 
     Args:
         autoencoder: an `AutoencoderTextLatentModel` in evaluation mode, of whose posteriors the batch is.
-        batch: with `latents` and maybe `logvar` (B, K, E), `label` (B,), `source_ids` and `source_mask` (B, P).
+        batch: with `latents` and maybe `logvar` (B, K, E), `label` (B,), `source_ids` and `source_mask` (B, P); of
+            `LatentPairs` with `noise` (B, K, E).
         generators: one a row, of which each gives one number if latents are drawn.
         draw: latents from their posteriors instead of the means.
 
     Returns:
-        `latents`, and as far as there are any `label`, `prompt_states` (B, P, S) and `prompt_mask` (B, P).
+        `latents`, and as far as there are any `noise`, `label`, `prompt_states` (B, P, S) and `prompt_mask` (B, P).
     """
     latents = batch["latents"]
     if draw:
         noise = randn(tuple(latents.shape), generators, latents.device, latents.dtype)
         latents = autoencoder.sample(TextLatents(latents, batch.get("logvar")), noise)
-    return {"latents": autoencoder.normalize(latents)} | conditions_of(autoencoder, batch)
+    shown = {"latents": autoencoder.normalize(latents)}
+    if "noise" in batch:
+        shown["noise"] = batch["noise"]
+    return shown | conditions_of(autoencoder, batch)
 
 
 def gaussian_prior_losses(
