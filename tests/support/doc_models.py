@@ -79,9 +79,8 @@ ENCODERS = ("data/models/minilm", "data/models/e5_small", "sentence-transformers
 ADAPTED = "runs/adapt"
 LABELLED = "runs/styles"
 
-# Pipelines over latents: of texts alone, of texts with labels, and of replies, by diffusion and by a Gaussian prior
+# Pipelines over latents: of texts with labels, and of replies, by diffusion and by a Gaussian prior
 LATENTS = "runs/latent"
-LATENTS_OF_LABELS = "runs/latent_reviews"
 LATENTS_OF_REPLIES = "runs/latent_replies"
 GAUSSIAN_REPLIES = "runs/latent_replies_cvae"
 # Tokens of a text and of a source that their language models take
@@ -190,8 +189,7 @@ def latents_of_labels() -> Any:
 
 # Each as it is saved by the recipe with other options
 LATENT_PIPES = {
-    LATENTS: lambda: latent_pipe(make_latent_denoiser(prompt_size=None)),
-    LATENTS_OF_LABELS: latents_of_labels,
+    LATENTS: latents_of_labels,
     LATENTS_OF_REPLIES: lambda: latent_pipe(make_latent_denoiser(), reads_source=True),
     GAUSSIAN_REPLIES: lambda: latent_pipe(make_latent_prior(), reads_source=True),
 }
@@ -245,7 +243,8 @@ def refused_checkpoints() -> list[Any]:
 
 def refused_latents() -> list[Any]:
     """Functions without arguments, each of which should raise an error that the page of latent diffusion quotes."""
-    plain, labelled, _, by_prior = (make() for make in LATENT_PIPES.values())
+    labelled, _, by_prior = (make() for make in LATENT_PIPES.values())
+    plain = latent_pipe(make_latent_denoiser(prompt_size=None))
     of_sources = latent_pipe(make_latent_denoiser())
     of_tokens = latent_pipe(make_latent_denoiser(prompt_size=None))
     of_tokens.scheduler = D3PMAbsorbingScheduler(mask_token_id=0)

@@ -24,13 +24,13 @@ class LatentBenchmarkConfig:
     parts: list[str] = free_option(list(PARTS), ", ".join(PARTS))
 
     # Texts by themselves and with labels
-    flow: str = option("runs/latent_reviews", "folder of a pipeline with labels, for flow matching")
+    flow: str = option("runs/latent", "folder of a pipeline with labels, for flow matching")
     betas: str = option(
-        "runs/latent_reviews_betas", "the same for a noise schedule of betas, or none"
+        "runs/latent_betas", "the same for a noise schedule of betas, or none"
     )
     dataset: str = option("movie_reviews", "labelled texts that both learned from")
     max_train_samples: int = option(
-        40_000, "as in their training; the judge reads the texts after these", limit="at least 1"
+        24_000, "as in their training; the judge reads the texts after these", limit="at least 1"
     )
     judge_dataset: str | None = free_option(
         None,
@@ -49,7 +49,7 @@ class LatentBenchmarkConfig:
     gaussian_replies: str = option("runs/latent_replies_cvae", "the same with a Gaussian prior")
     conversations: str = option("chitchat_messages", "conversations that both learned from")
     max_train_replies: int = option(
-        40_000, "as in their training; the judge reads the replies after these", limit="at least 1"
+        24_000, "as in their training; the judge reads the replies after these", limit="at least 1"
     )
     num_contexts: int = option(100, "held-out contexts")
     num_replies: int = option(5, "replies to each")
