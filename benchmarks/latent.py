@@ -3,7 +3,7 @@
     python benchmarks/latent.py
     python benchmarks/latent.py --parts facts --languages en --train_minutes 2 --prior_minutes 1
 
-- memory: the peak while 64 texts of 40 tokens are written, beside a model that diffuses tokens.
+- memory: the peak while 64 texts of 30 tokens are written, beside a model that diffuses tokens.
 - samplers: texts of each sampler at 1,000 to 2 steps, decoded by the likeliest tokens, beside real texts and the
   decoder alone. Seconds of latents and of words are apart.
 - labels: share of texts that have the label they were asked for, at each scale of guidance.

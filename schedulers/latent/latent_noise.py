@@ -6,11 +6,16 @@ matching schedulers. Betas are those of the schedulers for word embeddings, on t
 Shapes: B batch, K latents of a text, E latent width, T training timesteps.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
@@ -23,6 +28,13 @@ from text_diffusers.common.clean_estimate import (
 from text_diffusers.common.precision import at_least_float32
 from text_diffusers.common.stock_loading import StockLoading
 from text_diffusers.common.validation import LONGEST_CLOCK, require, require_int, require_key
+
+# The settings that a stock flow scheduler registers beside those that are ours
+STOCK_SETTINGS = {
+    name
+    for stock in (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
+    for name in inspect.signature(stock.__init__).parameters
+} - {"self", "num_train_timesteps", "shift"}
 
 
 def straight_level(timesteps: Any, num_train_timesteps: int) -> NoiseLevel:
@@ -66,6 +78,12 @@ class LatentSchedulerMixin(StockLoading, SchedulerMixin, ConfigMixin):
         # noise instead of its own.
         explicit = dict(config_dict)
         explicit.pop("_use_default_values", None)
+        # What is stock's alone is its own by default, and registered again; an even grid is that of all others.
+        for name in STOCK_SETTINGS & explicit.keys():
+            del explicit[name]
+        takes_shift = "shift" in inspect.signature(cls.__init__).parameters
+        if explicit.get("shift") == 1.0 and not takes_shift:
+            del explicit["shift"]
         return super().extract_init_dict(explicit, **kwargs)
 
     def register_to_config(self, **kwargs: Any):

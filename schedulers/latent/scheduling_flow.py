@@ -6,8 +6,6 @@ noise - x_0, along which samples move from t = 1 to 0.
 Shapes: B batch, K latents of a text, E latent width, T training timesteps.
 """
 
-import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,13 +30,6 @@ from text_diffusers.schedulers.embedding_noise import step_output
 from text_diffusers.schedulers.latent.latent_noise import LatentSchedulerMixin
 from text_diffusers.schedulers.latent.scheduling_score import ScoreSchedulerMixin
 
-# The settings that a stock scheduler registers beside those that are ours
-STOCK_SETTINGS = {
-    name
-    for stock in (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
-    for name in inspect.signature(stock.__init__).parameters
-} - {"self", "num_train_timesteps", "shift"}
-
 
 class FlowSchedulerMixin(LatentSchedulerMixin):
     """Mixin before a stock flow matching scheduler that adds what texts need.
@@ -54,12 +45,6 @@ class FlowSchedulerMixin(LatentSchedulerMixin):
     straight_only = True
     timesteps: Tensor
     step_index: Any
-
-    @classmethod
-    def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any):
-        # They are stock's own by default, and registered again.
-        told = {name: value for name, value in config_dict.items() if name not in STOCK_SETTINGS}
-        return super().extract_init_dict(told, **kwargs)
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:

@@ -135,7 +135,8 @@ def test_a_run_of_seconds_leaves_a_report_of_all_parts(folders):
         num_texts=4,
         num_contexts=3,
         num_replies=2,
-        temperatures=[0.0, 1.0],
+        temperatures=[0.5, 1.0],
+        latent_temperatures=[0.0],
         languages=["en"],
         train_minutes=0.05,
         prior_minutes=0.03,
@@ -145,10 +146,10 @@ def test_a_run_of_seconds_leaves_a_report_of_all_parts(folders):
     )
     found = latent.main(options)
     assert set(found) == {*PARTS[:-1], "facts_en"}
-    assert len(found["samplers"]) == 2 + 6 * 2 + 2
+    assert len(found["samplers"]) == 3 + 5 * 2 + 2
     # Real texts are at no distance to measure, and are what the judge knows.
-    assert found["samplers"][0]["perplexity"] < found["samplers"][2]["perplexity"]
-    assert [len(record["texts"]) for record in found["replies"]] == [3] + [6] * 8
+    assert found["samplers"][0]["perplexity"] < found["samplers"][3]["perplexity"]
+    assert [len(record["texts"]) for record in found["replies"]] == [3] + [6] * 5
     assert [len(record["texts"]) for record in found["facts_en"]] == [6] * 4
     for record in found["facts_en"]:
         assert record["all"] <= min(record["name"], record["number"])

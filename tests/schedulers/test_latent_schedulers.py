@@ -263,3 +263,15 @@ def test_configurations_go_between_schedulers_of_the_same_path_only():
 def test_what_makes_no_sense_is_refused_by_name(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_settings_of_stock_flow_are_no_warning_to_samplers_that_have_none(caplog):
+    config = LatentFlowEulerScheduler(50).config
+    with caplog.at_level("WARNING"):
+        for sampler in (ReverseSDEScheduler, ProbabilityFlowScheduler, AnnealedLangevinScheduler):
+            assert sampler.from_config(config).config.num_train_timesteps == 50
+    assert not caplog.messages
+    # A grid that is not even is something to be told of.
+    with caplog.at_level("WARNING"):
+        ReverseSDEScheduler.from_config(LatentFlowEulerScheduler(50, shift=3.0).config)
+    assert any("shift" in message for message in caplog.messages)

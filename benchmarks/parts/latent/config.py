@@ -25,9 +25,7 @@ class LatentBenchmarkConfig:
 
     # Texts by themselves and with labels
     flow: str = option("runs/latent", "folder of a pipeline with labels, for flow matching")
-    betas: str = option(
-        "runs/latent_betas", "the same for a noise schedule of betas, or none"
-    )
+    betas: str = option("runs/latent_betas", "the same for a noise schedule of betas, or none")
     dataset: str = option("movie_reviews", "labelled texts that both learned from")
     max_train_samples: int = option(
         24_000, "as in their training; the judge reads the texts after these", limit="at least 1"
@@ -36,8 +34,8 @@ class LatentBenchmarkConfig:
         None,
         "labelled texts that no model has seen; default: the judge's part of movie_reviews",
     )
-    steps: list[int] = option([1000, 100, 50, 20, 10, 5, 2], "of each sampler")
-    scales: list[float] = option([0, 1, 2, 3, 5], "of guidance to a label")
+    steps: list[int] = free_option([1000, 50, 20, 10, 5, 2], "of each sampler")
+    scales: list[float] = free_option([0, 1, 2, 5, 10], "of guidance to a label")
     num_texts: int = option(200, "texts of a line")
 
     tokens_model: str = free_option(
@@ -53,7 +51,10 @@ class LatentBenchmarkConfig:
     )
     num_contexts: int = option(100, "held-out contexts")
     num_replies: int = option(5, "replies to each")
-    temperatures: list[float] = option([0.0, 0.5, 0.7, 0.85, 1.0], "of the decoder; 0 is greedy")
+    temperatures: list[float] = free_option([0.5, 0.7, 0.85, 1.0], "of the decoder alone")
+    latent_temperatures: list[float] = free_option(
+        [0.0, 0.7], "of the decoder with latents; 0 takes the likeliest tokens"
+    )
 
     # Replies with known facts, for which small models are trained here
     languages: list[str] = free_option(["en", "ru"], "en, ru: those of the made-up turns")

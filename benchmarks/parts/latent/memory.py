@@ -9,7 +9,7 @@ from parts.latent.samplers import load
 
 # What is written at once
 NUM_TEXTS = 64
-LENGTH = 40
+LENGTH = 30
 MEBIBYTE = 2**20
 
 
@@ -27,7 +27,7 @@ def memory_records(options: LatentBenchmarkConfig) -> list[Record]:
 
 
 def measured(folder: str, inputs: dict[str, Any]) -> Record:
-    """MiB of the weights that take part, and of what is beside them at the peak."""
+    """MiB of all weights, and of what is beside them at the peak."""
     pipe = load(folder)
     parts = [part for part in pipe.components.values() if hasattr(part, "parameters")]
     weights = sum(weight.nbytes for part in parts for weight in part.parameters())

@@ -37,7 +37,8 @@ def reply_records(options: LatentBenchmarkConfig, unseen: UnseenTexts) -> list[R
     # 2. Replies
     records: list[Record] = [{"name": "real replies", "texts": list(unseen.held_out["text"])}]
     for name, (pipe, latents) in drawn.items():
-        for temperature in options.temperatures:
+        alone = latents is None
+        for temperature in options.temperatures if alone else options.latent_temperatures:
             file = options.folder / "replies" / f"{file_name(name)}-{temperature:g}.json"
             make = partial(written, pipe, options, latents, temperature, repeated)
             record = read_or_make(file, make)

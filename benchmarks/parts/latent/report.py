@@ -96,12 +96,13 @@ def reply_part(
     draw_replies(options, records)
 
     count = options.num_replies
-    greedy = [record for record in records if record.get("temperature") == 0.0]
+    # Latents at the likeliest tokens, and the decoder alone as it is trained
+    of_interest = [record for record in records if record.get("temperature") in (0.0, 1.0)]
     for place, source in enumerate(sources[: SHOWN // count]):
         parts.append(f"> {source}".replace("\n", "\n> "))
-        for record in greedy:
+        for record in of_interest:
             own = record["texts"][place * count : (place + 1) * count]
-            parts.append(shown(record["name"], own))
+            parts.append(shown(f"{record['name']}, temperature {record['temperature']:g}", own))
     return "\n\n".join(parts)
 
 

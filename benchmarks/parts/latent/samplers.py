@@ -13,13 +13,17 @@ from text_diffusers.samplers import with_sampler
 
 # Samplers of each noise that a model may have learned
 SAMPLERS = {
-    "flow": ("euler", "heun", "reverse_sde"),
+    "flow": ("euler", "heun"),
     "betas": ("ddpm", "ddim", "dpm_solver"),
 }
+# Of second order, for few steps: more of them are not measured.
+MOST_STEPS = {"heun": 50, "dpm_solver": 50}
 # With which labels are followed
 LABEL_STEPS = 50
 REAL = "real texts, held out"
-ALONE = "the decoder alone, temperature 1"
+ALONE = "the decoder alone"
+# Of draws by the decoder, without latents and with those of the first sampler
+TEMPERATURES = (0.7, 1.0)
 
 
 def load(folder: str) -> Any:
@@ -38,11 +42,18 @@ def yardsticks(pipe: Any, options: LatentBenchmarkConfig, unseen: UnseenTexts) -
             cut_texts(unseen.held_out["text"], pipe.tokenizer, options.max_new_tokens)
         ),
     )
-    alone = read_or_make(
-        folder / "alone.json",
-        lambda: text_record(decode(pipe, options, None, 1.0, count=options.num_texts)[0]),
-    )
-    return [{"name": REAL, **real}, {"name": ALONE, **alone}]
+    records = [{"name": REAL, **real}]
+    for temperature in TEMPERATURES:
+        make = partial(alone_record, pipe, options, temperature)
+        record = read_or_make(folder / f"alone-{temperature:g}.json", make)
+        records.append({"name": f"{ALONE}, temperature {temperature:g}", **record})
+    return records
+
+
+def alone_record(pipe: Any, options: LatentBenchmarkConfig, temperature: float) -> Record:
+    """Texts that the decoder writes without any latents."""
+    texts, seconds = decode(pipe, options, None, temperature, count=options.num_texts)
+    return text_record(texts, decoding_seconds=seconds / len(texts))
 
 
 def sampler_records(options: LatentBenchmarkConfig, unseen: UnseenTexts) -> list[Record]:
@@ -56,6 +67,8 @@ def sampler_records(options: LatentBenchmarkConfig, unseen: UnseenTexts) -> list
         for sampler in SAMPLERS[noise]:
             writer = with_sampler(pipe, sampler)
             for steps in options.steps:
+                if steps > MOST_STEPS.get(sampler, steps):
+                    continue
                 make = partial(sampler_record, writer, options, steps)
                 file = options.folder / "samplers" / f"{sampler}-{steps}.json"
                 records.append(
@@ -64,9 +77,9 @@ def sampler_records(options: LatentBenchmarkConfig, unseen: UnseenTexts) -> list
                 print(f"{sampler}, {steps} steps", flush=True)
 
     # The same latents with draws of the decoder, as its own texts have
-    for temperature in (0.7, 1.0):
+    for temperature in TEMPERATURES:
         make = partial(sampler_record, pipes["flow"], options, LABEL_STEPS, temperature)
-        file = options.folder / "samplers" / f"drawn-{temperature}.json"
+        file = options.folder / "samplers" / f"drawn-{temperature:g}.json"
         name = f"euler (flow), temperature {temperature:g}"
         records.append({"name": name, "steps": LABEL_STEPS, **read_or_make(file, make)})
 
