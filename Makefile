@@ -8,6 +8,7 @@ ADAPT_MINUTES ?= 15
 MODEL_RU_MINUTES ?= 240
 LATENT_AUTOENCODER_MINUTES ?= 42
 LATENT_MINUTES ?= 10
+LATENT_REPLIES_MINUTES ?= 14
 MESSAGE ?= Hi! How was your day?
 TEST_WORKERS ?= 2
 SLOW_TESTS ?= tests
@@ -265,18 +266,18 @@ latent_replies: minilm smollm2  ## the same of replies, with a diffusion prior a
 		--train_batch_size 12 --resume_from_checkpoint auto --max_train_minutes $(LATENT_AUTOENCODER_MINUTES) \
 		$(LATENT_AUTOENCODER_RECIPE)
 	$(LAUNCH) training_scripts/train_latent_diffusion.py $(LATENT_REPLIES) --autoencoder runs/replies_autoencoder \
-		--output_dir runs/latent_replies --resume_from_checkpoint auto --max_train_minutes $(LATENT_MINUTES) \
-		$(LATENT_RECIPE)
+		--output_dir runs/latent_replies --resume_from_checkpoint auto --max_train_minutes $(LATENT_REPLIES_MINUTES) \
+		$(LATENT_RECIPE) --train_batch_size 32 --num_layers 4
 	$(LAUNCH) training_scripts/train_latent_diffusion.py $(LATENT_REPLIES) --autoencoder runs/replies_autoencoder \
 		--output_dir runs/latent_replies_cvae --prior gaussian --resume_from_checkpoint auto \
-		--max_train_minutes $(LATENT_MINUTES) $(LATENT_RECIPE)
+		--max_train_minutes $(LATENT_MINUTES) $(LATENT_RECIPE) --train_batch_size 32
 
 latent_benchmark: latent latent_replies  ## samplers, labels, varied replies and known facts over latents
 	$(INSTALL) -e ".[eval]"
 	$(LAUNCH) training_scripts/train_latent_diffusion.py $(LATENT_REVIEWS) --label_column label \
 		--label_names negative positive --autoencoder runs/latent_autoencoder --output_dir runs/latent_betas \
 		--prediction_type v_prediction --resume_from_checkpoint auto --max_train_minutes $(LATENT_MINUTES) $(LATENT_RECIPE)
-	$(BIN)/python benchmarks/latent.py
+	$(BIN)/python benchmarks/latent.py --max_new_tokens 39 --num_contexts 60
 
 demo: $(VENV)/demo.installed  ## open the Space on this machine; MODEL=folder or Hub repository, by default the model that is shipped
 	$(BIN)/text-diffusers demo $(MODEL)
