@@ -138,12 +138,14 @@ def draw_samplers(options: LatentBenchmarkConfig, records: Sequence[Record]):
                 marker="o",
                 label=label,
             )
-        for record in records:
-            if "steps" not in record and record.get(name) is not None:
-                dash = "--" if record["name"].startswith("real") else ":"
+        yardsticks = [record for record in records if "steps" not in record]
+        for record, dash in zip(yardsticks, ("--", "-.", ":"), strict=False):
+            if record.get(name) is not None:
                 axes.axhline(record[name], color="gray", linestyle=dash, label=record["name"])
         axes.set(xlabel="steps", ylabel=SAMPLER_COLUMNS[name].title)
         use_logarithmic_x(axes, (1, 2, 5))
+        if name != "self_bleu":
+            axes.set_yscale("log")
     panels[0].legend(fontsize=7)
     figure.savefig(options.folder / "samplers.png", dpi=110)
     plt.close(figure)
