@@ -1,5 +1,6 @@
 """Reflow: pairs are what the pipeline writes, and a model that learns them needs fewer steps."""
 
+import pytest
 import torch
 from datasets import Dataset
 from support.latent_models import make_autoencoder
@@ -60,6 +61,7 @@ def learned(model, cache, num_steps, batch_size=64):
     return model
 
 
+@pytest.mark.slow
 def test_after_a_reflow_one_step_ends_nearer_to_the_texts():
     """Latents at the corners of a square, between whose means a single step of plain flow ends."""
     torch.manual_seed(0)
