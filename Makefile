@@ -8,7 +8,9 @@ ADAPT_MINUTES ?= 15
 MODEL_RU_MINUTES ?= 240
 LATENT_AUTOENCODER_MINUTES ?= 42
 LATENT_MINUTES ?= 10
+LATENT_BETAS_MINUTES ?= 8
 LATENT_REPLIES_MINUTES ?= 14
+LATENT_GAUSSIAN_MINUTES ?= 4
 MESSAGE ?= Hi! How was your day?
 TEST_WORKERS ?= 2
 SLOW_TESTS ?= tests
@@ -270,14 +272,15 @@ latent_replies: minilm smollm2  ## the same of replies, with a diffusion prior a
 		$(LATENT_RECIPE) --train_batch_size 32 --num_layers 4
 	$(LAUNCH) training_scripts/train_latent_diffusion.py $(LATENT_REPLIES) --autoencoder runs/replies_autoencoder \
 		--output_dir runs/latent_replies_cvae --prior gaussian --resume_from_checkpoint auto \
-		--max_train_minutes $(LATENT_MINUTES) $(LATENT_RECIPE) --train_batch_size 32
+		--max_train_minutes $(LATENT_GAUSSIAN_MINUTES) $(LATENT_RECIPE) --train_batch_size 32
 
 latent_benchmark: latent latent_replies  ## samplers, labels, varied replies and known facts over latents
 	$(INSTALL) -e ".[eval]"
 	$(LAUNCH) training_scripts/train_latent_diffusion.py $(LATENT_REVIEWS) --label_column label \
 		--label_names negative positive --autoencoder runs/latent_autoencoder --output_dir runs/latent_betas \
-		--prediction_type v_prediction --resume_from_checkpoint auto --max_train_minutes $(LATENT_MINUTES) $(LATENT_RECIPE)
-	$(BIN)/python benchmarks/latent.py --max_new_tokens 39 --num_contexts 60
+		--prediction_type v_prediction --resume_from_checkpoint auto \
+		--max_train_minutes $(LATENT_BETAS_MINUTES) $(LATENT_RECIPE)
+	$(BIN)/python benchmarks/latent.py --max_new_tokens 39 --num_contexts 60 --temperatures 0.5 0.7 1.0
 
 demo: $(VENV)/demo.installed  ## open the Space on this machine; MODEL=folder or Hub repository, by default the model that is shipped
 	$(BIN)/text-diffusers demo $(MODEL)

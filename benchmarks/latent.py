@@ -14,8 +14,8 @@
 The judge of words is a trigram model with Kneser-Ney smoothing on texts after those that the models learned from: no
 language model judges what it wrote. Perplexity is by the word, marks and ends included, and an unknown word is paid
 for by the letter. Labels are judged by TF-IDF and logistic regression on reviews that no model has seen. "Distance"
-is the energy distance to held-out texts in the encoder's embeddings, 0 for texts of one kind. "Different" is the share
-of replies to a context that no other of them equals.
+is the energy distance to held-out texts in the encoder's embeddings, 0 for texts of one kind. "Different" are the
+different replies to a context over all of them.
 
 Finished lines are files in `output_dir`; delete one to repeat it. The report is latent.md, latent.json, and a picture
 for each curve.

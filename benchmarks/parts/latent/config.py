@@ -35,7 +35,7 @@ class LatentBenchmarkConfig:
         "labelled texts that no model has seen; default: the judge's part of movie_reviews",
     )
     steps: list[int] = free_option([1000, 50, 20, 10, 5, 2], "of each sampler")
-    scales: list[float] = free_option([0, 1, 2, 5, 10], "of guidance to a label")
+    scales: list[float] = free_option([0, 1, 2, 5, 10, 20], "of guidance to a label")
     num_texts: int = option(200, "texts of a line")
 
     tokens_model: str = free_option(

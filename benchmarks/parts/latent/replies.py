@@ -78,7 +78,7 @@ def written(
 
 
 def variety(groups: Sequence[Sequence[str]]) -> Record:
-    """How much the replies to one context differ: self-BLEU among them, and the share that no other equals."""
+    """How much the replies to one context differ: self-BLEU among them, and different ones over all."""
     likeness = [self_bleu(group) for group in groups]
     different = [len(set(group)) / len(group) for group in groups]
     return {
