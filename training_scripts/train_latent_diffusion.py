@@ -333,16 +333,19 @@ def main(
     autoencoder.to(accelerator.device)
     accelerator.print(f"{prior.num_parameters():,} parameters, beside those of the autoencoder")
 
-    # Latents of the corpus; the other processes read what the first one left.
+    # Latents of the corpus, or those that another model makes of noise
     weights = weights_digest(autoencoder)
-    with accelerator.main_process_first():
-        cache = cached_latents(autoencoder, data.train_rows, weights, config.latent_cache)
-    rows = LatentRows(data.train_rows, cache, rows_per_step(config, accelerator), config.seed)
     if config.reflow_from:
         start_from_teacher(config, prior, weights)
         prior.to(accelerator.device)
-        pairs = latent_pairs(autoencoder, prior, rows, config.reflow_steps, config.seed)
-        rows = LatentRows(data.train_rows, pairs, rows.rows_per_step, config.seed)
+        cache: Any = latent_pairs(
+            autoencoder, prior, data.train_rows, config.reflow_steps, config.seed
+        )
+    else:
+        # The other processes read what the first one left.
+        with accelerator.main_process_first():
+            cache = cached_latents(autoencoder, data.train_rows, weights, config.latent_cache)
+    rows = LatentRows(data.train_rows, cache, rows_per_step(config, accelerator), config.seed)
     if accelerator.is_main_process:
         note_autoencoder(Path(config.output_dir), autoencoder)
 

@@ -140,14 +140,13 @@ class TextAutoencoderConfig(TextTrainingConfig):
         limit="at least 0",
     )
 
+    # Words that the latents tell by themselves
     words_share: float = option(
         0.2,
         "share of the training, the first, in which latents learn to tell words and the decoder does not run",
         limit="in [0, 1)",
     )
-    words_weight: float = option(
-        0.1, "of the words that the latents tell by themselves, afterwards", limit="at least 0"
-    )
+    words_weight: float = option(0.1, "of these words in the loss, afterwards", limit="at least 0")
 
     # What the decoder is not told in training
     memory_dropout: float = option(0.1, "share of latents, each by itself", limit="between 0 and 1")
@@ -454,16 +453,15 @@ def finish(config: TextAutoencoderConfig, model: Any, averages: Any, data: TextD
 def with_merged_adapters(config: TextAutoencoderConfig, decoder: Any, tokenizer: Any) -> Any:
     """The decoder's language model in plain weights, with what its adapters have learned."""
     language_model = decoder.language_model
-    if config.quantization is None:
-        return merge_adapters(language_model, averages={})
-
-    # Merged into the weights that were not rounded
     adapters = {
         name: weight for name, weight in language_model.named_parameters() if weight.requires_grad
     }
-    return merge_adapters(
-        language_model, adapters, build=lambda: (make_decoder(config, tokenizer), None)
-    )
+
+    def build() -> tuple[Any, None]:
+        return make_decoder(config, tokenizer), None
+
+    # Where weights were rounded, adapters go into those that were not.
+    return merge_adapters(language_model, adapters, build if config.quantization else None)
 
 
 def report(config: TextAutoencoderConfig, model: Any, data: TextData) -> dict[str, float]:

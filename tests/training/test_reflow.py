@@ -17,8 +17,7 @@ def test_a_pair_is_noise_and_what_the_pipeline_writes_of_it(tokenizer):
     denoiser = make_latent_denoiser(num_classes=2, prompt_size=None, self_conditioning=True)
     pipe = make_latent_pipe(tokenizer, denoiser)
     labels = [0, 1, 1, 0, 1]
-    cache = CachedLatents(torch.zeros(5, 3, 4))
-    rows = LatentRows(Dataset.from_dict({"label": labels}), cache, rows_per_step=2)
+    rows = Dataset.from_dict({"label": labels})
     pairs = latent_pairs(pipe.autoencoder, denoiser, rows, num_steps=4, seed=3)
     assert len(pairs) == 5
     assert abs(float(pairs.noise.mean())) < 0.4 and 0.6 < float(pairs.noise.std()) < 1.4

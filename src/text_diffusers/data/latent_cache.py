@@ -129,6 +129,12 @@ def masks_of(rows: Any) -> Any:
     return rows.select_columns("encoder_mask").with_format("numpy").iter(batch_size=ROWS_PER_LOOK)
 
 
+def condition_columns(rows: Any) -> Any:
+    """The columns of rows that a denoiser is told of beside latents; `None` if they have none."""
+    names = [name for name in CONDITIONS if name in rows.column_names]
+    return rows.select_columns(names) if names else None
+
+
 class LatentRows(ShuffledRows):
     """Row batches of latents and of what a denoiser is told beside them, in the order of `ShuffledRows`.
 
@@ -158,8 +164,7 @@ class LatentRows(ShuffledRows):
         if len(cache) != len(rows):
             raise ValueError(f"`cache` must hold {len(rows)} rows as `rows`, got {len(cache)}.")
         self.cache = cache
-        names = [name for name in CONDITIONS if name in rows.column_names]
-        self._conditions = rows.select_columns(names) if names else None
+        self._conditions = condition_columns(rows)
 
     def batch(self, step: int, wanted: range | list[int] | None = None) -> Batch:
         """The rows `wanted` (default: all) of the global batch of `step`."""

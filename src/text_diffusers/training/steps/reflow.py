@@ -8,20 +8,19 @@ Shapes: N rows of the corpus, B batch, K latents of a text, E latent width.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from text_diffusers.common.clean_estimate import convert_prediction
 from text_diffusers.common.progress import progress_bar
 from text_diffusers.common.randomness import randn
 from text_diffusers.common.validation import require_int
-from text_diffusers.data.rows import Batch
+from text_diffusers.data.latent_cache import condition_columns
+from text_diffusers.data.rows import Batch, to_tensors
 from text_diffusers.evaluation.latent_bounds import conditions_of
 from text_diffusers.evaluation.modules import device_of, evaluating
-from text_diffusers.schedulers.latent.latent_noise import straight_level
+from text_diffusers.schedulers.latent.scheduling_flow import LatentFlowEulerScheduler
 
 MADE_AT_ONCE = 256
 
@@ -55,13 +54,14 @@ def latent_pairs(
     Args:
         autoencoder: an `AutoencoderTextLatentModel`.
         denoiser: a `LatentTransformerModel` over its latents, of straight paths.
-        rows: `LatentRows`, of which the conditions are taken.
+        rows: of the corpus, as `LatentRows` takes them; only their conditions are read.
         num_steps: Euler steps of each pair.
         seed: of the noise.
     """
     config = autoencoder.config
     device = device_of(denoiser)
-    count = len(rows.cache)
+    count = len(rows)
+    conditions = condition_columns(rows)
     generator = torch.Generator().manual_seed(seed)
     noise = randn(
         (count, config.num_latents, config.latent_size),
@@ -75,7 +75,8 @@ def latent_pairs(
     with evaluating(denoiser), bar:
         for first in range(0, count, MADE_AT_ONCE):
             indices = list(range(first, min(first + MADE_AT_ONCE, count)))
-            told = conditions_of(autoencoder, rows.rows_at(indices))
+            batch = {} if conditions is None else to_tensors(conditions[indices])
+            told = conditions_of(autoencoder, batch)
             made = flow_from(denoiser, noise[indices].to(device), told, num_steps)
             latents[indices] = autoencoder.denormalize(made).cpu()
             bar.update(len(indices))
@@ -98,15 +99,17 @@ def flow_from(denoiser: Any, noise: Tensor, told: Batch, num_steps: int) -> Tens
         "prompt_states": told.get("prompt_states"),
         "prompt_mask": told.get("prompt_mask"),
     }
-    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).tolist()
+    scheduler = LatentFlowEulerScheduler(
+        config.num_train_timesteps, prediction_type=config.prediction_type
+    )
+    scheduler.set_timesteps(num_steps, device=noise.device)
+
     latents = noise
     estimate = None
-    for now, then in pairwise(times):
-        timestep = now * config.num_train_timesteps
-        prediction = denoiser(latents, timestep, self_condition=estimate, **inputs).sample
-        level = straight_level(timestep, config.num_train_timesteps)
-        velocity = convert_prediction(prediction, latents, level, config.prediction_type, "flow")
-        if config.self_conditioning:
-            estimate = latents - now * velocity
-        latents = latents + (then - now) * velocity
+    for timestep in scheduler.timesteps.tolist():
+        shown = estimate if config.self_conditioning else None
+        prediction = denoiser(latents, timestep, self_condition=shown, **inputs).sample
+        stepped = scheduler.step(prediction, timestep, latents)
+        latents = stepped.prev_sample
+        estimate = stepped.pred_original_sample
     return latents
