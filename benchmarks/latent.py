@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from datasets import disable_progress_bars
 from parts.common.options import run
-from parts.common.results import check_settings
+from parts.common.results import check_settings, write_report
 from parts.latent.config import LatentBenchmarkConfig
 from parts.latent.data import conversation_texts, labelled_texts
 from parts.latent.facts import fact_records
@@ -37,7 +37,6 @@ from parts.latent.report import (
     label_part,
     memory_part,
     reply_part,
-    report,
     sampler_part,
 )
 from parts.latent.samplers import label_records, sampler_records
@@ -76,7 +75,7 @@ def main(options: LatentBenchmarkConfig) -> dict[str, Any]:
             records = fact_records(options, language)
             figures[f"facts_{language}"] = records
             sections.append(fact_part(language, records, options.num_replies))
-    report(options, sections, figures)
+    write_report(options.folder, "latent", "\n\n".join(sections), figures)
     return figures
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from text_diffusers.common.randomness import randn, row_generators
 from text_diffusers.common.source_prompts import source_prompt_ids
-from text_diffusers.common.token_ids import end_ids, never_written, padding_id, start_ids
+from text_diffusers.common.token_ids import end_ids, padding_id, start_ids, unwritable_ids
 from text_diffusers.common.validation import check_strings, require, require_int
 from text_diffusers.pipelines.calls.labels import label_numbers
 from text_diffusers.pipelines.calls.steps import Steps, runs_to_its_end, texts_of_each_step
@@ -533,11 +533,7 @@ class LatentTextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             do_sample=decoding.draws,
             end_token_ids=end_ids(self.tokenizer),
             pad_token_id=padding_id(self.tokenizer),
-            # The decoder may have more logits than the tokenizer has tokens.
-            suppressed_ids=[
-                *never_written(self.tokenizer),
-                *range(len(self.tokenizer), vocab_size),
-            ],
+            suppressed_ids=unwritable_ids(self.tokenizer, vocab_size),
             generator=batch.token_generators if decoding.draws else None,
             **shaping,
         )

@@ -54,6 +54,12 @@ class BenchmarkOptions:
         return judge
 
 
+def check_judge_dataset(judge_dataset: str | None, dataset: str):
+    """Refuse labelled texts without others for their judge: "movie_reviews" alone has a part that is kept for it."""
+    if judge_dataset is None and dataset != "movie_reviews":
+        raise ValueError(f"`judge_dataset` must be given with `dataset`={dataset!r}.")
+
+
 class ManualFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Formatter of `--help` that shows the docstring of the script, lines as written, and the defaults."""
 

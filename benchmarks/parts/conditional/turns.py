@@ -4,10 +4,16 @@ A question has a name, a product and a number, and comes from a kind of customer
 the tone of the kind. All else of it is one of three greetings and one of three wordings.
 """
 
+import csv
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# The first turns are learned, the last are asked.
+TRAINED = 5_700
+ASKED = 200
 
 # Letters of a product by which it is known in any case form of Russian.
 STEM = 5
@@ -201,3 +207,13 @@ def shares_of_facts(turns: Sequence[Turn], replies: Sequence[str]) -> dict[str, 
 def columns_of(turns: Sequence[Turn]) -> dict[str, list]:
     """The turns as columns of a table."""
     return {name: [asdict(turn)[name] for turn in turns] for name in asdict(turns[0])}
+
+
+def write_table(file: Path, columns: dict[str, Sequence[str]]) -> Path:
+    """Columns as a .csv file that a recipe reads."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return file

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from parts.common.options import BenchmarkOptions, free_option
+from parts.common.options import BenchmarkOptions, check_judge_dataset, free_option
 from text_diffusers.common.validation import require
 from text_diffusers.training.config import option
 
@@ -95,9 +95,7 @@ class ControlConfig(BenchmarkOptions):
         )
         require(len(set(self.words)) >= 2, "words", "at least two", self.words)
 
-        # Only this corpus has a part that is kept for the judge.
-        if self.judge_dataset is None and self.dataset != "movie_reviews":
-            raise ValueError(f"`judge_dataset` must be given with `dataset`={self.dataset!r}.")
+        check_judge_dataset(self.judge_dataset, self.dataset)
 
     def model_folder(self, name: str) -> str | None:
         """The folder of a model, such as "tagger"; `None` if there is none."""

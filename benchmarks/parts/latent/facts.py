@@ -1,19 +1,25 @@
 """Varied replies that must be right: made-up turns with known facts, and small models that learn them here."""
 
-import csv
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from parts.common.recipes import QUIET, load_recipe
 from parts.common.results import Record, read_or_make
-from parts.conditional.turns import Turn, columns_of, facts_of, make_turns
-from parts.latent.config import ASKED, LatentBenchmarkConfig
-from parts.latent.replies import STEPS, variety
+from parts.conditional.turns import (
+    ASKED,
+    TRAINED,
+    Turn,
+    columns_of,
+    make_turns,
+    shares_of_facts,
+    write_table,
+)
+from parts.latent.config import LatentBenchmarkConfig
+from parts.latent.replies import ReplyWriter, variety
 from parts.latent.samplers import load
-from parts.latent.writing import decode, text_record, write_latents
 
-TRAINED = 5_700
 MOST_STEPS = 1_000_000
 TEMPERATURES = (0.7, 1.0)
 # Tokens of a row, of a question, and of the vocabulary
@@ -64,6 +70,7 @@ def fact_records(options: LatentBenchmarkConfig, language: str) -> list[Record]:
         folder / "autoencoder.json", lambda: train_autoencoder(options, folder, common)
     )
     print(f"{language}: autoencoder, {steps} steps", flush=True)
+
     pipes = {}
     for prior in PRIORS:
         make = partial(train_prior, options, folder, prior, common)
@@ -71,51 +78,39 @@ def fact_records(options: LatentBenchmarkConfig, language: str) -> list[Record]:
         print(f"{language}: {prior} prior, {steps} steps", flush=True)
         pipes[prior] = load(str(folder / prior))
 
-    # 2. Replies
-    asked = [turn for turn in turns[-ASKED:][: options.num_questions]]
+    # 2. Ways to reply: to each question several times, from latents of its own
+    asked = turns[-ASKED:][: options.num_questions]
     repeated = [turn for turn in asked for _ in range(options.num_replies)]
     sources = [question_of(turn) for turn in repeated]
-    count = len(repeated)
-    diffusion, _ = write_latents(pipes["diffusion"], options, count, STEPS, source=sources)
-    gaussian, _ = write_latents(pipes["gaussian"], options, count, None, source=sources)
-    ways: list[tuple[str, Any, Any, float]] = []
+    told = {"source": sources}
+
+    ways = []
     for temperature in TEMPERATURES:
         name = f"the decoder alone, temperature {temperature:g}"
-        ways.append((name, pipes["diffusion"], None, temperature))
-    ways.append(("CVAE, Gaussian prior, greedy", pipes["gaussian"], gaussian, 0.0))
-    ways.append(("Dior-CVAE, greedy", pipes["diffusion"], diffusion, 0.0))
+        ways.append((name, ReplyWriter(pipes["diffusion"], options, None), temperature))
+    by_prior = {"CVAE, Gaussian prior, greedy": "gaussian", "Dior-CVAE, greedy": "diffusion"}
+    for name, prior in by_prior.items():
+        ways.append((name, ReplyWriter(pipes[prior], options, told), 0.0))
 
+    # 3. Replies, and their facts
     records = []
-    for number, (name, pipe, latents, temperature) in enumerate(ways):
-        make = partial(replies, pipe, options, latents, temperature, sources)
+    for number, (name, writer, temperature) in enumerate(ways):
+        make = partial(writer.write, sources, temperature)
         record = read_or_make(folder / f"replies-{number}.json", make)
+
         texts = record["texts"]
-        size = options.num_replies
-        right = [facts_of(turn, text) for turn, text in zip(repeated, texts, strict=True)]
-        shares = {fact: sum(facts[fact] for facts in right) / count for fact in right[0]}
-        groups = [texts[first : first + size] for first in range(0, count, size)]
-        record |= {"system": name, **shares, **variety(groups)}
+        record["system"] = name
         record["question"] = sources[0]
+        record |= shares_of_facts(repeated, texts)
+        record |= variety(texts, options.num_replies)
         records.append(record)
     return records
 
 
-def replies(
-    pipe: Any, options: LatentBenchmarkConfig, latents: Any, temperature: float, sources: list[str]
-) -> Record:
-    """Replies to sources."""
-    return text_record(decode(pipe, options, latents, temperature, sources, len(sources))[0])
-
-
-def write_turns(file: Path, turns: list[Turn]) -> Path:
+def write_turns(file: Path, turns: Sequence[Turn]) -> Path:
     """The turns as a file that a recipe reads."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["question", "reply"])
-        replies_of = columns_of(turns)["reply"]
-        writer.writerows(zip(map(question_of, turns), replies_of, strict=True))
-    return file
+    questions = [question_of(turn) for turn in turns]
+    return write_table(file, {"question": questions, "reply": columns_of(turns)["reply"]})
 
 
 def train_autoencoder(options: LatentBenchmarkConfig, folder: Path, common: dict[str, Any]) -> int:

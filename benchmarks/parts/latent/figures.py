@@ -12,7 +12,7 @@ from torch import Tensor
 
 from parts.common.results import Record
 from parts.latent.judge import WordNgramJudge, words_of
-from text_diffusers.evaluation.text_metrics import distinct_n, self_bleu, token_entropy
+from text_diffusers.evaluation.text_metrics import distinct_n, token_entropy
 
 TEXTS_AT_ONCE = 50
 
@@ -26,9 +26,8 @@ def figures_of(texts: Sequence[str], judge: WordNgramJudge) -> Record:
         "known_words": verdict.known_words,
         "seen_pairs": verdict.seen_pairs,
         "words": sum(map(len, rows)) / len(rows),
-        "entropy": token_entropy([[hash(word) for word in row] for row in rows]),
+        "entropy": token_entropy(rows),
         "distinct_2": distinct_n([" ".join(row) for row in rows], 2),
-        "self_bleu": self_bleu(texts),
         "empty": sum(not row for row in rows) / len(rows),
     }
 
@@ -36,9 +35,12 @@ def figures_of(texts: Sequence[str], judge: WordNgramJudge) -> Record:
 @torch.no_grad()
 def embeddings(pipe: Any, texts: Sequence[str]) -> Tensor:
     """(N, E) mean state of each text in the pipeline's encoder, of norm 1."""
+    # An encoder needs a token to read.
+    readable = [text or "." for text in texts]
+
     found = []
     for first in range(0, len(texts), TEXTS_AT_ONCE):
-        part = list(texts[first : first + TEXTS_AT_ONCE])
+        part = readable[first : first + TEXTS_AT_ONCE]
         encoded = pipe.encoder_tokenizer(
             part,
             padding=True,
@@ -49,6 +51,7 @@ def embeddings(pipe: Any, texts: Sequence[str]) -> Tensor:
         states, mask = pipe.autoencoder.encode_states(
             encoded["input_ids"], encoded["attention_mask"]
         )
+
         weights = mask.unsqueeze(-1).to(states.dtype)
         found.append((states * weights).sum(dim=1) / weights.sum(dim=1))
     return F.normalize(torch.cat(found), dim=-1)

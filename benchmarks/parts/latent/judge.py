@@ -21,6 +21,9 @@ LEAST_COUNT = 2
 # An unknown word is paid for by the letter.
 LETTERS = 27
 
+# How often each word stands behind a context
+Table = dict[tuple[str, ...], Counter[str]]
+
 
 class Verdict(NamedTuple):
     """What a judge says of texts.
@@ -68,67 +71,85 @@ class WordNgramJudge:
         self.vocabulary = {word for word, count in counts.items() if count >= LEAST_COUNT}
 
         # 1. How often each word stands behind the longest contexts
-        successors: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+        longest: Table = defaultdict(Counter)
+        self.pairs: set[tuple[str, str]] = set()
         for row in rows:
             padded = self._padded(row)
             for place in range(order - 1, len(padded)):
-                successors[tuple(padded[place - order + 1 : place])][padded[place]] += 1
-        self.pairs = {pair for row in rows for pair in pairwise(self._padded(row)[order - 1 :])}
+                longest[self._context(padded, place)][padded[place]] += 1
+            self.pairs.update(pairwise(padded[order - 1 :]))
 
         # 2. Behind shorter ones, in how many longer ones it stands
-        self.tables = [successors]
+        self.tables = [longest]
         for _ in range(order - 1):
-            shorter: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+            shorter: Table = defaultdict(Counter)
             for context, words in self.tables[0].items():
                 shorter[context[1:]].update(words.keys())
             self.tables.insert(0, shorter)
-        self.totals = [
-            {context: words.total() for context, words in table.items()} for table in self.tables
-        ]
-        self.discounts = [discount(table.values()) for table in self.tables]
+
+        # 3. What is asked for again and again
+        self.totals = []
+        self.discounts = []
+        for table in self.tables:
+            self.totals.append({context: words.total() for context, words in table.items()})
+            self.discounts.append(discount(table.values()))
 
     def _padded(self, words: Sequence[str]) -> list[str]:
+        """Words as the judge knows them, behind as many starts as a context has, and an end."""
         known = [word if word in self.vocabulary else UNKNOWN for word in words]
         return [*[START] * (self.order - 1), *known, END]
+
+    def _context(self, padded: Sequence[str], place: int) -> tuple[str, ...]:
+        """The n - 1 words before a place."""
+        return tuple(padded[place - self.order + 1 : place])
 
     def probability(self, context: Sequence[str], word: str) -> float:
         """p(word | context), of a context of n - 1 words of the vocabulary, or starts."""
         # All words, the unknown one and the end are alike before anything is known.
         probability = 1 / (len(self.vocabulary) + 2)
+
+        # From no context to the longest that was seen
         for length, table in enumerate(self.tables):
             known = tuple(context[len(context) - length :])
             words = table.get(known)
             if words is None:
                 break
+
+            # The share that is taken from all counts is dealt out by the shorter context.
             total = self.totals[length][known]
-            lower = self.discounts[length]
-            freed = lower * len(words) / total
-            probability = max(words[word] - lower, 0) / total + freed * probability
+            taken = self.discounts[length]
+            freed = taken * len(words) / total
+            probability = max(words[word] - taken, 0) / total + freed * probability
         return probability
 
     def nats(self, text: str) -> float:
         """-log p of a text and its end."""
         words = words_of(text)
         padded = self._padded(words)
+
         nats = 0.0
         for place in range(self.order - 1, len(padded)):
-            context = padded[place - self.order + 1 : place]
-            nats -= math.log(self.probability(context, padded[place]))
-        unknown = [word for word in words if word not in self.vocabulary]
-        return nats + math.log(LETTERS) * sum(map(len, unknown))
+            nats -= math.log(self.probability(self._context(padded, place), padded[place]))
+
+        # Else a made-up word would cost as little as any that is merely unknown.
+        num_letters = sum(len(word) for word in words if word not in self.vocabulary)
+        return nats + math.log(LETTERS) * num_letters
 
     def judge(self, texts: Sequence[str]) -> Verdict:
         """What is said of texts, of which one must have a word."""
         rows = [words_of(text) for text in texts]
-        num_words = sum(map(len, rows))
-        nats = sum(map(self.nats, texts)) / (num_words + len(rows))
-        known = sum(word in self.vocabulary for row in rows for word in row)
+        words = [word for row in rows for word in row]
         pairs = [pair for row in rows for pair in pairwise(row)]
+
+        # The end of a text counts as a word.
+        nats = sum(map(self.nats, texts)) / (len(words) + len(rows))
+        num_known = sum(word in self.vocabulary for word in words)
+        num_seen = sum(pair in self.pairs for pair in pairs)
         return Verdict(
             nats_per_word=nats,
             perplexity=math.exp(nats),
-            known_words=known / num_words,
-            seen_pairs=sum(pair in self.pairs for pair in pairs) / max(1, len(pairs)),
+            known_words=num_known / len(words),
+            seen_pairs=num_seen / max(1, len(pairs)),
         )
 
 

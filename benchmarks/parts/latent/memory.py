@@ -29,7 +29,12 @@ def memory_records(options: LatentBenchmarkConfig) -> list[Record]:
 def measured(folder: str, inputs: dict[str, Any]) -> Record:
     """MiB of all weights, and of what is beside them at the peak."""
     pipe = load(folder)
-    parts = [part for part in pipe.components.values() if hasattr(part, "parameters")]
-    weights = sum(weight.nbytes for part in parts for weight in part.parameters())
+    weights = 0
+    for part in pipe.components.values():
+        # Tokenizers and schedulers have none.
+        if hasattr(part, "parameters"):
+            weights += sum(weight.nbytes for weight in part.parameters())
+
+    # The peak is that of a step, however many there are.
     peak = peak_of(lambda: pipe(num_return_sequences=NUM_TEXTS, num_inference_steps=4, **inputs))
     return {"weights": weights / MEBIBYTE, "peak": peak}

@@ -1,12 +1,11 @@
 """Tables, pictures and unpicked texts of benchmarks/latent.py."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 
 from parts.common.pictures import use_logarithmic_x
-from parts.common.results import Record, write_report
+from parts.common.results import Record
 from parts.common.tables import Column, TableRow, markdown_table
 from parts.latent.config import LatentBenchmarkConfig
 
@@ -33,30 +32,32 @@ REPLY_COLUMNS = {
     "different": Column("different", ".3f"),
 }
 FACT_COLUMNS = {
-    name: Column(title, ".3f")
-    for name, title in (
-        ("name", "name"),
-        ("product", "product"),
-        ("number", "number"),
-        ("tone", "tone"),
-        ("all", "all four"),
-        ("different", "different"),
-    )
-} | {"self_bleu": Column("self-BLEU", ".1f")}
+    "name": Column("name", ".3f"),
+    "product": Column("product", ".3f"),
+    "number": Column("number", ".3f"),
+    "tone": Column("tone", ".3f"),
+    "all": Column("all four", ".3f"),
+    "different": REPLY_COLUMNS["different"],
+    "self_bleu": FIGURES["self_bleu"],
+}
+MEMORY_COLUMNS = {
+    "weights": Column("weights, MiB", ".0f"),
+    "peak": Column("beside them, MiB", ".0f"),
+}
 
 
 def memory_part(records: Sequence[Record]) -> str:
     """Weights and peak of each model."""
     rows = [TableRow([record["name"]], [record]) for record in records]
-    columns = {"weights": Column("weights, MiB", ".0f"), "peak": Column("beside them, MiB", ".0f")}
-    return f"## Memory\n\n{markdown_table(['writes'], rows, columns)}"
+    return f"## Memory\n\n{markdown_table(['writes'], rows, MEMORY_COLUMNS)}"
 
 
 def sampler_part(options: LatentBenchmarkConfig, records: Sequence[Record]) -> str:
     """Samplers by steps, and texts."""
-    rows = [
-        TableRow([record["name"], str(record.get("steps", ""))], [record]) for record in records
-    ]
+    rows = []
+    for record in records:
+        steps = record.get("steps", "")
+        rows.append(TableRow([record["name"], str(steps)], [record]))
     parts = ["## Samplers", markdown_table(["texts", "steps"], rows, SAMPLER_COLUMNS)]
     draw_samplers(options, records)
 
@@ -72,13 +73,11 @@ def label_part(records: Sequence[Record], note: str) -> str:
     """Labels by scale, and texts of each label at the scale at which most are followed."""
     rows = [TableRow([f"{record['scale']:g}"], [record]) for record in records]
     parts = ["## Labels", note, markdown_table(["scale"], rows, LABEL_COLUMNS)]
+
     best = max(records, key=lambda record: record["followed"])
     for label in sorted(set(best["labels"])):
-        own = [
-            text
-            for text, number in zip(best["texts"], best["labels"], strict=True)
-            if number == label
-        ]
+        pairs = zip(best["texts"], best["labels"], strict=True)
+        own = [text for text, number in pairs if number == label]
         parts.append(shown(f"label {label}, scale {best['scale']:g}", own))
     return "\n\n".join(parts)
 
@@ -87,17 +86,18 @@ def reply_part(
     options: LatentBenchmarkConfig, records: Sequence[Record], sources: Sequence[str]
 ) -> str:
     """Systems by temperature, and replies to the first contexts."""
+    # Real replies have no temperature.
     rows = []
     for record in records:
         temperature = record.get("temperature")
-        shown_temperature = "" if temperature is None else f"{temperature:g}"
-        rows.append(TableRow([record["name"], shown_temperature], [record]))
+        cell = "" if temperature is None else f"{temperature:g}"
+        rows.append(TableRow([record["name"], cell], [record]))
     parts = ["## Replies", markdown_table(["system", "temperature"], rows, REPLY_COLUMNS)]
     draw_replies(options, records)
 
-    count = options.num_replies
     # Latents at the likeliest tokens, and the decoder alone as it is trained
     of_interest = [record for record in records if record.get("temperature") in (0.0, 1.0)]
+    count = options.num_replies
     for place, source in enumerate(sources[: SHOWN // count]):
         parts.append(f"> {source}".replace("\n", "\n> "))
         for record in of_interest:
@@ -110,8 +110,10 @@ def fact_part(language: str, records: Sequence[Record], count: int) -> str:
     """Ways to reply with their facts, and the replies to the first question."""
     rows = [TableRow([record["system"]], [record]) for record in records]
     parts = [f"## Known facts: {language}", markdown_table(["system"], rows, FACT_COLUMNS)]
+
     parts.append(f"> {records[0]['question']}")
-    parts += [shown(record["system"], record["texts"][:count]) for record in records]
+    for record in records:
+        parts.append(shown(record["system"], record["texts"][:count]))
     return "\n\n".join(parts)
 
 
@@ -123,29 +125,32 @@ def shown(name: str, texts: Sequence[str]) -> str:
 
 
 def draw_samplers(options: LatentBenchmarkConfig, records: Sequence[Record]):
-    """Perplexity and likeness of each sampler by steps, beside real texts and the decoder alone."""
+    """Figures of each sampler by steps, beside real texts and the decoder alone."""
+    # A line for each sampler at the likeliest tokens, and a level for what takes no steps
+    levels = []
+    lines: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.get("steps", 0)):
+        if "steps" not in record:
+            levels.append(record)
+        elif "temperature" not in record["name"]:
+            lines.setdefault(record["name"], []).append(record)
+
     figure, panels = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for axes, name in zip(panels, ("perplexity", "self_bleu", "distance"), strict=True):
-        lines: dict[str, list[Record]] = {}
-        for record in records:
-            if "temperature" not in record["name"] and "steps" in record:
-                lines.setdefault(record["name"], []).append(record)
         for label, own in lines.items():
-            ordered = sorted(own, key=lambda record: record["steps"])
-            axes.plot(
-                [record["steps"] for record in ordered],
-                [record[name] for record in ordered],
-                marker="o",
-                label=label,
-            )
-        yardsticks = [record for record in records if "steps" not in record]
-        for record, dash in zip(yardsticks, ("--", "-.", ":"), strict=False):
-            if record.get(name) is not None:
+            steps = [record["steps"] for record in own]
+            axes.plot(steps, [record[name] for record in own], marker="o", label=label)
+
+        for record, dash in zip(levels, ("--", "-.", ":"), strict=True):
+            # Real texts are at no distance from themselves.
+            if name in record:
                 axes.axhline(record[name], color="gray", linestyle=dash, label=record["name"])
+
         axes.set(xlabel="steps", ylabel=SAMPLER_COLUMNS[name].title)
         use_logarithmic_x(axes, (1, 2, 5))
         if name != "self_bleu":
             axes.set_yscale("log")
+
     panels[0].legend(fontsize=7)
     figure.savefig(options.folder / "samplers.png", dpi=110)
     plt.close(figure)
@@ -153,30 +158,24 @@ def draw_samplers(options: LatentBenchmarkConfig, records: Sequence[Record]):
 
 def draw_replies(options: LatentBenchmarkConfig, records: Sequence[Record]):
     """Quality against variety: the judge's perplexity and the relevance by self-BLEU, a line a system."""
+    real, *written = records
+    lines: dict[str, list[Record]] = {}
+    for record in written:
+        lines.setdefault(record["name"], []).append(record)
+
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    names = dict.fromkeys(record["name"] for record in records if "temperature" in record)
     for axes, name in zip(panels, ("perplexity", "relevance"), strict=True):
-        for system in names:
-            own = [record for record in records if record["name"] == system]
-            own = [record for record in own if record["self_bleu"] is not None]
-            axes.plot(
-                [record["self_bleu"] for record in own],
-                [record[name] for record in own],
-                marker="o",
-                label=system,
-            )
-            for record in own:
-                axes.annotate(
-                    f"{record['temperature']:g}", (record["self_bleu"], record[name]), fontsize=7
-                )
-        axes.axhline(records[0][name], color="gray", linestyle="--", label="real replies")
+        for label, own in lines.items():
+            variety = [record["self_bleu"] for record in own]
+            quality = [record[name] for record in own]
+            axes.plot(variety, quality, marker="o", label=label)
+            for record, x, y in zip(own, variety, quality, strict=True):
+                axes.annotate(f"{record['temperature']:g}", (x, y), fontsize=7)
+
+        axes.axhline(real[name], color="gray", linestyle="--", label="real replies")
         axes.set(xlabel="self-BLEU of the replies to a context", ylabel=REPLY_COLUMNS[name].title)
         axes.grid(alpha=0.3)
+
     panels[0].legend(fontsize=8)
     figure.savefig(options.folder / "replies.png", dpi=110)
     plt.close(figure)
-
-
-def report(options: LatentBenchmarkConfig, parts: Sequence[str], figures: Any):
-    """Print and write all parts."""
-    write_report(options.folder, "latent", "\n\n".join(parts), figures)

@@ -4,11 +4,15 @@ from functools import partial
 from typing import Any
 
 from parts.common.results import Record, read_or_make
+from parts.control.judges import judge_of_labels
 from parts.latent.config import LatentBenchmarkConfig
-from parts.latent.data import UnseenTexts, cut_texts, judge_of_labels
+from parts.latent.data import UnseenTexts, cut_texts
 from parts.latent.figures import embeddings, energy_distance, figures_of
-from parts.latent.writing import decode, text_record, write_latents
+from parts.latent.writing import decode, write_latents
 from text_diffusers import TextDiffusionPipeline
+from text_diffusers.data.labels import number_labels
+from text_diffusers.data.sources import load_documents, split_documents
+from text_diffusers.evaluation.text_metrics import self_bleu
 from text_diffusers.samplers import with_sampler
 
 # Samplers of each noise that a model may have learned
@@ -38,9 +42,9 @@ def yardsticks(pipe: Any, options: LatentBenchmarkConfig, unseen: UnseenTexts) -
     folder = options.folder / "samplers"
     real = read_or_make(
         folder / "real.json",
-        lambda: text_record(
-            cut_texts(unseen.held_out["text"], pipe.tokenizer, options.max_new_tokens)
-        ),
+        lambda: {
+            "texts": cut_texts(unseen.held_out["text"], pipe.tokenizer, options.max_new_tokens)
+        },
     )
     records = [{"name": REAL, **real}]
     for temperature in TEMPERATURES:
@@ -53,7 +57,7 @@ def yardsticks(pipe: Any, options: LatentBenchmarkConfig, unseen: UnseenTexts) -
 def alone_record(pipe: Any, options: LatentBenchmarkConfig, temperature: float) -> Record:
     """Texts that the decoder writes without any latents."""
     texts, seconds = decode(pipe, options, None, temperature, count=options.num_texts)
-    return text_record(texts, decoding_seconds=seconds / len(texts))
+    return {"texts": texts, "decoding_seconds": seconds / len(texts)}
 
 
 def sampler_records(options: LatentBenchmarkConfig, unseen: UnseenTexts) -> list[Record]:
@@ -71,9 +75,8 @@ def sampler_records(options: LatentBenchmarkConfig, unseen: UnseenTexts) -> list
                     continue
                 make = partial(sampler_record, writer, options, steps)
                 file = options.folder / "samplers" / f"{sampler}-{steps}.json"
-                records.append(
-                    {"name": f"{sampler} ({noise})", "steps": steps, **read_or_make(file, make)}
-                )
+                record = read_or_make(file, make)
+                records.append({"name": f"{sampler} ({noise})", "steps": steps, **record})
                 print(f"{sampler}, {steps} steps", flush=True)
 
     # The same latents with draws of the decoder, as its own texts have
@@ -85,10 +88,10 @@ def sampler_records(options: LatentBenchmarkConfig, unseen: UnseenTexts) -> list
 
     real = embeddings(pipes["flow"], records[0]["texts"])
     for record in records:
-        record |= figures_of(record["texts"], unseen.judge)
+        texts = record["texts"]
+        record |= figures_of(texts, unseen.judge) | {"self_bleu": self_bleu(texts)}
         if record["name"] != REAL:
-            written = embeddings(pipes["flow"], [text or "." for text in record["texts"]])
-            record["distance"] = energy_distance(written, real)
+            record["distance"] = energy_distance(embeddings(pipes["flow"], texts), real)
     return records
 
 
@@ -99,30 +102,31 @@ def sampler_record(
     latents, seconds = write_latents(pipe, options, options.num_texts, steps)
     texts, decoding = decode(pipe, options, latents, temperature)
     count = options.num_texts
-    return text_record(texts, latent_seconds=seconds / count, decoding_seconds=decoding / count)
+    return {
+        "texts": texts,
+        "latent_seconds": seconds / count,
+        "decoding_seconds": decoding / count,
+    }
 
 
 def label_records(options: LatentBenchmarkConfig, unseen: UnseenTexts) -> tuple[list[Record], str]:
     """A line for each scale of guidance to a label, and a note on the judge."""
-    judge, note = judge_of_labels(options)
+    documents, _ = number_labels(load_documents(options.dataset, label_column="label"))
+    _, held_out = split_documents(documents)
+    judge, note = judge_of_labels(options.judge_dataset, held_out["text"], held_out["label"])
+
     pipe = load(options.flow)
     labels = [place % 2 for place in range(options.num_texts)]
     records = []
     for scale in sorted(options.scales):
         make = partial(label_record, pipe, options, labels, scale)
         record = read_or_make(options.folder / "labels" / f"scale-{scale:g}.json", make)
-        judged = judge.labels(record["texts"])
-        followed = sum(a == b for a, b in zip(judged, labels, strict=True)) / len(labels)
-        records.append(
-            {
-                "scale": scale,
-                **record,
-                "followed": followed,
-                "labels": labels,
-                **figures_of(record["texts"], unseen.judge),
-            }
-        )
-        print(f"labels, scale {scale:g}: {followed:.3f}", flush=True)
+
+        texts = record["texts"]
+        record |= {"scale": scale, "labels": labels, "followed": judge.accuracy(texts, labels)}
+        record |= figures_of(texts, unseen.judge) | {"self_bleu": self_bleu(texts)}
+        records.append(record)
+        print(f"labels, scale {scale:g}: {record['followed']:.3f}", flush=True)
     return records, note
 
 
@@ -132,4 +136,4 @@ def label_record(
     """Texts with labels at a scale."""
     told = {"class_labels": labels, "guidance_scale": scale}
     latents, _ = write_latents(pipe, options, len(labels), LABEL_STEPS, **told)
-    return text_record(decode(pipe, options, latents, 0.0)[0])
+    return {"texts": decode(pipe, options, latents, 0.0)[0]}

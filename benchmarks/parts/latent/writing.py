@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parts.common.results import Record
 from parts.latent.config import LatentBenchmarkConfig
 from text_diffusers.common.source_prompts import source_prompt_ids
-from text_diffusers.common.token_ids import end_ids, never_written, padding_id, start_ids
+from text_diffusers.common.token_ids import end_ids, padding_id, start_ids, unwritable_ids
 
 # Longest row of a decoder's prompt that is written behind
 LONGEST_PROMPT = 2**16
@@ -26,7 +25,7 @@ def seeded(options: LatentBenchmarkConfig, places: Sequence[int]) -> list[torch.
 
 def parts_of(count: int, size: int) -> list[list[int]]:
     """The numbers of so many texts, a list for each batch."""
-    return [list(range(first, min(first + size, count))) for first in range(0, count, max(1, size))]
+    return [list(range(first, min(first + size, count))) for first in range(0, count, size)]
 
 
 def write_latents(
@@ -80,10 +79,8 @@ def decode(
     tokenizer = pipe.tokenizer
     model = pipe.autoencoder
     count = len(latents) if latents is not None else int(count or 0)
-    suppressed = [
-        *never_written(tokenizer),
-        *range(len(tokenizer), model.decoder.vocab_size),
-    ]
+    suppressed = unwritable_ids(tokenizer, model.decoder.vocab_size)
+
     texts = []
     started = time.perf_counter()
     for places in parts_of(count, options.batch_size):
@@ -92,6 +89,8 @@ def decode(
             prompts = source_prompt_ids(
                 tokenizer, [sources[place] for place in places], LONGEST_PROMPT
             )
+
+        # Padded on the left, so that all texts begin at one place
         width = max(map(len, prompts))
         filling = padding_id(tokenizer)
         ids = torch.tensor([[filling] * (width - len(row)) + row for row in prompts])
@@ -111,8 +110,3 @@ def decode(
         )
         texts += tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return [text.strip() for text in texts], time.perf_counter() - started
-
-
-def text_record(texts: Sequence[str], **others: Any) -> Record:
-    """Texts and what is noted beside them, as they are kept in a file."""
-    return {"texts": list(texts), **others}

@@ -64,6 +64,11 @@ def never_written(tokenizer: Any) -> list[int]:
     return sorted(special)
 
 
+def unwritable_ids(tokenizer: Any, num_logits: int) -> list[int]:
+    """What is `never_written`, and ids behind the last token: models may have more logits than there are tokens."""
+    return [*never_written(tokenizer), *range(len(tokenizer), num_logits)]
+
+
 def noise_vocabulary(tokenizer: Any) -> int:
     """The number of ids, from 0, among which noise draws tokens: all up to the last that may be written.
 

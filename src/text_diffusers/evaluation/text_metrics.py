@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ def distinct_n(texts: Sequence[str] | Sequence[Sequence[int]], n: int) -> float:
     return len(counts) / counts.total()
 
 
-def token_entropy(token_lists: Sequence[Sequence[int]]) -> float:
+def token_entropy(token_lists: Sequence[Sequence[Hashable]]) -> float:
     """Entropy of the token frequencies within a text, in nats, averaged over the texts.
 
     This is what stands beside generative perplexity in papers on discrete diffusion: each text has its own

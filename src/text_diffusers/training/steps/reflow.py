@@ -109,7 +109,7 @@ def flow_from(denoiser: Any, noise: Tensor, told: Batch, num_steps: int) -> Tens
     for timestep in scheduler.timesteps.tolist():
         shown = estimate if config.self_conditioning else None
         prediction = denoiser(latents, timestep, self_condition=shown, **inputs).sample
-        stepped = scheduler.step(prediction, timestep, latents)
+        stepped: Any = scheduler.step(prediction, timestep, latents)
         latents = stepped.prev_sample
         estimate = stepped.pred_original_sample
     return latents
