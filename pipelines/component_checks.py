@@ -71,9 +71,17 @@ def check_token_components(
             f"`scheduler` has `vocab_size`={noise_size}, but the denoiser's is {vocab_size}."
         )
 
+    # Clusters are told from tokens by their ids.
+    first_cluster_id = getattr(scheduler, "first_cluster_id", None)
+    if first_cluster_id is not None and first_cluster_id < len(tokenizer):
+        raise ValueError(
+            f"`scheduler` has clusters from id {first_cluster_id} on, but the tokenizer has {len(tokenizer)} tokens."
+        )
+
     token_scheduler = as_token_scheduler(scheduler, tokenizer)
     check_token_scheduler(token_scheduler)
-    if is_language_model(denoiser) and getattr(token_scheduler, "corruption", None) == "uniform":
+    corruption = getattr(token_scheduler, "corruption", None)
+    if is_language_model(denoiser) and corruption in ("uniform", "hierarchical"):
         raise ValueError(
             "`scheduler` must be of an absorbing kernel for a language model, which fills in masks only."
         )

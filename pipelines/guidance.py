@@ -8,14 +8,16 @@ Shapes: B rows, L sequence length, V vocabulary size, N tokens that are still op
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from text_diffusers.common.precision import at_least_float32
+from text_diffusers.common.scheduler_config import HIDING_NOISES
 from text_diffusers.common.validation import check_strings, is_list, is_number, require
+from text_diffusers.pipelines.given_text import GivenText
 from text_diffusers.pipelines.text_batch import TextBatch
 
 # Values of `guide_by`; a source and messages count as a prompt.
@@ -37,6 +39,10 @@ class TextState:
         last: whether this is the last step.
         selected: (B, L) bool, the open tokens that this step draws; `None` if it is not known.
         mask_token_id: the id of the mask, if the tokenizer has one.
+        end_token_ids: tokens that end a text; none where the length is given.
+        given_texts: the given characters of each text; none if they are those of its tokens.
+        generators: one a row, for controls that draw tokens.
+        shape: makes logarithms of probabilities (n, V) those that tokens are drawn from; `None` leaves them.
     """
 
     tokens: Tensor
@@ -49,6 +55,10 @@ class TextState:
     last: bool
     selected: Tensor | None = None
     mask_token_id: int | None = None
+    end_token_ids: list[int] = field(default_factory=list)
+    given_texts: list[GivenText] = field(default_factory=list)
+    generators: list[torch.Generator] = field(default_factory=list)
+    shape: Callable[[Tensor], Tensor] | None = None
 
 
 def text_state(
@@ -59,6 +69,8 @@ def text_state(
     undecided: Tensor,
     mask_token_id: int | None,
     selected: Tensor | None = None,
+    end_token_ids: Sequence[int] = (),
+    shape: Callable[[Tensor], Tensor] | None = None,
 ) -> TextState:
     """The state of a batch before the step that is due.
 
@@ -66,6 +78,8 @@ def text_state(
         is_open: (B, L) bool, the tokens that controls are asked about.
         undecided: (B, L) bool, all tokens that may still change.
         selected: (B, L) bool, the open tokens that this step draws.
+        end_token_ids: tokens that end a text.
+        shape: temperature, top_k and top_p of the step.
     """
     return TextState(
         tokens=batch.tokens,
@@ -78,6 +92,10 @@ def text_state(
         last=batch.steps_done == batch.num_steps - 1,
         selected=selected,
         mask_token_id=mask_token_id,
+        end_token_ids=list(end_token_ids),
+        given_texts=batch.given_texts,
+        generators=batch.generators,
+        shape=shape,
     )
 
 
@@ -175,16 +193,17 @@ def guided_log_reverse(
     x_0 that a step takes. Controls of p(x_s | x_t) likewise come before shaping: what a token gains counts for it as
     x_0.
 
-    Under absorbing noise p(x_s | x_t) of the guided prediction is the same, and cheaper.
+    Under absorbing noise p(x_s | x_t) of the guided prediction is the same, and cheaper. Under hierarchical noise it
+    is taken too: a guided cluster has the summed guided probability of its tokens.
 
     Args:
         cond, uncond: (N, V) logits with and without the condition; `None` is a step without guidance.
         control: logits (N, V) to what controls make of them, if any is due.
         posterior_control: log p(x_s | x_t) (N, S) likewise.
     """
-    # 1. Both predictions; under absorbing noise, or without guidance, one will do
+    # 1. Both predictions; under noise that hides tokens, or without guidance, one will do
     predictions = []
-    if uncond is not None and step.scheduler.corruption != "absorbing":
+    if uncond is not None and step.scheduler.corruption not in HIDING_NOISES:
         predictions = [step.scores(cond), step.scores(uncond)]
 
     # Where nothing is done to the guided prediction, it need not be known.
@@ -449,8 +468,9 @@ def check_control_targets(
         causal_past: whether it does so over a causal past, where only a `block_length` of the call makes blocks.
 
     Raises:
-        ValueError: if some act on p(x_s | x_t) and the scheduler does not draw from it, or there are blocks for one
-            that weighs all of a text.
+        ValueError: if some act on p(x_s | x_t) and the scheduler does not draw from it, one draws tokens together and
+            the scheduler or another control draws them otherwise, or there are blocks for one that weighs all of a
+            text.
     """
     # Only an ancestral step draws from p(x_s | x_t), which these controls change.
     on_posterior = any(acts_on(control) == "posterior" for control in controls)
@@ -458,6 +478,17 @@ def check_control_targets(
         raise ValueError(
             "`controls` that act on p(x_s | x_t) need a scheduler that draws from it, such as "
             f"D3PMAbsorbingScheduler or D3PMUniformScheduler, got {type(scheduler).__name__}."
+        )
+    joint = [control for control in controls if draws_jointly(control)]
+    if joint and not getattr(scheduler, "takes_drawn", False):
+        raise ValueError(
+            "`controls` that draw tokens together, such as RegexControl, need a scheduler of absorbing noise of this "
+            f"package, such as D3PMAbsorbingScheduler or ConfidenceScheduler, got {type(scheduler).__name__}."
+        )
+    if joint and (len(joint) > 1 or on_posterior):
+        raise ValueError(
+            "`controls` must have one that draws tokens at most: one that draws them together, such as RegexControl, "
+            f"excludes others, and those that act on p(x_s | x_t), got {controls!r}."
         )
     weighing = [control for control in controls if weighs_text(control)]
     if not weighing or block_length is None:
@@ -486,6 +517,24 @@ def acts_on(control: Any) -> str:
 def weighs_text(control: Any) -> bool:
     """Whether a control weighs all that is open in a text, and does not change each prediction by itself."""
     return getattr(control, "weighs_text", True)
+
+
+def guided_on_posterior(batch: TextBatch, scheduler: Any) -> Tensor:
+    """(B,) bool: the rows whose p(x_s | x_t) is guided in the step that is due, and not the predictions alone."""
+    scales = batch.step_scales
+
+    # A control of the posterior needs it in every row.
+    if any_due(batch.controls, batch.progress, "posterior"):
+        return torch.ones_like(scales, dtype=torch.bool)
+    # What comes of predictions by another rule than p(x_s | x_t) can be guided on the predictions only.
+    hides_tokens = scheduler.corruption in HIDING_NOISES
+    draws_reverse = getattr(scheduler, "draws_reverse", False) and not hides_tokens
+    return (scales != 0) & (scales != 1) & draws_reverse
+
+
+def draws_jointly(control: Any) -> bool:
+    """Whether a control draws the tokens of a step together, in the place of the scheduler."""
+    return getattr(control, "draws_jointly", False)
 
 
 def any_due(controls: Iterable, progress: float, target: str) -> bool:

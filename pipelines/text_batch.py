@@ -34,6 +34,7 @@ class TextBatch:
         end_token_ids: tokens that end a text beside the tokenizer's own.
         earliest_ends: (B,) index before which no text ends; empty where that is left to the model.
         suppressed_ids: tokens that are not written in this call.
+        first_cluster_id: ids from here on are clusters of tokens, under hierarchical noise.
         past_lengths: (B,) columns behind which all is one block, where a call writes one block over a causal past.
         window: (B, L) bool, the tokens that are written together now; `None` is all of them.
         denoiser: which the call asks, a language model being wrapped.
@@ -75,6 +76,7 @@ class TextBatch:
     end_token_ids: list[int] = field(default_factory=list)
     earliest_ends: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     suppressed_ids: list[int] = field(default_factory=list)
+    first_cluster_id: int | None = None
     past_lengths: Tensor | None = None
     window: Tensor | None = None
     denoiser: Any = None

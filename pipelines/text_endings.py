@@ -31,8 +31,11 @@ def written_ends(batch: TextBatch, tokenizer: Any) -> Tensor:
 
 
 def masked_tokens(batch: TextBatch, tokenizer: Any) -> Tensor:
-    """(B, L) bool: tokens that are still to be revealed."""
-    return batch.editable & (batch.tokens == tokenizer.mask_token_id)
+    """(B, L) bool: tokens that are still to be revealed, masks and clusters."""
+    masked = batch.tokens == tokenizer.mask_token_id
+    if batch.first_cluster_id is not None:
+        masked = masked | (batch.tokens >= batch.first_cluster_id)
+    return batch.editable & masked
 
 
 def settled_ends(batch: TextBatch, tokenizer: Any, revises_tokens: bool) -> Tensor:
@@ -66,11 +69,14 @@ def cut_texts(batch: TextBatch, tokenizer: Any, revises_tokens: bool = True) -> 
 
 
 def ended_tokens(batch: TextBatch, tokenizer: Any, revises_tokens: bool = True) -> Tensor:
-    """(B, L) tokens with padding after the end of each text."""
+    """(B, L) tokens with padding after the end of each text; a cluster, which has no text, is shown as the mask."""
+    tokens = batch.tokens
+    if batch.first_cluster_id is not None:
+        tokens = tokens.masked_fill(tokens >= batch.first_cluster_id, tokenizer.mask_token_id)
     if not batch.ends_at_eos:
-        return batch.tokens
+        return tokens
     ends = settled_ends(batch, tokenizer, revises_tokens)
-    return cut_at_end(batch.tokens, ends, batch.editable, padding_id(tokenizer))
+    return cut_at_end(tokens, ends, batch.editable, padding_id(tokenizer))
 
 
 def texts_of(

@@ -247,6 +247,7 @@ class D3PMScheduler(StockLoading, SchedulerMixin, ConfigMixin):
     corruption = ""
     revises_tokens = False
     draws_reverse = True  # whether `step` draws every token from `reverse_probs`, on its own
+    takes_drawn = False  # whether `step` can be given tokens that were drawn together
     config: Any
 
     def _set_up(self):
@@ -401,6 +402,7 @@ class D3PMScheduler(StockLoading, SchedulerMixin, ConfigMixin):
         sample: Tensor,
         *,
         positions: Any = None,
+        drawn: Tensor | None = None,
         generator: Generators = None,
         return_dict: bool = True,
     ) -> D3PMSchedulerOutput | tuple[Tensor]:
@@ -411,6 +413,8 @@ class D3PMScheduler(StockLoading, SchedulerMixin, ConfigMixin):
             timestep: one of `timesteps`.
             sample: (B, L) tokens, int64 or int32, not changed.
             positions: (B, L) bool from `select`, or fewer; without it the step selects by itself.
+            drawn: (N,) tokens at these positions that a control has drawn together, of absorbing noise; by default
+                the step draws each by itself.
             generator: one generator, or one a row.
 
         Raises:
@@ -427,7 +431,15 @@ class D3PMScheduler(StockLoading, SchedulerMixin, ConfigMixin):
 
         logits = self._own_ids(model_output)
         ids = as_ids("sample", sample)
-        prev_sample = self._next(logits, timestep, ids, positions, generator).to(sample.dtype)
+        options = {}
+        if drawn is not None:
+            limit = "None with a scheduler that draws each token by itself"
+            require(self.takes_drawn, "drawn", limit, type(self).__name__)
+            fits = drawn.shape == logits.shape[:1]
+            require(fits, "drawn", f"({len(logits)},), one a position", tuple(drawn.shape))
+            options["drawn"] = drawn
+        stepped = self._next(logits, timestep, ids, positions, generator, **options)
+        prev_sample = stepped.to(sample.dtype)
         return D3PMSchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
     def select(self, timestep: Time, sample: Tensor, generator: Generators = None) -> Tensor:

@@ -360,6 +360,7 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         sample: Tensor,
         positions: Tensor,
         generator: Generators,
+        drawn: Tensor | None = None,
     ) -> Tensor:
         uniform = rand_like(sample, generator)
         masks = self._masks_to_count(sample, positions, timestep)  # (B,)
@@ -368,10 +369,12 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
         # `select` has left out what is beyond reach already, but a caller may ask for more.
         reached = self._within_reach(positions, quota, timestep)
         if not reached.equal(positions):
-            logits = logits[reached[positions]]
+            kept = reached[positions]
+            logits = logits[kept]
+            drawn = None if drawn is None else drawn[kept]
             positions = reached
 
-        candidates, measures = self._candidates(logits, uniform[positions])
+        candidates, measures = self._candidates(logits, uniform[positions], drawn)
         late_ids = torch.tensor(self.config.late_token_ids or [], device=candidates.device)
         is_late = torch.isin(candidates, late_ids.to(candidates.dtype))  # (N,)
         committed = self._committed(measures, is_late, positions, quota, timestep, generator)
@@ -389,12 +392,15 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
 
     # Candidates and how sure the model is of them
 
-    def _candidates(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _candidates(
+        self, logits: Tensor, uniform: Tensor, drawn: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Tokens (N,), and by name the needed `MEASURES` (N,), float64.
 
         Args:
             logits: (N, V).
             uniform: (N,) random numbers.
+            drawn: (N,) the tokens, if they were drawn together with each other.
         """
         excluded = None if self.config.allow_mask else self.config.mask_token_id
         shaping = {**self._shaping(), "mask_token_id": excluded}
@@ -406,13 +412,20 @@ class ConfidenceScheduler(D3PMAbsorbingScheduler):
 
         candidates = []
         measures: dict[str, list[Tensor]] = {name: [] for name in MEASURES if name in needed}
-        for block, drawn in in_row_blocks(logits, uniform):
+        for block, numbers, *given in in_row_blocks(
+            logits, uniform, *([] if drawn is None else [drawn])
+        ):
             if self.config.temperature > 0:
                 weights = token_weights(block, **shaping)
-                tokens = sample_tokens(weights, drawn)
             else:
                 # Greedy candidates are judged by the distribution of the model itself.
                 weights = token_weights(block, mask_token_id=excluded)
+
+            if given:
+                tokens = given[0]
+            elif self.config.temperature > 0:
+                tokens = sample_tokens(weights, numbers)
+            else:
                 tokens = most_probable_tokens(block, excluded)
 
             candidates.append(tokens)

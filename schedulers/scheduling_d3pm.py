@@ -135,6 +135,7 @@ class D3PMAbsorbingScheduler(D3PMScheduler):
     """
 
     corruption = "absorbing"
+    takes_drawn = True
 
     @register_to_config
     def __init__(
@@ -195,7 +196,10 @@ class D3PMAbsorbingScheduler(D3PMScheduler):
         sample: Tensor,
         positions: Tensor,
         generator: Generators,
+        drawn: Tensor | None = None,
     ) -> Tensor:
+        if drawn is not None:
+            return sample.masked_scatter(positions, drawn.to(sample.dtype))
         return draw_at(positions, sample, self._weights, (logits,), generator)
 
     def reverse_probs(

@@ -134,9 +134,10 @@ class FirstHittingScheduler(D3PMAbsorbingScheduler):
         sample: Tensor,
         positions: Tensor,
         generator: Generators,
+        drawn: Tensor | None = None,
     ) -> Tensor:
         # What was offered and is not among the positions, the caller keeps.
         clocks = self._clocks
         if clocks is not None and clocks.offered.shape == positions.shape:
             self._clocks = replace(clocks, declined=clocks.declined | (clocks.offered & ~positions))
-        return super()._next(logits, timestep, sample, positions, generator)
+        return super()._next(logits, timestep, sample, positions, generator, drawn)

@@ -8,6 +8,7 @@ Shapes: B batch, L sequence length, V vocabulary size, N selected positions.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -150,9 +151,10 @@ class PredictorCorrectorScheduler(D3PMScheduler):
         sample: Tensor,
         positions: Tensor,
         generator: Generators,
+        **options: Any,
     ) -> Tensor:
         # Only a step that was taken counts; one that raises can be repeated.
-        prev_sample = super()._next(logits, timestep, sample, positions, generator)
+        prev_sample = super()._next(logits, timestep, sample, positions, generator, **options)
         self._next_step += 1
         return prev_sample
 

@@ -45,10 +45,11 @@ class RemaskingScheduler(D3PMAbsorbingScheduler):
         sample: Tensor,
         positions: Tensor,
         generator: Generators,
+        drawn: Tensor | None = None,
     ) -> Tensor:
         # The tokens that are revealed now were masks before, so they are not masked in the same step.
         _, remask = self._rates(timestep, sample)
-        prev_sample = super()._next(logits, timestep, sample, positions, generator)
+        prev_sample = super()._next(logits, timestep, sample, positions, generator, drawn)
         if not isinstance(remask, Tensor) and remask == 0:
             return prev_sample
 
@@ -157,8 +158,9 @@ class ReMDMScheduler(RemaskingScheduler):
         sample: Tensor,
         positions: Tensor,
         generator: Generators,
+        drawn: Tensor | None = None,
     ) -> Tensor:
-        prev_sample = super()._next(logits, timestep, sample, positions, generator)
+        prev_sample = super()._next(logits, timestep, sample, positions, generator, drawn)
         if self.config.remasking != "confidence":
             return prev_sample
 

@@ -14,6 +14,7 @@ from text_diffusers import (
     BlockAncestralScheduler,
     ConfidenceScheduler,
     D3PMAbsorbingScheduler,
+    D3PMHierarchicalScheduler,
     D3PMHybridScheduler,
     D3PMUniformScheduler,
     ParaGuidePipeline,
@@ -45,6 +46,7 @@ KINDS = {
     "latents": LATENTS,
     "latents_by_flow": SCORE,
     "hybrid": {"ancestral"},
+    "hierarchical": {"ancestral"},
     "stock_ddim": UNIFORM,
     "stock_entropy": UNIFORM,
     "stock_block": ABSORBING,
@@ -81,12 +83,17 @@ def make_pipe(kind, tokenizer):
         schedulers = {
             "uniform": lambda: D3PMUniformScheduler(words, reverse_rule="plug_in"),
             "hybrid": lambda: D3PMHybridScheduler(mask, words, num_train_timesteps=20),
+            "hierarchical": lambda: D3PMHierarchicalScheduler(
+                mask, len(tokenizer) + 4, torch.arange(words) % 4
+            ),
             "stock_ddim": diffusers.DiscreteDDIMScheduler,
             "stock_entropy": diffusers.EntropyBoundScheduler,
             "stock_block": diffusers.BlockRefinementScheduler,
         }
         scheduler = schedulers.get(kind, lambda: D3PMAbsorbingScheduler(mask))()
-        pipe = TextDiffusionPipeline(tokenizer, make_denoiser(tokenizer), scheduler)
+        # Clusters are ids behind those of the tokens.
+        denoiser = make_denoiser(tokenizer, vocab_size=len(tokenizer) + 4)
+        pipe = TextDiffusionPipeline(tokenizer, denoiser, scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -22,6 +22,7 @@ from text_diffusers import (
     TextClassifierModel,
     TextDiffusionPipeline,
 )
+from text_diffusers.common.scheduler_config import HIDING_NOISES
 from text_diffusers.common.token_ids import end_ids, start_ids
 from text_diffusers.data.rows import ShuffledRows, trimmed
 from text_diffusers.evaluation.classifier import (
@@ -200,8 +201,8 @@ def prepare_noise(config: ClassifierConfig, tokenizer: Any, device: torch.device
             f"`model_name_or_path` must have a token scheduler of this package, got {type(scheduler).__name__}, which "
             "cannot corrupt text."
         )
-    # Masks show by their number how noisy a text is; other noise looks like words.
-    sizes["time_conditioning"] = scheduler.corruption != "absorbing"
+    # Masks and clusters show by their number how noisy a text is; other noise looks like words.
+    sizes["time_conditioning"] = scheduler.corruption not in HIDING_NOISES
     return PipelineNoise(TokenCorruption(scheduler, start, end), sizes)
 
 

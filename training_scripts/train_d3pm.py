@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import set_seed
 
 from text_diffusers import TextDiffusionPipeline, TextTransformerModel
+from text_diffusers.common.scheduler_config import HIDING_NOISES
 from text_diffusers.common.token_ids import never_written, noise_vocabulary
 from text_diffusers.data.rows import tensor_batches, text_ends, trimmed
 from text_diffusers.data.sources import find_conversations
@@ -57,6 +58,7 @@ from text_diffusers.training.config import marked_options, option
 from text_diffusers.training.initialization import (
     LARGEST_VOCABULARY,
     TextStatistics,
+    start_clusters,
     start_from_words,
 )
 from text_diffusers.training.loop import TrainingLoop
@@ -113,7 +115,9 @@ class D3PMConfig(AdaptationConfig):
         "steps of the bound; default: continuous time if the kernel has it, or 1,000",
         part_of=KERNEL,
     )
-    reverse_rule: str = option("plug_in", "plug_in or marginal; not for absorbing", part_of=KERNEL)
+    reverse_rule: str = option(
+        "plug_in", "plug_in or marginal; not for absorbing and hierarchical", part_of=KERNEL
+    )
     mask_fraction: float = option(
         0.9, "of hybrid noise: how much of it is the mask", part_of=KERNEL
     )
@@ -122,6 +126,16 @@ class D3PMConfig(AdaptationConfig):
     )
     walk_rate: float = option(
         2.0, "of the neighbors kernel: steps a unit of -log(alpha)", part_of=KERNEL
+    )
+    num_clusters: int | None = option(
+        None,
+        "of the hierarchical kernel: clusters of tokens with like neighbours; default: 64",
+        part_of=KERNEL,
+    )
+    cluster_power: float = option(
+        2.0,
+        "of the hierarchical kernel: the larger, the longer a token shows its cluster; above 1",
+        part_of=KERNEL,
     )
     bit_codes: str = option(
         "embedding",
@@ -293,18 +307,20 @@ def build_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
         num_tokens=noise_vocabulary(tokenizer),
         frequencies=statistics.frequencies,
         vectors=statistics.vectors,
+        num_ids=len(tokenizer),
         **kernel_options,
     )
     scheduler = make_scheduler(config.kernel, kernel)
 
-    # Some kernels have states that are no tokens. The absorbing one needs no time: a mask says all of the noise.
+    # Some kernels have states that are no tokens. Absorbing ones need no time: masks and clusters say all of it.
+    hides_tokens = config.kernel in HIDING_NOISES
     denoiser = TextTransformerModel(
         vocab_size=max(len(tokenizer), scheduler.config.get("vocab_size") or 0),
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
         num_attention_heads=config.num_attention_heads,
         max_length=config.length,
-        time_conditioning=config.kernel != "absorbing",
+        time_conditioning=not hides_tokens,
         num_classes=data.num_classes,
         tie_embeddings=config.tie_embeddings,
         dropout=config.dropout,
@@ -325,8 +341,10 @@ def build_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
             # What is written from a source must not confuse its names and numbers.
             shared_variance=0.5 if config.source_column else 0.8,
             # Under other noise a token is shown where it is predicted, and the head would have to unlearn it.
-            sets_head=config.kernel == "absorbing",
+            sets_head=hides_tokens,
         )
+        if config.kernel == "hierarchical":
+            start_clusters(denoiser, scheduler)
     return denoiser, scheduler
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from text_diffusers.common.randomness import rand
 from text_diffusers.common.validation import is_int, is_number
 from text_diffusers.pipelines.diffusion_lm.guidance import is_acting, log_prob_gradient
-from text_diffusers.pipelines.guidance import TextState, acts_on, as_controls
+from text_diffusers.pipelines.guidance import TextState, acts_on, as_controls, draws_jointly
 
 # Logits whose nuclei are found together.
 LOGITS_AT_A_TIME = 2**22
@@ -62,6 +62,11 @@ class Steering:
                 raise ValueError(
                     "`controls` must have a `log_prob` of clean text, such as CleanClassifierGuidance or "
                     f"StyleGuidance, got {type(control).__name__}."
+                )
+            if draws_jointly(control):
+                raise ValueError(
+                    "`controls` that draw tokens together, such as RegexControl, need TextDiffusionPipeline, got "
+                    f"{type(control).__name__}."
                 )
 
         if not is_number(self.strength, 0):

@@ -37,6 +37,12 @@ class TokenSteps(TokenPredictor):
                 f"D3PMUniformScheduler, got {name}."
             )
 
+        # A word that is drawn for a cluster need not be one of its own.
+        if self.scheduler.corruption == "hierarchical":
+            raise ValueError(
+                f"`scheduler` must be of another noise than hierarchical masks for a ParaGuidePipeline, got {name}."
+            )
+
         # Only of uniform noise is it known what a noisy token says of the clean one.
         if self._leaves_itself_out and self.scheduler.corruption != "uniform":
             raise ValueError(

@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from text_diffusers.common.scheduler_config import HIDING_NOISES
 from text_diffusers.models.language_model import (
     as_denoiser,
     in_blocks_of,
@@ -36,6 +37,7 @@ from text_diffusers.pipelines.guidance import (
     check_control_targets,
     guide,
     guided_log_reverse,
+    guided_on_posterior,
     text_state,
     weighs_text,
 )
@@ -49,6 +51,7 @@ from text_diffusers.pipelines.text_diffusion.blocks import (
     blocks_to_write,
     editable_blocks,
 )
+from text_diffusers.pipelines.text_diffusion.joint_draws import check_texts, controlled_prediction
 from text_diffusers.pipelines.text_diffusion.prediction import TokenPredictor, without_suppressed
 from text_diffusers.pipelines.text_diffusion.windows import (
     Window,
@@ -58,7 +61,7 @@ from text_diffusers.pipelines.text_diffusion.windows import (
     window_masks,
     windows_to_write,
 )
-from text_diffusers.pipelines.text_endings import finished_rows, masked_tokens
+from text_diffusers.pipelines.text_endings import end_tensor, finished_rows, masked_tokens
 from text_diffusers.pipelines.text_inputs import GuidanceInputs, TextInputs, prepare_batch
 from text_diffusers.pipelines.text_lengths import length_model
 
@@ -297,7 +300,11 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         )
         batch.tokens = torch.where(batch.editable, noise, batch.tokens)
         batch.suppressed_ids += suppressed_ids
+        batch.first_cluster_id = getattr(scheduler, "first_cluster_id", None)
         batch.denoiser = in_blocks_of(self._token_denoiser(scheduler), blocks)
+
+        # Texts that no tokens could make right are refused before any work.
+        check_texts(batch, self._text_state(scheduler, batch, timesteps[0], batch.editable))
 
         # 3. Denoise: blocks or windows from left to right, or whole rows, which are a single window
         batch.num_steps = len(timesteps)
@@ -384,7 +391,7 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         A row draws by its own generator in the one kind of step that it takes.
         """
         # In one batch some rows may be guided on p(x_s | x_t), and others on predictions.
-        by_posterior = self._guided_on_posterior(scheduler, batch)  # (B,)
+        by_posterior = guided_on_posterior(batch, scheduler)  # (B,)
         tokens = batch.tokens
         for rows, take_step in (
             (~by_posterior, self._plain_step),
@@ -419,9 +426,13 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         positions = scheduler.select(timestep, sample, generators)  # (B, L)
         # Finished rows have drawn as before, and need no prediction.
         positions &= changeable & ~self._finished_rows(batch).unsqueeze(1)
-        logits = self._guided_logits(scheduler, batch, timestep, positions, part)  # (N, V)
-        logits = without_suppressed(logits, batch, positions, self.tokenizer)
-        output = scheduler.step(logits, timestep, sample, positions=positions, generator=generators)
+        logits, drawn = self._guided_logits(scheduler, batch, timestep, positions, part)  # (N, V)
+        options = {} if drawn is None else {"drawn": drawn}
+        if drawn is None:
+            logits = without_suppressed(logits, batch, positions, self.tokenizer)
+        output = scheduler.step(
+            logits, timestep, sample, positions=positions, generator=generators, **options
+        )
         return output.prev_sample
 
     def _guided_logits(
@@ -431,8 +442,8 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         timestep: float,
         positions: Tensor,
         part: Block | Window,
-    ) -> Tensor:
-        """(N, V) logits at the selected positions (B, L), after guidance and controls."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """(N, V) logits at the selected positions (B, L), guided and controlled; (N,) tokens if a control draws."""
         queried = positions
         if any_due(filter(weighs_text, batch.controls), batch.progress, "prediction"):
             # They weigh all that is open in a row, not only what this step draws.
@@ -446,11 +457,10 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             # Each position has the scale of its row.
             logits = guide(cond, uncond, batch.step_scales[queried.nonzero()[:, 0]])
         if queried is positions and not batch.controls:
-            return logits
+            return logits, None
 
         state = self._text_state(scheduler, batch, timestep, is_open=queried, selected=positions)
-        logits = apply_controls(logits, state, batch.controls, "prediction")
-        return logits if queried is positions else logits[positions[queried]]
+        return controlled_prediction(logits, state, batch, self.tokenizer)
 
     def _posterior_step(
         self,
@@ -491,19 +501,6 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
         )
         return scheduler.draw(log_weights, tokens, positions, generators)
 
-    def _guided_on_posterior(self, scheduler: Any, batch: TextBatch) -> Tensor:
-        """(B,) bool: the rows whose p(x_s | x_t) is guided in the step that is due, and not the predictions alone."""
-        scales = batch.step_scales
-
-        # A control of the posterior needs it in every row.
-        if any_due(batch.controls, batch.progress, "posterior"):
-            return torch.ones_like(scales, dtype=torch.bool)
-        # What comes of predictions by another rule than p(x_s | x_t) can be guided on the predictions only.
-        draws_reverse = (
-            getattr(scheduler, "draws_reverse", False) and scheduler.corruption != "absorbing"
-        )
-        return (scales != 0) & (scales != 1) & draws_reverse
-
     def _token_denoiser(self, scheduler: Any) -> Any:
         """The denoiser, a language model being wrapped; it predicts the mask only if the scheduler allows that."""
         allows_mask = getattr(getattr(scheduler, "config", None), "allow_mask", False)
@@ -525,11 +522,13 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
             undecided=self._undecided(scheduler, batch),
             mask_token_id=self.tokenizer.mask_token_id,
             selected=selected,
+            end_token_ids=end_tensor(batch, self.tokenizer).tolist() if batch.ends_at_eos else (),
+            shape=scheduler.shape if getattr(scheduler, "shapes_predictions", False) else None,
         )
 
     def _undecided(self, scheduler: Any, batch: TextBatch) -> Tensor:
-        """(B, L) bool: tokens that may still change; under noise other than masks, all that are written."""
-        if scheduler.corruption != "absorbing":
+        """(B, L) bool: tokens that may still change; under noise that does not hide tokens, all that are written."""
+        if scheduler.corruption not in HIDING_NOISES:
             return batch.editable
         return masked_tokens(batch, self.tokenizer)
 

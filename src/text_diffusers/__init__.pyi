@@ -25,6 +25,8 @@ from .pipelines.two_level_vq.pipeline_two_level_vq import (
     TwoLevelVQDiffusionPipeline,
     TwoLevelVQDiffusionPipelineOutput,
 )
+from .schedulers.few_steps.scheduling_even import EvenRevealScheduler
+from .schedulers.hierarchical.scheduling_d3pm_hierarchical import D3PMHierarchicalScheduler
 from .schedulers.latent.scheduling_flow import (
     LatentFlowEulerScheduler,
     LatentFlowHeunScheduler,
@@ -64,6 +66,7 @@ __all__ = [
     "ConfidenceScheduler",
     "D3PMAbsorbingScheduler",
     "D3PMBitFlipScheduler",
+    "D3PMHierarchicalScheduler",
     "D3PMHybridScheduler",
     "D3PMMatrixScheduler",
     "D3PMNeighborScheduler",
@@ -74,6 +77,7 @@ __all__ = [
     "EmbeddingDDPMScheduler",
     "EmbeddingDPMSolverScheduler",
     "EmbeddingTransformerModel",
+    "EvenRevealScheduler",
     "FirstHittingScheduler",
     "LatentFlowEulerScheduler",
     "LatentFlowHeunScheduler",

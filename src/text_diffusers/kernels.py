@@ -14,6 +14,9 @@ from torch import Tensor
 from text_diffusers.common.token_ids import noise_vocabulary
 from text_diffusers.common.validation import require_key
 from text_diffusers.models.language_model import is_language_model
+from text_diffusers.schedulers.hierarchical.scheduling_d3pm_hierarchical import (
+    D3PMHierarchicalScheduler,
+)
 from text_diffusers.schedulers.noise_schedules import mutual_information_schedule
 from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
 from text_diffusers.schedulers.scheduling_d3pm_bits import (
@@ -31,6 +34,9 @@ MUTUAL_INFORMATION = "mutual_information"
 # T of the kernels that move in steps, where none is given.
 TRANSITION_STEPS = 1000
 
+# Clusters of tokens, where no number is given.
+NUM_CLUSTERS = 64
+
 
 @dataclass
 class KernelConfig:
@@ -40,7 +46,7 @@ class KernelConfig:
         mask_token_id: the id of `[MASK]`.
         num_tokens: ids below are those among which noise draws, see `noise_vocabulary`.
         frequencies: returns counts (V,) of the tokens.
-        vectors: returns embeddings (V, D), for neighbours and codes.
+        vectors: returns embeddings (V, D), for neighbours, codes and clusters.
         schedule: as in `D3PMAbsorbingScheduler`, or "mutual_information", for which `frequencies` are counted.
         num_train_timesteps: T; `None` is continuous time, or 1,000 steps for kernels that move in steps.
         reverse_rule: of all kernels but absorbing; "plug_in" trains well.
@@ -49,6 +55,10 @@ class KernelConfig:
         num_neighbors, walk_rate: of "neighbors", as in `D3PMNeighborScheduler`.
         bit_codes: of "bit_flip", a key of `BIT_CODES`.
         bandwidth: of "band", as in `D3PMMatrixScheduler`.
+        num_clusters, cluster_power: of "hierarchical", as in `D3PMHierarchicalScheduler`; by default there are 64
+            clusters, of fewer tokens as many as there are tokens.
+        num_ids: ids of the tokenizer, behind which states stand that are no tokens; by default they stand behind the
+            last of the tokens and the mask.
     """
 
     mask_token_id: int
@@ -64,6 +74,9 @@ class KernelConfig:
     walk_rate: float = 2.0
     bit_codes: str = "embedding"
     bandwidth: int = 2
+    num_clusters: int | None = None
+    cluster_power: float = 2.0
+    num_ids: int | None = None
 
 
 def kernels_of(pipe: Any, **options: Any) -> KernelConfig:
@@ -84,6 +97,7 @@ def kernels_of(pipe: Any, **options: Any) -> KernelConfig:
         num_tokens=num_tokens,
         frequencies=lambda: torch.ones(num_tokens),
         vectors=lambda: token_vectors(pipe),
+        num_ids=max(len(tokenizer), mask_token_id + 1),
         **options,
     )
 
@@ -188,6 +202,26 @@ def bit_flip(config: KernelConfig):
     )
 
 
+def hierarchical(config: KernelConfig):
+    # As under absorbing noise both reverse rules are the same.
+    vectors = config.vectors()[: config.num_tokens]
+    num_clusters = config.num_clusters
+    if num_clusters is None:
+        # A mask among the tokens is in no cluster.
+        num_words = len(vectors) - (config.mask_token_id < len(vectors))
+        num_clusters = min(NUM_CLUSTERS, num_words)
+    return D3PMHierarchicalScheduler.from_embeddings(
+        vectors,
+        num_clusters,
+        config.mask_token_id,
+        num_ids=config.num_ids,
+        cluster_power=config.cluster_power,
+        schedule=config.schedule,
+        num_train_timesteps=config.num_train_timesteps,
+        min_timestep=config.min_timestep,
+    )
+
+
 def gaussian(config: KernelConfig):
     # Matrix kernels order the tokens by id, and have betas in place of a `schedule`.
     return D3PMMatrixScheduler(config.num_tokens, kernel="gaussian", **in_steps(config))
@@ -241,6 +275,7 @@ SCHEDULED_BY_BETAS = ("gaussian", "band")
 KERNELS = {
     "absorbing": absorbing,
     "uniform": uniform,
+    "hierarchical": hierarchical,
     "hybrid": hybrid,
     "neighbors": neighbors,
     "bit_flip": bit_flip,

@@ -19,6 +19,7 @@ from text_diffusers.pipelines.scheduler_adapters import (
     scheduler_from_config,
     stock_class,
 )
+from text_diffusers.schedulers.few_steps.scheduling_even import EvenRevealScheduler
 from text_diffusers.schedulers.latent.scheduling_flow import (
     LatentFlowEulerScheduler,
     LatentFlowHeunScheduler,
@@ -121,6 +122,10 @@ def in_order(summary: str, preset: Mapping[str, Any], token_a_step: bool = False
 ABSORBING = {
     "ancestral": Sampler(
         D3PMAbsorbingScheduler, "Reveals tokens at random times, as the model was trained."
+    ),
+    "even": Sampler(
+        EvenRevealScheduler,
+        "Reveals tokens far from each other together: good texts in few steps.",
     ),
     "first_hitting": Sampler(
         FirstHittingScheduler,

@@ -56,11 +56,13 @@ def results(config):
 @pytest.mark.parametrize("characters", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_runs_are_complete_resumed_and_reported(options, monkeypatch, capsys, characters):
     config = options(
-        characters=characters, models=["absorbing", "uniform_auxiliary", "neighbors", "gpt2:3e-3"]
+        characters=characters,
+        models=["absorbing", "uniform_auxiliary", "neighbors", "hierarchical", "gpt2:3e-3"],
     )
     quality.main(config)
     records = results(config)
     names = {"absorbing-seed0", "uniform_auxiliary-seed0", "neighbors-seed0", "gpt2-lr3e-3-seed0"}
+    names |= {"hierarchical-seed0"}
     assert set(records) == {"data", *names}
     trained = [record for name, record in records.items() if name != "data"]
     for record in trained:

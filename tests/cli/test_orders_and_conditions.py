@@ -1,6 +1,7 @@
 """The command line with orders, windows and defaults of a pipeline, and with conditions of language models."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -59,6 +60,23 @@ def test_an_order_and_a_window_are_those_of_the_scheduler(pipe, tmp_path):
     assert "`order` must be left out: D3PMAbsorbingScheduler takes" in refused(
         *words, "--scheduler", "ancestral", "--order", "random"
     )
+
+
+def test_what_is_written_has_the_structure_that_is_asked_for(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"enum": ["cat", 1]}, "maxItems": 2}')
+    words = ["generate", tmp_path, "--steps", 3, "--max-new-tokens", 12, "--num", 2]
+    shown = run(*words, "--prompt", "the cat", "--regex", " (sat|ran)[.!]").stdout.splitlines()
+    assert len(shown) == 2
+    assert all(re.fullmatch(r"the cat (sat|ran)[.!]", text) for text in shown)
+    for text in run(*words, "--json-schema", schema).stdout.splitlines():
+        assert set(json.loads(text)) <= {"cat", 1}
+    assert set(run(*words, "--choices", "a cat,a dog").stdout.split("\n")) <= {"a cat", "a dog", ""}
+    assert "`--regex` and `--choices` exclude each other" in refused(
+        *words, "--regex", "a", "--choices", "b"
+    )
+    assert "`pattern` must be without look-around" in refused(*words, "--regex", "(?=a)b")
 
 
 def test_an_order_needs_masks(tokenizer, tmp_path):

@@ -22,6 +22,7 @@ from text_diffusers import (
     ConfidenceScheduler,
     D3PMAbsorbingScheduler,
     D3PMBitFlipScheduler,
+    D3PMHierarchicalScheduler,
     D3PMHybridScheduler,
     D3PMMatrixScheduler,
     D3PMNeighborScheduler,
@@ -30,6 +31,7 @@ from text_diffusers import (
     EmbeddingDDIMScheduler,
     EmbeddingDDPMScheduler,
     EmbeddingDPMSolverScheduler,
+    EvenRevealScheduler,
     FirstHittingScheduler,
     LatentFlowEulerScheduler,
     LatentFlowHeunScheduler,
@@ -87,6 +89,7 @@ def token_schedulers(tokenizer):
     vectors = torch.randn(words, 4, generator=torch.Generator().manual_seed(0))
     return {
         "confidence": ConfidenceScheduler(mask),
+        "even": EvenRevealScheduler(mask),
         "first_hitting": FirstHittingScheduler(mask),
         "remdm": ReMDMScheduler(mask),
         "corrector": PredictorCorrectorAbsorbingScheduler(mask),
@@ -94,6 +97,9 @@ def token_schedulers(tokenizer):
         "uniform_corrector": PredictorCorrectorUniformScheduler(words),
         "ddim": TokenDDIMScheduler(words),
         "hybrid": D3PMHybridScheduler(mask, words),
+        "hierarchical": D3PMHierarchicalScheduler(
+            mask, len(tokenizer) + 4, torch.arange(words) % 4
+        ),
         "neighbors": D3PMNeighborScheduler.from_embeddings(vectors, num_neighbors=2),
         "bits": D3PMBitFlipScheduler(512, num_tokens=words),
         "matrix": D3PMMatrixScheduler(words),
@@ -154,7 +160,9 @@ def pipelines(tokenizer):
     for name, scheduler in token_schedulers(tokenizer).items():
         few = {"max_new_tokens": 3} if name == "first_hitting" else {}  # it wants a step a token
         found[name] = (
-            TextDiffusionPipeline(tokenizer, wide if name == "bits" else plain, scheduler),
+            TextDiffusionPipeline(
+                tokenizer, wide if name in ("bits", "hierarchical") else plain, scheduler
+            ),
             STEPS | few,
         )
     for pipe, _ in found.values():
@@ -189,7 +197,7 @@ SLOW = (
     "uniform",
     "uniform_corrector",
 )
-SLOW += ("ddim", "hybrid", "bits", "matrix", "stock")
+SLOW += ("ddim", "hybrid", "hierarchical", "bits", "matrix", "stock")
 SLOW += ("flow_heun", "probability_flow", "reverse_sde", "langevin")
 
 

@@ -16,6 +16,7 @@ from support.oracles import chi_square_passes
 from text_diffusers import (
     D3PMAbsorbingScheduler,
     D3PMBitFlipScheduler,
+    D3PMHierarchicalScheduler,
     D3PMHybridScheduler,
     D3PMMatrixScheduler,
     D3PMNeighborScheduler,
@@ -24,9 +25,11 @@ from text_diffusers import (
     TextDiffusionPipeline,
     TokenDDIMScheduler,
 )
+from text_diffusers.common.scheduler_config import HIDING_NOISES
 from text_diffusers.pipelines.guidance import ReverseStep, guide, guided_log_reverse
 
 N, V = 64, 32
+CLUSTERS = torch.arange(V) % 4
 VECTORS = torch.randn(V, 3, generator=torch.Generator().manual_seed(0))
 MAKERS = {
     "absorbing": lambda **more: D3PMAbsorbingScheduler(V, **more),
@@ -34,6 +37,7 @@ MAKERS = {
     "plug_in": lambda **more: D3PMUniformScheduler(V, reverse_rule="plug_in", **more),
     "ddim": lambda **more: TokenDDIMScheduler(V, reverse_rule="plug_in", eta=0.5, **more),
     "corrector": lambda **more: PredictorCorrectorUniformScheduler(V, **more),
+    "hierarchical": lambda **more: D3PMHierarchicalScheduler(V, V + 5, CLUSTERS, **more),
     "hybrid": lambda **more: D3PMHybridScheduler(V, V, **more),
     "bit_flip": lambda **more: D3PMBitFlipScheduler(V, **more),
     "neighbors": lambda **more: D3PMNeighborScheduler.from_embeddings(VECTORS, 2, **more),
@@ -99,7 +103,7 @@ def test_unshaped_predictions_are_guided_as_published(kernel):
             case.reverse(logits, timestep).double().log() for logits in (case.cond, case.uncond)
         )
         want = log_uncond + 2.5 * (log_cond - log_uncond)
-        if kernel == "absorbing":  # tokens that are no masks stay, whatever is predicted
+        if kernel in HIDING_NOISES:  # tokens that are no masks stay, whatever is predicted
             want = log_cond
         torch.testing.assert_close(
             case.guided(timestep).double().softmax(dim=-1),
@@ -150,7 +154,7 @@ def test_a_little_shaping_changes_guidance_a_little(kernel):
 def test_controls_act_on_the_guided_prediction_and_before_shaping(kernel):
     """In the last step p(x_s | x_t) is p(x_0): the likeliest token that the control leaves is drawn."""
     case = Case(kernel, temperature=0.0)
-    if kernel == "absorbing":
+    if kernel in HIDING_NOISES:
         case.tokens.fill_(V)
     guided = guide(case.cond, case.uncond, case.scale)
     *_, last = case.each_step() if kernel != "corrector" else [case.scheduler.timesteps[0].item()]

@@ -336,6 +336,11 @@ def make_scheduler(name, tokenizer):
             "codes": torch.arange(256).flip(0),
             "num_train_timesteps": 8,
         },
+        "D3PMHierarchicalScheduler": {
+            "mask_token_id": tokenizer.mask_token_id,
+            "vocab_size": len(tokenizer) + 4,
+            "clusters": torch.arange(words) % 4,
+        },
         "D3PMHybridScheduler": {
             "mask_token_id": tokenizer.mask_token_id,
             "vocab_size": words,
@@ -357,7 +362,11 @@ def make_scheduler(name, tokenizer):
 @pytest.mark.parametrize("name", mostly_slow(SCHEDULERS, fast=SCHEDULERS[::2]))
 def test_a_pipeline_with_any_scheduler_is_loaded_as_it_was_saved(tokenizer, tmp_path, name):
     scheduler = make_scheduler(name, tokenizer)
-    denoiser = make_denoiser(tokenizer, time_conditioning=scheduler.corruption != "absorbing")
+    # Clusters are ids behind those of the tokens.
+    size = max(len(tokenizer), scheduler.config.get("vocab_size") or 0)
+    denoiser = make_denoiser(
+        tokenizer, vocab_size=size, time_conditioning=scheduler.corruption != "absorbing"
+    )
     pipe = TextDiffusionPipeline(tokenizer, denoiser, scheduler)
     pipe.save_pretrained(tmp_path)
     loaded = TextDiffusionPipeline.from_pretrained(tmp_path)

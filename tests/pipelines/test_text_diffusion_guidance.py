@@ -13,13 +13,14 @@ from support.oracles import chi_square_passes
 from text_diffusers import (
     ConfidenceScheduler,
     D3PMAbsorbingScheduler,
+    D3PMHierarchicalScheduler,
     D3PMHybridScheduler,
     D3PMUniformScheduler,
     ReMDMScheduler,
     TextDiffusionPipeline,
 )
 
-KERNELS = ["absorbing", "confidence", "remdm", "uniform", "hybrid"]
+KERNELS = ["absorbing", "confidence", "remdm", "uniform", "hybrid", "hierarchical"]
 WRITE = {"num_inference_steps": 6, "max_new_tokens": 8}
 
 
@@ -35,6 +36,9 @@ def make_scheduler(kernel, tokenizer):
         "remdm": lambda: ReMDMScheduler(mask, eta=0.3),
         "uniform": lambda: D3PMUniformScheduler(words, reverse_rule="plug_in"),
         "hybrid": lambda: D3PMHybridScheduler(mask, words),
+        "hierarchical": lambda: D3PMHierarchicalScheduler(
+            mask, len(tokenizer) + 4, torch.arange(words) // 75
+        ),
     }[kernel]()
 
 
@@ -43,6 +47,8 @@ def make_pipes(tokenizer):
     """`(plain, guided)` pipelines with the same components."""
 
     def make(kernel="absorbing", **changes):
+        if kernel == "hierarchical":
+            changes["vocab_size"] = len(tokenizer) + 4
         parts = (
             tokenizer,
             make_denoiser(
@@ -315,7 +321,7 @@ def test_controls_of_predictions_see_every_open_token_and_are_obeyed(make_pipes,
     )
     new = tokens.tokens[0, len(tokenizer("the cat")["input_ids"]) + 1 :]
     new = new[new != tokenizer.pad_token_id]
-    if kernel in ("absorbing", "confidence", "remdm"):  # uniform noise can stay where it is
+    if kernel in ("absorbing", "confidence", "remdm", "hierarchical"):  # uniform noise can stay where it is
         assert (new % 2 == 1).all()
     assert [state.progress for state in control.states] == sorted(
         state.progress for state in control.states

@@ -85,6 +85,7 @@ def heun_calls(steps):
 
 ABSORBING, UNIFORM = {"mask_token_id": MASK}, {"vocab_size": V}
 IN_STEPS = {"vocab_size": V, "num_train_timesteps": 12}
+CLUSTERED = {"mask_token_id": MASK, "vocab_size": V + 3, "clusters": torch.arange(MASK) % 3}
 JUMPS = torch.full((V, V), 1 / V, dtype=torch.float64)
 BETAS = [0.2, 0.4, 0.5, 0.6, 0.7, 0.9]
 MATRIX = ({"num_train_timesteps": 6, "betas": BETAS}, "betas")
@@ -100,6 +101,10 @@ CASES = {
     "bit_flip": token_case("D3PMBitFlipScheduler", IN_STEPS),
     "bit_flip_codes": token_case(
         "D3PMBitFlipScheduler", IN_STEPS | {"codes": torch.arange(V).flip(0)}
+    ),
+    "hierarchical": token_case("D3PMHierarchicalScheduler", CLUSTERED),
+    "hierarchical_in_steps": token_case(
+        "D3PMHierarchicalScheduler", CLUSTERED | {"num_train_timesteps": 12, "cluster_power": 4.0}
     ),
     "hybrid": token_case(
         "D3PMHybridScheduler", IN_STEPS | {"vocab_size": MASK, "mask_token_id": MASK}
@@ -119,6 +124,7 @@ CASES = {
     ),
     "neighbors": token_case("D3PMNeighborScheduler", IN_STEPS | NEIGHBORS),
     "confidence": token_case("ConfidenceScheduler", ABSORBING, {"order": "random"}),
+    "even": token_case("EvenRevealScheduler", ABSORBING, {"temperature": 0.5}),
     "first_hitting": token_case(
         "FirstHittingScheduler", ABSORBING, {"temperature": 0.5}, least_steps=L // 4
     ),

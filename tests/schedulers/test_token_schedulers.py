@@ -13,12 +13,14 @@ from text_diffusers import (
     ConfidenceScheduler,
     D3PMAbsorbingScheduler,
     D3PMBitFlipScheduler,
+    D3PMHierarchicalScheduler,
     D3PMHybridScheduler,
     D3PMMatrixScheduler,
     D3PMNeighborScheduler,
     D3PMUniformScheduler,
     EmbeddingDDIMScheduler,
     EmbeddingDPMSolverScheduler,
+    EvenRevealScheduler,
     FirstHittingScheduler,
     PredictorCorrectorAbsorbingScheduler,
     PredictorCorrectorUniformScheduler,
@@ -29,16 +31,19 @@ from text_diffusers.schedulers.noise_schedules import mutual_information
 
 B, L, V = 3, 6, 8
 MASK = V  # behind the words
+CLUSTERS = torch.arange(V) % 3
 VECTORS = torch.randn(V, 3, generator=torch.Generator().manual_seed(0))
 MAKERS = {
     "absorbing": lambda **more: D3PMAbsorbingScheduler(MASK, **more),
     "confidence": lambda **more: ConfidenceScheduler(MASK, **more),
     "remdm": lambda **more: ReMDMScheduler(MASK, remasking="confidence", eta=0.5, **more),
+    "even": lambda **more: EvenRevealScheduler(MASK, **more),
     "first_hitting": lambda **more: FirstHittingScheduler(MASK, **more),
     "corrected_absorbing": lambda **more: PredictorCorrectorAbsorbingScheduler(MASK, **more),
     "uniform": lambda **more: D3PMUniformScheduler(V, **more),
     "ddim": lambda **more: TokenDDIMScheduler(V, eta=0.5, **more),
     "corrected_uniform": lambda **more: PredictorCorrectorUniformScheduler(V, **more),
+    "hierarchical": lambda **more: D3PMHierarchicalScheduler(MASK, V + 4, CLUSTERS, **more),
     "hybrid": lambda **more: D3PMHybridScheduler(MASK, V, **more),
     "bit_flip": lambda **more: D3PMBitFlipScheduler(V, **more),
     "neighbors": lambda **more: D3PMNeighborScheduler.from_embeddings(VECTORS, 2, **more),
@@ -206,9 +211,11 @@ def test_information_about_a_masked_token_falls_with_time_wherever_the_mask_stan
     assert len(mutual_information(D3PMAbsorbingScheduler(103), torch.ones(2_000), [0.5])) == 1
 
 
-@pytest.mark.parametrize("name", ["uniform", "hybrid", "bit_flip", "neighbors", "matrix"])
+@pytest.mark.parametrize(
+    "name", ["uniform", "hybrid", "hierarchical", "bit_flip", "neighbors", "matrix"]
+)
 def test_ids_that_the_noise_does_not_have_are_named(name):
-    for token in (-1, V + 1):
+    for token in (-1, V + 4):
         with pytest.raises(ValueError, match="`tokens` must be ids from 0 to .*the states of this"):
             MAKERS[name]().transition(torch.tensor([token]), 0.3)
 

@@ -11,6 +11,7 @@ CONFIGS = {
     "train_classifier": "ClassifierConfig",
     "train_d3pm": "D3PMConfig",
     "train_diffusion_lm": "DiffusionLMConfig",
+    "train_distill": "DistillationConfig",
     "train_latent_diffusion": "LatentDiffusionConfig",
     "train_text_autoencoder": "TextAutoencoderConfig",
     "train_two_level": "TwoLevelConfig",

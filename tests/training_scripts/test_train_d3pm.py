@@ -65,6 +65,8 @@ def config(text_file, tmp_path):
             "num_train_timesteps": 40,
             "packing": False,
         },
+        {"kernel": "hierarchical", "num_clusters": 8, "packing": False},
+        slow({"kernel": "hierarchical", "num_train_timesteps": 40, "head_chunk_size": 7}),
         slow({"kernel": "bit_flip", "bit_codes": "frequency", "num_train_timesteps": 40}),
         slow({"kernel": "gaussian", "num_train_timesteps": 10, "head_chunk_size": 7}),
         slow({"kernel": "band", "num_train_timesteps": 10}),

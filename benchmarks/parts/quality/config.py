@@ -18,6 +18,7 @@ MODELS = [
     "uniform_auxiliary",
     "neighbors",
     "bit_flip",
+    "hierarchical",
     GPT2,
     "gpt2:3e-3",
 ]
@@ -45,6 +46,8 @@ class QualityConfig(BenchmarkOptions):
     # What is equal in all models
     equal_parameters: bool = option(True, "of all models; see above")
     reverse_rule: str = option("plug_in", "of all kernels but absorbing, or marginal")
+    num_clusters: int = option(64, "of the hierarchical kernel")
+    cluster_power: float = option(2.0, "of the hierarchical kernel")
     init_embeddings: str = option("cooccurrence", "cooccurrence or random, for all models")
     gpt2_init: str = option(
         "stock",

@@ -47,6 +47,8 @@ SHARED_OPTIONS = (
     "ema_decay",
     "init_embeddings",
     "reverse_rule",
+    "num_clusters",
+    "cluster_power",
 )
 
 
@@ -88,11 +90,17 @@ def denoiser_parameters(
     tokenizer: Any,
     width: int,
     conditioned: bool = False,
+    num_clusters: int = 0,
 ) -> int:
-    """Parameters of a denoiser with feed-forward layers of that width; `conditioned` on the time or not."""
+    """Parameters of a denoiser with feed-forward layers of that width.
+
+    Args:
+        conditioned: on the time, or not.
+        num_clusters: ids behind the tokens.
+    """
     with torch.device("meta"):
         model = TextTransformerModel(
-            vocab_size=len(tokenizer),
+            vocab_size=len(tokenizer) + num_clusters,
             hidden_size=options.hidden_size,
             num_layers=options.num_layers,
             num_attention_heads=options.num_attention_heads,
@@ -106,13 +114,15 @@ def denoiser_parameters(
 def matched_width(spec: ModelSpec, options: QualityConfig, tokenizer: Any) -> int:
     """Width of the feed-forward layers: 4 times the model's, or one that matches a denoiser with time conditioning."""
     usual_width = 4 * options.hidden_size
-    if spec.kernel not in ("absorbing", GPT2):
+    if spec.kernel not in ("absorbing", "hierarchical", GPT2):
         return usual_width
 
     target = denoiser_parameters(
         options, tokenizer, usual_width, conditioned=options.equal_parameters
     )
-    count = gpt2_parameters if spec.kernel == GPT2 else denoiser_parameters
+    count: Callable[..., int] = gpt2_parameters if spec.kernel == GPT2 else denoiser_parameters
+    if spec.kernel == "hierarchical":
+        count = partial(denoiser_parameters, num_clusters=options.num_clusters)
 
     # The number of parameters is a linear function of the width, so two of its values give all.
     first = count(options, tokenizer, 1)

@@ -34,6 +34,9 @@ def generate(
     max_new_tokens: options.MaxNewTokens = None,
     min_new_tokens: options.MinNewTokens = None,
     suppress_tokens: options.SuppressTokens = None,
+    regex: options.Regex = None,
+    json_schema: options.JsonSchema = None,
+    choices: options.Choices = None,
     num: options.Count = 1,
     # How it is sampled
     scheduler: options.Scheduler = None,
@@ -66,6 +69,11 @@ def generate(
     `accelerate launch --multi_gpu --num_processes 2 -m text_diffusers.cli generate runs/quickstart --input prompts.txt
     --output texts.jsonl`
 
+    What is written behind the prompt can be made to match a regular expression, to be JSON of a schema, or one of some
+    choices:
+
+    `text-diffusers generate --prompt "do you?" --regex " (yes|no), [a-z ]+[.!]"`
+
     A line of a .jsonl input is `{"prompt": "...", "label": 1}`, or has `"source"` instead, or the `"messages"` of a
     conversation. Without `--input`, `--output` takes the texts of this command.
 
@@ -92,6 +100,9 @@ def generate(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
         suppress_tokens=suppress_tokens or None,
+        regex=regex,
+        json_schema=None if json_schema is None else json_schema.read_text(encoding="utf-8"),
+        choices=None if choices is None else choices.split(","),
         order=order,
         window=window,
         block_length=block_length,

@@ -42,6 +42,15 @@ SuppressTokens = Annotated[
     list[str] | None,
     writing_option(help="name of a token that is never written; may be given several times"),
 ]
+Regex = Annotated[
+    str | None, writing_option(help="regular expression that what is written must match as a whole")
+]
+JsonSchema = Annotated[
+    Path | None, writing_option(help="file with a JSON schema; what is written is JSON of it")
+]
+Choices = Annotated[
+    str | None, writing_option(help="what is written is one of these, with commas between them")
+]
 
 # How it is sampled; `None` leaves it to the pipeline
 Scheduler = Annotated[

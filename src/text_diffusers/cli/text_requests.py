@@ -24,6 +24,7 @@ class Settings:
         seed: each text's generator is a function of it, the place of the request and that of the text.
         temperature, top_k, top_p, guidance_scale, guide_by, negative_prompt: as in the pipelines.
         max_new_tokens, min_new_tokens, suppress_tokens, block_length, approximate_cache: as in the pipelines.
+        regex, json_schema, choices: of `RegexControl`, `JsonControl`, as text, and `ChoiceControl`; one of them.
     """
 
     scheduler: str | None = None
@@ -42,6 +43,9 @@ class Settings:
     suppress_tokens: list[str] | None = None
     block_length: int | None = None
     approximate_cache: str | None = None
+    regex: str | None = None
+    json_schema: str | None = None
+    choices: list[str] | None = None
     seed: int = 0
 
 

@@ -59,6 +59,7 @@ class Writer:
             if name in arguments and name not in accepted:
                 sampler_settings[name] = arguments.pop(name)
         self.pipe = with_sampler(pipe, scheduler, **sampler_settings)
+        arguments |= structure_argument(pipe, arguments)
         check_accepted(self.pipe, arguments)
         self.arguments = arguments
 
@@ -160,6 +161,31 @@ class Writer:
             "settings": asdict(self.settings),
             "schedulers": schedulers,
         }
+
+
+# Settings that make a control of structure
+STRUCTURES = ("regex", "json_schema", "choices")
+
+
+def structure_argument(pipe: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The `controls` of a call for the settings of structure, which are taken out of its arguments; none without any.
+
+    Raises:
+        ValueError: if there are several, or one makes no control.
+    """
+    given = {name: arguments.pop(name) for name in STRUCTURES if name in arguments}
+    if not given:
+        return {}
+    if len(given) > 1:
+        shown = " and ".join(f"`--{name.replace('_', '-')}`" for name in given)
+        raise ValueError(f"{shown} exclude each other.")
+
+    # Imported where it is needed, as is all that compiles patterns.
+    from text_diffusers.guidance import ChoiceControl, JsonControl, RegexControl
+
+    ((name, value),) = given.items()
+    make = {"regex": RegexControl, "json_schema": JsonControl, "choices": ChoiceControl}[name]
+    return {"controls": make(pipe.tokenizer, value)}
 
 
 def text_seed(seed: int, place: int, number: int) -> int:

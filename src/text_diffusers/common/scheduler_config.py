@@ -8,6 +8,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from text_diffusers.common.subclasses import loaded_subclasses
 
+# Values of `corruption` of noise that only hides: a token that is no mask, nor shown as its cluster, is x_0.
+HIDING_NOISES = ("absorbing", "hierarchical")
+
 
 def untouched_defaults(scheduler: Any) -> list[str]:
     """Names of the settings that were left out and have their default.

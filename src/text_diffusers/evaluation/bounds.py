@@ -19,6 +19,7 @@ from text_diffusers.losses.discrete import (
     uniform_bound,
     uniform_bound_discrete,
 )
+from text_diffusers.losses.hierarchical import hierarchical_bound
 
 CONDITIONS = ("context_ids", "prompt_ids", "prompt_mask", "segment_ids")
 
@@ -26,9 +27,11 @@ CONDITIONS = ("context_ids", "prompt_ids", "prompt_mask", "segment_ids")
 def predicted_positions(scheduler: Any, noisy: Tensor, attention_mask: Tensor) -> Tensor:
     """(B, L) bool: the positions whose prediction the bound of this kernel uses."""
     real = attention_mask.bool()
-    # Under the absorbing kernel all that is not the mask is known.
+    # Under the absorbing kernels all that is neither mask nor cluster is known.
     if scheduler.corruption == "absorbing":
         return real & (noisy == scheduler.config.mask_token_id)
+    if scheduler.corruption == "hierarchical":
+        return real & scheduler.is_open(noisy)
     return real
 
 
@@ -128,7 +131,19 @@ def transition_token_bound(
     return num_steps * (torch.xlogy(true, true) - true * possible.log()).sum(dim=-1)
 
 
-TOKEN_BOUNDS = {"absorbing": absorbing_token_bound, "uniform": uniform_token_bound}
+def hierarchical_token_bound(
+    scheduler: Any, logits: Tensor, targets: Tensor, noisy: Tensor, times: Tensor
+) -> Tensor:
+    """`token_bound` of masks and clusters: cross-entropies of cluster and token, weighted by the clock."""
+    weights = scheduler.bound_weights(times, noisy)
+    return hierarchical_bound(logits, targets, scheduler.config.clusters, *weights)
+
+
+TOKEN_BOUNDS = {
+    "absorbing": absorbing_token_bound,
+    "uniform": uniform_token_bound,
+    "hierarchical": hierarchical_token_bound,
+}
 
 
 class D3PMLoss:

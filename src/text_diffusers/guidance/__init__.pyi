@@ -7,14 +7,18 @@ from .classifiers import (
 )
 from .controls import Control, LengthControl, WordsControl
 from .patterns import PatternControl, TokenTags, tag_tokens
+from .structure.controls import ChoiceControl, JsonControl, RegexControl
 
 __all__ = [
+    "ChoiceControl",
     "ClassifierGuidance",
     "CleanClassifierGuidance",
     "Control",
+    "JsonControl",
     "LabelControl",
     "LengthControl",
     "PatternControl",
+    "RegexControl",
     "StyleGuidance",
     "TokenTags",
     "WordsControl",

@@ -6,6 +6,7 @@ from .discrete import (
     uniform_bound,
     uniform_bound_discrete,
 )
+from .distillation import distillation_divergence
 from .embedding import (
     DiffusionLMLoss,
     anchor_loss,
@@ -18,6 +19,7 @@ from .embedding import (
     simple_loss,
     transition_kl,
 )
+from .hierarchical import hierarchical_bound, hierarchical_loss
 from .latent import gaussian_kl, with_free_bits
 from .time_density import TIME_DENSITIES, draw_times, loss_aware_density, warped_density
 
@@ -29,8 +31,11 @@ __all__ = [
     "absorbing_weight_discrete",
     "anchor_loss",
     "diffusion_lm_loss",
+    "distillation_divergence",
     "draw_times",
     "gaussian_kl",
+    "hierarchical_bound",
+    "hierarchical_loss",
     "loss_aware_density",
     "noisy_start",
     "prediction_target",

@@ -175,6 +175,48 @@ def start_from_words(
 
 
 @torch.no_grad()
+def start_clusters(denoiser: Any, scheduler: Any):
+    """Set the embeddings of clusters, and the head, by what a cluster says of its tokens.
+
+    The embedding of a cluster is the mean of those of its tokens, in the length that tokens have. In the head of its
+    own that a model may have, the tokens of a cluster begin equally near to it: which of them it stands for, the text
+    around it has to tell, and not how near they are to the mean.
+
+    Args:
+        denoiser: a `TextTransformerModel`, changed in place.
+        scheduler: a `D3PMHierarchicalScheduler`, which says what the clusters are.
+
+    Example:
+        >>> import torch
+        >>> from text_diffusers import D3PMHierarchicalScheduler, TextTransformerModel
+        >>> from text_diffusers.training.initialization import start_clusters, start_from_words
+        >>> scheduler = D3PMHierarchicalScheduler(4, vocab_size=7, clusters=torch.tensor([0, 0, 1, 1]))
+        >>> denoiser = TextTransformerModel(7, hidden_size=16, num_layers=1, num_attention_heads=2)
+        >>> start_from_words(denoiser)
+        >>> start_clusters(denoiser, scheduler)
+        >>> table = denoiser.token_embedding.weight.detach()
+        >>> logits = denoiser.head.weight @ table[5]  # of the first cluster
+        >>> torch.isclose(logits[0], logits[1])
+        tensor(True)
+    """
+    embeddings = denoiser.token_embedding.weight  # (V, D)
+    clusters = scheduler.config.clusters.to(embeddings.device)
+    for cluster in range(scheduler.num_clusters):
+        tokens = (clusters == cluster).nonzero().squeeze(1)
+        members = embeddings[tokens]  # (n, D)
+        # A mean of many is short, and would be lost beside the other tokens.
+        direction = F.normalize(members.mean(dim=0), dim=0)
+        length = members.norm(dim=1).mean()
+        embeddings[scheduler.first_cluster_id + cluster] = direction * length
+
+        # A tied head has no weight of its own.
+        if denoiser.head is not None:
+            head = denoiser.head.weight
+            nearness = head[tokens] @ direction  # (n,)
+            head[tokens] += (nearness.mean() - nearness).unsqueeze(1) * direction
+
+
+@torch.no_grad()
 def start_from_codebooks(denoiser: Any, autoencoder: Any, level: str):
     """Set the embeddings and the head of a `CodeTransformerModel` by the codebooks of an `AutoencoderVQTextModel`.
 

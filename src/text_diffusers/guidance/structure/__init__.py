@@ -1,0 +1,1 @@
+"""Controls of structure: texts that match a regular expression, a JSON schema or one of some choices."""
