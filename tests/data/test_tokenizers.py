@@ -9,7 +9,7 @@ from support.masked_lms import wordpiece_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from text_diffusers.cli.text_bounds import evaluate_texts
+from text_diffusers.cli.evaluation.text_bounds import evaluate_texts
 from text_diffusers.data.tokenizers import (
     LONGEST_WORD,
     check_script,

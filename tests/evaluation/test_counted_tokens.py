@@ -23,7 +23,7 @@ from text_diffusers import (
     ParaGuidePipeline,
     TextDiffusionPipeline,
 )
-from text_diffusers.cli.text_bounds import evaluate_texts, report
+from text_diffusers.cli.evaluation.text_bounds import evaluate_texts, report
 from text_diffusers.data.rows import tokenize, unknown_tokens
 from text_diffusers.data.sources import load_documents, split_documents
 from text_diffusers.evaluation.embedding import estimate_embedding_bound

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 from parts.latent.config import LatentBenchmarkConfig
-from parts.latent.judge import WordNgramJudge
 from text_diffusers.common.plain_text import encode_plain
 from text_diffusers.data.latent_rows import conversation_pairs
 from text_diffusers.data.sources import (
@@ -12,6 +11,7 @@ from text_diffusers.data.sources import (
     load_documents,
     split_documents,
 )
+from text_diffusers.evaluation.judges import WordNgramJudge
 
 CONTEXT_TURNS = 3  # as in the recipes by default
 

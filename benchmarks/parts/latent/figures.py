@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parts.common.results import Record
-from parts.latent.judge import WordNgramJudge, words_of
+from text_diffusers.evaluation.judges.word_ngrams import WordNgramJudge, words_of
 from text_diffusers.evaluation.text_metrics import distinct_n, token_entropy
 
 TEXTS_AT_ONCE = 50

@@ -1,4 +1,4 @@
-"""The command line: `text-diffusers generate | chat | infill | corrupt | evaluate | convert | publish | demo | env`.
+"""The command line: `text-diffusers generate | chat | infill | corrupt | evaluate | lm-eval | convert | ...`.
 
 Commands import torch and models when they are called: help needs neither.
 """
@@ -18,13 +18,14 @@ from text_diffusers.cli.convert import convert
 from text_diffusers.cli.corrupt import corrupt
 from text_diffusers.cli.demo import demo
 from text_diffusers.cli.env import env
-from text_diffusers.cli.evaluate import evaluate
+from text_diffusers.cli.evaluation.command import evaluate
 from text_diffusers.cli.generate import generate
+from text_diffusers.cli.harness.command import PASSED_ON, lm_eval
 from text_diffusers.cli.infill import infill
 from text_diffusers.cli.publish import publish
 
 # Packages that are not always installed, and the extra of this package that brings each
-EXTRAS = {"datasets": "eval", "gradio": "demo", "matplotlib": "demo"}
+EXTRAS = {"datasets": "eval", "gradio": "demo", "lm_eval": "eval", "matplotlib": "demo"}
 HELP = """Diffusion models for text: write, chat, fill in, corrupt, evaluate, convert, publish, show.
 
 MODEL is a folder, a repository of the Hub, or the name of a model that comes with the package. Diffusion language
@@ -90,6 +91,7 @@ app = typer.Typer(
 )
 for command in (generate, chat, infill, corrupt, evaluate, convert, publish, demo, env):
     app.command()(command)
+app.command("lm-eval", context_settings=PASSED_ON)(lm_eval)
 
 
 def main():

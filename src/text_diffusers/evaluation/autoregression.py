@@ -16,7 +16,11 @@ from torch import Tensor
 
 from text_diffusers.data.rows import Batch, unknown_tokens
 from text_diffusers.evaluation.bounds import row_sums
-from text_diffusers.evaluation.estimates import SharedBatches
+from text_diffusers.evaluation.estimates import (
+    SharedBatches,
+    share_of_process,
+    total_over_processes,
+)
 from text_diffusers.evaluation.modules import device_of
 from text_diffusers.evaluation.row_bounds import collate
 
@@ -89,19 +93,19 @@ def next_token_metrics(
 
 @torch.no_grad()
 def autoregressive_row_nats(
-    denoiser: Any, rows: Sequence[dict[str, Any]], batch_size: int = 64
+    denoiser: Any, rows: Sequence[dict[str, Any]], batch_size: int = 64, accelerator: Any = None
 ) -> Tensor:
-    """(R,) float64 nats of rows of any lengths, summed over their counted tokens; rows as of `full_bound`."""
+    """(R,) float64 nats of rows of any lengths, summed over their counted tokens; arguments as of `full_bound`."""
     # Rows of about one length share a batch.
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]))
     device = device_of(denoiser)
     nats = torch.zeros(len(rows), dtype=torch.float64)
-    for first in range(0, len(order), batch_size):
+    for first in share_of_process(range(0, len(order), batch_size), accelerator):
         places = order[first : first + batch_size]
         batch = collate([rows[place] for place in places])
         batch = {name: column.to(device) for name, column in batch.items()}
         nats[places] = autoregressive_nats(denoiser, batch).cpu()
-    return nats
+    return total_over_processes(nats, device, accelerator)
 
 
 @torch.no_grad()

@@ -152,6 +152,8 @@ def embedding_row_bounds(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
+    noise_ids: Sequence[int] | None = None,
+    accelerator: Any = None,
 ) -> RowBounds:
     """The bound of each row, as `monte_carlo_bound`, or if `full` as `full_bound`, gives it for tokens.
 
@@ -161,7 +163,7 @@ def embedding_row_bounds(
         num_times: random times a row, of which two fall in each stratum.
         full: every timestep of the clock has its turn instead.
         num_noise: draws of the noise at each step, if `full`.
-        batch_size, seed, progress: as in `full_bound`.
+        batch_size, seed, progress, noise_ids, accelerator: as in `full_bound`.
 
     Example:
         >>> from text_diffusers import EmbeddingDDPMScheduler, EmbeddingTransformerModel
@@ -207,6 +209,8 @@ def embedding_row_bounds(
         batch_size,
         seed,
         progress,
+        noise_ids,
+        accelerator,
     )
 
 

@@ -3,7 +3,7 @@
 Shapes: B batch, L sequence length.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -111,9 +111,31 @@ class SharedBatches:
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of `values`, on the CPU, over the processes."""
-        if self.num_processes == 1:
-            return values
-        return self.accelerator.reduce(values.to(self.device)).cpu()
+        return total_over_processes(values, self.device, self.accelerator)
+
+
+def share_of_process(work: Sequence[Any], accelerator: Any) -> Sequence[Any]:
+    """The part of some work that this process does: of P processes every P-th piece; all of it without `accelerator`.
+
+    Example:
+        >>> from text_diffusers.evaluation.estimates import share_of_process
+        >>> share_of_process(range(0, 10, 2), accelerator=None)
+        range(0, 10, 2)
+    """
+    if accelerator is None:
+        return work
+    return work[accelerator.process_index :: accelerator.num_processes]
+
+
+def total_over_processes(values: Tensor, device: torch.device, accelerator: Any) -> Tensor:
+    """The sum of `values`, on the CPU, over the processes of `accelerator`, each of which must call this.
+
+    Args:
+        device: through which the processes exchange tensors.
+    """
+    if accelerator is None or accelerator.num_processes == 1:
+        return values
+    return accelerator.reduce(values.to(device)).cpu()
 
 
 def ratio_error(nats: Tensor, tokens: Tensor) -> float:

@@ -179,6 +179,7 @@ def evaluate_likelihood(
     denoiser: Any = None,
     block_length: int | None = None,
     messages: Any = None,
+    accelerator: Any = None,
 ) -> Likelihood:
     """Bound of -log p(text) under a pipeline, as the pipeline would write it.
 
@@ -214,6 +215,7 @@ def evaluate_likelihood(
         denoiser: what a training has around the pipeline's own, to be evaluated in its place.
         block_length: tokens of a block over a causal past, by default the model's own.
         messages: one conversation a text, which is the reply to it; not with `prompts` or `sources`.
+        accelerator: its processes share the noisy texts and all get the same result; each must call this.
 
     Raises:
         ValueError: naming the text, if it is longer than the model or its histogram, holds the mask token, has nothing
@@ -256,6 +258,7 @@ def evaluate_likelihood(
     if block_length is not None:
         denoiser = in_blocks_of(denoiser, block_length)
     options: Any = {"batch_size": batch_size, "seed": seed, "progress": progress}
+    options["accelerator"] = accelerator
     with evaluating(pipe.denoiser):
         bounds = row_bounds_of(
             pipe, denoiser, rows, full=full, num_times=num_times, num_noise=num_noise, **options
@@ -267,7 +270,9 @@ def evaluate_likelihood(
         next_token_nats = None
         if predicts_next(denoiser):
             next_token_rows = [text.next_token_row() for text in written]
-            nats_of_rows = autoregressive_row_nats(denoiser, next_token_rows, batch_size)
+            nats_of_rows = autoregressive_row_nats(
+                denoiser, next_token_rows, batch_size, accelerator
+            )
             next_token_nats = float(nats_of_rows.sum())
 
     # A token that the model cannot write has probability 0.

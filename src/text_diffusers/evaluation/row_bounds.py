@@ -31,6 +31,7 @@ from text_diffusers.evaluation.bounds import (
     predict,
     row_sums,
 )
+from text_diffusers.evaluation.estimates import share_of_process, total_over_processes
 from text_diffusers.evaluation.modules import device_of
 from text_diffusers.losses.discrete import absorbing_bound
 from text_diffusers.schedulers.noise_schedules import time_of_noise_level
@@ -64,6 +65,8 @@ def full_bound(
     num_noise: int = 1,
     seed: int = 0,
     progress: bool = False,
+    noise_ids: Sequence[int] | None = None,
+    accelerator: Any = None,
 ) -> RowBounds:
     """Bound of each row with nothing drawn at random but x_t: every time, or every number of masks, has its turn.
 
@@ -81,6 +84,9 @@ def full_bound(
         num_noise: draws of x_t at each step or number of masks.
         seed: of all draws.
         progress: show a bar.
+        noise_ids: a number of at least 0 a row, on which its draws depend beside `seed`; by default its place. Rows
+            with one number have the same noise levels, and differ by less than rows that do not.
+        accelerator: its processes share the noisy rows and all get the same result; each must call this.
 
     Raises:
         ValueError: in continuous time for any other kernel, whose bound is an integral over time.
@@ -122,7 +128,10 @@ def full_bound(
         strata = [int(most_unknown(denoiser, collate([row]))) for row in rows]
     device = device_of(denoiser)
     num_draws = [num_noise * number for number in strata]
-    return sampled_bounds(rows, strata, num_draws, integrand, device, batch_size, seed, progress)
+    options: Any = {"noise_ids": noise_ids, "accelerator": accelerator}
+    return sampled_bounds(
+        rows, strata, num_draws, integrand, device, batch_size, seed, progress, **options
+    )
 
 
 def monte_carlo_bound(
@@ -133,6 +142,8 @@ def monte_carlo_bound(
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
+    noise_ids: Sequence[int] | None = None,
+    accelerator: Any = None,
 ) -> RowBounds:
     """Unbiased estimate of each row's bound, from random times, two in each of `num_times` / 2 strata.
 
@@ -195,7 +206,10 @@ def monte_carlo_bound(
     strata = [num_strata] * len(rows)
     num_draws = [num_times] * len(rows)
     device = device_of(denoiser)
-    return sampled_bounds(rows, strata, num_draws, integrand, device, batch_size, seed, progress)
+    options: Any = {"noise_ids": noise_ids, "accelerator": accelerator}
+    return sampled_bounds(
+        rows, strata, num_draws, integrand, device, batch_size, seed, progress, **options
+    )
 
 
 def num_strata_of(num_times: int) -> int:
@@ -218,6 +232,8 @@ def sampled_bounds(
     batch_size: int,
     seed: int,
     progress: bool,
+    noise_ids: Sequence[int] | None = None,
+    accelerator: Any = None,
 ) -> RowBounds:
     """Sums over the strata of a row of the mean of the integrand in them.
 
@@ -225,6 +241,7 @@ def sampled_bounds(
         strata: the number of them, of each row.
         num_draws: values of the integrand of each row, as many in each stratum; the last one has what is left over.
         integrand: of a batch, the stratum (B,) of each of its rows, and their generators; (B,) nats.
+        noise_ids, accelerator: as in `full_bound`.
     """
     # 1. All samples, those of rows of one length next to each other: they share a batch
     order = np.argsort([len(row["input_ids"]) for row in rows], kind="stable")
@@ -239,15 +256,20 @@ def sampled_bounds(
     sampled_stratum = np.minimum(sample // draws_of_stratum, last_stratum)
 
     # 2. Their values
+    noise_of_rows = list(range(len(rows))) if noise_ids is None else list(noise_ids)
+    limit = f"one a row, {len(rows)}"
+    require(len(noise_of_rows) == len(rows), "noise_ids", limit, len(noise_of_rows))
     values = torch.zeros(len(sample), dtype=torch.float64)
-    for first in progress_bar(range(0, len(sample), batch_size), disable=not progress):
+    firsts = share_of_process(range(0, len(sample), batch_size), accelerator)
+    for first in progress_bar(firsts, disable=not progress):
         now = slice(first, first + batch_size)
         batch = collate([rows[row] for row in sampled_row[now]])
         batch = {name: column.to(device) for name, column in batch.items()}
         stratum = torch.tensor(sampled_stratum[now], device=device)
         pairs = zip(sampled_row[now], sample[now], strict=True)
-        generators = [sample_generator(seed, *pair) for pair in pairs]
+        generators = [sample_generator(seed, noise_of_rows[row], draw) for row, draw in pairs]
         values[now] = integrand(batch, stratum, generators).double().cpu()
+    values = total_over_processes(values, device, accelerator)
 
     # 3. Sums over the strata of each row
     nats = torch.zeros(len(rows), dtype=torch.float64)
@@ -400,8 +422,8 @@ def most_unknown(denoiser: Any, batch: Batch) -> Tensor:
     return blocks.sum(dim=2).amax(dim=1)
 
 
-def sample_generator(seed: int, row: int, sample: int) -> torch.Generator:
-    """The generator of a sample of a row."""
+def sample_generator(seed: int, noise_id: int, sample: int) -> torch.Generator:
+    """The generator of a sample of a row with this number."""
     # torch's CPU generator looks at 32 bits of a seed only.
-    hashed = np.random.SeedSequence([seed, int(row), int(sample)]).generate_state(1)[0]
+    hashed = np.random.SeedSequence([seed, int(noise_id), int(sample)]).generate_state(1)[0]
     return torch.Generator().manual_seed(int(hashed))

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from text_diffusers.common.plain_text import encode_plain
 from text_diffusers.common.validation import require
+from text_diffusers.evaluation.estimates import ratio_error
 from text_diffusers.evaluation.modules import device_of, evaluating
 
 JUDGES = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf"}
@@ -37,12 +38,19 @@ class GenerativePerplexity(NamedTuple):
         nats_per_token: -log p of all texts under the judge, divided by `num_tokens`.
         num_tokens: tokens that count: all but the first of each text.
         num_skipped: texts of fewer than two tokens, of which there is nothing to score.
+        standard_error: of `nats_per_token`, over other texts from the same source; `nan` of a single text.
     """
 
     perplexity: float
     nats_per_token: float
     num_tokens: int
     num_skipped: int
+    standard_error: float = math.nan
+
+    @property
+    def perplexity_error(self) -> float:
+        """Standard error of `perplexity`."""
+        return self.perplexity * self.standard_error
 
 
 def distinct_n(texts: Sequence[str] | Sequence[Sequence[int]], n: int) -> float:
@@ -213,10 +221,50 @@ def generative_perplexity(
         >>> generative_perplexity(["the cat sat", "on the mat"], judge, tokenizer).num_skipped
         0
     """
+    nats, counts = text_nats(texts, model, tokenizer, batch_size, max_length, device)
+    return perplexity_of(nats, counts)
+
+
+def perplexity_of(nats: Tensor, counts: Tensor) -> GenerativePerplexity:
+    """The perplexity of texts that a judge has read.
+
+    Args:
+        nats: (N,) -log p of each text.
+        counts: (N,) tokens that count in it, of which there may be none.
+
+    Raises:
+        ValueError: if no text has a token that counts.
+    """
+    is_scored = counts > 0
+    if not is_scored.any():
+        raise ValueError(
+            f"`texts` must hold a text of at least two tokens, got none among {len(counts)}."
+        )
+
+    num_tokens = int(counts.sum())
+    per_token = float(nats.sum()) / num_tokens
+    perplexity = math.exp(per_token) if per_token < LARGEST_EXPONENT else math.inf
+    error = ratio_error(nats[is_scored], counts[is_scored].double())
+    num_skipped = int((~is_scored).sum())
+    return GenerativePerplexity(perplexity, per_token, num_tokens, num_skipped, error)
+
+
+@torch.no_grad()
+def text_nats(
+    texts: Sequence[str],
+    model: Any,
+    tokenizer: Any,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`(nats, counts)` (N,): -log p of each text under a causal LM, in float64, and the tokens that count in it.
+
+    Arguments and errors as in `generative_perplexity`; a text of fewer than two tokens has neither nats nor tokens.
+    """
     require(batch_size >= 1, "batch_size", "at least 1", batch_size)
     require(max_length is None or max_length >= 2, "max_length", "None or at least 2", max_length)
 
-    # Rows of about one length share a batch.
     texts = list(texts)
     if not texts:
         rows = []
@@ -226,35 +274,33 @@ def generative_perplexity(
     else:
         rows = tokenizer(texts)["input_ids"]
     rows = [ids[:max_length] for ids in rows]
-    scored = sorted((row for row in rows if len(row) > 1), key=len)
-    if not scored:
-        raise ValueError(
-            f"`texts` must hold a text of at least two tokens, got none among {len(texts)}."
-        )
 
+    # Rows of about one length share a batch.
+    places = [place for place, row in enumerate(rows) if len(row) > 1]
+    places.sort(key=lambda place: len(rows[place]))
+    nats = torch.zeros(len(rows), dtype=torch.float64)
     if device is not None:
         model.to(device)
-    nats = 0.0
     with evaluating(model):
-        for first in range(0, len(scored), batch_size):
-            nats += batch_nats(model, scored[first : first + batch_size])
+        for first in range(0, len(places), batch_size):
+            batch = places[first : first + batch_size]
+            nats[batch] = batch_nats(model, [rows[place] for place in batch])
 
     # The first token of a row is context.
-    num_tokens = sum(len(row) - 1 for row in scored)
-    per_token = nats / num_tokens
-    perplexity = math.exp(per_token) if per_token < LARGEST_EXPONENT else math.inf
-    return GenerativePerplexity(perplexity, per_token, num_tokens, len(rows) - len(scored))
+    counts = torch.tensor([max(0, len(row) - 1) for row in rows], dtype=torch.int64)
+    return nats, counts
 
 
-def batch_nats(model: Any, rows: list[list[int]]) -> float:
-    """-log p of all tokens but the first of each row, in nats; rows are padded on the right."""
+def batch_nats(model: Any, rows: list[list[int]]) -> Tensor:
+    """(B,) float64 -log p of all tokens but the first of each row, in nats; rows are padded on the right."""
     device = device_of(model)
     ids = [torch.tensor(row) for row in rows]
     tokens = pad_sequence(ids, batch_first=True).to(device)  # (B, S)
     real = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(device)
     logits = model(input_ids=tokens, attention_mask=real).logits[:, :-1]  # (B, S - 1, V)
-    nats = F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    return float(nats[real[:, 1:].flatten().bool()].sum(dtype=torch.float64))
+    nats = F.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")
+    nats = nats.masked_fill(real[:, 1:] == 0, 0.0)
+    return nats.cpu().double().sum(dim=1)
 
 
 def load_judge(name: str = "smollm2", cache_dir: str | Path | None = None) -> tuple[Any, Any]:

@@ -88,13 +88,14 @@ def estimate_two_level_bound(
     num_times: int = 1,
     batch_size: int = 64,
     seed: int = 0,
+    accelerator: Any = None,
 ) -> TwoLevelBound:
     """Upper bound of -log p of rows of text, given their prompts if they have any, by Monte Carlo over the noise.
 
     Args:
         pipe: a `TwoLevelVQDiffusionPipeline` whose schedulers have a bound.
         rows: from `text_rows`.
-        num_times, batch_size, seed: as in `estimate_bound`.
+        num_times, batch_size, seed, accelerator: as in `estimate_bound`.
     """
     # Prompts count only if the rows have them; a pipeline may write without.
     autoencoder = pipe.autoencoder
@@ -102,9 +103,8 @@ def estimate_two_level_bound(
 
     def level_bound(level: str, codes: Dataset) -> BoundEstimate:
         model = PromptedDenoiser(getattr(pipe, f"{level}_denoiser"), prompt_encoder).eval()
-        estimate = estimate_bound(
-            model, getattr(pipe, f"{level}_scheduler"), codes, num_times, batch_size, seed
-        )
+        scheduler = getattr(pipe, f"{level}_scheduler")
+        estimate = estimate_bound(model, scheduler, codes, num_times, batch_size, seed, accelerator)
         return per_token(estimate, codes, rows)
 
     # 1. The bound: fine codes and decoder, and with two levels the coarse codes

@@ -12,6 +12,11 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
+from text_diffusers.common.validation import require, require_int
+
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]")
 START = "\x02"
 END = "\x03"
@@ -45,6 +50,7 @@ def words_of(text: str) -> list[str]:
     """Words and marks of a text, in lower case.
 
     Example:
+        >>> from text_diffusers.evaluation.judges.word_ngrams import words_of
         >>> words_of("It's fun, isn't it?")
         ["it's", 'fun', ',', "isn't", 'it', '?']
     """
@@ -58,16 +64,24 @@ class WordNgramJudge:
         texts: to learn from.
         order: n, words of an n-gram.
 
+    Raises:
+        ValueError: if there is no word to learn from, or `order` is below 1.
+
     Example:
+        >>> from text_diffusers.evaluation.judges import WordNgramJudge
         >>> judge = WordNgramJudge(["the cat sat", "the dog sat", "the cat ran"], order=2)
         >>> judge.judge(["the cat sat"]).perplexity < judge.judge(["sat cat the"]).perplexity
         True
     """
 
+    unit = "word"
+
     def __init__(self, texts: Iterable[str], order: int = 3):
+        require_int("order", order, 1)
         self.order = order
         rows = [words_of(text) for text in texts]
         counts = Counter(word for row in rows for word in row)
+        require(counts.total() > 0, "texts", "texts with a word", rows)
         self.vocabulary = {word for word, count in counts.items() if count >= LEAST_COUNT}
 
         # 1. How often each word stands behind the longest contexts
@@ -134,6 +148,12 @@ class WordNgramJudge:
         # Else a made-up word would cost as little as any that is merely unknown.
         num_letters = sum(len(word) for word in words if word not in self.vocabulary)
         return nats + math.log(LETTERS) * num_letters
+
+    def text_nats(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """`(nats, counts)` (N,): -log p of each text and its end, in float64, and its words, the end being one."""
+        nats = torch.tensor([self.nats(text) for text in texts], dtype=torch.float64)
+        counts = torch.tensor([len(words_of(text)) + 1 for text in texts], dtype=torch.int64)
+        return nats, counts
 
     def judge(self, texts: Sequence[str]) -> Verdict:
         """What is said of texts, of which one must have a word."""

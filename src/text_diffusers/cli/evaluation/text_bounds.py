@@ -7,13 +7,20 @@ from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 
+from text_diffusers.common.validation import require
 from text_diffusers.data.code_rows import text_rows
 from text_diffusers.data.labels import number_labels
 from text_diffusers.data.rows import encode_texts, tokenize
 from text_diffusers.data.sources import find_conversations, load_conversations, load_documents
 from text_diffusers.data.tokenizers import check_script
 from text_diffusers.evaluation.estimates import count_tokens
-from text_diffusers.evaluation.likelihood import evaluate_likelihood, unigram_entropy
+from text_diffusers.evaluation.likelihood import (
+    Likelihood,
+    check_has_bound,
+    evaluate_likelihood,
+    unigram_entropy,
+)
+from text_diffusers.evaluation.protocols.wrapped_rows import WrappedRows, wrapped_likelihood
 from text_diffusers.evaluation.two_level import estimate_two_level_bound
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
 
@@ -92,6 +99,7 @@ def evaluate_texts(
     sources: Sequence[str] | None = None,
     prompts: Sequence[str] | None = None,
     messages: Sequence[Any] | None = None,
+    accelerator: Any = None,
 ) -> Evaluation:
     """The bound of texts under a pipeline of tokens, of word embeddings or of codes.
 
@@ -104,6 +112,7 @@ def evaluate_texts(
         sources: of a model that was trained to write from other texts, one a text.
         prompts: the beginnings of the texts, one each.
         messages: the conversations to which the texts are replies, one each.
+        accelerator: its processes share the noisy texts and all get the same result; each must call this.
 
     Raises:
         ValueError: if the pipeline has no such bound, or a text does not fit.
@@ -111,12 +120,9 @@ def evaluate_texts(
     texts = list(texts)
     check_script(pipe.tokenizer, texts)
 
-    # Guided pipelines write from another distribution than the one that the bound is of.
-    if not pipe.draws_from_scheduler and pipe.kind != "latents":
-        raise ValueError(
-            f"`model` must write texts by themselves: {type(pipe).__name__} steers away from its model."
-        )
+    check_bound_exists(pipe)
     options: Any = {"num_times": num_times, "batch_size": batch_size, "seed": seed}
+    options["accelerator"] = accelerator
     conditions = {
         "label_column": labels,
         "source_column": sources,
@@ -134,6 +140,62 @@ def evaluate_texts(
     return bound_of_codes(pipe, texts, **options)
 
 
+def evaluate_wrapped(
+    pipe: Any,
+    wrapped: WrappedRows,
+    num_times: int = 8,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+    accelerator: Any = None,
+) -> Evaluation:
+    """The bound of rows of joined texts under a pipeline of tokens, of word embeddings or of codes.
+
+    Args:
+        wrapped: from `wrap_texts`, with the given tokens of `given_before_rows`; its rows are the texts.
+        num_times, batch_size, seed, progress, accelerator: as in `evaluate_texts`.
+
+    Raises:
+        ValueError: if the pipeline has no such bound, or a row does not fit.
+    """
+    check_bound_exists(pipe)
+    options: Any = {"batch_size": batch_size, "seed": seed, "accelerator": accelerator}
+    if pipe.kind != "codes":
+        likelihood = wrapped_likelihood(pipe, wrapped, num_times, progress=progress, **options)
+        return evaluation_of(likelihood, len(wrapped.rows))
+
+    # Each code stands for as many tokens as any other.
+    length = len(wrapped.rows[0]["input_ids"])
+    full_length = pipe.autoencoder.full_length(length)
+    limit = (
+        f"a multiple of the tokens of a code and at most {pipe.max_length}, such as {full_length}"
+    )
+    require(length == full_length <= pipe.max_length, "wrap", limit, length)
+    counts = {
+        "num_texts": len(wrapped.rows),
+        "num_characters": int(wrapped.num_characters.sum()),
+        "num_bytes": int(wrapped.num_bytes.sum()),
+        "num_truncated": 0,
+    }
+    return evaluation_of_codes(pipe, Dataset.from_list(wrapped.rows), counts, num_times, **options)
+
+
+def check_bound_exists(pipe: Any):
+    """Raise a `ValueError` that says why, if a pipeline has no bound of texts."""
+    # Guided pipelines write from another distribution than the one that the bound is of.
+    if not pipe.draws_from_scheduler and pipe.kind != "latents":
+        raise ValueError(
+            f"`model` must write texts by themselves: {type(pipe).__name__} steers away from its model."
+        )
+    # Other schedulers can write with the model, but only the one of its training has its bound.
+    if pipe.kind == "tokens" and not isinstance(pipe.scheduler, D3PMScheduler):
+        raise ValueError(
+            f"`model` must have a scheduler with a bound, got {type(pipe.scheduler).__name__}."
+        )
+    if pipe.kind != "codes":
+        check_has_bound(pipe, has_sources=False)
+
+
 def bound_of_texts(
     pipe: Any,
     texts: list[str],
@@ -141,11 +203,6 @@ def bound_of_texts(
     **options: Any,
 ) -> Evaluation:
     """By `evaluate_likelihood`, of which `conditions` are arguments; texts too long for the model are cut."""
-    # Other schedulers can write with the model, but only the one of its training has its bound.
-    if pipe.kind == "tokens" and not isinstance(pipe.scheduler, D3PMScheduler):
-        raise ValueError(
-            f"`model` must have a scheduler with a bound, got {type(pipe.scheduler).__name__}."
-        )
     likelihood = evaluate_likelihood(
         pipe,
         texts,
@@ -153,6 +210,11 @@ def bound_of_texts(
         **conditions,
         **options,
     )
+    return evaluation_of(likelihood, len(texts))
+
+
+def evaluation_of(likelihood: Likelihood, num_texts: int) -> Evaluation:
+    """The figures of a likelihood, of texts or of rows."""
     error = known_or_none(likelihood.standard_error)
     return Evaluation(
         nats_per_token=likelihood.nats_per_token,
@@ -162,7 +224,7 @@ def bound_of_texts(
         perplexity=likelihood.perplexity,
         bits_per_character=likelihood.bits_per_character,
         bits_per_byte=likelihood.bits_per_byte,
-        num_texts=len(texts),
+        num_texts=num_texts,
         num_tokens=likelihood.num_tokens,
         num_characters=likelihood.num_characters,
         num_truncated=likelihood.num_truncated,
@@ -186,10 +248,8 @@ def bound_of_codes(pipe: Any, texts: list[str], num_times: int, **options: Any) 
     # A padded row has one token more, the start, which `text_rows` takes away.
     padded = tokenize(Dataset.from_dict({"text": texts}), pipe.tokenizer, length + 1, packing=False)
     rows = text_rows(padded, pipe.tokenizer, length, packed=False)
-    estimate = estimate_two_level_bound(pipe, rows, num_times, **options).total
 
     # Characters of the texts as far as they were evaluated, and one for each end: a text that was cut has none
-    num_tokens = count_tokens(rows)
     evaluated = []
     num_truncated = 0
     for text, ids in zip(texts, encode_texts(pipe.tokenizer, texts), strict=True):
@@ -198,8 +258,25 @@ def bound_of_codes(pipe: Any, texts: list[str], num_times: int, **options: Any) 
             num_truncated += 1
         evaluated.append(text)
     num_ends = len(texts) - num_truncated
-    num_characters = sum(map(len, evaluated)) + num_ends
-    num_bytes = sum(len(text.encode()) for text in evaluated) + num_ends
+    counts = {
+        "num_texts": len(texts),
+        "num_characters": sum(map(len, evaluated)) + num_ends,
+        "num_bytes": sum(len(text.encode()) for text in evaluated) + num_ends,
+        "num_truncated": num_truncated,
+    }
+    return evaluation_of_codes(pipe, rows, counts, num_times, **options)
+
+
+def evaluation_of_codes(
+    pipe: Any, rows: Any, counts: dict[str, int], num_times: int, **options: Any
+) -> Evaluation:
+    """The bound of rows of text under a two-level pipeline.
+
+    Args:
+        counts: numbers of texts, of their characters and bytes, and of texts that were cut, as in `Evaluation`.
+    """
+    estimate = estimate_two_level_bound(pipe, rows, num_times, **options).total
+    num_tokens = count_tokens(rows)
 
     # With several times a text, its draws count as texts of their own in the error.
     each = "" if num_times == 1 else f", each of these counting as {num_times} texts"
@@ -211,12 +288,12 @@ def bound_of_codes(pipe: Any, texts: list[str], num_times: int, **options: Any) 
         error_is=ONE_TEXT if error is None else OF_TEXTS + each,
         unigram_entropy=unigram_entropy(rows),
         perplexity=math.exp(estimate.bound),
-        bits_per_character=bits / num_characters,
-        bits_per_byte=bits / num_bytes,
-        num_texts=len(texts),
+        bits_per_character=bits / counts["num_characters"],
+        bits_per_byte=bits / counts["num_bytes"],
+        num_texts=counts["num_texts"],
         num_tokens=num_tokens,
-        num_characters=num_characters,
-        num_truncated=num_truncated,
+        num_characters=counts["num_characters"],
+        num_truncated=counts["num_truncated"],
     )
 
 

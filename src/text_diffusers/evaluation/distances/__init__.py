@@ -1,0 +1,5 @@
+"""Distances between written and real texts, by their embeddings; each with its standard error."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
