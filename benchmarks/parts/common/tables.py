@@ -64,9 +64,9 @@ def mean_and_spread(
     if not values:
         return ""
 
-    # One value may also be text, of which there is no mean.
+    # One value may also be text, which is shown as it is.
     if len(set(values)) == 1:
-        return format(values[0], style)
+        return values[0] if isinstance(values[0], str) else format(values[0], style)
 
     return f"{statistics.fmean(values):{style}} ± {spread(values):{style}}"
 
@@ -101,7 +101,9 @@ def markdown_table(
         for figure, column in shown.items():
             values = values_of(row.records, figure)
             if column.scale != 1:
-                values = [column.scale * value for value in values]
+                values = [
+                    value if isinstance(value, str) else column.scale * value for value in values
+                ]
             cells.append(mean_and_spread(values, column.style, spread))
         lines.append(cells)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
