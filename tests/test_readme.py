@@ -212,7 +212,8 @@ def test_every_option_that_is_named_exists(page):
         for file in ROOT.glob(pattern):
             options |= set(re.findall(r"^    (\w+): ", file.read_text(), flags=re.MULTILINE))
     for command in COMMANDS.values():
-        options |= {name.lstrip("-") for option in command.params for name in option.opts}
+        for option in command.params:
+            options |= {name.lstrip("-") for name in (*option.opts, *option.secondary_opts)}
     others = {
         "multi_gpu",
         "cpu",
@@ -224,6 +225,9 @@ def test_every_option_that_is_named_exists(page):
         "config-settings",
     }  # of other programs
     others |= {"machine_rank", "main_process_ip", "nproc_per_node", "nnodes"} | RENDEZVOUS
+    # Those of lm-eval
+    others |= {"model", "model_args", "tasks", "device", "batch_size", "output_path", "gen_kwargs"}
+    others |= {"apply_chat_template", "include_path", "use_cache", "cache_requests"}
     text = page.read_text(encoding="utf-8")
     assert set(re.findall(r"(?<![\w-])--([a-z][a-z_-]*)", text)) <= options | others
 

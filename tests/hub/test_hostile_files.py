@@ -78,6 +78,10 @@ ARGUMENTS = {
     "rates": torch.ones(2),
     "num_train_timesteps": 4,
 }
+# Its clusters are ids too, behind all others.
+OWN_ARGUMENTS = {
+    "D3PMHierarchicalScheduler": {"mask_token_id": 4, "clusters": torch.tensor([0, 1, 0, 1])}
+}
 VALUES = [None, True, 1, 2.5, "3", math.nan, math.inf, [1], ["a"], {}]
 
 
@@ -203,11 +207,17 @@ def cases(classes) -> list:
     return found
 
 
+def arguments_of(cls, arguments: dict) -> dict:
+    """Those that a class takes."""
+    known = inspect.signature(cls).parameters
+    arguments = arguments | OWN_ARGUMENTS.get(cls.__name__, {})
+    return {key: value for key, value in arguments.items() if key in known}
+
+
 def check_types(cls, arguments: dict, name: str, types: set):
     wrong = [value for value in VALUES if not any(fits(value, kind) for kind in types)]
     assert len(wrong) > 3
-    known = inspect.signature(cls).parameters
-    given = {key: value for key, value in arguments.items() if key in known}
+    given = arguments_of(cls, arguments)
     for value in wrong:
         with pytest.raises(ValueError, match=f"`{name}`"):
             cls(**given | {name: value})
@@ -225,9 +235,7 @@ def test_a_scheduler_refuses_values_of_another_type(cls, name, types):
 
 @pytest.mark.parametrize("cls", SCHEDULERS)
 def test_a_clock_of_billions_of_steps_is_refused_at_once(cls):
-    given = {
-        key: value for key, value in ARGUMENTS.items() if key in inspect.signature(cls).parameters
-    }
+    given = arguments_of(cls, ARGUMENTS)
     with pytest.raises(
         ValueError, match="`num_train_timesteps` must be .* to 1048576, got 4000000000"
     ):

@@ -321,7 +321,12 @@ def test_controls_of_predictions_see_every_open_token_and_are_obeyed(make_pipes,
     )
     new = tokens.tokens[0, len(tokenizer("the cat")["input_ids"]) + 1 :]
     new = new[new != tokenizer.pad_token_id]
-    if kernel in ("absorbing", "confidence", "remdm", "hierarchical"):  # uniform noise can stay where it is
+    if kernel in (
+        "absorbing",
+        "confidence",
+        "remdm",
+        "hierarchical",
+    ):  # uniform noise can stay where it is
         assert (new % 2 == 1).all()
     assert [state.progress for state in control.states] == sorted(
         state.progress for state in control.states

@@ -48,8 +48,10 @@ TITLES = {
     "2505.22618": "Fast-dLLM: Training-free Acceleration of Diffusion LLM by Enabling KV Cache and Parallel Decoding",
     "2505.24857": "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking",
     "2506.10892": "The Diffusion Duality",
+    "2506.19037": "Plan for Speed: Dilated Scheduling for Masked Diffusion Language Models",
     "2508.15487": "Dream 7B: Diffusion Large Language Models",
     "2510.06303": "SDAR: A Synergistic Diffusion-AutoRegression Paradigm for Scalable Sequence Generation",
+    "2510.08632": "Next Semantic Scale Prediction via Hierarchical Diffusion Language Models",
     "2512.15745": "LLaDA2.0: Scaling Up Diffusion Language Models to 100B",
     "2605.22765": "Uniform Diffusion Models Revisited: Leave-One-Out Denoiser and Absorbing State Reformulation",
 }

@@ -158,14 +158,6 @@ def logsumexp(values: Tensor) -> Tensor:
     return ((values - peak).exp().sum(dim=-1)).log() + peak.squeeze(-1)
 
 
-def scatter_logsumexp(values: Tensor, index: Tensor, size: int) -> Tensor:
-    """(B, size) logarithms of sums of exp(values), (B, n), of all that have the same index (B, n)."""
-    peak = torch.full_like(values[:, :1].expand(-1, size), LEAST).clone()
-    peak = peak.scatter_reduce(1, index, values, "amax")
-    shares = (values - peak.gather(1, index)).exp()
-    return torch.zeros_like(peak).scatter_add(1, index, shares).log() + peak
-
-
 def categorical(weights: Tensor, uniform: Tensor) -> Tensor:
     """(n,) indices drawn in proportion to weights (m, n), by one uniform number each."""
     mass = weights.cumsum(dim=0)
@@ -176,18 +168,19 @@ def categorical(weights: Tensor, uniform: Tensor) -> Tensor:
 # --- masses of classes
 
 
-def log_class_masses(log_probs: Tensor, token_class: Tensor, num_classes: int) -> Tensor:
+def log_class_masses(log_probs: Tensor, edges: TokenEdges) -> Tensor:
     """(N, C) log-probabilities, float64, of the classes of tokens, from those of tokens (N, V); see `IMPOSSIBLE`."""
-    masses = log_probs.new_zeros(len(log_probs), num_classes)
-    masses = masses.index_add(1, token_class, log_probs.exp()).double()
+    masses = log_probs.new_zeros(len(log_probs), edges.num_classes)
+    masses = masses.index_add(1, edges.token_class, log_probs.exp()).double()
     logs = masses.log()
 
-    # Where sums are too small for the precision, they are made again in logarithms.
-    doubtful = (masses < 1e3 * torch.finfo(log_probs.dtype).tiny).any(dim=1)
-    if doubtful.any():
-        precise = log_probs[doubtful].double()
-        index = token_class.expand(len(precise), -1)
-        logs[doubtful] = scatter_logsumexp(precise.clamp(min=LEAST), index, num_classes)
+    # Where a sum is too small for the precision, it is made again in logarithms, of its own tokens.
+    is_small = masses < 1e3 * torch.finfo(log_probs.dtype).tiny
+    for one in is_small.any(dim=0).nonzero().flatten().tolist():
+        rows = is_small[:, one].nonzero()
+        tokens = edges.tokens_of(one)
+        if len(tokens):
+            logs[rows.flatten(), one] = logsumexp(log_probs[rows, tokens].double())
     return logs.clamp(min=IMPOSSIBLE)
 
 

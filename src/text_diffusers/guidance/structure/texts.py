@@ -260,9 +260,7 @@ class StructuredTexts:
         key = id(edges)
         if key not in self._masses:
             assert self.log_probs is not None
-            self._masses[key] = log_class_masses(
-                self.log_probs, edges.token_class, edges.num_classes
-            )
+            self._masses[key] = log_class_masses(self.log_probs, edges)
         return self._masses[key]
 
     def _read_otherwise(self, layouts: Sequence[RowLayout]):
