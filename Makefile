@@ -114,11 +114,11 @@ judge: $(VENV)/train.installed
 quality: judge  ## every kernel beside GPT-2, at equal parameters, data and CPU minutes: hours
 	$(BIN)/python benchmarks/quality.py
 
-results: minilm smollm2  ## the table of docs/results.md, every kind of model on the same texts: about two hours on one thread
+results: minilm smollm2  ## the table of docs/results.md, every kind of model on the same texts: about four hours on one thread
 	$(INSTALL) -e ".[eval]"
 	$(BIN)/python benchmarks/results.py
 
-scaling: $(VENV)/train.installed  ## loss against compute, and what writing and training cost, on one thread: about half an hour
+scaling: $(VENV)/train.installed  ## loss against compute, and what writing and training cost, on one thread: about an hour
 	$(BIN)/python benchmarks/scaling.py --output_dir runs/scaling
 
 diffusion_lm: $(VENV)/train.installed  ## train a small model over word embeddings, about 20 minutes

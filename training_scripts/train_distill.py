@@ -28,8 +28,9 @@ from text_diffusers.training.config import option, refuse_parts_of_a_pipeline
 from text_diffusers.training.loop import TrainingLoop
 from text_diffusers.training.recipes import ValidationCallback, run, save_metrics, write_texts
 from text_diffusers.training.runtime import end_training, make_accelerator
+from text_diffusers.training.steps.condition_dropout import drop_conditions
 from text_diffusers.training.steps.distillation import (
-    CORRUPTIONS,
+    TEACHERS,
     TeacherSteps,
     held_out_divergence,
 )
@@ -55,6 +56,9 @@ class DistillationConfig(TextTrainingConfig):
         64, "in which the teacher writes a text: a multiple of `student_steps`", limit="at least 1"
     )
     student_steps: int = option(8, "in which the student is to write one", limit="at least 1")
+    condition_dropout: float = option(
+        0.0, "share of rows without their label, for classifier-free guidance", limit="in [0, 1)"
+    )
     divergence: str = option(
         "forward",
         "of the predictions: forward, which keeps the variety of the teacher, reverse, which keeps to what it is sure "
@@ -84,10 +88,10 @@ class DistillationConfig(TextTrainingConfig):
 def load_teacher(config: DistillationConfig) -> TextDiffusionPipeline:
     """The saved pipeline, whose denoiser must be one that writes whole rows."""
     pipe: Any = TextDiffusionPipeline.from_pretrained(config.model_name_or_path)
-    corruption = getattr(pipe.scheduler, "corruption", None)
-    if corruption not in CORRUPTIONS:
+    if type(pipe.scheduler) not in TEACHERS:
+        names = ", ".join(teacher.__name__ for teacher in TEACHERS)
         raise ValueError(
-            f"`model_name_or_path` must be a pipeline of {' or '.join(CORRUPTIONS)} noise, got {corruption!r}."
+            f"`model_name_or_path` must be a pipeline with one of {names}, got {type(pipe.scheduler).__name__}."
         )
     settings = pipe.denoiser.config
     if not isinstance(pipe.denoiser, TextTransformerModel):
@@ -102,10 +106,11 @@ def load_teacher(config: DistillationConfig) -> TextDiffusionPipeline:
     limit = f"at most {settings.max_length}, the longest row of the teacher"
     require(config.length <= settings.max_length, "length", limit, config.length)
     shaping = pipe.scheduler.config
-    if config.divergence == "reverse" and (shaping.top_k or (shaping.top_p or 1) < 1):
+    leaves_out = shaping.temperature == 0 or shaping.top_k or (shaping.top_p or 1) < 1
+    if config.divergence == "reverse" and leaves_out:
         raise ValueError(
             "`divergence` must be forward or jensen_shannon for a teacher that leaves tokens out, got 'reverse' with "
-            f"top_k={shaping.top_k!r} and top_p={shaping.top_p!r}."
+            f"temperature={shaping.temperature!r}, top_k={shaping.top_k!r} and top_p={shaping.top_p!r}."
         )
     steps = pipe.scheduler.config.num_train_timesteps
     limit = f"at most {steps}, the steps of the teacher's own bound"
@@ -153,7 +158,10 @@ def main(
 
     # 2. The loss of a batch, and what is watched on the way
     def loss_function(model, batch, uniform, generators):
-        batch = trimmed(batch)
+        # Rows without their label keep the prediction that guidance leads away from.
+        batch = drop_conditions(
+            trimmed(batch), generators, config.condition_dropout, num_classes=num_classes
+        )
         distilled = steps(batch, uniform, generators)
         logits = model(
             distilled.noisy,
@@ -179,7 +187,13 @@ def main(
         )
         return validation.metrics(estimate, model) | {"divergence": divergence}
 
-    defaults = pipe.generation_defaults | {"num_inference_steps": config.student_steps}
+    # What shaped the teacher's predictions shapes the student's no more, also where it is a default of calls.
+    defaults = {
+        name: value
+        for name, value in pipe.generation_defaults.items()
+        if name not in ("temperature", "top_k", "top_p")
+    }
+    defaults["num_inference_steps"] = config.student_steps
 
     def make_pipeline(model) -> TextDiffusionPipeline:
         return TextDiffusionPipeline(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from text_diffusers.common.validation import is_int, is_list, is_number
 from text_diffusers.pipelines.diffusion_lm.prediction import EmbeddingPredictor
-from text_diffusers.pipelines.guidance import guide, is_due, text_state
+from text_diffusers.pipelines.guidance import draws_jointly, guide, is_due, text_state
 from text_diffusers.pipelines.text_batch import TextBatch
 
 # How the inner updates of Diffusion-LM's control go down their gradient.
@@ -343,6 +343,11 @@ def check_embedding_controls(controls: list, denoiser: Any):
     for control in controls:
         if reads_latents(control):
             continue
+        if draws_jointly(control):
+            raise ValueError(
+                "`controls` that draw tokens together, such as RegexControl, need a pipeline of tokens, got "
+                f"{type(control).__name__}."
+            )
         if not callable(getattr(control, "log_prob", None)):
             raise ValueError(
                 f"`controls` must have a `log_prob` or `latent_log_prob`, got {control!r}."

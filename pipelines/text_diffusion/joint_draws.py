@@ -40,6 +40,10 @@ def controlled_prediction(
     """
     positions = state.selected
     assert positions is not None
+    # Clusters are never predicted, so no control must take them for words.
+    if batch.first_cluster_id is not None:
+        logits = logits.clone()
+        logits[:, batch.first_cluster_id :] = -torch.inf
     others = [control for control in batch.controls if not draws_jointly(control)]
     logits = apply_controls(logits, state, others, "prediction")
     if len(others) == len(batch.controls):

@@ -38,7 +38,7 @@ def cluster_tokens(embeddings: Tensor, num_clusters: int, seed: int = 0) -> Tens
     require(is_table(embeddings, 2), "embeddings", "a table (V, D) of finite numbers", embeddings)
     require_int("num_clusters", num_clusters, 1, len(embeddings))
     generator = torch.Generator().manual_seed(seed)
-    points = F.normalize(embeddings.double(), dim=1)  # (V, D)
+    points = F.normalize(embeddings.detach().cpu().double(), dim=1)  # (V, D)
 
     centres = first_centres(points, num_clusters, generator)  # (C, D)
     assigned = torch.full((len(points),), -1)

@@ -171,6 +171,7 @@ class D3PMHierarchicalScheduler(TensorConfigMixin, D3PMScheduler):
         Raises:
             ValueError: if an argument is out of its range.
         """
+        embeddings = embeddings.detach().cpu()
         is_token = torch.arange(len(embeddings)) != mask_token_id
         clusters = torch.full((len(embeddings),), NO_CLUSTER)
         clusters[is_token] = cluster_tokens(embeddings[is_token], num_clusters)

@@ -143,7 +143,7 @@ def test_divergences_are_those_of_torch_and_have_gradients_where_tokens_are_impo
         (
             D3PMNeighborScheduler.from_embeddings(torch.randn(6, 2), 2),
             (2, 8),
-            "`scheduler` must be of absorbing or uniform noise",
+            "`scheduler` must be a D3PMAbsorbingScheduler or EvenRevealScheduler",
         ),
     ],
 )

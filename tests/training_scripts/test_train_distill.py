@@ -14,6 +14,7 @@ from text_diffusers import (
     D3PMAbsorbingScheduler,
     D3PMHybridScheduler,
     D3PMUniformScheduler,
+    ReMDMScheduler,
     TextDiffusionPipeline,
     TextTransformerModel,
 )
@@ -91,7 +92,9 @@ def test_labels_and_rows_of_one_text_are_learned_too(teacher, config, tmp_path):
     rows = [{"text": SENTENCES[i % 4], "mood": ("sad", "glad")[i % 2]} for i in range(60)]
     path.write_text("\n".join(map(json.dumps, rows)))
     folder = teacher(label_names=["glad", "sad"], num_classes=2)
-    options = config(folder, dataset=str(path), label_column="mood", packing=False)
+    options = config(
+        folder, dataset=str(path), label_column="mood", packing=False, condition_dropout=0.3
+    )
     train_distill.main(options)
     pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
     assert pipe.label_names == ["glad", "sad"]
@@ -127,8 +130,12 @@ def test_what_cannot_be_distilled_is_refused_by_name(tokenizer, teacher, config,
     cut = teacher(D3PMAbsorbingScheduler(mask, top_k=5))
     assert "`divergence` must be forward or jensen_shannon" in refusal(cut, divergence="reverse")
     assert "without blocks" in refusal(teacher(block_length=4))
-    hybrid = D3PMHybridScheduler(mask, mask)
-    assert "absorbing or uniform noise, got 'hybrid'" in refusal(teacher(hybrid))
+    # One of another noise, and one that revises what it has revealed
+    for scheduler in (D3PMHybridScheduler(mask, mask), ReMDMScheduler(mask)):
+        message = f"D3PMUniformScheduler, got {type(scheduler).__name__}"
+        assert message in refusal(teacher(scheduler))
+    greedy = teacher(D3PMAbsorbingScheduler(mask, temperature=0.0))
+    assert "temperature=0.0" in refusal(greedy, divergence="reverse")
 
     model, words = make_masked_lm("bert")
     folder = str(tmp_path / "masked")

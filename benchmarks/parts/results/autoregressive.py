@@ -19,8 +19,11 @@ from parts.common.cpu_clock import CpuClockLoop
 from parts.common.recipes import QUIET, load_recipe
 from parts.results.config import ResultsConfig
 from text_diffusers.common.token_ids import never_written
+from text_diffusers.common.validation import require
 from text_diffusers.data.rows import encode_texts, text_ends, unknown_tokens
 from text_diffusers.data.sources import load_documents
+from text_diffusers.evaluation.distances.figures import mean_figure
+from text_diffusers.evaluation.text_metrics import token_entropy
 from text_diffusers.training.runtime import make_accelerator
 from text_diffusers.training.text_options import prepare_data, row_order
 
@@ -110,9 +113,14 @@ def evaluate_autoregressive(
 
     # 1. -log p of each text and its end
     texts = list(load_documents(str(options.texts_file("held_out")))["text"])
+    encoded = encode_texts(tokenizer, texts)
+    room = model.config.n_positions - 2
+    num_long = sum(len(ids) > room for ids in encoded)
+    limit = f"such that all texts have at most {room} tokens"
+    require(num_long == 0, "most_characters", limit, f"{num_long} longer ones")
     nats = []
     num_tokens = 0
-    for ids in encode_texts(tokenizer, texts):
+    for ids in encoded:
         row = torch.tensor([[end, *ids, end]])
         logits = model(row).logits[0, :-1]
         nats.append(float(F.cross_entropy(logits, row[0, 1:], reduction="sum")))
@@ -140,11 +148,17 @@ def evaluate_autoregressive(
         num_written += int((rows != tokenizer.pad_token_id).sum()) - TEXTS_AT_ONCE
         written += tokenizer.batch_decode(rows, skip_special_tokens=True)
     seconds = time.process_time() - started
-    lines = (json.dumps({"text": text}) for text in written[: options.num_written])
+    written = written[: options.num_written]
+    entropies = [token_entropy([ids]) for ids in encode_texts(tokenizer, written)]
+    entropy = mean_figure(entropies)
+    lines = (json.dumps({"text": text}) for text in written)
     texts_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {
         "bits_per_character": sum(nats) / num_characters / math.log(2),
         "nats_per_token": sum(nats) / num_tokens,
         "num_parameters": model.num_parameters(),
         "tokens_per_second": num_written / seconds,
+        # By its own tokens, which are those of the other models from scratch; the command had none of them
+        "token_entropy": entropy.value,
+        "token_entropy_error": entropy.standard_error,
     }

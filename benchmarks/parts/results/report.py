@@ -5,7 +5,7 @@ from typing import Any
 from parts.common.results import Record, read_json
 from parts.common.tables import Column, TableRow, markdown_table
 from parts.results.config import ResultsConfig, Run
-from parts.results.rows import AUTOREGRESSIVE, ROWS
+from parts.results.rows import AUTOREGRESSIVE, ROWS, SAMPLERS, SCRATCH
 from parts.results.training import command_of
 
 COLUMNS = {
@@ -60,7 +60,7 @@ def results_table(records: dict[str, list[Record]]) -> str:
         rows.append(TableRow([row.title], with_errors(found)))
 
     # Other texts of people, beside the same ones
-    first = next(iter(records.values()))[0]
+    first = own_tokens(records)
     real = {name: first.get(f"real_{name}") for name in REAL_COLUMNS}
     real |= {f"{name}_error": first.get(f"real_{name}_error") for name in REAL_COLUMNS}
     rows += [
@@ -68,6 +68,14 @@ def results_table(records: dict[str, list[Record]]) -> str:
         TableRow(["as many others"], with_errors([real])),
     ]
     return markdown_table(["model"], rows, COLUMNS)
+
+
+def own_tokens(records: dict[str, list[Record]]) -> Record:
+    """A record whose real texts were counted in the tokens of the models from scratch, if there is one."""
+    for name, found in records.items():
+        if ROWS[name].group in (SCRATCH, SAMPLERS) and name != AUTOREGRESSIVE:
+            return found[0]
+    return next(iter(records.values()))[0]
 
 
 def commands(records: dict[str, Any]) -> str:

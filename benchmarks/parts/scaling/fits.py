@@ -50,7 +50,7 @@ def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
 
 
 def fit_power_law_with_floor(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
-    """The power law whose floor leaves the least squares of logarithms of what is above it.
+    """The power law with the floor, among `FLOOR_SHARES`, at which predicted and given y differ least in logarithms.
 
     With three points it goes through all of them, and says nothing of how well it fits.
 

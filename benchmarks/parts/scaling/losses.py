@@ -181,7 +181,7 @@ class Trainer:
             "non_embedding": parameters.non_embedding,
             "steps": num_steps,
             "tokens": tokens,
-            "flops": sum(trained.flops),
+            "flops": float(sum(trained.flops)),
             "dense_flops": PASSES_OF_A_STEP
             * Network.of(denoiser).dense_flops(options.length)
             * tokens,

@@ -216,3 +216,10 @@ def test_every_text_of_a_schema_is_valid(pipe):
             Draft202012Validator(schema).validate(json.loads(text))
     with pytest.raises(ValueError, match="`schema` must be JSON, got"):
         JsonControl(pipe.tokenizer, "{")
+
+
+def test_a_bound_that_no_number_reaches_is_refused(pipe):
+    with pytest.raises(ValueError, match="`schema` must match some text"):
+        JsonControl(pipe.tokenizer, {"type": "integer", "minimum": 1_000}, max_digits=2)
+    with pytest.raises(ValueError, match="`schema` must match some text"):
+        JsonControl(pipe.tokenizer, {"type": "number", "maximum": -1_000}, max_digits=2)

@@ -13,6 +13,8 @@ import torch
 from conftest import make_denoiser, mostly_slow
 from support.character_texts import character_tokenizer
 from support.oracles import TableDenoiser, chi_square_passes
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from text_diffusers import (
     ConfidenceScheduler,
@@ -20,6 +22,7 @@ from text_diffusers import (
     D3PMUniformScheduler,
     FirstHittingScheduler,
     TextDiffusionPipeline,
+    TextTransformerModel,
 )
 from text_diffusers.guidance import ChoiceControl, LengthControl, RegexControl, WordsControl
 from text_diffusers.samplers import ABSORBING
@@ -294,3 +297,31 @@ def test_two_patterns_at_once_are_refused(pipe):
     control = RegexControl(pipe.tokenizer, "a+")
     with pytest.raises(ValueError, match="`controls` must have one that draws tokens at most"):
         pipe(controls=[control, control], max_new_tokens=4)
+
+
+@pytest.mark.parametrize("shaping", [{"temperature": 0.7}, {"top_p": 0.9}])
+def test_whole_words_are_shaped_from_the_first_on(shaping):
+    """The first word has no space before it, and is read by edges of its own; by the others nothing matches."""
+    words = ["[PAD]", "[MASK]", "[UNK]", "[EOS]", "yes", "no", "please"]
+    backend = Tokenizer(models.WordLevel({word: id for id, word in enumerate(words)}, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"pad_token": "[PAD]", "mask_token": "[MASK]", "unk_token": "[UNK]"}
+    ends = {"bos_token": "[EOS]", "eos_token": "[EOS]", "clean_up_tokenization_spaces": False}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names, **ends)
+    model = TextTransformerModel(
+        len(words), hidden_size=8, num_layers=1, num_attention_heads=2, max_length=8
+    )
+    scheduler = D3PMAbsorbingScheduler(tokenizer.mask_token_id)
+    pipe = TextDiffusionPipeline(tokenizer, model.eval(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    control = RegexControl(tokenizer, "(yes|no)( please)+")
+    texts = pipe(
+        controls=control,
+        max_new_tokens=3,
+        num_inference_steps=2,
+        num_return_sequences=8,
+        generator=seeded(0),
+        **shaping,
+    ).texts
+    assert all(re.fullmatch("(yes|no)( please)+", text) for text in texts)
+    assert {text.split()[0] for text in texts} == {"yes", "no"}

@@ -4,6 +4,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def evaluate_model(options: EvaluationOptions) -> EvaluationRecord | None:
     real_texts = load_real_texts(options, judged, count)
     encoder = None
     if options.encoder_name is not None:
-        check_enough_texts(count, real_texts)
+        name = "written" if options.generate is None else "generate"
+        check_enough_texts(name, count, real_texts)
         encoder = load_sentence_encoder(options.encoder_name, device)
     judge = None
     if options.judge is not None:
@@ -183,6 +185,19 @@ def check_options(options: EvaluationOptions):
         raise ValueError("`--zero-shot-folder` must be given with `--zero-shot`.")
     if options.wrap is not None and not (options.dataset or options.zero_shot):
         raise ValueError("`--wrap` must be given with `--dataset` or `--zero-shot`.")
+    frames_rows = options.wrap_frame or not options.wrap_ends
+    if frames_rows and options.wrap is None and not options.zero_shot:
+        raise ValueError(
+            "`--wrap-frame` and `--no-wrap-ends` must be given with `--wrap` or `--zero-shot`."
+        )
+
+    # A package that is missing shows now, and not behind the writing.
+    needed = {"sacrebleu": options.judges_texts, "sklearn": options.encoder_name is not None}
+    for package, is_needed in needed.items():
+        if is_needed and find_spec(package) is None:
+            raise ModuleNotFoundError(
+                f"`--generate` and `--written` need {package}: pip install 'text-diffusers[eval]'."
+            )
 
 
 def load_model(options: EvaluationOptions) -> Any:
@@ -248,9 +263,9 @@ def spread(texts: list[str], most: int) -> list[str]:
     return [texts[place * len(texts) // count] for place in range(count)]
 
 
-def check_enough_texts(num_written: int, real_texts: list[str]):
+def check_enough_texts(name: str, num_written: int, real_texts: list[str]):
     """Refuse to measure distances of too few texts, before any is written."""
     limit = f"at least {FEWEST_TEXTS} texts, for their distances (`--encoder none` leaves them out)"
-    require(num_written >= FEWEST_TEXTS, "generate", limit, num_written)
+    require(num_written >= FEWEST_TEXTS, name, limit, num_written)
     limit = f"at least {2 * FEWEST_TEXTS} texts, for two halves of them (`--encoder none` leaves them out)"
     require(len(real_texts) >= 2 * FEWEST_TEXTS, "reference", limit, len(real_texts))

@@ -86,9 +86,10 @@ def zero_shot_table(bounds: dict[str, WrappedEvaluation]) -> str:
                 f"{bound.rows['num_rows']:,} of {bound.rows['num_rows_in_all']:,}",
             )
         )
-    length = next(iter(bounds.values())).rows["length"]
+    some = next(iter(bounds.values()))
     note = (
-        f"Rows of {length:,} tokens of joined texts; errors are of other noise, for the same rows."
+        f"Rows of {some.rows['length']:,} tokens of joined texts; the error is "
+        f"{some.evaluation.error_is}."
     )
     return f"{table(rows)}\n{note}"
 

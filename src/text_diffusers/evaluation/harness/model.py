@@ -338,8 +338,8 @@ class TextDiffusersLM(TemplateLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Texts behind contexts, each cut before the first string of its `until`.
 
-        A text depends on its context, its settings and `seed` only. Of equal requests that draw, each has its own
-        text.
+        A text depends on its context, its settings and `seed` only, and, if it is drawn, on its document: of equal
+        requests each has its own text, on however many processes.
 
         Args:
             requests: `Instance`s with `args` `(context, gen_kwargs)`; see `writing_request`.
@@ -359,10 +359,11 @@ class TextDiffusersLM(TemplateLM):
             cut.append(writing.context != context)
 
             # Copies of a request differ by their number, unless all of them are to be the likeliest.
-            key = seed_of(self.seed, context, gen_kwargs)
+            document = [request.task_name, request.doc_id] if writing.is_drawn else None
+            key = seed_of(self.seed, document, context, gen_kwargs)
             number = num_seen.get(key, 0) if writing.is_drawn else 0
             num_seen[key] = number + 1
-            writing.seed = seed_of(self.seed, context, gen_kwargs, number)
+            writing.seed = seed_of(self.seed, document, context, gen_kwargs, number)
             asked.append(writing)
 
         texts: list[Any] = [None] * len(requests)

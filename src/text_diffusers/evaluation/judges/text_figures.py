@@ -42,8 +42,7 @@ class TextFigures:
         token_entropy: of the frequencies of tokens within a text, in nats, see `token_entropy`.
         distinct_1, distinct_2, distinct_3: different n-grams of words over all n-grams, see `distinct_n`; `nan` if no
             text has so many words.
-        self_bleu: of each text with all others as references, see `self_bleu`; `nan` of a single text, or without
-            sacrebleu.
+        self_bleu: of each text with all others as references, see `self_bleu`; `nan` of a single text.
         repetition: share of a text's n-grams of four words that stand earlier in the same text, see `repetition`.
         generative_perplexity: exp of `nats_per_unit`; `None` without a judge, as what follows.
         nats_per_unit: -log p under the judge, per its word or token.

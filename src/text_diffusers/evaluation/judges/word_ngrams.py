@@ -17,7 +17,7 @@ from torch import Tensor
 
 from text_diffusers.common.validation import require, require_int
 
-WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]")
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|[^\w\s]|_")
 START = "\x02"
 END = "\x03"
 UNKNOWN = "\x1a"

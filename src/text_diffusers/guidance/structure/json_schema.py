@@ -233,7 +233,7 @@ class SchemaReader:
         limit = 10**self.max_digits - 1
         ends = {}
         excluded = []
-        for name, sign, outer in (("Minimum", -1, -limit), ("Maximum", 1, limit)):
+        for name, sign in (("Minimum", -1), ("Maximum", 1)):
             values = {}
             for key in (name.lower(), f"exclusive{name}"):
                 if key in schema:
@@ -245,7 +245,8 @@ class SchemaReader:
             end = sign * min([sign * value for value in values.values()], default=limit)
             if values.get(f"exclusive{name}") == end:
                 excluded.append(end)
-            ends[name] = min(limit, max(-limit, end)) if values else outer
+            # A bound that no number of these digits reaches leaves none, and is refused with its schema.
+            ends[name] = max(-limit, end) if name == "Minimum" else min(limit, end)
         return ends["Minimum"], ends["Maximum"], excluded
 
     def boolean(self, schema: dict) -> Language:

@@ -4,7 +4,7 @@ A language is a set of strings of characters. It is given by its syntax, and two
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 # Code points, the first and the last of each range, in order and apart from each other
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
@@ -12,25 +12,29 @@ Ranges: TypeAlias = tuple[tuple[int, int], ...]
 LAST_CHARACTER = 0x10FFFF
 
 
-class Characters(NamedTuple):
+@dataclass(frozen=True)
+class Characters:
     """Strings of one character, which is in one of the ranges."""
 
     ranges: Ranges
 
 
-class Sequence(NamedTuple):
+@dataclass(frozen=True)
+class Sequence:
     """Strings of the first part, followed by those of the second, and so on; the empty string without parts."""
 
     parts: tuple["Language", ...]
 
 
-class Choice(NamedTuple):
+@dataclass(frozen=True)
+class Choice:
     """Strings of any of the options; none without options."""
 
     options: tuple["Language", ...]
 
 
-class Repeat(NamedTuple):
+@dataclass(frozen=True)
+class Repeat:
     """Strings of a language, `least` to `most` of them one after the other; `None` is any number."""
 
     part: "Language"
@@ -38,7 +42,8 @@ class Repeat(NamedTuple):
     most: int | None
 
 
-class Anchor(NamedTuple):
+@dataclass(frozen=True)
+class Anchor:
     """The empty string at the "begin" or the "end" of a text; "line_end" is also before a line break that ends it."""
 
     place: str

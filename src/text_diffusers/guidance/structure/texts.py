@@ -119,10 +119,16 @@ class StructuredTexts:
                 accepted = flow.index_select(2, part.rows)
                 accepted = accepted.mul_(sums.index_select(0, edges.target).unsqueeze(1))
                 of_sets.append(sum_of(accepted[:, 0], edges.edge_set, num_sets))
-                if draws:
-                    taken = accepted[:, 1]
-                    moved[:, 1, part.rows] = self._draw(
-                        part, shares[:, 1, part.rows], taken, uniforms, shape
+                # Rows that are read by other edges here are drawn by those alone, below.
+                drawn = is_selected.clone()
+                for other in self.reading.others.get(place, []):
+                    drawn[other.rows] = False
+                is_drawn = drawn[part.rows]
+                if draws and is_drawn.any():
+                    own = self._part(place, drawn, edges, self.reading.log_sets[place])
+                    taken = accepted[:, 1][:, is_drawn]
+                    moved[:, 1, own.rows] = self._draw(
+                        own, shares[:, 1, own.rows], taken, uniforms, shape
                     )
 
             # The few rows that are read by other edges here, once more

@@ -20,8 +20,10 @@ from text_diffusers.data.rows import Batch, to_tensors, trimmed, unknown_tokens
 from text_diffusers.evaluation.modules import device_of, evaluating
 from text_diffusers.losses.discrete import without_mask
 from text_diffusers.losses.distillation import distillation_divergence
+from text_diffusers.schedulers.few_steps.scheduling_even import EvenRevealScheduler
+from text_diffusers.schedulers.scheduling_d3pm import D3PMAbsorbingScheduler, D3PMUniformScheduler
 
-CORRUPTIONS = ("absorbing", "uniform")
+TEACHERS = (D3PMAbsorbingScheduler, EvenRevealScheduler, D3PMUniformScheduler)
 ROWS_AT_ONCE = 64
 
 
@@ -49,6 +51,7 @@ class DistilledBatch:
         log_probs = self.log_probs
         if self.mask_token_id is not None:
             logits = without_mask(logits, self.mask_token_id)
+            # Of which the logarithm is not finite, but takes a place
             log_probs = without_mask(log_probs, self.mask_token_id)
         return distillation_divergence(logits, log_probs, divergence).sum()
 
@@ -59,12 +62,12 @@ class TeacherSteps:
 
     Args:
         teacher: a denoiser, in evaluation mode.
-        scheduler: of absorbing or uniform noise; how it shapes predictions is learned too.
+        scheduler: one of `TEACHERS`, of absorbing or uniform noise; how it shapes predictions is learned too.
         student_steps: in which the student is to write a text.
         teacher_steps: in which the teacher writes one, a multiple of `student_steps`.
 
     Raises:
-        ValueError: if the noise is another, or the steps do not fit each other.
+        ValueError: if the scheduler is another, or the steps do not fit each other.
 
     Example:
         >>> import torch
@@ -87,13 +90,10 @@ class TeacherSteps:
     teacher_steps: int
 
     def __post_init__(self):
-        corruption = self.scheduler.corruption
-        require(
-            corruption in CORRUPTIONS,
-            "scheduler",
-            f"of {' or '.join(CORRUPTIONS)} noise",
-            corruption,
-        )
+        # Others have a state between steps, or revise what was revealed, whose predictions mean nothing.
+        names = " or ".join(teacher.__name__ for teacher in TEACHERS)
+        kind = type(self.scheduler)
+        require(kind in TEACHERS, "scheduler", f"a {names}", kind.__name__)
         fits = self.student_steps >= 1 and self.teacher_steps % self.student_steps == 0
         limit = f"a multiple of the student's {self.student_steps}"
         require(fits and self.teacher_steps > 0, "teacher_steps", limit, self.teacher_steps)
