@@ -40,6 +40,7 @@ def options(text_file, tmp_path):
             "hidden_size": 32,
             "num_layers": 1,
             "train_batch_size": 4,
+            "num_clusters": 8,
         }
         return quality.QualityConfig(**settings | changes)
 

@@ -191,6 +191,7 @@ FAST = (
 SLOW = (
     "diffusion_lm",
     "confidence",
+    "even",
     "first_hitting",
     "remdm",
     "corrector",

@@ -104,11 +104,10 @@ def results_of(commands: list[list[str]], environment: dict[str, str]) -> list[R
         printed, _ = process.communicate()
         if process.returncode:
             raise RuntimeError(f"{process.args} failed:\n{printed[-2000:]}")
-        for line in printed.splitlines():
-            # A launcher may put a mark before the line of a process.
-            _, mark, values = line.partition(RESULT)
-            if mark:
-                records.append(json.loads(values))
+        # Processes of a launcher may print into the same line.
+        for printed_by_one in printed.split(RESULT)[1:]:
+            record, _ = json.JSONDecoder().raw_decode(printed_by_one)
+            records.append(record)
     return records
 
 
@@ -164,7 +163,7 @@ def main():
     task, size, number, times = sys.argv[1:]
     function = {WRITING: write, TRAINING: train}[task]
     record = function(Size(**json.loads(size)), int(number), int(times))
-    print(RESULT + json.dumps(record), flush=True)
+    sys.stdout.write(f"{RESULT}{json.dumps(record)}\n")
 
 
 if __name__ == "__main__":
