@@ -328,8 +328,14 @@ def test_a_conversation_is_read_as_messages_are():
 def test_a_text_is_that_of_the_pipeline_behind_its_context(pipe):
     lm = TextDiffusersLM(pipe)
     arguments = {"max_gen_toks": 6, "num_inference_steps": 4, "do_sample": True, "until": []}
-    asked_twice = texts_of(lm, ("the cat", arguments), ("the cat", arguments))
-    seeds = [seed_of(0, "the cat", arguments, number) for number in range(2)]
+    requests = asked("generate_until", ("the cat", arguments), ("the cat", arguments))
+    asked_twice = lm.generate_until(requests, disable_tqdm=True)
+    documents = [[request.task_name, request.doc_id] for request in requests]
+    numbers = [0, int(documents[0] == documents[1])]
+    seeds = [
+        seed_of(0, document, "the cat", arguments, number)
+        for document, number in zip(documents, numbers, strict=True)
+    ]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     texts = pipe(
         ["the cat"] * 2, max_new_tokens=6, num_inference_steps=4, generator=generators
