@@ -10,14 +10,11 @@ Times are CPU time on one thread and wall-clock time on more, and every comparis
 take turns. Weights are random. Shapes: B batch, L length, V vocabulary size, T steps.
 """
 
-import json
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
+from parts.common.measured_tables import print_machine, print_tables
 from parts.common.options import run
-from parts.common.tables import print_aligned
 from parts.sampling.forward_passes import row_counts
 from parts.sampling.measuring import Size
 from parts.sampling.sampling_steps import step_costs
@@ -51,32 +48,14 @@ def main(options: SamplingOptions, size: Size | None = None):
     torch.set_num_threads(options.threads)
     size = size or Size()
 
-    # A busy machine makes times doubtful, so its load stands beside them.
-    machine = {
-        "torch": torch.__version__,
-        "threads": options.threads,
-        "load": round(os.getloadavg()[0], 2),
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-
-    tables = {"run": machine, "size": asdict(size)}
+    machine = print_machine(options.threads)
     measurements = {
         "steps": lambda: step_costs(options.vocab_sizes, options.repetitions, size),
         "rows": row_counts,
         "tokens": lambda: tokens_per_second(size, options.repetitions, options.quick),
     }
-    for part in options.parts:
-        print(f"\n{part}")
-        tables[part] = []
-
-        # Each is a generator: a line is printed when it has been measured.
-        for line in measurements[part]():
-            print_aligned(line, first=not tables[part])
-            tables[part].append(line)
-
-        # Written after each part, so that an interrupted run leaves those that were finished.
-        if options.json is not None:
-            Path(options.json).write_text(json.dumps(tables, indent=1), encoding="utf-8")
+    chosen = {part: measurements[part] for part in options.parts}
+    print_tables(chosen, options.json, run=machine, size=asdict(size))
 
 
 if __name__ == "__main__":

@@ -11,18 +11,16 @@ Times are CPU time on one thread and wall-clock time on more, and the cases take
 """
 
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from jsonschema import Draft202012Validator
+from parts.common.measured_tables import print_machine, print_tables
 from parts.common.options import run
-from parts.common.tables import print_aligned
 from parts.sampling.measuring import Size, interleaved, random_model, verdict
 
 from text_diffusers import ConfidenceScheduler, D3PMAbsorbingScheduler, TextDiffusionPipeline
@@ -123,26 +121,13 @@ def main(options: StructureOptions, size: Size | None = None):
     torch.set_num_threads(options.threads)
     pipe = TextDiffusionPipeline.from_pretrained(options.model)
     pipe.set_progress_bar_config(disable=True)
-    machine = {
-        "torch": torch.__version__,
-        "threads": options.threads,
-        "load": round(os.getloadavg()[0], 2),
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-
-    tables: dict[str, Any] = {"run": machine}
-    measurements: dict[str, Callable[[], Iterator[dict]]] = {
+    machine = print_machine(options.threads)
+    measurements = {
         "texts": lambda: texts(pipe, options),
         "steps": lambda: steps(pipe.tokenizer, options, size),
     }
-    for part in options.parts:
-        print(f"\n{part}")
-        tables[part] = []
-        for line in measurements[part]():
-            print_aligned(line, first=not tables[part])
-            tables[part].append(line)
-        if options.json is not None:
-            Path(options.json).write_text(json.dumps(tables, indent=1), encoding="utf-8")
+    chosen = {part: measurements[part] for part in options.parts}
+    print_tables(chosen, options.json, run=machine)
 
 
 # --- texts

@@ -9,6 +9,7 @@ may be the teacher of the next run. Read it from top to bottom: options, models,
 batch, L sequence length, V vocabulary size, N predicted positions.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from text_diffusers.evaluation.held_out import (
 )
 from text_diffusers.evaluation.likelihood import estimate_bound
 from text_diffusers.losses.distillation import DIVERGENCES
+from text_diffusers.training.adaptation.language_models import fresh_copy
 from text_diffusers.training.config import option, refuse_parts_of_a_pipeline
 from text_diffusers.training.loop import TrainingLoop
 from text_diffusers.training.recipes import ValidationCallback, run, save_metrics, write_texts
@@ -32,6 +34,7 @@ from text_diffusers.training.steps.condition_dropout import drop_conditions
 from text_diffusers.training.steps.distillation import (
     TEACHERS,
     TeacherSteps,
+    distillation_loss,
     held_out_divergence,
 )
 from text_diffusers.training.text_options import (
@@ -120,13 +123,6 @@ def load_teacher(config: DistillationConfig) -> TextDiffusionPipeline:
     return pipe
 
 
-def copy_of(denoiser: Any) -> Any:
-    """A denoiser with the same weights."""
-    student = type(denoiser).from_config(denoiser.config)
-    student.load_state_dict(denoiser.state_dict())
-    return student
-
-
 def main(
     config: DistillationConfig, on_validation: ValidationCallback | None = None
 ) -> list[float]:
@@ -148,7 +144,7 @@ def main(
         label_names=names,
         known_classes=names is not None,
     )
-    student = copy_of(pipe.denoiser)
+    student = copy.deepcopy(pipe.denoiser)
     teacher = pipe.denoiser.to(accelerator.device).eval().requires_grad_(False)
     steps = TeacherSteps(teacher, pipe.scheduler, config.student_steps, config.teacher_steps)
     accelerator.print(
@@ -162,15 +158,7 @@ def main(
         batch = drop_conditions(
             trimmed(batch), generators, config.condition_dropout, num_classes=num_classes
         )
-        distilled = steps(batch, uniform, generators)
-        logits = model(
-            distilled.noisy,
-            distilled.times,
-            batch["attention_mask"],
-            class_labels=batch.get("label"),
-            positions=distilled.positions,
-        ).logits  # (N, V)
-        return distilled.loss(logits, config.divergence)
+        return distillation_loss(model, steps, batch, uniform, generators, config.divergence)
 
     validation = make_validation_rows(config, data, student)
     # What the scheduler shaped is in the student's predictions now.
@@ -228,7 +216,7 @@ def main(
     # 4. Save the averaged weights and report. All processes take part in the averages.
     averages = loop.state.averages()
     if accelerator.is_main_process:
-        model = type(student).from_config(student.config)
+        model = fresh_copy(student)
         model.load_state_dict(averages)
         distilled = make_pipeline(model.eval())
         distilled.save_pretrained(config.output_dir)

@@ -78,9 +78,10 @@ class D3PMHierarchicalScheduler(TensorConfigMixin, D3PMScheduler):
     """Absorbing diffusion by two levels: a token turns into its cluster at a random time, and into `[MASK]` later.
 
     At a time with `alpha` = u a token is masked with probability 1 - u, shows its cluster with probability u - u^p
-    and is itself with probability u^p. On the way back a mask becomes a cluster, by the summed probability of its
-    tokens, and a cluster one of its tokens, by the prediction restricted to them. The model predicts x_0 as under
-    absorbing noise, and need not be told the time: p(x_0 | x_t) does not depend on it.
+    and is itself with probability u^p; ids that are no tokens, such as padding, stay. On the way back a mask becomes a
+    cluster, by the summed probability of its tokens, and a cluster one of its tokens, by the prediction restricted to
+    them. The model predicts x_0 as under absorbing noise, and need not be told the time: p(x_0 | x_t) does not depend
+    on it.
 
     Clusters are ids behind those of all tokens, so that a denoiser has an embedding for each; it never predicts them.
     Which positions a step changes does not depend on the model, so `select` draws them first. The plug-in and the
@@ -188,10 +189,6 @@ class D3PMHierarchicalScheduler(TensorConfigMixin, D3PMScheduler):
         """S: the ids 0 to S - 1 are what x_t may be."""
         return self.config.vocab_size
 
-    def alpha(self, timesteps: Time) -> Tensor:
-        """Probability that a token is not masked at `timesteps`, float64, same shape."""
-        return super().alpha(timesteps)
-
     def token_alpha(self, timesteps: Time) -> Tensor:
         """Probability that a token is still itself at `timesteps`, float64, same shape."""
         return self.alpha(timesteps) ** self.config.cluster_power
@@ -216,14 +213,6 @@ class D3PMHierarchicalScheduler(TensorConfigMixin, D3PMScheduler):
     ) -> Tensor:
         """(B, L) tokens at time 1: all masked."""
         return torch.full(shape, self.config.mask_token_id, device=device)
-
-    def add_noise(self, tokens: Tensor, timesteps: Time, generator: Generators = None) -> Tensor:
-        """(B, L) from q(x_t | x_0); timesteps (), (B,) or (B, L). Ids that are no tokens, as padding, stay.
-
-        Raises:
-            ValueError: if a time lies outside [0, 1].
-        """
-        return super().add_noise(tokens, timesteps, generator)
 
     def _corrupt(self, tokens: Tensor, timesteps: Time, generator: Generators) -> Tensor:
         alpha = self.alpha(timesteps).to(tokens.device)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import results
 import torch
+from parts.common.recipes import CONFIGS
 from parts.results.config import ResultsConfig, Run
 from parts.results.data import prepare_texts
 from parts.results.report import read_records, results_table
 from parts.results.rows import AUTOREGRESSIVE, ROWS
-from parts.results.training import CONFIGS, command_of
+from parts.results.training import command_of
 from support.masked_lms import make_masked_lm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

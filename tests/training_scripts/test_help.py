@@ -4,19 +4,9 @@ from dataclasses import fields
 from importlib import import_module
 
 import pytest
+from parts.common.recipes import CONFIGS
 
 from text_diffusers.training.config import OptionParser
-
-CONFIGS = {
-    "train_classifier": "ClassifierConfig",
-    "train_d3pm": "D3PMConfig",
-    "train_diffusion_lm": "DiffusionLMConfig",
-    "train_distill": "DistillationConfig",
-    "train_latent_diffusion": "LatentDiffusionConfig",
-    "train_text_autoencoder": "TextAutoencoderConfig",
-    "train_two_level": "TwoLevelConfig",
-    "train_vq_autoencoder": "AutoencoderConfig",
-}
 
 
 @pytest.mark.parametrize("recipe", CONFIGS)

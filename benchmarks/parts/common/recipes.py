@@ -16,7 +16,19 @@ if str(TRAINING_SCRIPTS) not in sys.path:
 
 from corpora import CORPORA  # noqa: E402 - the path above leads to it
 
-__all__ = ["CORPORA", "QUIET", "load_recipe", "selected_options"]
+__all__ = ["CONFIGS", "CORPORA", "QUIET", "load_recipe", "selected_options"]
+
+# The class of the options of each recipe
+CONFIGS = {
+    "train_classifier": "ClassifierConfig",
+    "train_d3pm": "D3PMConfig",
+    "train_diffusion_lm": "DiffusionLMConfig",
+    "train_distill": "DistillationConfig",
+    "train_latent_diffusion": "LatentDiffusionConfig",
+    "train_text_autoencoder": "TextAutoencoderConfig",
+    "train_two_level": "TwoLevelConfig",
+    "train_vq_autoencoder": "AutoencoderConfig",
+}
 
 # Options of a recipe that turn off what it evaluates and logs on the way: its time would be compared too.
 QUIET = {

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
+from parts.common.yardsticks import yardstick_config
 from parts.conditional.turns import Turn
 from text_diffusers.data.rows import encode_texts, text_ends
 
@@ -41,16 +42,13 @@ class AutoregressiveReplies:
     ):
         self.tokenizer = tokenizer
         self.end = text_ends(tokenizer)[1]
-        config = GPT2Config(
-            vocab_size=len(tokenizer),
+        config = yardstick_config(
+            tokenizer,
             # The kind of customer takes a few tokens more.
-            n_positions=2 * length,
-            n_embd=hidden_size,
-            n_layer=num_layers,
-            n_head=num_attention_heads,
-            resid_pdrop=0,
-            embd_pdrop=0,
-            attn_pdrop=0,
+            2 * length,
+            hidden_size,
+            num_layers,
+            num_attention_heads,
             bos_token_id=self.end,
             eos_token_id=self.end,
         )

@@ -17,6 +17,7 @@ from transformers import GPT2Config
 
 from parts.common.recipes import QUIET, load_recipe, selected_options
 from parts.common.results import read_or_make
+from parts.common.yardsticks import yardstick_config
 from parts.quality.autoregressive import AutoregressiveModel
 from parts.quality.config import GPT2, ModelSpec, QualityConfig
 from text_diffusers import TextDiffusionPipeline, TextTransformerModel
@@ -57,16 +58,13 @@ SHARED_OPTIONS = (
 
 def gpt2_config(options: QualityConfig, tokenizer: Any, feed_forward_width: int) -> GPT2Config:
     """A GPT-2 of the denoisers' width, layers and heads; like them it has no dropout, and a head of its own."""
-    return GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=options.length,
-        n_embd=options.hidden_size,
+    return yardstick_config(
+        tokenizer,
+        options.length,
+        options.hidden_size,
+        options.num_layers,
+        options.num_attention_heads,
         n_inner=feed_forward_width,
-        n_layer=options.num_layers,
-        n_head=options.num_attention_heads,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=None,

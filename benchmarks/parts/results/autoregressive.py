@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from parts.common.cpu_clock import CpuClockLoop
 from parts.common.recipes import QUIET, load_recipe
+from parts.common.yardsticks import yardstick_config
 from parts.results.config import ResultsConfig
 from text_diffusers.common.token_ids import never_written
 from text_diffusers.common.validation import require
@@ -59,24 +60,6 @@ class AutoregressiveTexts(nn.Module):
         return nats * counted[:, 1:]
 
 
-def gpt2_config(settings: dict[str, Any], tokenizer: Any) -> GPT2Config:
-    """Of the width, the layers and the heads of the diffusion models, without dropout."""
-    end = text_ends(tokenizer)[1]
-    return GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=settings["length"],
-        n_embd=settings["hidden_size"],
-        n_layer=settings["num_layers"],
-        n_head=settings["num_attention_heads"],
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        tie_word_embeddings=False,
-        bos_token_id=end,
-        eos_token_id=end,
-    )
-
-
 def train_autoregressive(settings: dict[str, Any]):
     """Train by the loop, the optimizer and the rows of the diffusion models; the folder takes model and tokenizer."""
     recipe = load_recipe()
@@ -88,7 +71,16 @@ def train_autoregressive(settings: dict[str, Any]):
     accelerator = make_accelerator(config)
     data = prepare_data(config, accelerator)
     set_seed(config.seed)
-    model = AutoregressiveTexts(gpt2_config(settings, data.tokenizer))
+    end = text_ends(data.tokenizer)[1]
+    sizes = ("length", "hidden_size", "num_layers", "num_attention_heads")
+    gpt2 = yardstick_config(
+        data.tokenizer,
+        **{name: settings[name] for name in sizes},
+        tie_word_embeddings=False,
+        bos_token_id=end,
+        eos_token_id=end,
+    )
+    model = AutoregressiveTexts(gpt2)
 
     def loss_function(model, batch, uniform, generators):
         return model(batch["input_ids"], unknown_tokens(batch)).double().sum()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from parts.common.cpu_clock import CpuClockLoop
-from parts.common.recipes import QUIET, load_recipe
+from parts.common.recipes import CONFIGS, QUIET, load_recipe
 from parts.common.results import write_json
 from parts.results.autoregressive import train_autoregressive
 from parts.results.config import ResultsConfig, Run
@@ -16,16 +16,6 @@ from text_diffusers.training.checkpoints import CHECKPOINT_FOLDER
 MOST_STEPS = 10_000_000  # the minutes end a training before
 CHECKPOINT_STEPS = 200
 DONE = "trained.json"
-
-CONFIGS = {
-    "train_d3pm": "D3PMConfig",
-    "train_diffusion_lm": "DiffusionLMConfig",
-    "train_distill": "DistillationConfig",
-    "train_latent_diffusion": "LatentDiffusionConfig",
-    "train_text_autoencoder": "TextAutoencoderConfig",
-    "train_two_level": "TwoLevelConfig",
-    "train_vq_autoencoder": "AutoencoderConfig",
-}
 
 
 def stage_options(options: ResultsConfig, run: Run, number: int) -> dict[str, Any]:

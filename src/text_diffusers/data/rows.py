@@ -45,23 +45,29 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[l
 
 
 def each_encoded(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Iterator[list[int]]:
-    """As `encode_texts`, one text after the other.
+    """As `encode_texts`, one text after the other."""
+    for portion in portions(texts):
+        yield from encode_texts(tokenizer, portion)
 
-    A tokenizer takes some 50 bytes of memory for a byte of text, so it is shown only as much at once as it takes to
-    keep it busy.
+
+def portions(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in lists, each as many as a tokenizer is shown at once.
+
+    A tokenizer takes some 50 bytes of memory for a byte of text, so it is shown only as much as it takes to keep it
+    busy.
     """
-    shown: list[str] = []
+    portion: list[str] = []
     num_characters = 0
     for text in texts:
-        shown.append(text)
+        portion.append(text)
         num_characters += len(text)
         if num_characters >= CHARACTERS_AT_ONCE:
-            yield from encode_texts(tokenizer, shown)
-            shown = []
+            yield portion
+            portion = []
             num_characters = 0
             return_freed_memory()
-    if shown:
-        yield from encode_texts(tokenizer, shown)
+    if portion:
+        yield portion
 
 
 def return_freed_memory():

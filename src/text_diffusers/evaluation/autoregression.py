@@ -58,10 +58,16 @@ def next_token_nats(logits: Tensor, batch: Batch, positions: Tensor | None = Non
 def autoregressive_nats(denoiser: Any, batch: Batch) -> Tensor:
     """(B,) nats of the rows of a batch under a model that predicts next tokens, read as they are in training."""
     positions = counted_behind_others(batch)
+    logits = next_token_logits(denoiser, batch, positions)
+    return row_sums(next_token_nats(logits, batch, positions).double(), positions)
+
+
+def next_token_logits(denoiser: Any, batch: Batch, positions: Tensor) -> Tensor:
+    """(N, V) predictions of the tokens at `positions` (B, L) of the rows of a batch, each from those before it."""
     tokens = batch["input_ids"]
     # Texts that share a row do not see each other.
     context = {name: batch[name] for name in ("segment_ids",) if name in batch}
-    logits = denoiser(
+    return denoiser(
         tokens,
         None,
         batch["attention_mask"],
@@ -70,7 +76,6 @@ def autoregressive_nats(denoiser: Any, batch: Batch) -> Tensor:
         clean_positions=positions,
         **context,
     ).clean_logits
-    return row_sums(next_token_nats(logits, batch).double(), positions)
 
 
 def next_token_metrics(

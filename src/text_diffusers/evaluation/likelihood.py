@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from text_diffusers.common.token_ids import padding_id
 from text_diffusers.common.validation import require
@@ -291,17 +292,49 @@ def evaluate_likelihood(
             "pipeline, by its `lengths`, never draws."
         )
 
-    counted = [text.counted for text in written]
+    return likelihood_of(
+        bounds,
+        nats,
+        counted=[text.counted for text in written],
+        num_characters=sum(text.num_characters for text in written),
+        num_bytes=sum(text.num_bytes for text in written),
+        next_token_nats=next_token_nats,
+        bound="full" if full else "monte_carlo",
+        num_truncated=sum(text.truncated for text in written),
+        num_never_drawn=num_never_drawn,
+    )
+
+
+def likelihood_of(
+    bounds: RowBounds,
+    nats: Tensor,
+    counted: Sequence[Sequence[int]],
+    num_characters: int,
+    num_bytes: int,
+    next_token_nats: float | None = None,
+    bound: str = "monte_carlo",
+    num_truncated: int = 0,
+    num_never_drawn: int = 0,
+) -> Likelihood:
+    """The figures of texts or rows, in the units that there are.
+
+    Args:
+        bounds: of the rows, whose errors and number of samples are taken.
+        nats: (R,) bounds of -log p with all that is not noise.
+        counted: ids of the tokens of each that count.
+        num_characters, num_bytes: of all counted tokens together.
+        next_token_nats: of all of them, if the same weights write token by token.
+    """
     tokens = torch.tensor([len(ids) for ids in counted], dtype=torch.float64)
-    total = float(nats.sum())
     num_tokens = sum(map(len, counted))
-    num_characters = sum(text.num_characters for text in written)
-    num_bytes = sum(text.num_bytes for text in written)
+    total = float(nats.sum())
     error = float(bounds.variance.sum().sqrt()) / num_tokens
     perplexity = float(np.exp(total / num_tokens))
-    by_token = None if next_token_nats is None else next_token_nats / num_tokens
+
+    by_token = None
     by_character = None
     if next_token_nats is not None:
+        by_token = next_token_nats / num_tokens
         by_character = next_token_nats / math.log(2) / num_characters
     return Likelihood(
         nats_per_token=total / num_tokens,
@@ -313,9 +346,9 @@ def evaluate_likelihood(
         num_tokens=num_tokens,
         num_characters=num_characters,
         num_bytes=num_bytes,
-        bound="full" if full else "monte_carlo",
+        bound=bound,
         num_samples=bounds.num_samples,
-        num_truncated=sum(text.truncated for text in written),
+        num_truncated=num_truncated,
         per_text_nats=nats.tolist(),
         per_text_errors=bounds.variance.sqrt().tolist(),
         unigram_entropy=frequency_entropy(counted),

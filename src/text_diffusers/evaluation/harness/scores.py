@@ -13,7 +13,12 @@ from torch import Tensor
 from text_diffusers.common.row_blocks import block_numbers
 from text_diffusers.common.validation import is_int, require, require_int, require_key
 from text_diffusers.data.rows import Batch, unknown_tokens
-from text_diffusers.evaluation.autoregression import counted_behind_others, predicts_next
+from text_diffusers.evaluation.autoregression import (
+    counted_behind_others,
+    next_token_logits,
+    next_token_nats,
+    predicts_next,
+)
 from text_diffusers.evaluation.bounds import block_length, block_starts, predict, row_sums
 from text_diffusers.evaluation.likelihood import check_has_bound, row_bounds_of
 from text_diffusers.evaluation.modules import device_of, evaluating
@@ -181,18 +186,10 @@ def next_token_scores(
             raise ValueError(
                 f"`rows[{first + lacks_past[0]}]` must have a token before those that count, got none."
             )
-        tokens = batch["input_ids"]
-        logits = denoiser(
-            tokens,
-            None,
-            batch["attention_mask"],
-            positions=torch.zeros_like(positions),
-            clean_ids=tokens,
-            clean_positions=positions,
-        ).clean_logits.float()  # (N, V)
-        targets = tokens[positions]
-        nats = -logits.log_softmax(dim=-1).gather(1, targets.unsqueeze(1)).squeeze(1)
-        num_missed = row_sums((logits.argmax(dim=-1) != targets).double(), positions)
+        logits = next_token_logits(denoiser, batch, positions)  # (N, V)
+        nats = next_token_nats(logits, batch, positions)
+        is_missed = logits.argmax(dim=-1) != batch["input_ids"][positions]
+        num_missed = row_sums(is_missed.double(), positions)
         for row_nats, missed in zip(
             row_sums(nats.double(), positions).tolist(), num_missed.tolist(), strict=True
         ):

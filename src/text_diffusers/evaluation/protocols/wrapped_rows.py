@@ -6,7 +6,6 @@ row is dropped, and counted. Characters are counted exactly: each token stands f
 Shapes: R rows, L tokens of a row.
 """
 
-import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,12 @@ import torch
 from text_diffusers.common.plain_text import call_tokenizer, check_unicode, refuse_special
 from text_diffusers.common.token_ids import end_ids, start_ids
 from text_diffusers.common.validation import is_int, require, require_int
-from text_diffusers.data.rows import CHARACTERS_AT_ONCE, return_freed_memory
+from text_diffusers.data.rows import portions
 from text_diffusers.evaluation.autoregression import autoregressive_row_nats, predicts_next
-from text_diffusers.evaluation.estimates import ratio_error
 from text_diffusers.evaluation.likelihood import (
     Likelihood,
     check_has_bound,
-    frequency_entropy,
+    likelihood_of,
     row_bounds_of,
 )
 from text_diffusers.evaluation.modules import evaluating
@@ -159,19 +157,8 @@ def each_with_spans(
     tokenizer: Any, texts: Iterable[str]
 ) -> Iterator[tuple[list[int], list[int], list[int]]]:
     """`(ids, characters, bytes)` of each text: its tokens, and of how many characters and bytes each is."""
-    # A tokenizer is shown only as much at once as it takes to keep it busy.
-    shown: list[str] = []
-    num_characters = 0
-    for text in texts:
-        shown.append(text)
-        num_characters += len(text)
-        if num_characters >= CHARACTERS_AT_ONCE:
-            yield from encoded_with_spans(tokenizer, shown)
-            shown = []
-            num_characters = 0
-            return_freed_memory()
-    if shown:
-        yield from encoded_with_spans(tokenizer, shown)
+    for portion in portions(texts):
+        yield from encoded_with_spans(tokenizer, portion)
 
 
 def encoded_with_spans(
@@ -281,36 +268,11 @@ def wrapped_likelihood(
         place = int((~bounds.nats.isfinite()).nonzero()[0])
         raise ValueError(f"Row {place} must be of tokens that the model can write, but has others.")
 
-    # In the units that there are
-    counted = [row["input_ids"][wrapped.num_given :] for row in wrapped.rows]
-    tokens = torch.tensor([len(ids) for ids in counted], dtype=torch.float64)
-    total = float(bounds.nats.sum())
-    num_tokens = wrapped.num_tokens
-    num_characters = int(wrapped.num_characters.sum())
-    error = float(bounds.variance.sum().sqrt()) / num_tokens
-    perplexity = float(np.exp(total / num_tokens))
-    by_token = None if next_token_nats is None else next_token_nats / num_tokens
-    by_character = None
-    if next_token_nats is not None:
-        by_character = next_token_nats / math.log(2) / num_characters
-    return Likelihood(
-        nats_per_token=total / num_tokens,
-        standard_error=error,
-        perplexity=perplexity,
-        perplexity_error=perplexity * error,
-        bits_per_character=total / math.log(2) / num_characters,
-        bits_per_byte=total / math.log(2) / int(wrapped.num_bytes.sum()),
-        num_tokens=num_tokens,
-        num_characters=num_characters,
+    return likelihood_of(
+        bounds,
+        bounds.nats,
+        counted=[row["input_ids"][wrapped.num_given :] for row in wrapped.rows],
+        num_characters=int(wrapped.num_characters.sum()),
         num_bytes=int(wrapped.num_bytes.sum()),
-        bound="monte_carlo",
-        num_samples=bounds.num_samples,
-        num_truncated=0,
-        per_text_nats=bounds.nats.tolist(),
-        per_text_errors=bounds.variance.sqrt().tolist(),
-        unigram_entropy=frequency_entropy(counted),
-        error_over_texts=ratio_error(bounds.nats, tokens),
-        num_never_drawn=0,
-        autoregressive_nats_per_token=by_token,
-        autoregressive_bits_per_character=by_character,
+        next_token_nats=next_token_nats,
     )

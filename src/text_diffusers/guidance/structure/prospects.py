@@ -64,11 +64,14 @@ class Reading:
         """Fill in what the pass from the end says."""
         num_places, num_rows = self.is_read.shape
         all_read = self.is_read.all(dim=1).tolist()
+
+        # 1. At the end: the states in which a text may end, and those that lead there by what is given
         accepting = self.automaton.accepting.to(self.log_sets.device).double()
         total = self._before_jump(accepting.unsqueeze(1).repeat(1, num_rows), num_places, 0.0)
         potential = total.log()
         log_scale = torch.zeros_like(total[0])
 
+        # 2. Backwards, a place after the other
         self.potentials = [potential]
         self.sums = [total]
         for place in reversed(range(num_places)):
@@ -78,6 +81,8 @@ class Reading:
                 higher[:, rows], larger[:, rows], other.factors = step_back(
                     other.edges, other.log_sets, potential[:, rows], total[:, rows]
                 )
+
+            # Behind the end of a shorter row nothing changes.
             if not all_read[place]:
                 higher = torch.where(self.is_read[place], higher, potential)
                 larger = torch.where(self.is_read[place], larger, total)
@@ -87,12 +92,15 @@ class Reading:
                 scale = larger.amax(dim=0).clamp(min=1.0)
                 larger = larger / scale
                 log_scale = log_scale + scale.log()
+
             self.here.append(higher)
             self.factors.append(factors)
             potential = self._before_jump(higher, place, -torch.inf)
             total = self._before_jump(larger, place, 0.0)
             self.potentials.append(potential)
             self.sums.append(total)
+
+        # 3. In the order of the text
         for values in (self.potentials, self.sums, self.here, self.factors):
             values.reverse()
         self.log_accepted = potential[0] + total[0].log() + log_scale
@@ -142,6 +150,8 @@ def step_back(
     ways = log_sets.index_select(0, edges.edge_set) + potential.index_select(0, edges.target)
     # The edges of a state stand next to each other.
     higher = torch.segment_reduce(ways, "max", lengths=edges.num_outgoing, axis=0, unsafe=True)
+
+    # Each way relative to the likeliest one of its state, which so counts 1
     factors = ways.sub_(higher.clamp(min=LEAST).index_select(0, edges.source)).exp_()
     flow = total.index_select(0, edges.target).mul_(factors)
     return higher, sum_of(flow, edges.source, edges.num_states), factors
@@ -161,6 +171,7 @@ def logsumexp(values: Tensor) -> Tensor:
 def categorical(weights: Tensor, uniform: Tensor) -> Tensor:
     """(n,) indices drawn in proportion to weights (m, n), by one uniform number each."""
     mass = weights.cumsum(dim=0)
+    # A number of almost 1 must not lead behind the last one.
     target = uniform.clamp(max=LARGEST_UNIFORM) * mass[-1]
     return (mass <= target).sum(dim=0).clamp(max=len(mass) - 1)
 

@@ -113,6 +113,8 @@ class StructuredTexts:
             factors = self.reading.factors[place].unsqueeze(1)
             flow = shares.index_select(0, edges.source).mul_(factors)  # (E, 1 or 2, B)
             moved = sum_of(flow, edges.target, edges.num_states)
+
+            # What the selected rows would be accepted by, and the tokens that they draw of it
             if is_any[place]:
                 part = self._part(place, is_selected, edges, self.reading.log_sets[place])
                 sums = self.reading.sums[place + 1].index_select(1, part.rows)
@@ -136,10 +138,12 @@ class StructuredTexts:
                 rows = other.rows
                 flow = shares[:, :, rows].index_select(0, other.edges.source)
                 flow = flow.mul_(other.factors.unsqueeze(1))
+
                 moved[:, :, rows] = sum_of(flow, other.edges.target, edges.num_states)
                 chosen = is_selected[rows]
                 if not chosen.any():
                     continue
+
                 part = Place(place, rows[chosen], other.edges, other.log_sets[:, chosen])
                 sums = self.reading.sums[place + 1][:, part.rows]
                 accepted = flow[:, :, chosen]

@@ -207,6 +207,32 @@ class TeacherSteps:
         return unknown & (tokens == self.scheduler.config.mask_token_id)
 
 
+def distillation_loss(
+    model: Any,
+    steps: TeacherSteps,
+    batch: Batch,
+    uniform: Tensor,
+    generators: list[torch.Generator],
+    divergence: str = "forward",
+) -> Tensor:
+    """Divergence of a student from its teacher on rows, in nats, summed over all that is predicted.
+
+    Args:
+        model: the student.
+        batch, uniform, generators: as `TeacherSteps` takes them.
+        divergence: one of `DIVERGENCES`.
+    """
+    distilled = steps(batch, uniform, generators)
+    logits = model(
+        distilled.noisy,
+        distilled.times,
+        batch["attention_mask"],
+        class_labels=batch.get("label"),
+        positions=distilled.positions,
+    ).logits  # (N, V)
+    return distilled.loss(logits, divergence)
+
+
 @torch.no_grad()
 def held_out_divergence(
     model: Any, steps: TeacherSteps, rows: Any, divergence: str = "forward", seed: int = 0
@@ -228,14 +254,9 @@ def held_out_divergence(
             columns = to_tensors(part[:])
             batch = trimmed({name: column.to(device) for name, column in columns.items()})
             uniform, generators = row_noise(seed, first, len(part))
-            distilled = steps(batch, uniform.to(device), generators)
-            logits = model(
-                distilled.noisy,
-                distilled.times,
-                batch["attention_mask"],
-                class_labels=batch.get("label"),
-                positions=distilled.positions,
-            ).logits
-            total += float(distilled.loss(logits, divergence))
+            loss = distillation_loss(
+                model, steps, batch, uniform.to(device), generators, divergence
+            )
+            total += float(loss)
             num_tokens += int(unknown_tokens(batch).sum())
     return total / num_tokens
