@@ -143,6 +143,10 @@ def test_texts_are_written_behind_the_beginnings_of_the_real_ones(pipe, model, t
     assert found["real"]["num_texts"] == 2
     assert found["real"]["length"]["value"] > 3
 
+    # `--max-texts` limits the texts of the bound alone.
+    limited = measured(*words, "--num-times", 2, "--max-texts", 1)
+    assert limited["num_texts"] == 1 and limited["real"]["num_texts"] == 2
+
 
 def test_a_judge_from_which_the_model_was_made_is_warned_of(model, real):
     note = {"options": {"model_name_or_path": f"words:{real}"}}

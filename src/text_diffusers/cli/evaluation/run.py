@@ -108,7 +108,7 @@ def evaluate_model(options: EvaluationOptions) -> EvaluationRecord | None:
     if options.written is not None:
         written_texts = read_texts(options.written, options.text_column)
         count = len(written_texts)
-    real_texts = load_real_texts(options, judged, count)
+    real_texts = load_real_texts(options, label_names, count)
     encoder = None
     if options.encoder_name is not None:
         name = "written" if options.generate is None else "generate"
@@ -208,8 +208,14 @@ def load_model(options: EvaluationOptions) -> Any:
     return pipe
 
 
-def load_judged_texts(options: EvaluationOptions, label_names: Any) -> JudgedTexts | None:
-    """The texts of `--dataset`, of which the bound is and from whose conditions others are written."""
+def load_judged_texts(
+    options: EvaluationOptions, label_names: Any, max_texts: int | None = None
+) -> JudgedTexts | None:
+    """The texts of `--dataset`, of which the bound is and from whose conditions others are written.
+
+    Args:
+        max_texts: spread evenly over all; `None` takes as many as the options say.
+    """
     if not options.dataset or options.wrap is not None:
         return None
     return load_texts(
@@ -217,7 +223,7 @@ def load_judged_texts(options: EvaluationOptions, label_names: Any) -> JudgedTex
         options.text_column,
         options.label_column,
         options.split,
-        options.max_texts,
+        max_texts or options.max_texts,
         label_names,
         options.source_column,
         options.prompt_column,
@@ -231,15 +237,17 @@ def load_wrapped_texts(options: EvaluationOptions) -> list[str]:
     return list(load_documents(options.dataset, options.text_column, split=options.split)["text"])
 
 
-def load_real_texts(
-    options: EvaluationOptions, judged: JudgedTexts | None, count: int
-) -> list[str]:
+def load_real_texts(options: EvaluationOptions, label_names: Any, count: int) -> list[str]:
     """Real texts beside which `count` written ones are judged: twice as many, if there are so many; or none."""
     if not options.judges_texts:
         return []
 
-    # Without a reference, those of which the bound is: with a prompt, as the pipeline writes it before a text
-    if options.reference is None and judged is not None:
+    # Without a reference, texts of the data set, of which the bound may take fewer: with a prompt, as the pipeline
+    # writes it before a text
+    judged = None
+    if options.reference is None:
+        judged = load_judged_texts(options, label_names, sys.maxsize)
+    if judged is not None:
         prompts = judged.conditions.get("prompts") or [""] * len(judged.texts)
         pairs = zip(prompts, judged.texts, strict=True)
         return spread([prompt + text for prompt, text in pairs], 2 * count)
