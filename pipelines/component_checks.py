@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from text_diffusers.common.token_ids import end_ids, start_ids
+from text_diffusers.common.token_ids import end_ids, num_ids, start_ids
 from text_diffusers.common.validation import is_int, is_list, require
 from text_diffusers.models.language_model import (
     is_language_model,
@@ -73,9 +73,10 @@ def check_token_components(
 
     # Clusters are told from tokens by their ids.
     first_cluster_id = getattr(scheduler, "first_cluster_id", None)
-    if first_cluster_id is not None and first_cluster_id < len(tokenizer):
+    if first_cluster_id is not None and first_cluster_id < num_ids(tokenizer):
         raise ValueError(
-            f"`scheduler` has clusters from id {first_cluster_id} on, but the tokenizer has {len(tokenizer)} tokens."
+            f"`scheduler` has clusters from id {first_cluster_id} on, but the tokenizer has ids up to "
+            f"{num_ids(tokenizer) - 1}."
         )
 
     token_scheduler = as_token_scheduler(scheduler, tokenizer)
@@ -108,7 +109,7 @@ def check_words(tokenizer: Any, name: str, vocab_size: int):
 
     # Ids may have gaps, so that the last one lies beyond the number of tokens.
     num_words = len(tokenizer)
-    last_id = max(tokenizer.get_vocab().values(), default=-1)
+    last_id = num_ids(tokenizer) - 1
     if max(num_words, last_id + 1) > vocab_size:
         id_range = f"{num_words} tokens"
         if last_id >= num_words:

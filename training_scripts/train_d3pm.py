@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 
 from text_diffusers import TextDiffusionPipeline, TextTransformerModel
 from text_diffusers.common.scheduler_config import HIDING_NOISES
-from text_diffusers.common.token_ids import never_written, noise_vocabulary
+from text_diffusers.common.token_ids import never_written, noise_vocabulary, num_ids
 from text_diffusers.data.rows import tensor_batches, text_ends, trimmed
 from text_diffusers.data.sources import find_conversations
 from text_diffusers.evaluation.autoregression import predicts_next
@@ -296,7 +296,7 @@ def build_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
             f'`init_embeddings` must be "random" for more than {LARGEST_VOCABULARY:,} tokens, whose pairs are too '
             f"many to be counted, got {config.init_embeddings!r} with {len(tokenizer):,}."
         )
-    statistics = TextStatistics(counted_batches, len(tokenizer), config.hidden_size)
+    statistics = TextStatistics(counted_batches, num_ids(tokenizer), config.hidden_size)
 
     # Options of the noise have the names that `KernelConfig` gives them.
     kernel_options = {
@@ -307,7 +307,7 @@ def build_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
         num_tokens=noise_vocabulary(tokenizer),
         frequencies=statistics.frequencies,
         vectors=statistics.vectors,
-        num_ids=len(tokenizer),
+        num_ids=num_ids(tokenizer),
         **kernel_options,
     )
     scheduler = make_scheduler(config.kernel, kernel)
@@ -315,7 +315,7 @@ def build_model(config: D3PMConfig, data: TextData) -> tuple[Any, Any]:
     # Some kernels have states that are no tokens. Absorbing ones need no time: masks and clusters say all of it.
     hides_tokens = config.kernel in HIDING_NOISES
     denoiser = TextTransformerModel(
-        vocab_size=max(len(tokenizer), scheduler.config.get("vocab_size") or 0),
+        vocab_size=max(num_ids(tokenizer), scheduler.config.get("vocab_size") or 0),
         hidden_size=config.hidden_size,
         num_layers=config.num_layers,
         num_attention_heads=config.num_attention_heads,

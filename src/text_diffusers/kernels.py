@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from text_diffusers.common.token_ids import noise_vocabulary
+from text_diffusers.common.token_ids import noise_vocabulary, num_ids
 from text_diffusers.common.validation import require_key
 from text_diffusers.models.language_model import is_language_model
 from text_diffusers.schedulers.hierarchical.scheduling_d3pm_hierarchical import (
@@ -97,7 +97,7 @@ def kernels_of(pipe: Any, **options: Any) -> KernelConfig:
         num_tokens=num_tokens,
         frequencies=lambda: torch.ones(num_tokens),
         vectors=lambda: token_vectors(pipe),
-        num_ids=max(len(tokenizer), mask_token_id + 1),
+        num_ids=max(num_ids(tokenizer), mask_token_id + 1),
         **options,
     )
 

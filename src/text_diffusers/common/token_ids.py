@@ -64,9 +64,16 @@ def never_written(tokenizer: Any) -> list[int]:
     return sorted(special)
 
 
+def num_ids(tokenizer: Any) -> int:
+    """One more than the last id: ids may have gaps, and are then more than the tokens."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def unwritable_ids(tokenizer: Any, num_logits: int) -> list[int]:
-    """What is `never_written`, and ids behind the last token: models may have more logits than there are tokens."""
-    return [*never_written(tokenizer), *range(len(tokenizer), num_logits)]
+    """What is `never_written`, and ids of no token: models may have more logits than there are tokens."""
+    known = set(tokenizer.get_vocab().values())
+    unknown = [token for token in range(num_logits) if token not in known]
+    return sorted([*never_written(tokenizer), *unknown])
 
 
 def noise_vocabulary(tokenizer: Any) -> int:
@@ -82,7 +89,7 @@ def noise_vocabulary(tokenizer: Any) -> int:
         >>> noise_vocabulary(train_tokenizer(texts * 9, vocab_size=300))
         300
     """
-    size = len(tokenizer)
+    size = num_ids(tokenizer)
     excluded = never_written(tokenizer)
     while size - 1 in excluded:
         size -= 1

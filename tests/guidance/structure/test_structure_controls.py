@@ -13,9 +13,13 @@ import torch
 from conftest import mostly_slow
 from support.control_states import generators, ids_of, make_state, random_logits
 from support.oracles import chi_square_passes
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from text_diffusers.common.token_ids import noise_vocabulary, unwritable_ids
 from text_diffusers.guidance import ChoiceControl, RegexControl
 from text_diffusers.guidance.soft_text import soft_text
+from text_diffusers.guidance.structure.token_bytes import token_bytes
 from text_diffusers.pipelines.given_text import GivenText
 
 PIECES = ["the", "Ġcat", "Ġdog", "Ġ", "s", "[EOS]"]
@@ -91,6 +95,30 @@ def test_the_tilt_is_that_of_all_texts_that_match(tokenizer, name):
     torch.testing.assert_close(tilted, marginals, atol=1e-12, rtol=1e-10)
     soft = soft_text(logits.softmax(dim=-1), state)
     assert float(control.log_prob(soft, state)) == pytest.approx(math.log(total), rel=1e-10)
+
+
+def test_the_log_probability_of_a_text_without_open_tokens_says_whether_it_matches(tokenizer):
+    eos = tokenizer.eos_token_id
+    dog, cat = ids_of(tokenizer, "Ġdog", "Ġcat")
+    rows = [[eos, dog, dog], [eos, dog, cat], [eos, dog, 0]]
+    state = make_state(rows, [[0, 0, 0], [0, 0, 0], [0, 0, 1]], end_token_ids=[])
+    logits = supported_logits(state, len(tokenizer), [dog, cat])
+    found = RegexControl(tokenizer, " dog dog").log_prob(
+        soft_text(logits.softmax(dim=-1), state), state
+    )
+    assert found.tolist() == [0, -math.inf, pytest.approx(float(logits.log_softmax(-1)[0, dog]))]
+
+
+def test_gaps_in_the_ids_of_a_tokenizer_are_no_text():
+    words = {"red": 0, "dog": 4, "cat": 9}
+    backend = Tokenizer(models.WordLevel(words, unk_token="red"))
+    backend.decoder = decoders.ByteFallback()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="red")
+    found = token_bytes(tokenizer)
+    assert {id: text for id, text in enumerate(found.first) if text} == {4: b"dog", 9: b"cat"}
+    assert unwritable_ids(tokenizer, 12) == [1, 2, 3, 5, 6, 7, 8, 10, 11]
+    assert noise_vocabulary(tokenizer) == 10
 
 
 @pytest.mark.parametrize(

@@ -143,31 +143,34 @@ class StructureControl(Control):
         """(B,) log-probability that each text is in its language, exact for independent tokens."""
         logits = probs[state.open].clamp(min=torch.finfo(probs.dtype).tiny).log()
         total = torch.zeros(len(probs), dtype=torch.float64, device=probs.device)
-        for _, texts in self._texts(logits, state):
+        # A text without open tokens is in its language or not.
+        for _, texts in self._texts(logits, state, rows=range(len(probs))):
             total = total.index_put((texts.rows,), texts.log_accepted)
         return total.to(probs.dtype)
 
-    def _texts(self, logits: Tensor | None, state: Any) -> list[tuple[Named, StructuredTexts]]:
-        """The rows with open tokens, those of one language together."""
+    def _texts(
+        self, logits: Tensor | None, state: Any, rows: Sequence[int] | None = None
+    ) -> list[tuple[Named, StructuredTexts]]:
+        """The rows that are named, or else those with open tokens; those of one language together."""
         languages = for_each_text(self.argument, self._languages, len(state.tokens), self._shared)
         log_probs = None if logits is None else open_log_probs(logits, state)
         owners = state.open.nonzero()[:, 0]
 
         rows_of: dict[Named, list[int]] = {}
-        for row in owners.unique().tolist():
+        for row in owners.unique().tolist() if rows is None else rows:
             rows_of.setdefault(languages[row], []).append(row)
         groups = []
-        for named, rows in rows_of.items():
+        for named, own_rows in rows_of.items():
             automaton = self._automata[named]
-            layouts = [self._layout(state, row) for row in rows]
+            layouts = [self._layout(state, row) for row in own_rows]
             for part in row_parts(automaton, layouts, state):
                 own = log_probs
                 if log_probs is not None and len(part) < len(state.tokens):
-                    part_rows = torch.tensor(rows[part.start : part.stop], device=owners.device)
+                    part_rows = torch.tensor(own_rows[part.start : part.stop], device=owners.device)
                     own = log_probs[torch.isin(owners, part_rows)]
                 texts = StructuredTexts(
                     automaton,
-                    rows[part.start : part.stop],
+                    own_rows[part.start : part.stop],
                     layouts[part.start : part.stop],
                     state,
                     own,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from text_diffusers.common.token_ids import num_ids
 from text_diffusers.common.validation import require
 
 # Where a token stands: first in its text, behind other tokens, or behind a blank that was given.
@@ -67,8 +68,10 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
     is_cleaned = tokenizer.clean_up_tokenization_spaces and "ByteLevel" not in kinds
     limit = "one with `clean_up_tokenization_spaces` off"
     require(not is_cleaned, "tokenizer", limit, type(tokenizer).__name__)
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    special = set(tokenizer.all_special_ids)
+    # Ids may have gaps, which are no text, as special tokens are not.
+    names = tokenizer.convert_ids_to_tokens(list(range(num_ids(tokenizer))))
+    pieces = [name or "" for name in names]
+    special = {*tokenizer.all_special_ids, *(token for token, name in enumerate(names) if not name)}
 
     if "ByteLevel" in kinds:
         first: list[bytes | None] = [byte_level(piece) for piece in pieces]
