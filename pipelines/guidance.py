@@ -396,8 +396,8 @@ def guided_condition(
         raise ValueError(
             "`negative_prompt` goes with `prompt` or `source`; `text` has no beginning to replace."
         )
-    if guide_by is not None and guide_by not in CONDITIONS:
-        raise ValueError(f"`guide_by` must be one of {CONDITIONS}, got {guide_by!r}.")
+    is_condition = guide_by is None or guide_by in CONDITIONS
+    require(is_condition, "guide_by", f"one of {CONDITIONS}", guide_by, CONDITIONS)
 
     # A condition can be strengthened only if it is there.
     has_label = class_labels is not None

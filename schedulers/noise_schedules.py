@@ -133,7 +133,8 @@ def noise_schedule(schedule: str | Sequence[float]) -> tuple[TimeFunction, TimeF
         return NOISE_SCHEDULES[schedule]
 
     limit = f"one of {sorted(NOISE_SCHEDULES)} or a list of numbers"
-    require(not isinstance(schedule, str) and are_numbers(schedule), "schedule", limit, schedule)
+    is_table = not isinstance(schedule, str) and are_numbers(schedule)
+    require(is_table, "schedule", limit, schedule, NOISE_SCHEDULES)
     values = torch.tensor(list(schedule), dtype=torch.float64)
     if len(values) < 2 or values[0] != 1 or values[-1] != 0 or not (values.diff() < 0).all():
         raise ValueError(f"`schedule` must fall from 1 to 0 at every value, got {values.tolist()}.")

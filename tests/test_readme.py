@@ -214,6 +214,8 @@ def test_every_option_that_is_named_exists(page):
     for command in COMMANDS.values():
         for option in command.params:
             options |= {name.lstrip("-") for name in (*option.opts, *option.secondary_opts)}
+    # Of the program itself, and a misspelling that is answered
+    options |= {"version", "kernal"}
     others = {
         "multi_gpu",
         "cpu",

@@ -189,11 +189,9 @@ class LatentDiffusionConfig(TextTrainingConfig):
         # 2. The path to noise, which goes with what is predicted
         of_straight = [name for name in PREDICTION_PARTS if name != "epsilon"]
         allowed = of_straight if self.path == STRAIGHT else [*PREDICTION_TYPES]
-        if self.prediction_type not in allowed:
-            raise ValueError(
-                f"`prediction_type` must be one of {allowed} with `noise_schedule`={self.path!r}, got "
-                f"{self.prediction_type!r}."
-            )
+        limit = f"one of {allowed} with `noise_schedule`={self.path!r}"
+        is_allowed = self.prediction_type in allowed
+        require(is_allowed, "prediction_type", limit, self.prediction_type, allowed)
         if self.reflow_from and self.path != STRAIGHT:
             raise ValueError(
                 f"`noise_schedule` must be {STRAIGHT!r} with `reflow_from`, got {self.path!r}."

@@ -58,10 +58,8 @@ def label_id(label: Any, limits: RowLimits) -> int:
     names = list(limits.label_names or [])
     num_classes = limits.num_classes
     if isinstance(label, str):
-        if label not in names:
-            raise ValueError(
-                f"`class_labels` must be among the model's `label_names`, {names}, got {label!r}."
-            )
+        limit = f"among the model's `label_names`, {names}"
+        require(label in names, "class_labels", limit, label, names)
         return names.index(label)
     if label is None and num_classes is not None:
         return num_classes

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, EulerAncestralDiscreteScheduler
 from torch import Tensor
 
-from text_diffusers.common.validation import is_int, is_list, is_number
+from text_diffusers.common.validation import is_int, is_list, is_number, require
 from text_diffusers.pipelines.diffusion_lm.prediction import EmbeddingPredictor
 from text_diffusers.pipelines.guidance import draws_jointly, guide, is_due, text_state
 from text_diffusers.pipelines.text_batch import TextBatch
@@ -394,8 +394,8 @@ class InnerUpdates:
             raise ValueError(
                 f"`inner_steps` must be an integer of at least 0, got {self.inner_steps!r}."
             )
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"`optimizer` must be one of {OPTIMIZERS}, got {self.optimizer!r}.")
+        is_known = self.optimizer in OPTIMIZERS
+        require(is_known, "optimizer", f"one of {OPTIMIZERS}", self.optimizer, OPTIMIZERS)
         if not is_number(self.fluency, 0):
             raise ValueError(f"`fluency` must be at least 0, got {self.fluency!r}.")
         if not is_number(self.step_size, 0) or self.step_size == 0:

@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from text_diffusers.common.token_ids import padding_id
+from text_diffusers.common.validation import require
 from text_diffusers.pipelines.calls.steps import Steps, runs_to_its_end, texts_of_each_step
 from text_diffusers.pipelines.candidates import check_choice, chosen_rows
 from text_diffusers.pipelines.diffusion_lm.guidance import (
@@ -406,8 +407,8 @@ class DiffusionLMPipeline(TextPipeline, DiffusionPipeline):
         )
 
     def _check_known_words(self, known_words: str, source: Any):
-        if known_words not in KNOWN_WORDS:
-            raise ValueError(f"`known_words` must be one of {KNOWN_WORDS}, got {known_words!r}.")
+        limit = f"one of {KNOWN_WORDS}"
+        require(known_words in KNOWN_WORDS, "known_words", limit, known_words, KNOWN_WORDS)
 
         # Only with partial noising has a denoiser been trained on a clean source.
         if source is not None and not self.denoiser.config.partial_noising:

@@ -345,7 +345,7 @@ def with_sampler(pipe: Any, name: str | None = None, **settings: Any) -> Any:
             if samplers
             else "left out, since this pipeline takes steps of its own"
         )
-        raise ValueError(f"`scheduler` must be {limit}, got {name!r}.")
+        require(False, "scheduler", limit, name, samplers)
 
     asked = [setting for setting in ORDERING if setting in settings]
     if name is None and asked:

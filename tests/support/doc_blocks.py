@@ -23,10 +23,11 @@ import typer
 from accelerate.commands.launch import launch_command_parser
 from diffusers.utils import logging
 from torch.distributed.run import get_args_parser
-from transformers import HfArgumentParser
 from typer.testing import CliRunner
 
 from text_diffusers.cli.app import app
+from text_diffusers.cli.train import recipes
+from text_diffusers.training.config import OptionParser
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -36,7 +37,7 @@ FENCE = re.compile(
 )
 COMMANDS = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 # Commands that tests run; all others are only parsed.
-RUN_HERE = ("generate", "infill", "corrupt", "evaluate", "convert", "env")
+RUN_HERE = ("generate", "infill", "corrupt", "evaluate", "convert", "env", "--version")
 SHELL = ("printf", "cat")
 # First words of other programs
 OTHERS = {
@@ -130,12 +131,15 @@ def is_run_here(words: list[str]) -> bool:
     if words[0] in SHELL:
         return True
     is_command = words[0] == "text-diffusers" and len(words) > 1
+    if words == ["text-diffusers", "train"]:
+        return True
     return is_command and (words[1] in RUN_HERE or "--dry-run" in words)
 
 
 def is_settled(block: Block) -> bool:
     """Whether a block prints the same everywhere: it opens the shipped model, and does not ask for the machine."""
-    return not block.models and "text-diffusers env" not in block.code
+    of_machine = ("text-diffusers env", "text-diffusers --version")
+    return not block.models and not any(command in block.code for command in of_machine)
 
 
 class Parsed(BaseException):
@@ -162,6 +166,11 @@ def check_command(words: list[str]):
         check_python([options.training_script, *options.training_script_args])
     elif program in ("python", "python3"):
         check_python(arguments)
+    elif words[:2] == ["text-diffusers", "train"] and len(words) > 2:
+        # The options are those of the script.
+        check_python([f"training_scripts/{recipes()[words[2]].name}", *words[3:]])
+    elif words == ["text-diffusers", "--version"]:
+        pass
     elif program == "text-diffusers":
         COMMANDS[arguments[0]].make_context(arguments[0], arguments[1:])
     elif program == "make":
@@ -207,7 +216,7 @@ def check_python(words: list[str]):
 
     parsers = {
         argparse.ArgumentParser: "parse_args",
-        HfArgumentParser: "parse_args_into_dataclasses",
+        OptionParser: "parse_args_into_dataclasses",
     }
     with contextlib.ExitStack() as stack:
         for parser, name in parsers.items():

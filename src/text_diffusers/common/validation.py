@@ -1,7 +1,8 @@
 """Checks of arguments: small predicates, and errors that name the argument, its limit and what came."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from difflib import SequenceMatcher
 from typing import Any
 
 import torch
@@ -14,9 +15,15 @@ LONGEST_CLOCK = 2**20
 # Values are shown in errors up to so many characters.
 LONGEST_SHOWN = 80
 
+# Names that share at least so much of their letters, in the same order, are taken for misspellings of each other.
+LEAST_LIKENESS = 0.6
 
-def require(condition: bool, name: str, limit: str, value: Any):
+
+def require(condition: bool, name: str, limit: str, value: Any, names: Iterable[Any] = ()):
     """Raise a `ValueError` that names the argument, its limit and what came, unless `condition` holds.
+
+    Args:
+        names: among which the value chooses; the message says which of them was probably meant.
 
     Example:
         >>> require(0 <= 1.5 <= 1, "eta", "a number in [0, 1]", 1.5)
@@ -30,7 +37,55 @@ def require(condition: bool, name: str, limit: str, value: Any):
     shown = repr(value)
     if len(shown) > LONGEST_SHOWN:
         shown = f"{shown[:LONGEST_SHOWN]}..."
-    raise ValueError(f"`{name}` must be {limit}, got {shown}.")
+    raise ValueError(f"`{name}` must be {limit}, got {shown}{did_you_mean(value, names)}")
+
+
+def did_you_mean(value: Any, names: Iterable[Any]) -> str:
+    """The end of a message that refuses a name: the one that was probably meant, or a full stop.
+
+    Example:
+        >>> did_you_mean("absorbin", ["absorbing", "uniform"]), did_you_mean("poem", ["chat", "novel"])
+        ("; did you mean 'absorbing'?", '.')
+    """
+    name = closest_name(value, names)
+    return "." if name is None else f"; did you mean {name!r}?"
+
+
+def closest_name(value: Any, names: Iterable[Any]) -> str | None:
+    """Which of the names is spelt most like `value`, if one is spelt much like it; case, `-` and `_` do not count.
+
+    Example:
+        >>> closest_name("--num-steps", ["--num_clusters", "--num_train_timesteps"])
+        '--num_train_timesteps'
+    """
+    if not isinstance(value, str) or len(value) > LONGEST_SHOWN:
+        return None
+
+    closest = None
+    most = LEAST_LIKENESS
+    for name in names:
+        # A name that is there was refused for another reason than its spelling.
+        if not isinstance(name, str) or name == value:
+            continue
+        likeness = likeness_of_names(plain_letters(value), plain_letters(name))
+        if likeness > most:
+            closest = name
+            most = likeness
+    return closest
+
+
+def plain_letters(name: str) -> str:
+    return name.lower().replace("-", "_").strip("_")
+
+
+def likeness_of_names(asked: str, name: str) -> float:
+    """The share of letters in common, from 0 to 1; a name that holds every word that is asked for is nearer to 1."""
+    likeness = SequenceMatcher(None, asked, name).ratio()
+
+    # Words of one or two letters are in many names.
+    if all(len(word) > 2 and word in name for word in asked.split("_")):
+        likeness = (likeness + 1) / 2
+    return likeness
 
 
 def require_int(name: str, value: Any, low: int, high: float = math.inf, optional: bool = False):
@@ -56,14 +111,22 @@ def require_fraction(name: str, value: Any):
 
 def require_key(name: str, value: Any, table: Collection[str], optional: bool = False):
     """Raise a `ValueError` unless `value` is one of the names in `table`, or `None` where that is `optional`."""
-    check_limit(is_key(value, table), name, f"one of {', '.join(table)}", value, optional)
+    limit = f"one of {', '.join(table)}"
+    check_limit(is_key(value, table), name, limit, value, optional, names=table)
 
 
-def check_limit(condition: bool, name: str, limit: str, value: Any, optional: bool):
+def check_limit(
+    condition: bool,
+    name: str,
+    limit: str,
+    value: Any,
+    optional: bool,
+    names: Iterable[Any] = (),
+):
     if optional:
         condition = condition or value is None
         limit = f"None or {limit}"
-    require(condition, name, limit, value)
+    require(condition, name, limit, value, names)
 
 
 def is_int(value: Any, low: float = -math.inf) -> bool:

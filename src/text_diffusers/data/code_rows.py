@@ -101,7 +101,7 @@ def code_rows(autoencoder: Any, rows: Any, level: str) -> Any:
         ValueError: if the level is unknown, or coarse and the autoencoder has one level.
     """
     levels = LEVELS if autoencoder.config.coarse_ratio is not None else LEVELS[1:]
-    require(level in levels, "level", f"one of {levels} for this autoencoder", level)
+    require(level in levels, "level", f"one of {levels} for this autoencoder", level, levels)
     # `datasets` knows a cached result by the weights of the autoencoder, which are part of the function.
     encode = partial(code_columns, autoencoder=autoencoder, level=level)
     return rows.map(encode, batched=True, batch_size=ENCODED_AT_ONCE)

@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from text_diffusers.common.plain_text import check_unicode
+from text_diffusers.common.validation import require_key
 from text_diffusers.data.labels import LabelReader
 from text_diffusers.data.messages import as_turns
 from text_diffusers.data.text_files import read_lines, read_paragraphs, with_newline, without_end
@@ -120,8 +121,7 @@ def check_characters(texts: Sequence[str], place: str, column: str):
 def text_records(path: Path, columns: Sequence[str], sample_by: str) -> Records:
     """Lines, paragraphs, or the whole file."""
     check_columns(f"{path}", ["text"], columns)
-    if sample_by not in SAMPLINGS:
-        raise ValueError(f"`sample_by` must be one of {', '.join(SAMPLINGS)}, got {sample_by!r}.")
+    require_key("sample_by", sample_by, SAMPLINGS)
     if sample_by == "line":
         for number, line in enumerate(read_lines(path), start=1):
             yield number, {"text": without_end(line)}

@@ -12,6 +12,7 @@ import pyarrow
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
+from text_diffusers.common.validation import closest_name
 from text_diffusers.data.labels import LabelReader, typed_labels
 from text_diffusers.data.local_files import (
     ARROW_TYPES,
@@ -219,6 +220,9 @@ def load_from_hub(source: str, split: str, streaming: bool) -> Any:
     except (FileNotFoundError, ConnectionError) as error:
         # The name may be a typo of any kind.
         names = f", nor one of the names {', '.join(sorted(CORPORA))}" if CORPORA else ""
+        meant = closest_name(source, CORPORA)
+        if meant is not None:
+            names += f" (did you mean {meant!r}?)"
         raise FileNotFoundError(
             f"`dataset` {source!r} is no file or folder here{names}, and cannot be had from the Hub: {error}"
         ) from error

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from text_diffusers.common.clean_estimate import PREDICTION_TYPES
 from text_diffusers.common.precision import at_least_float32
-from text_diffusers.common.validation import require
+from text_diffusers.common.validation import require_key
 
 
 class DiffusionLMLoss(NamedTuple):
@@ -58,8 +58,7 @@ def prediction_target(
     Raises:
         ValueError: for another `prediction_type`.
     """
-    is_known = prediction_type in PREDICTION_TYPES
-    require(is_known, "prediction_type", f"one of {', '.join(PREDICTION_TYPES)}", prediction_type)
+    require_key("prediction_type", prediction_type, PREDICTION_TYPES)
     if prediction_type == "sample":
         return torch.where(first.reshape(-1, 1, 1), clean, start)
     if prediction_type == "epsilon":

@@ -409,6 +409,7 @@ class AutoencoderVQTextModel(TransformerModel):
             "quantizer",
             f"one of {QUANTIZERS}",
             config.quantizer,
+            QUANTIZERS,
         )
         limit = f"a multiple of {self.code_length}, the tokens of a code"
         require(

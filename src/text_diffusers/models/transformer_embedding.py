@@ -480,7 +480,7 @@ class EmbeddingTransformerModel(TransformerModel, PeftAdapterMixin):
 
         for name, choices in (("prediction_type", PREDICTION_TYPES), ("rounding", ROUNDINGS)):
             value = getattr(config, name)
-            require(is_key(value, choices), name, f"one of {choices}", value)
+            require(is_key(value, choices), name, f"one of {choices}", value, choices)
         if config.categorical_output and config.prediction_type != "sample":
             raise ValueError(
                 f'`categorical_output` needs `prediction_type="sample"`, got {config.prediction_type!r}.'

@@ -19,7 +19,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -30,6 +30,7 @@ from urllib.parse import urlsplit
 import torch
 from transformers import HfArgumentParser
 
+from text_diffusers.common.validation import closest_name, require
 from text_diffusers.training.checkpoints import CHECKPOINT_FOLDER
 from text_diffusers.training.tracking import check_trackers
 
@@ -219,6 +220,8 @@ class TrainingConfig:
 class OptionParser(HfArgumentParser):
     """The command line of dataclasses of options: `HfArgumentParser`, which would hand argparse their marks too.
 
+    A word that belongs to no option is refused by its name, with the option that was probably meant.
+
     Example:
         >>> from text_diffusers.training.config import OptionParser, TrainingConfig
         >>> words = ["--output_dir", "runs/mine", "--report_to", "none", "--learning_rate", "3e-4"]
@@ -230,6 +233,45 @@ class OptionParser(HfArgumentParser):
         # Marks are for this package; argparse would take them for options of its own.
         known_to_argparse = {name: value for name, value in settings.items() if name not in MARKS}
         return super().add_argument(*names, **known_to_argparse)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.refuse_unknown_options(args)
+        return super().parse_args(args, namespace)
+
+    def parse_args_into_dataclasses(
+        self, args: Any = None, return_remaining_strings: bool = False, **settings: Any
+    ) -> tuple[Any, ...]:
+        if return_remaining_strings:
+            return super().parse_args_into_dataclasses(args, True, **settings)
+
+        # Before argparse, which would first miss the required option whose name is mistyped
+        self.refuse_unknown_options(args)
+        *parsed, remaining = super().parse_args_into_dataclasses(args, True, **settings)
+        if remaining:
+            raise ValueError(
+                f"`{remaining[0]}` belongs to no option; put values with blanks in quotes."
+            )
+        return (*parsed,)
+
+    def refuse_unknown_options(self, words: Sequence[str] | None = None):
+        """Refuse an option that is not there; a beginning of one stands for it, as argparse has it.
+
+        Args:
+            words: of the command line; by default those of this process.
+
+        Raises:
+            ValueError: naming the option, and the one that was probably meant.
+        """
+        known = [*self._option_string_actions]
+        for word in sys.argv[1:] if words is None else words:
+            name = word.partition("=")[0]
+            is_option = name.startswith("--") and name != "--"
+            if not is_option or any(option.startswith(name) for option in known):
+                continue
+
+            meant = closest_name(name, known)
+            hint = "`--help` shows all of them." if meant is None else f"did you mean `{meant}`?"
+            raise ValueError(f"`{name}` is no option here; {hint}")
 
 
 def marked_options(config: Any, mark: str, value: Any = True) -> list[str]:
@@ -269,7 +311,8 @@ def check_options(config: Any):
         # 2. The choices of a name
         choices = option.metadata.get("one_of")
         if choices is not None and value not in choices:
-            raise ValueError(f"`{option.name}` must be one of {sorted(choices)}, got {value!r}.")
+            limit = f"one of {sorted(choices)}"
+            require(False, option.name, limit, value, choices)
 
 
 def refuse_parts_of_a_pipeline(

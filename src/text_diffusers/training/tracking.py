@@ -14,6 +14,8 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+from text_diffusers.common.validation import did_you_mean
+
 logger = logging.getLogger(__name__)
 
 CURVES_FILE = "curves.jsonl"
@@ -135,8 +137,9 @@ def check_trackers(names: list[str]) -> list[str]:
     for name in wanted:
         if name not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            meant = did_you_mean(name, [*LOGGER_TYPE_TO_CLASS, "none"])
             raise ValueError(
-                f"`report_to` must name trackers among {known}, or none; got {name!r}."
+                f"`report_to` must name trackers among {known}, or none; got {name!r}{meant}"
             )
         if name not in map(str, get_available_trackers()):
             raise ValueError(f"`report_to`: {name!r} is not installed (pip install {name}).")
