@@ -1,0 +1,68 @@
+"""Write conversations of customers and a sales team to files: those to learn from, and those that are held out.
+
+    python examples/sales_assistant/make_data.py --language ru --count 20000 --seed 0 --output data/sales_ru.jsonl
+
+`data/sales_ru.jsonl` is to be learned from, `data/sales_ru_validation.jsonl` is held out. An `output` without an
+ending is a folder with train.jsonl and validation.jsonl, which the recipes read by themselves with `--dataset`.
+
+What is held out: all conversations about four products of which no training conversation speaks, and a twenty-fifth of
+the pairs of another product and the body of a reply. The sentences themselves are those of the training part, so that
+the held-out part asks whether a model puts facts that it has not seen into sentences that it knows. It does not ask
+for new sentences.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from conversations import LANGUAGES, generate, split, with_note
+from data_files import write_records
+
+from text_diffusers.training.config import check_options, option
+from text_diffusers.training.recipes import run
+
+
+@dataclass
+class DataOptions:
+    """Options of the conversations and of their files."""
+
+    language: str = option("en", "en or ru", one_of=LANGUAGES)
+    count: int = option(
+        20000, "conversations, of which about a seventh are held out", limit="at least 1"
+    )
+    seed: int = option(0, "the same seed, the same files")
+    output: str = option("data/sales", "a file that ends in .jsonl or .csv, or a folder")
+    note: bool = option(
+        False,
+        "begin each conversation with what the team sees of customer and product, as a turn of the "
+        "system; a model that is to say true prices needs it",
+    )
+
+    def __post_init__(self):
+        check_options(self)
+        suffix = Path(self.output).suffix
+        if suffix not in ("", ".jsonl", ".csv"):
+            raise ValueError(
+                f"`output` must end in .jsonl or .csv, or be a folder, got {self.output!r}."
+            )
+
+
+def main(options: DataOptions):
+    records = generate(options.language, options.count, options.seed)
+    if options.note:
+        records = [with_note(record) for record in records]
+
+    for path, part in zip(paths_of(options.output), split(records), strict=True):
+        write_records(part, path)
+        print(f"{path}: {len(part):,} conversations")
+
+
+def paths_of(output: str) -> tuple[Path, Path]:
+    """The files of both parts, the one to learn from first."""
+    path = Path(output)
+    if path.suffix:
+        return path, path.with_name(f"{path.stem}_validation{path.suffix}")
+    return path / "train.jsonl", path / "validation.jsonl"
+
+
+if __name__ == "__main__":
+    run(main, DataOptions)
