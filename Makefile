@@ -248,6 +248,14 @@ control: judge movie_reviews  ## success and fluency of every control of runs/se
 	$(INSTALL) -e ".[eval]"
 	$(BIN)/python benchmarks/control.py --temperature 0.7 --top_p 0.95
 
+.PHONY: lab
+
+lab: $(VENV)/train.installed  ## every model of the laboratory on points in the plane, with tables and pictures: about ten minutes
+	$(INSTALL) -e ".[eval]"
+	for points in moons rings eight_gaussians words; do \
+		$(BIN)/python training_scripts/train_2d.py --points $$points --output_dir runs/2d/$$points || exit 1; \
+	done
+
 .PHONY: two_level two_level_benchmark
 
 two_level: $(VENV)/train.installed austen speeches  ## train a model of long texts on two levels of codes, about 30 minutes
@@ -297,7 +305,7 @@ clean:
 
 $(PACKAGE_FILES): always
 	@mkdir -p build
-	@find src pipelines schedulers space -name "*.py" -o -name "*.pyi" | sort > $@.new
+	@find src pipelines schedulers space training_scripts -name "*.py" -o -name "*.pyi" | sort > $@.new
 	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
 
 $(VENV)/train.installed: setup.py constraints.txt $(PACKAGE_FILES)

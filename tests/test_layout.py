@@ -51,6 +51,7 @@ STANDALONE = {
 }
 STANDALONE |= set(sys.stdlib_module_names)
 BARE_NAMES = {"schedulers", "pipelines", "space", "training_scripts", "benchmarks", "tests"}
+BARE_FOLDERS = ("schedulers", "pipelines", "space", "training_scripts", "benchmarks", "examples")
 MOST_FILES = 18
 LONGEST_FILE = 600
 
@@ -121,7 +122,7 @@ def test_rooms_are_not_imported_by_their_bare_names():
 
 
 def test_no_folder_is_crowded_and_no_file_is_long():
-    for top in ("src", "schedulers", "pipelines", "space", "training_scripts", "benchmarks"):
+    for top in ("src", *BARE_FOLDERS):
         for folder in {file.parent for file in (ROOT / top).rglob("*.py")}:
             files = list(folder.glob("*.py"))
             assert len(files) <= MOST_FILES, f"{folder} has {len(files)} files"
