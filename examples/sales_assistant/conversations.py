@@ -384,6 +384,21 @@ def with_note(record: Record) -> Record:
     return record | {"messages": [turn, *record["messages"]]}
 
 
+def as_pair(record: Record) -> dict[str, Any]:
+    """The same conversation as one text from another: the reply from the note and all turns before it.
+
+    Returns:
+        `source`, `reply`, `tone` and `facts`.
+    """
+    *before, reply = record["messages"]
+    return {
+        "source": "\n".join([record["note"], *(turn["content"] for turn in before)]),
+        "reply": reply["content"],
+        "tone": record["tone"],
+        "facts": record["facts"],
+    }
+
+
 # Files
 
 

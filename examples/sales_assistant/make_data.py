@@ -14,7 +14,7 @@ for new sentences.
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversations import LANGUAGES, generate, split, with_note
+from conversations import LANGUAGES, as_pair, generate, split, with_note
 from data_files import write_records
 
 from text_diffusers.training.config import check_options, option
@@ -37,12 +37,23 @@ class DataOptions:
         "system; a model that is to say true prices needs it",
     )
 
+    pairs: bool = option(
+        False,
+        "write .jsonl files with `source`, the note and the turns, and `reply`, for recipes with --source_column",
+    )
+
     def __post_init__(self):
         check_options(self)
+        if self.pairs and self.note:
+            raise ValueError("`note` must be left out with `pairs`, whose sources begin with it.")
         suffix = Path(self.output).suffix
         if suffix not in ("", ".jsonl", ".csv"):
             raise ValueError(
                 f"`output` must end in .jsonl or .csv, or be a folder, got {self.output!r}."
+            )
+        if self.pairs and suffix == ".csv":
+            raise ValueError(
+                f"`output` must end in .jsonl or be a folder with `pairs`, got {self.output!r}."
             )
 
 
@@ -52,7 +63,7 @@ def main(options: DataOptions):
         records = [with_note(record) for record in records]
 
     for path, part in zip(paths_of(options.output), split(records), strict=True):
-        write_records(part, path)
+        write_records([as_pair(record) for record in part] if options.pairs else part, path)
         print(f"{path}: {len(part):,} conversations")
 
 
