@@ -1,0 +1,269 @@
+"""The sales assistant on conversations that no training has seen: are its facts right, do its replies differ?
+
+    python examples/sales_assistant/make_data.py --language ru --pairs true --output data/sales_ru
+    text-diffusers train d3pm --dataset data/sales_ru --source_column source --text_column reply --label_column tone
+    python benchmarks/assistant.py --model runs/assistant_ru --dataset data/sales_ru --output_dir runs/figures
+
+Five replies to each conversation by
+
+- the diffusion model alone, and with the facts as a control (`examples/sales_assistant/assistant.py`),
+- an autoregressive model of the same width, depth, tokenizer and pairs, by sampling and by beam search.
+
+- "right": share of replies in which every fact is, and "all five right" the share of conversations.
+- "invented": share of replies with a number that neither the facts nor the note and the turns have.
+- "tone": share of replies whose tone a judge recognizes, TF-IDF and logistic regression on training replies.
+- "different": how many of the five are different texts; distinct-2 and self-BLEU are of the five, averaged.
+- Seconds are those of the CPU for one reply, written in batches, the control included.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import load_dataset
+from parts.common.options import free_option, run
+from parts.common.results import check_settings, read_or_make, write_report
+from parts.common.tables import Column, TableRow, markdown_table
+from parts.conditional.autoregressive import AutoregressiveReplies
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from text_diffusers import TextDiffusionPipeline
+from text_diffusers.evaluation import distinct_n, self_bleu
+from text_diffusers.training.config import OptionParser, check_options, option
+
+sys.path.append(str(Path(__file__).parent.parent / "examples/sales_assistant"))
+from assistant import NUMBER, SalesAssistant  # noqa: E402
+from conversations import missing_facts  # noqa: E402
+
+REPLIES = 5
+BATCH_SIZE = 50
+# Pairs by which the judge of tone is made; no model of this size learns them by heart.
+JUDGED_PAIRS = 4_000
+COLUMNS = {
+    "right": Column("right", ".3f"),
+    "all_right": Column("all five right", ".3f"),
+    "invented": Column("invented", ".3f"),
+    "tone": Column("tone", ".3f"),
+    "different": Column("different", ".2f"),
+    "distinct_2": Column("distinct-2", ".2f"),
+    "self_bleu": Column("self-BLEU", ".1f"),
+    "seconds": Column("CPU seconds a reply", ".2f"),
+}
+
+
+@dataclass
+class AssistantConfig:
+    """Options of this benchmark."""
+
+    output_dir: str = free_option(help="folder of finished figures and of the report")
+    model: str = option("runs/assistant", "the trained diffusion model")
+    dataset: str = option("data/sales", "folder of `make_data.py --pairs true`")
+    num_conversations: int = option(500, "held-out conversations", limit="at least 1")
+    num_inference_steps: int = option(32, "of a reply", limit="at least 1")
+    autoregressive_minutes: float = option(8.0, "of its training", limit="above 0")
+    autoregressive_batch_size: int = option(16, "rows of a step", limit="at least 1")
+    seed: int = option(0, "of all draws")
+
+    def __post_init__(self):
+        check_options(self)
+
+
+@dataclass
+class Pair:
+    """A conversation and its reply, as `benchmarks/conditional.py` has them."""
+
+    question: str
+    reply: str
+    label: str
+    facts: list[str]
+
+
+def read_pairs(options: AssistantConfig, part: str) -> list[Pair]:
+    file = str(Path(options.dataset, f"{part}.jsonl"))
+    rows: Any = load_dataset("json", data_files=file, split="train")
+    return [Pair(row["source"], row["reply"], row["tone"], row["facts"]) for row in rows]
+
+
+def figures_of(
+    pairs: Sequence[Pair], replies: Sequence[Sequence[str]], judge: Any
+) -> dict[str, float]:
+    """What the replies of all conversations are like."""
+    right = [
+        [not missing_facts(text, pair.facts) for text in own]
+        for pair, own in zip(pairs, replies, strict=True)
+    ]
+    invented = [
+        bool(numbers_of(text) - numbers_of(f"{pair.question} {' '.join(pair.facts)}"))
+        for pair, own in zip(pairs, replies, strict=True)
+        for text in own
+    ]
+    tones = judge.predict([text for own in replies for text in own])
+    wanted = [pair.label for pair in pairs for _ in range(REPLIES)]
+    return {
+        "right": float(np.mean(right)),
+        "all_right": float(np.mean([all(own) for own in right])),
+        "invented": float(np.mean(invented)),
+        "tone": float(np.mean(tones == np.array(wanted))),
+        "different": float(np.mean([len(set(own)) for own in replies])),
+        "distinct_2": float(np.mean([distinct_n(own, 2) for own in replies])),
+        "self_bleu": float(np.mean([self_bleu(own) for own in replies])),
+    }
+
+
+def numbers_of(text: str) -> set[str]:
+    """The numbers of a text, digits alone: "2 990" and "2990" are one."""
+    return {re.sub("[^0-9]", "", number) for number in NUMBER.findall(text)}
+
+
+def tone_judge(pairs: Sequence[Pair]) -> Any:
+    """Tells formal, friendly and brief replies from each other."""
+    judge = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(max_iter=1_000)
+    )
+    return judge.fit([pair.reply for pair in pairs], [pair.label for pair in pairs])
+
+
+def write_replies(
+    write: Callable[[Sequence[Pair], int], list[str]], pairs: Sequence[Pair]
+) -> tuple[list[list[str]], float]:
+    """Five replies to each conversation, and the CPU seconds of each reply."""
+    asked = [pair for pair in pairs for _ in range(REPLIES)]
+    begin = time.process_time()
+    texts: list[str] = []
+    for first in range(0, len(asked), BATCH_SIZE):
+        texts += write(asked[first : first + BATCH_SIZE], first)
+    seconds = (time.process_time() - begin) / len(asked)
+    groups = [texts[first : first + REPLIES] for first in range(0, len(texts), REPLIES)]
+    return groups, seconds
+
+
+def diffusion_writer(options: AssistantConfig, with_facts: bool) -> Callable:
+    pipe = TextDiffusionPipeline.from_pretrained(options.model)
+    assistant = SalesAssistant(pipe, options.num_inference_steps)
+
+    def write(pairs: Sequence[Pair], first: int) -> list[str]:
+        return assistant.write(
+            [pair.question for pair in pairs],
+            [pair.label for pair in pairs],
+            [pair.facts for pair in pairs] if with_facts else None,
+            options.seed + first,
+        )
+
+    return write
+
+
+def autoregressive_model(
+    options: AssistantConfig, trained: Sequence[Pair]
+) -> tuple[AutoregressiveReplies, int]:
+    """The yardstick, and the number of its steps."""
+    torch.manual_seed(options.seed)
+    pipe = TextDiffusionPipeline.from_pretrained(options.model)
+    config = pipe.denoiser.config
+    model = AutoregressiveReplies(
+        pipe.tokenizer,
+        config.hidden_size,
+        config.num_layers,
+        config.num_attention_heads,
+        config.max_length,
+    )
+    steps = model.train(
+        trained, options.autoregressive_minutes, options.autoregressive_batch_size, options.seed
+    )
+    return model, steps
+
+
+def beam_writer(model: AutoregressiveReplies) -> Callable:
+    """The five best texts of a beam of five."""
+
+    @torch.no_grad()
+    def write(pairs: Sequence[Pair], first: int) -> list[str]:
+        texts = []
+        for question, _ in model.encode(pairs[::REPLIES]):
+            tokens = torch.tensor([question])
+            written = model.model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                num_beams=REPLIES,
+                num_return_sequences=REPLIES,
+                do_sample=False,
+                max_new_tokens=80,
+                pad_token_id=model.tokenizer.pad_token_id,
+            )
+            texts += model.tokenizer.batch_decode(
+                written[:, len(question) :], skip_special_tokens=True
+            )
+        return texts
+
+    return write
+
+
+def measure(
+    options: AssistantConfig, write: Callable, pairs: Sequence[Pair], judge: Any, **facts: Any
+) -> dict[str, Any]:
+    replies, seconds = write_replies(write, pairs)
+    return figures_of(pairs, replies, judge) | {"seconds": seconds, **facts, "replies": replies}
+
+
+def report(options: AssistantConfig, pairs: Sequence[Pair], records: dict[str, dict[str, Any]]):
+    """The table, and the replies to the first conversations, unpicked."""
+    rows = [TableRow([name], [record]) for name, record in records.items()]
+    lines = [markdown_table(["system"], rows, COLUMNS), ""]
+    for number in range(min(4, len(pairs))):
+        lines += [pairs[number].question, ""]
+        for name, record in records.items():
+            lines += [f"- {name}", *(f"  - {text}" for text in record["replies"][number])]
+        lines.append("")
+    write_report(Path(options.output_dir), "report", "\n".join(lines), records)
+
+
+def main(options: AssistantConfig):
+    check_settings(options)
+    torch.set_num_threads(1)
+    trained = read_pairs(options, "train")
+    pairs = read_pairs(options, "validation")[: options.num_conversations]
+    judge = tone_judge(trained[:JUDGED_PAIRS])
+
+    records = {}
+    for name, with_facts in (("diffusion", False), ("diffusion, facts controlled", True)):
+        file = Path(options.output_dir, "results", f"{name}.json")
+        records[name] = read_or_make(
+            file,
+            lambda with_facts=with_facts: measure(
+                options, diffusion_writer(options, with_facts), pairs, judge
+            ),
+        )
+    file = Path(options.output_dir, "results", "autoregressive.json")
+
+    def autoregressive_records() -> dict[str, Any]:
+        model, steps = autoregressive_model(options, trained)
+
+        def sample(own: Sequence[Pair], first: int) -> list[str]:
+            return model.reply(own, options.seed + first)
+
+        return {
+            "autoregressive, sampled": measure(options, sample, pairs, judge, steps=steps),
+            "autoregressive, beam of 5": measure(
+                options, beam_writer(model), pairs, judge, steps=steps
+            ),
+        }
+
+    records |= read_or_make(file, autoregressive_records)
+    real = [[pair.reply] * REPLIES for pair in pairs]
+    records["the team itself"] = {
+        name: value
+        for name, value in figures_of(pairs, real, judge).items()
+        if name in ("right", "all_right", "invented", "tone")
+    } | {"replies": real}
+    report(options, pairs, records)
+
+
+if __name__ == "__main__":
+    run(main, OptionParser(AssistantConfig, description=__doc__))

@@ -1,0 +1,157 @@
+"""The assistant: replies to a customer that differ, and in which every fact is right.
+
+    python examples/sales_assistant/assistant.py runs/assistant --language en
+
+prints a conversation that no training has seen and five replies to it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from conversations import LANGUAGES, as_pair, generate, missing_facts, split
+
+from text_diffusers import TextDiffusionPipeline
+from text_diffusers.guidance import RegexControl
+from text_diffusers.samplers import with_sampler
+from text_diffusers.training.config import check_options, option
+from text_diffusers.training.recipes import run
+
+MOST_FACTS = 6
+MOST_MOVED = 4
+# As in "2 990", thousands apart
+NUMBER = re.compile("[0-9]+(?:[ ,.][0-9]{3})*")
+# Draws for each reply that is asked for: some come out alike.
+DRAWS = 2
+SETTINGS = {"temperature": 0.7, "top_p": 0.9}
+
+
+def fact_pattern(facts: Sequence[str], note: str = "") -> str:
+    """A regular expression of texts that hold all facts, and no number that neither they nor the note have.
+
+    So no price can be invented. Up to four facts may come in the order given or with two neighbours exchanged, as
+    replies of the team have them, and more facts in their order: all orders would be too many for an automaton.
+
+    Raises:
+        ValueError: if there are more than `MOST_FACTS`.
+
+    Example:
+        >>> pattern = fact_pattern(["Anna", "$129"], note="warranty 2 years")
+        >>> texts = ["Anna, it is $129.", "$129, Anna, and 2 years.", "Anna, $129, not $99.", "Only $129."]
+        >>> [bool(re.fullmatch(pattern, text)) for text in texts]
+        [True, True, False, False]
+    """
+    facts = list(dict.fromkeys(facts))
+    if len(facts) > MOST_FACTS:
+        raise ValueError(f"`facts` must be at most {MOST_FACTS}, got {len(facts)}.")
+    numbers = [re.escape(number) for number in sorted({*NUMBER.findall(note)})]
+    anything = f"(?:[^0-9]|(?:{'|'.join(numbers)})[^0-9])*" if numbers else "[^0-9]*"
+
+    orders = [facts]
+    for place in range(len(facts) - 1 if len(facts) <= MOST_MOVED else 0):
+        exchanged = [*facts]
+        exchanged[place : place + 2] = reversed(facts[place : place + 2])
+        orders.append(exchanged)
+    return "|".join(anything.join(["", *map(re.escape, order), ""]) for order in orders)
+
+
+class SalesAssistant:
+    """Replies of a diffusion model that was trained on pairs of `make_data.py --pairs true`.
+
+    Args:
+        pipe: writes a reply from a source and a tone.
+        num_inference_steps: of each reply.
+
+    Example:
+        >>> from text_diffusers import TextDiffusionPipeline
+        >>> pipe = TextDiffusionPipeline.from_pretrained("runs/assistant")  # doctest: +SKIP
+        >>> SalesAssistant(pipe).replies("Customer: Anna ...", "formal", ["Anna", "$129"])  # doctest: +SKIP
+    """
+
+    def __init__(self, pipe: Any, num_inference_steps: int = 32):
+        self.pipe = with_sampler(pipe, "ancestral")
+        self.pipe.set_progress_bar_config(disable=True)
+        self.num_inference_steps = num_inference_steps
+
+    def replies(
+        self, source: str, tone: str, facts: Sequence[str] = (), count: int = 5, seed: int = 0
+    ) -> list[str]:
+        """At most `count` replies, none of them twice.
+
+        Args:
+            source: the note of the team and the turns so far.
+            tone: a label of the model, such as "formal".
+            facts: that every reply must hold; without any, nothing is forced.
+            seed: the same seed, the same replies.
+        """
+        number = DRAWS * count
+        written = self.write(
+            [source] * number, [tone] * number, [facts] * number if facts else None, seed
+        )
+        return [*dict.fromkeys(written)][:count]
+
+    def write(
+        self,
+        sources: Sequence[str],
+        tones: Sequence[str],
+        facts: Sequence[Sequence[str]] | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """A reply to each source.
+
+        Args:
+            facts: of each source, which its reply must hold; `None` forces nothing.
+        """
+        generators = [
+            torch.Generator().manual_seed(seed + number) for number in range(len(sources))
+        ]
+        controls = []
+        if facts is not None:
+            patterns = [
+                fact_pattern(own, source) for own, source in zip(facts, sources, strict=True)
+            ]
+            controls = [RegexControl(self.pipe.tokenizer, patterns)]
+        return self.pipe(
+            source=list(sources),
+            class_labels=list(tones),
+            controls=controls,
+            num_inference_steps=self.num_inference_steps,
+            generator=generators,
+            **SETTINGS,
+        ).texts
+
+
+@dataclass
+class AssistantOptions:
+    """Options of the demonstration."""
+
+    model: str = option("runs/assistant", "a folder of `train_d3pm.py --source_column source`")
+    language: str = option("en", "en or ru", one_of=LANGUAGES)
+    conversation: int = option(0, "number of the held-out conversation", limit="at least 0")
+    num_replies: int = option(5, "replies", limit="at least 1")
+    seed: int = option(0, "of the replies")
+
+    def __post_init__(self):
+        check_options(self)
+
+
+def main(options: AssistantOptions):
+    pipe = TextDiffusionPipeline.from_pretrained(options.model)
+    _, held_out = split(generate(options.language, 2_000))
+    pair = as_pair(held_out[options.conversation])
+    print(pair["source"])
+    print()
+
+    assistant = SalesAssistant(pipe)
+    replies = assistant.replies(
+        pair["source"], pair["tone"], pair["facts"], options.num_replies, options.seed
+    )
+    for reply in replies:
+        lacking = missing_facts(reply, pair["facts"])
+        print(f"- {reply}" + (f"   (lacks {', '.join(lacking)})" if lacking else ""))
+
+
+if __name__ == "__main__":
+    run(main, AssistantOptions)
