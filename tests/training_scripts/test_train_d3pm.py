@@ -1,6 +1,7 @@
 """The recipe end to end: a few steps on a tiny text, in every mode, and the saved folder writes text."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,25 @@ def test_labels_and_sources_are_conditions_that_guidance_strengthens(
         num_inference_steps=2,
     )
     assert len(written.texts) == 1
+
+
+def test_sources_longer_than_half_a_row_are_cut_and_told_of(config, tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    rows = [
+        {"text": f"text {i}", "before": " ".join(f"number {n}" for n in range(i, i + 20))}
+        for i in range(60)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    options = config(
+        dataset=str(path), source_column="before", packing=False, length=32, max_train_steps=2
+    )
+    train_d3pm.main(options)
+    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+    longest = max(len(pipe.tokenizer(row["before"]).input_ids) for row in rows)
+    printed = capsys.readouterr().out
+    assert re.search(r"(\d+) of \1 sources have more than 14 tokens", printed)
+    assert f"`--length {2 * (longest + 2)}`" in printed
+    assert "length_distance" in json.loads(Path(options.output_dir, "metrics.json").read_text())
 
 
 def test_dropped_conditions_are_what_the_model_is_shown(config, labelled_pairs, monkeypatch):

@@ -17,7 +17,7 @@ from text_diffusers.common.progress import draws_over_lines
 from text_diffusers.models.language_model import is_masked_lm
 from text_diffusers.training.adaptation.chat_data import first_questions
 from text_diffusers.training.config import OptionParser, TrainingConfig
-from text_diffusers.training.text_options import TextData, TextTrainingConfig
+from text_diffusers.training.text_options import TextData, TextTrainingConfig, kept_source
 
 # The step, and the figures of the validation after it.
 ValidationCallback = Callable[[int, dict[str, float]], None]
@@ -62,7 +62,9 @@ def write_texts(
         inputs["messages"] = first_questions(data, count, config.length)
     elif "source" in data.validation_documents.column_names:
         documents = data.validation_documents.select(range(min(count, len(data.validation_rows))))
-        inputs["source"] = list(documents["source"])
+        inputs["source"] = [
+            kept_source(pipe.tokenizer, source, config.length) for source in documents["source"]
+        ]
     else:
         inputs["num_return_sequences"] = count
     if data.num_classes is not None:

@@ -18,6 +18,7 @@ from text_diffusers.data.rows import (
     GroupedRows,
     ShuffledRows,
     each_encoded,
+    encode_texts,
     tokenize,
 )
 from text_diffusers.data.sources import load_documents, load_train_and_validation
@@ -30,7 +31,7 @@ from text_diffusers.data.tokenizers import (
 )
 from text_diffusers.data.whole_texts import has_start, tokenize_whole_texts
 from text_diffusers.evaluation.estimates import counted_ids
-from text_diffusers.evaluation.written_texts import smoothed_lengths
+from text_diffusers.evaluation.written_texts import smoothed_lengths, source_room
 from text_diffusers.training.adaptation.starting_models import (
     kind_of_model,
     load_tokenizer,
@@ -236,6 +237,8 @@ def prepare_data(
         if accelerator.is_main_process:
             spread = spread_documents(train, LOOKED_AT_TEXTS)
             check_script(tokenizer, (row[column] for row in spread for column in columns))
+            if source_column:
+                tell_of_cut_sources(tokenizer, [row["source"] for row in spread], config.length)
 
         # 3. Rows of tokens
         prompts = None
@@ -287,6 +290,26 @@ def prepare_data(
         label_names=names or None,
         label_prompts=prompts,
     )
+
+
+def tell_of_cut_sources(tokenizer: Any, sources: Sequence[str], length: int):
+    """Print how many sources are longer than the half of a row that they may take, if any is."""
+    room = source_room(length)
+    lengths = [len(ids) for ids in encode_texts(tokenizer, sources)]
+    num_cut = sum(count > room for count in lengths)
+    if num_cut:
+        enough = 2 * (max(lengths) + 2)
+        print(
+            f"warning: {num_cut:,} of {len(lengths):,} sources have more than {room} tokens, half a row, and are cut; "
+            f"`--length {enough}` keeps the longest of them whole"
+        )
+
+
+def kept_source(tokenizer: Any, source: str, length: int) -> str:
+    """What the rows of training keep of a source."""
+    (ids,) = encode_texts(tokenizer, [source])
+    room = source_room(length)
+    return source if len(ids) <= room else tokenizer.decode(ids[:room])
 
 
 def known_label_names(config: Any) -> list[str] | None:
