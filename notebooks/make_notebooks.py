@@ -138,10 +138,18 @@ def execute(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
+def code_key(code: str) -> str:
+    """The same for code that differs in its format alone."""
+    try:
+        return ast.dump(ast.parse(code))
+    except SyntaxError:
+        return code  # such as a command of a notebook
+
+
 def code_outputs(notebook: NotebookNode) -> dict[str, Any]:
     """What each piece of code printed and drew."""
     return {
-        cell.source: cell.outputs
+        code_key(cell.source): cell.outputs
         for cell in notebook.cells
         if cell.cell_type == "code" and cell.outputs
     }
@@ -150,7 +158,7 @@ def code_outputs(notebook: NotebookNode) -> dict[str, Any]:
 def keep_outputs(notebook: NotebookNode, outputs: dict[str, Any]):
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = outputs.get(cell.source, [])
+            cell.outputs = outputs.get(code_key(cell.source), [])
 
 
 def notebook_file(source: Path, language: str) -> Path:

@@ -46,15 +46,17 @@ def fact_pattern(facts: Sequence[str], note: str = "") -> str:
     facts = list(dict.fromkeys(facts))
     if len(facts) > MOST_FACTS:
         raise ValueError(f"`facts` must be at most {MOST_FACTS}, got {len(facts)}.")
+    # Signs, of which no digit is one that the note does not have; facts stand between what is no letter and no digit.
     numbers = [re.escape(number) for number in sorted({*NUMBER.findall(note)})]
-    anything = f"(?:[^0-9]|(?:{'|'.join(numbers)})[^0-9])*" if numbers else "[^0-9]*"
+    sign = f"(?:[^0-9]|(?:{'|'.join(numbers)})[^0-9])" if numbers else "[^0-9]"
+    before, between, behind = f"(?:{sign}*\\W)?", rf"(?:\W|\W{sign}*\W)", f"(?:\\W{sign}*)?"
 
     orders = [facts]
     for place in range(len(facts) - 1 if len(facts) <= MOST_MOVED else 0):
         exchanged = [*facts]
         exchanged[place : place + 2] = reversed(facts[place : place + 2])
         orders.append(exchanged)
-    return "|".join(anything.join(["", *map(re.escape, order), ""]) for order in orders)
+    return "|".join(before + between.join(map(re.escape, order)) + behind for order in orders)
 
 
 class SalesAssistant:
