@@ -324,8 +324,8 @@ def test_the_peak_of_a_call_counts_what_was_freed_before_but_not_what_is_kept():
     blocks = partial(map, torch.ones)
     peaks = [peak_of(partial(list, blocks([2**14] * count))) for count in (0, 800, 0)]
 
-    # Had the 500 holes of 31 MiB stayed with the process, only 19 of these 50 MiB would be new. A page that a hole shares
-    # with a block that is kept does stay, and so do small holes of other tests.
+    # Had the 500 holes of 31 MiB stayed with the process, only 19 of these 50 MiB would be new. A page that a hole
+    # shares with a block that is kept does stay, and so do small holes of other tests.
     assert peaks == pytest.approx([0, 50, 0], abs=12) and len(kept) == 500
 
 
