@@ -295,7 +295,7 @@ def prepare_data(
 def tell_of_cut_sources(tokenizer: Any, sources: Sequence[str], length: int):
     """Print how many sources are longer than the half of a row that they may take, if any is."""
     room = source_room(length)
-    lengths = [len(ids) for ids in encode_texts(tokenizer, sources)]
+    lengths = [len(ids) for ids in encode_texts(tokenizer, list(sources))]
     num_cut = sum(count > room for count in lengths)
     if num_cut:
         enough = 2 * (max(lengths) + 2)

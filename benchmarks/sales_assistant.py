@@ -2,7 +2,7 @@
 
     python examples/sales_assistant/make_data.py --language ru --pairs true --output data/sales_ru
     text-diffusers train d3pm --dataset data/sales_ru --source_column source --text_column reply --label_column tone
-    python benchmarks/assistant.py --model runs/assistant_ru --dataset data/sales_ru --output_dir runs/figures
+    python benchmarks/sales_assistant.py --model runs/assistant_ru --dataset data/sales_ru --output_dir runs/figures
 
 Five replies to each conversation by
 
@@ -39,7 +39,7 @@ from text_diffusers import TextDiffusionPipeline
 from text_diffusers.evaluation import distinct_n, self_bleu
 from text_diffusers.training.config import OptionParser, check_options, option
 
-sys.path.append(str(Path(__file__).parent.parent / "examples/sales_assistant"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples/sales_assistant"))
 from assistant import NUMBER, SalesAssistant  # noqa: E402
 from conversations import missing_facts  # noqa: E402
 
