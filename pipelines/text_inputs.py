@@ -273,6 +273,7 @@ def prepare_batch(
             rooms_behind(rows, inputs, limits),
             without_condition(rows) if without_condition and is_guided else None,
             torch.tensor(scales, device=device),
+            inputs.min_new_tokens,
         )
         planned = draw_lengths(log_probs, generators)
 

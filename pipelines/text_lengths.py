@@ -28,14 +28,19 @@ def length_log_probs(
     rooms: list[int],
     unconditional: TextBatch | None = None,
     scales: Tensor | None = None,
+    least: int = 1,
 ) -> Tensor:
-    """(B, L) float64 log-probabilities that a text has 0, 1, 2, ... tokens: at least one, and no more than fit.
+    """(B, L) float64 log-probabilities that a text has 0, 1, 2, ... tokens: no fewer than asked, no more than fit.
 
     Args:
         sources: rows "start source end", with the labels of the texts.
         rooms: the most tokens of each text.
         unconditional: the same rows without the condition.
         scales: (B,) of guidance, with `unconditional`.
+        least: tokens of the shortest text.
+
+    Raises:
+        ValueError: if that does not fit.
     """
     logits = answer(length_logits, sources)
     if unconditional is not None and scales is not None:
@@ -44,7 +49,12 @@ def length_log_probs(
     # A text has at least one token, and fits behind its source.
     counts = torch.arange(logits.shape[1], device=logits.device)
     most = torch.tensor(rooms, device=logits.device).unsqueeze(1)
-    possible = (counts >= 1) & (counts <= most)
+    limit = min(*rooms, logits.shape[1] - 1)
+    if least > max(1, limit):
+        raise ValueError(
+            f"`min_new_tokens` must be at most {limit}, what the longest source leaves, got {least}."
+        )
+    possible = (counts >= max(1, least)) & (counts <= most)
     return logits.masked_fill(~possible, -torch.inf).log_softmax(dim=-1)
 
 

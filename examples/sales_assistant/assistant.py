@@ -25,6 +25,8 @@ MOST_MOVED = 4
 NUMBER = re.compile("[0-9]+(?:[ ,.][0-9]{3})*")
 # Draws for each reply that is asked for: some come out alike.
 DRAWS = 2
+# Tokens of the shortest reply, in tokens of its facts
+ROOM = 2
 SETTINGS = {"temperature": 0.7, "top_p": 0.9}
 
 
@@ -110,7 +112,11 @@ class SalesAssistant:
             torch.Generator().manual_seed(seed + number) for number in range(len(sources))
         ]
         controls = []
+        limits = {}
         if facts is not None:
+            # The model draws a length first: it must leave room for the facts and for what stands between them.
+            written = self.pipe.tokenizer([", ".join(own) for own in facts])
+            limits["min_new_tokens"] = ROOM * max(len(ids) for ids in written.input_ids)
             patterns = [
                 fact_pattern(own, source) for own, source in zip(facts, sources, strict=True)
             ]
@@ -121,6 +127,7 @@ class SalesAssistant:
             controls=controls,
             num_inference_steps=self.num_inference_steps,
             generator=generators,
+            **limits,
             **SETTINGS,
         ).texts
 
