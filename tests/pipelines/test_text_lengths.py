@@ -9,11 +9,8 @@ from text_diffusers.pipelines.text_lengths import length_log_probs
 
 def test_lengths_are_those_of_the_model_among_what_fits_and_is_asked_for():
     probs = torch.tensor([[0.0, 0.4, 0.3, 0.2, 0.1]])
-    sources = TextBatch(
-        torch.zeros(1, 3, dtype=torch.long),
-        torch.ones(1, 3, dtype=torch.long),
-        torch.zeros(1, 3, dtype=torch.bool),
-    )
+    tokens = torch.zeros(1, 3, dtype=torch.long)
+    sources = TextBatch(tokens=tokens, editable=tokens.bool(), attention_mask=tokens + 1)
 
     def lengths(rooms, least):
         log_probs = length_log_probs(lambda *batch: probs.log(), sources, rooms=rooms, least=least)
