@@ -207,6 +207,7 @@ def test_every_option_that_is_named_exists(page):
     for pattern in (
         "training_scripts/*.py",
         "benchmarks/**/*.py",
+        "examples/**/*.py",
         "src/text_diffusers/training/**/*.py",
     ):
         for file in ROOT.glob(pattern):
