@@ -183,24 +183,11 @@ def autoregressive_model(
 def beam_writer(model: AutoregressiveReplies) -> Callable:
     """The five best texts of a beam of five."""
 
-    @torch.no_grad()
+    beam = {"num_beams": REPLIES, "num_return_sequences": REPLIES, "do_sample": False}
+
     def write(pairs: Sequence[Pair], first: int) -> list[str]:
-        texts = []
-        for question, _ in model.encode(pairs[::REPLIES]):
-            tokens = torch.tensor([question])
-            written = model.model.generate(
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                num_beams=REPLIES,
-                num_return_sequences=REPLIES,
-                do_sample=False,
-                max_new_tokens=80,
-                pad_token_id=model.tokenizer.pad_token_id,
-            )
-            texts += model.tokenizer.batch_decode(
-                written[:, len(question) :], skip_special_tokens=True
-            )
-        return texts
+        questions = [question for question, _ in model.encode(pairs[::REPLIES])]
+        return [text for question in questions for text in model.continuations(question, **beam)]
 
     return write
 

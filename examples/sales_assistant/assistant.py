@@ -1,6 +1,6 @@
 """The assistant: replies to a customer that differ, and in which every fact is right.
 
-    python examples/sales_assistant/assistant.py runs/assistant --language en
+    python examples/sales_assistant/assistant.py --model runs/assistant --language en
 
 prints a conversation that no training has seen and five replies to it.
 """

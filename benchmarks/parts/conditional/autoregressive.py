@@ -118,23 +118,26 @@ class AutoregressiveReplies:
             num_tokens += len(row[1])
         return nats / num_tokens
 
-    @torch.no_grad()
     def reply(self, turns: Sequence[Turn], seed: int) -> list[str]:
         """A reply to each question."""
         replies = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for question, _ in self.encode(turns):
-                tokens = torch.tensor([question])
-                written = self.model.generate(
-                    tokens,
-                    attention_mask=torch.ones_like(tokens),
-                    do_sample=True,
-                    temperature=TEMPERATURE,
-                    top_p=TOP_P,
-                    max_new_tokens=MOST_NEW_TOKENS,
-                    pad_token_id=self.tokenizer.pad_token_id,
+                replies += self.continuations(
+                    question, do_sample=True, temperature=TEMPERATURE, top_p=TOP_P
                 )
-                reply = written[0, len(question) :]
-                replies.append(self.tokenizer.decode(reply, skip_special_tokens=True))
         return replies
+
+    @torch.no_grad()
+    def continuations(self, question: list[int], **options: Any) -> list[str]:
+        """The texts that `generate` of transformers writes behind a question, by its options."""
+        tokens = torch.tensor([question])
+        written = self.model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=MOST_NEW_TOKENS,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **options,
+        )
+        return self.tokenizer.batch_decode(written[:, len(question) :], skip_special_tokens=True)

@@ -152,6 +152,11 @@ def one_framed_row_each(
     return pad_to_length(rows, tokenizer, length) | {"given": given}
 
 
+def source_room(length: int) -> int:
+    """Tokens of a source in a row: with the tokens around it, it takes half of the row at most."""
+    return max(0, length // 2 - 2)
+
+
 def one_pair_each(columns: Columns, tokenizer: PreTrainedTokenizerFast, length: int) -> Columns:
     """Rows "[EOS] source [EOS] text [EOS]", the source `given`.
 
@@ -164,7 +169,7 @@ def one_pair_each(columns: Columns, tokenizer: PreTrainedTokenizerFast, length: 
     given = []
     for source, text in zip(sources, texts, strict=True):
         # The source and the tokens around it are given.
-        frame = [start, *source[: length // 2 - 2], end]
+        frame = [start, *source[: source_room(length)], end]
         rows.append([*[*frame, *text][: length - 1], end])  # the end stays
         given.append([True] * len(frame) + [False] * (length - len(frame)))
     return pad_to_length(rows, tokenizer, length) | {"given": given} | labels_of(columns)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from text_diffusers.common.token_ids import end_ids, padding_id
 from text_diffusers.common.validation import is_int, require
-from text_diffusers.data.rows import encode_texts
+from text_diffusers.data.rows import encode_texts, source_room
 from text_diffusers.evaluation.given_tokens import (
     given_messages,
     given_prompts,
@@ -327,11 +327,6 @@ def num_blanks_behind(reading: Reading, num_before: int, num_written: int, max_l
     num_before_blocks = 0 if counts_from_row else num_before
     end = num_before + num_written
     return min(-(end - num_before_blocks) % size, max_length - end)
-
-
-def source_room(max_length: int) -> int:
-    """Tokens of a source in a row of `max_length`: with the tokens around it, it takes half of the row at most."""
-    return max(0, max_length // 2 - 2)
 
 
 def check_fits(name: str, num_tokens: int, max_length: int, cuts_texts: bool):

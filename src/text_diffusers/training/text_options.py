@@ -19,6 +19,7 @@ from text_diffusers.data.rows import (
     ShuffledRows,
     each_encoded,
     encode_texts,
+    source_room,
     tokenize,
 )
 from text_diffusers.data.sources import load_documents, load_train_and_validation
@@ -31,7 +32,7 @@ from text_diffusers.data.tokenizers import (
 )
 from text_diffusers.data.whole_texts import has_start, tokenize_whole_texts
 from text_diffusers.evaluation.estimates import counted_ids
-from text_diffusers.evaluation.written_texts import smoothed_lengths, source_room
+from text_diffusers.evaluation.written_texts import smoothed_lengths
 from text_diffusers.training.adaptation.starting_models import (
     kind_of_model,
     load_tokenizer,
