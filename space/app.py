@@ -15,7 +15,8 @@ from text_diffusers.hub.export import SHIPPED_MODEL
 from text_diffusers.hub.published.loader import as_dtype
 from text_diffusers.pipelines.pipeline_base import TextPipeline
 from text_diffusers.space.limits import Limits
-from text_diffusers.space.parts.interface import LIGHT, Page
+from text_diffusers.space.opening import build_opening
+from text_diffusers.space.parts.interface import LIGHT, Page, preferred_language
 from text_diffusers.space.parts.look import CSS, HEAD, theme
 from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import LANGUAGE_NAMES, LANGUAGES, decimal, say
@@ -65,7 +66,10 @@ def build(pipe: Any, title: str = "text-diffusers", limits: Limits | None = None
     with gr.Blocks(title=title, analytics_enabled=False) as blocks:
         with gr.Row(elem_id="top"):
             build_heading(page)
-        with gr.Tabs(overflow_behavior="wrap"):
+        # What is wrong with an address stands before everything else.
+        notice = gr.HTML("", visible=False, elem_id="notice")
+        build_opening(page)
+        with gr.Tabs(overflow_behavior="wrap") as page.tabs:
             for name in tabs_of(page.served):
                 with page.add(gr.Tab, {"label": f"tab.{name}"}, id=name, elem_id=f"tab-{name}"):
                     build_tab(page, name)
@@ -73,6 +77,7 @@ def build(pipe: Any, title: str = "text-diffusers", limits: Limits | None = None
 
         # All components with words are there now.
         page.connect_language()
+        page.connect_addresses(blocks, notice)
         blocks.load(preferred_language, None, page.language, **LIGHT)
     # The API is closed: programs of others would take the visitors' turns.
     blocks.queue(max_size=page.served.limits.waiting, default_concurrency_limit=1, api_open=False)
@@ -133,15 +138,6 @@ def heading(served: Served, language: str) -> str:
     title = html.escape(served.title)
     lead = html.escape(say("page.lead", language))
     return f"<h1>{title}</h1><p>{lead}</p><p>{html.escape(f'{kind} · {size}')}</p>"
-
-
-def preferred_language(request: gr.Request) -> str:
-    """The first of the page's languages that the visitor's browser asks for."""
-    # A visitor may change the language afterwards; this is only the first guess.
-    accepted = request.headers.get("accept-language", "").lower()
-    # Codes such as "ru-RU,ru;q=0.9" stand in the order of preference.
-    named = [language for language in LANGUAGES if language in accepted]
-    return min(named, key=accepted.find, default=LANGUAGES[0])
 
 
 def launch(

@@ -5,11 +5,13 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from text_diffusers.space.limits import Refusal
+from text_diffusers.space.parts.links import LinkedTab, settings_in
 from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import LANGUAGES, say
 
@@ -38,12 +40,18 @@ class Page:
     Attributes:
         language: the component that holds the language.
         rendered: functions `(state, language) -> updates` that draw results anew, with their state and outputs.
+        tabs: the component that holds the tabs.
+        linked: tabs whose settings an address can hold, by their names.
+        openers: buttons that open a linked tab with certain settings: `(button, tab, settings by name)`.
     """
 
     def __init__(self, served: Served):
         self.served = served
         self.language: Any = None  # until the heading is built
         self.rendered: list[tuple[Callable, gr.State, list]] = []
+        self.tabs: Any = None  # until they are built
+        self.linked: dict[str, LinkedTab] = {}
+        self.openers: list[tuple[gr.Button, str, dict[str, Any]]] = []
         self._worded: list[tuple[Any, Mapping[str, Words]]] = []
 
     # Components
@@ -61,6 +69,10 @@ class Page:
 
     def button(self, key: str, elem_id: str, **settings: Any) -> Any:
         return self.add(gr.Button, {"value": key}, elem_id=elem_id, **settings)
+
+    def link_button(self, tab: str) -> gr.Button:
+        """A link to the settings of the last run of a tab; out of sight until there is one."""
+        return self.button("link", f"{tab}-link", size="sm", visible=False, link_target="_blank")
 
     def more_settings(self, tab: str) -> gr.Accordion:
         """A closed drawer, to be filled by `with`."""
@@ -107,23 +119,101 @@ class Page:
         request: type,
         fields: Fields,
         outputs: list,
+        link: tuple[str, gr.Button] | None = None,
         **settings: Any,
     ) -> Any:
         """Let an event call `function(request, language)`.
 
         Args:
             request: a dataclass, made of the values of `fields`.
+            link: a linked tab and its button, which is given the address of the settings of the call.
             settings: `MODEL` for a function that runs the model, `LIGHT` for one that takes a few milliseconds.
         """
         # Gradio passes values by position: fields in their order, the language last.
         inputs = [*fields.values(), self.language]
-        return event(handler(function, request, fields), inputs, outputs, **settings)
+        if link is None:
+            return event(handler(function, request, fields), inputs, outputs, **settings)
+
+        # One more output: the link is there from the first result on.
+        tab, button = link
+
+        def with_address(values: dict[str, Any]) -> list[dict]:
+            return [gr.update(link=self.linked[tab].address(tab, values), visible=True)]
+
+        linked = handler(function, request, fields, with_address)
+        return event(linked, inputs, [*outputs, button], **settings)
+
+    # Addresses
+
+    def connect_addresses(self, blocks: gr.Blocks, notice: gr.HTML):
+        """Let the address of the page and `openers` fill the tabs; to be called when all is built.
+
+        Args:
+            notice: where it is said what is wrong with an address.
+        """
+        asked = gr.State("")  # the query of the address, for the language switch
+        outputs = [self.tabs, *self.linked_fields()]
+
+        def notice_of(query: str, language: str) -> dict:
+            try:
+                self.filled(query)
+            except Exception as error:
+                message = html.escape(message_of(error, language))
+                lead = html.escape(say("address.refused", language))
+                return gr.update(value=f'<p role="alert">{lead} {message}</p>', visible=True)
+            return gr.update(visible=False)
+
+        def open_address(request: gr.Request) -> list:
+            query = str(request.query_params)
+            refused = notice_of(query, preferred_language(request))
+            # Either all settings are filled in or none.
+            if refused["visible"]:
+                return [query, refused, *unchanged]
+            return [query, refused, *self.filled(query)]
+
+        unchanged = [gr.skip() for _ in outputs]
+        blocks.load(open_address, None, [asked, notice, *outputs], **LIGHT)
+        self.language.change(notice_of, [asked, self.language], notice, **LIGHT)
+        for button, tab, values in self.openers:
+            query = self.linked[tab].address(tab, values).removeprefix("?")
+            button.click(partial(self.filled, query), None, outputs, **LIGHT)
+
+    def linked_fields(self) -> list[Any]:
+        """Components that an address may fill, those of one tab behind those of another."""
+        return [linked.fields[name] for linked in self.linked.values() for name in linked.names]
+
+    def filled(self, query: str) -> list:
+        """Updates of the tabs and of `linked_fields` for an address; one that names no tab changes nothing.
+
+        Raises:
+            Refusal: if there is no such tab or setting, or a value is beyond its limits.
+        """
+        opened = settings_in(query, self.linked)
+        if opened is None:
+            return [gr.skip()] * (1 + len(self.linked_fields()))
+
+        # The fields of other tabs stay as they are.
+        tab, values = opened
+        updates: list[Any] = [gr.Tabs(selected=tab)]
+        for name, linked in self.linked.items():
+            for field in linked.names:
+                updates.append(gr.update(value=values[field]) if name == tab else gr.skip())
+        return updates
 
     def stop(self, button: gr.Button, running: Any):
         """Let a button cancel an event, or several, that may be under way."""
         # Not in the queue, where it would wait for the very run that it is to stop.
         events = running if isinstance(running, list) else [running]
         button.click(None, cancels=events, queue=False, api_visibility="private")
+
+
+def preferred_language(request: gr.Request) -> str:
+    """The first of the page's languages that the visitor's browser asks for."""
+    # A visitor may change the language afterwards; this is only the first guess.
+    accepted = request.headers.get("accept-language", "").lower()
+    # Codes such as "ru-RU,ru;q=0.9" stand in the order of preference.
+    named = [language for language in LANGUAGES if language in accepted]
+    return min(named, key=accepted.find, default=LANGUAGES[0])
 
 
 def in_language(words: Mapping[str, Words], language: str) -> dict[str, Any]:
@@ -134,20 +224,35 @@ def in_language(words: Mapping[str, Words], language: str) -> dict[str, Any]:
     return properties
 
 
-def handler(function: Callable, request: type, fields: Fields) -> Callable:
-    """Gradio's positional values, of which the language is the last, as a call of `function(request, language)`."""
+def handler(
+    function: Callable,
+    request: type,
+    fields: Fields,
+    more_outputs: Callable[[dict[str, Any]], list] | None = None,
+) -> Callable:
+    """Gradio's positional values, of which the language is the last, as a call of `function(request, language)`.
+
+    Args:
+        more_outputs: of the values by their names, behind the outputs of `function`.
+    """
     names = list(fields)
 
-    # Gradio streams what a generator function yields, so the handler must be one, too.
-    def call(*values):
-        *answers, language = values
-        with readable_errors(language):
-            return function(request(**dict(zip(names, answers, strict=True))), language)
+    def completed(outputs: Any, values: dict[str, Any]) -> Any:
+        return outputs if more_outputs is None else [*outputs, *more_outputs(values)]
 
-    def stream(*values):
-        *answers, language = values
+    # Gradio streams what a generator function yields, so the handler must be one, too.
+    def call(*given):
+        *answers, language = given
+        values = dict(zip(names, answers, strict=True))
         with readable_errors(language):
-            yield from function(request(**dict(zip(names, answers, strict=True))), language)
+            return completed(function(request(**values), language), values)
+
+    def stream(*given):
+        *answers, language = given
+        values = dict(zip(names, answers, strict=True))
+        with readable_errors(language):
+            for outputs in function(request(**values), language):
+                yield completed(outputs, values)
 
     return stream if inspect.isgeneratorfunction(function) else call
 

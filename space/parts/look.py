@@ -103,6 +103,16 @@ CSS = """
 .reading .legend { gap: 4px; flex-wrap: wrap; }
 .reading .legend-item { font-size: .72rem; font-weight: 500; padding: 0 6px; color: #1d2430; }
 .dark .reading .legend { background: #fff; padding: 4px 6px; border-radius: 6px; }
+#opening { gap: .5rem; }
+#opening .html-container, #notice .html-container { padding: 0 !important; }
+#opening-text, #notice { padding: 0 !important; }
+#opening .buttons button, .links button, .links a { flex-grow: 0; min-width: 0 !important; }
+.settling { font: 1.2rem/1.9 var(--reading); background: #fff; color: #1d2430; margin: 0; padding: .7rem .9rem;
+  border-radius: 8px; white-space: pre-line; overflow-wrap: anywhere; }
+.settling span { color: #1d2430; background: color-mix(in srgb, var(--color) 45%, white); border-radius: 3px;
+  padding: .16rem 0; -webkit-box-decoration-break: clone; box-decoration-break: clone; }
+#notice p { border-left: 4px solid #b3402a; background: var(--block-background-fill); padding: .6rem .9rem;
+  margin: 0; }
 table.grid { width: 100%; border-collapse: collapse; table-layout: fixed; background: var(--block-background-fill);
   border: 1px solid var(--border-color-primary) !important; }
 table.grid thead, table.grid tbody, table.grid tr { border: 0 !important; }
@@ -133,5 +143,11 @@ table.grid mark { background: #bfe3d6; color: inherit; border-radius: 3px; paddi
   table.grid th { font-size: .76rem; }
 }
 """
-# Gradio's style sheet above is for what is inside the page, and its messages are titled "Error" in any language.
-HEAD = "<style>.toast-title { display: none !important; }</style>"
+# Gradio's style sheet above is for what is inside the page, and its messages are titled "Error" in any language. The
+# steps of an animation have no place in it.
+HEAD = """<style>
+.toast-title { display: none !important; }
+@keyframes settle { from { color: transparent; background: #dfe2e7; } }
+@media (prefers-reduced-motion: no-preference) { .settling.playing span { animation: settle .35s both; } }
+@media (prefers-reduced-motion: reduce) { #opening-again { display: none !important; } }
+</style>"""

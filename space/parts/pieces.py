@@ -5,7 +5,7 @@ Shapes: K steps, L tokens of a row.
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from text_diffusers.common.token_ids import end_ids
 from text_diffusers.pipelines.given_text import GivenText
@@ -17,6 +17,7 @@ HIDDEN_COLOR = "#c9c9d4"
 
 # As `gr.HighlightedText` takes them: a text and the name of its colour.
 Spans = list[tuple[str, str | None]]
+Mark = TypeVar("Mark")
 
 
 def pieces(tokenizer: Any, row: Sequence[int]) -> list[str]:
@@ -143,19 +144,17 @@ def visible_length(
     return len(row)
 
 
-def spans(
+def settled_pieces(
     tokenizer: Any,
     frames: Sequence[Sequence[int]],
-    num_steps: int,
     ends: bool = True,
     given: GivenText | None = None,
     more_ends: Sequence[int] = (),
-) -> Spans:
-    """The last frame of one row, in pieces with their range of steps.
+) -> list[tuple[str, int | None]]:
+    """The last frame of one row, in pieces with the step that settled them; 0 for what was given, `None` for a mask.
 
     Args:
         frames: rows of L tokens, pure noise first.
-        num_steps: that the colours are spread over.
         ends: whether the text ends where the model wrote an end; a text that was filled in has none.
         given: the characters that the text keeps, whatever its tokens make of them.
         more_ends: tokens that end a text beside the tokenizer's own.
@@ -167,8 +166,6 @@ def spans(
         length = visible_length(tokenizer, row, first, more_ends)
     token_pieces = pieces(tokenizer, row)
     token_steps = settled_steps(frames)
-    # The name of its range for every step, which is also the key of its colour
-    names = {step: range_name(steps) for steps in step_ranges(num_steps) for step in steps}
 
     placed: list[tuple[str, int | None]] = [
         (piece, place) for place, piece in enumerate(token_pieces)
@@ -176,23 +173,43 @@ def spans(
     if given is not None:
         placed = around_given(token_pieces, given)
 
-    shown: Spans = []
+    shown: list[tuple[str, int | None]] = []
     for piece, place in placed:
         # Special tokens other than the mask are not shown, nor what stands behind the end.
         if not piece or (place is not None and place >= length):
             continue
-        # What was given has no step, and no colour.
         hidden = place is not None and row[place] == tokenizer.mask_token_id
         step = 0 if place is None else token_steps[place]
-        shown.append((piece, HIDDEN if hidden else names.get(step)))
+        shown.append((piece, None if hidden else step))
     return shown if given is not None and given.pieces[0] else without_first_blank(shown)
 
 
-def without_first_blank(shown: Spans) -> Spans:
+def spans(
+    tokenizer: Any,
+    frames: Sequence[Sequence[int]],
+    num_steps: int,
+    ends: bool = True,
+    given: GivenText | None = None,
+    more_ends: Sequence[int] = (),
+) -> Spans:
+    """As `settled_pieces`, with the names of the ranges of steps, which are also the keys of their colours.
+
+    Args:
+        num_steps: that the colours are spread over.
+    """
+    names = {step: range_name(steps) for steps in step_ranges(num_steps) for step in steps}
+    shown: Spans = []
+    for piece, step in settled_pieces(tokenizer, frames, ends, given, more_ends):
+        # What was given has no step, and no colour.
+        shown.append((piece, HIDDEN if step is None else names.get(step)))
+    return shown
+
+
+def without_first_blank(shown: list[tuple[str, Mark]]) -> list[tuple[str, Mark]]:
     if not shown:
         return []
-    text, name = shown[0]
-    return [(text.lstrip(), name), *shown[1:]]
+    text, mark = shown[0]
+    return [(text.lstrip(), mark), *shown[1:]]
 
 
 def stacked(texts: Sequence[Spans]) -> Spans:

@@ -70,6 +70,11 @@ class Run:
     given: GivenText | None = None
     stopped: bool = False
 
+    @property
+    def most_steps(self) -> int:
+        """Steps that colours are spread over; some samplers take more than they were asked for."""
+        return max(1, self.num_steps, len(self.frames) - 1)
+
     def of_row(self, row: int, last_frame: int | None = None) -> Rows:
         """The frames of one text up to and with a frame, by default the last."""
         frames = self.frames if last_frame is None else self.frames[: last_frame + 1]

@@ -8,6 +8,7 @@ import gradio as gr
 
 from text_diffusers.space.limits import integer, text
 from text_diffusers.space.parts.interface import LIGHT, MODEL, Fields, Page
+from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.pieces import Spans, color_map, spans, stacked
 from text_diffusers.space.parts.running import Run
 from text_diffusers.space.parts.served import Served
@@ -42,6 +43,9 @@ class Screen:
         self.texts = colored_text(page, "text", f"{name}-texts", combine_adjacent=True)
         page.markdown("legend", "hint")
         self.status = gr.Markdown("", elem_id=f"{name}-status", elem_classes="hint")
+        self.name = name
+        with gr.Row(elem_classes="buttons"):
+            self.link = page.link_button(name)
         self.replay = page.slider(
             "replay", low=0, high=1, value=1, visible=False, elem_id=f"{name}-replay"
         )
@@ -63,7 +67,7 @@ class Screen:
         """Let the first button start a run, and the second one stop it.
 
         Args:
-            start: the run of a request.
+            start: the run of a request; values are checked before the run is read.
             request: a dataclass, made of the values of `fields`.
         """
 
@@ -84,16 +88,22 @@ class Screen:
         # Stopping cancels the event, which closes the generator and so ends the run's thread.
         button, stop = buttons
         outputs = [self.texts, self.status, self.replay, self.run]
+        self.page.linked[self.name] = LinkedTab(request, fields, start)
         running = self.page.on(
-            button.click, stream, request, fields, outputs, show_progress="minimal", **MODEL
+            button.click,
+            stream,
+            request,
+            fields,
+            outputs,
+            link=(self.name, self.link),
+            show_progress="minimal",
+            **MODEL,
         )
         self.page.stop(stop, running)
 
     def _shown(self, run: Run, frame: int | None = None) -> dict:
-        # The colours are spread over all steps; some samplers take more than they were asked for.
-        num_steps = max(1, run.num_steps, len(run.frames) - 1)
-        value = shown(self.page.served, run, num_steps, frame, self.ends)
-        return gr.update(value=value, color_map=color_map(num_steps))
+        value = shown(self.page.served, run, frame, self.ends)
+        return gr.update(value=value, color_map=color_map(run.most_steps))
 
     def _replayed(self, asked: ReplayRequest, language: str) -> dict:
         if asked.run is None:
@@ -117,7 +127,7 @@ class Screen:
         )
 
 
-def shown(served: Served, run: Run, num_steps: int, frame: int | None, ends: bool) -> Spans:
+def shown(served: Served, run: Run, frame: int | None, ends: bool) -> Spans:
     """All texts of a run at one of its frames, by default the last."""
     if not run.frames:  # before the first step
         return []
@@ -126,7 +136,8 @@ def shown(served: Served, run: Run, num_steps: int, frame: int | None, ends: boo
     texts = []
     for row in rows:
         frames = run.of_row(row, frame)
-        texts.append(spans(tokenizer, frames, num_steps, ends, run.given, served.more_ends))
+        row_spans = spans(tokenizer, frames, run.most_steps, ends, run.given, served.more_ends)
+        texts.append(row_spans)
     return stacked(texts)
 
 

@@ -101,6 +101,24 @@ def window_slider(page: Page) -> gr.Slider:
 # Numbers
 
 
+def first_steps(
+    served: Served, value: int = DEFAULT_STEPS, given: Mapping[str, Any] = NOTHING
+) -> int:
+    """The steps of the model's own, if it has a number of them, or `value`.
+
+    Args:
+        given: the arguments of the calls by their names.
+    """
+    own = served.defaults_for(given).get("num_inference_steps", value)
+    return min(own, served.most_steps)
+
+
+def first_temperature(served: Served, value: float = DEFAULT_TEMPERATURE) -> float:
+    """The temperature that a model was published with, or `value`."""
+    own = served.own_temperature
+    return value if own is None else min(own, HOTTEST)
+
+
 def steps_slider(
     page: Page, key: str = "steps", value: int = DEFAULT_STEPS, given: Mapping[str, Any] = NOTHING
 ) -> gr.Slider:
@@ -110,10 +128,9 @@ def steps_slider(
         given: the arguments of the calls by their names.
     """
     # Only the main slider explains itself; those of plan and detail stand side by side.
-    most = page.served.most_steps
-    value = page.served.defaults_for(given).get("num_inference_steps", value)
+    first = first_steps(page.served, value, given)
     info = "steps.info" if key == "steps" else None
-    return page.slider(key, low=1, high=most, value=min(value, most), info=info)
+    return page.slider(key, low=1, high=page.served.most_steps, value=first, info=info)
 
 
 def temperature_slider(
@@ -123,15 +140,12 @@ def temperature_slider(
 
     A model that was published with one begins with it.
     """
-    own = page.served.own_temperature
-    if own is not None:
-        value = min(own, HOTTEST)
     return page.slider(
         "temperature",
         low=0.0,
         high=HOTTEST,
         step=0.05,
-        value=value,
+        value=first_temperature(page.served, value),
         info=info,
         visible=page.served.has_temperature,
     )

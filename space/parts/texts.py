@@ -34,6 +34,42 @@ TEXTS: dict[str, tuple[str, str]] = {
         "вводите, хранится только в памяти и нужно лишь для повтора.",
     ),
     "language": ("Language", "Язык"),
+    # The first screen
+    "opening.written": (
+        "The model wrote this text when the page was started: it began as noise, and each step settled some of its "
+        "tokens. The colour of a token is its step, from violet, the first, to yellow, the last.",
+        "Этот текст модель написала при запуске страницы: он начинался с шума, и каждый шаг делал часть токенов "
+        "окончательными. Цвет токена — это его шаг: фиолетовый — первый, жёлтый — последний.",
+    ),
+    "opening.tokens": (
+        "A text begins as noise, and at every step some of its tokens settle. Press “Write” to watch it.",
+        "Сначала весь текст — шум, и на каждом шаге какие-то токены становятся окончательными. Нажмите «Написать», "
+        "чтобы это увидеть.",
+    ),
+    "opening.codes": (
+        "A text begins as codes that are noise, and at every step some of them settle. The words come at the end, all "
+        "at once: press “Plan and write” to watch it.",
+        "Сначала текст — это коды, и все они шум; на каждом шаге какие-то из них становятся окончательными. Слова "
+        "появляются в конце, все сразу: нажмите «Составить план и написать», чтобы это увидеть.",
+    ),
+    "opening.latents": (
+        "A text begins as a few vectors of noise, which diffusion cleans step by step. The words come at the end, all "
+        "at once: press “Write” to see them.",
+        "Сначала текст — это несколько векторов шума, и диффузия шаг за шагом их очищает. Слова появляются в конце, "
+        "все сразу: нажмите «Написать», чтобы их увидеть.",
+    ),
+    "opening.again": ("Play again", "Показать ещё раз"),
+    "opening.open": ("Try these settings", "Попробовать с теми же настройками"),
+    "opening.status": (
+        "Seed 0 · {steps} steps · {seconds} s on this machine",
+        "Зерно 0 · шагов: {steps} · {seconds} с на этой машине",
+    ),
+    # Addresses
+    "link": ("Link to these settings", "Ссылка на эти настройки"),
+    "address.refused": (
+        "The settings in this address cannot be used, and the page shows its own.",
+        "Настройки из этого адреса не подходят, поэтому на странице стоят обычные.",
+    ),
     "tab.chat": ("Chat", "Чат"),
     "tab.write": ("Write", "Генерация"),
     "tab.fill": ("Fill in", "Пропуски"),
@@ -373,6 +409,22 @@ TEXTS: dict[str, tuple[str, str]] = {
     "error.plan": (
         "There is no plan yet: write a text first.",
         "Плана ещё нет: сначала напишите текст.",
+    ),
+    "error.address.tab": (
+        "There is no tab “{name}”.",
+        "Вкладки «{name}» нет.",
+    ),
+    "error.address.field": (
+        "This tab has no setting “{name}”.",
+        "У этой вкладки нет настройки «{name}».",
+    ),
+    "error.address.twice": (
+        "“{name}” is given twice.",
+        "«{name}» задано дважды.",
+    ),
+    "error.address.long": (
+        "An address takes at most {limit} settings.",
+        "В адресе может быть не больше {limit} настроек.",
     ),
     "error.model": ("The model cannot do this: {detail}", "Модель так не может: {detail}"),
     "error.unexpected": (

@@ -10,6 +10,7 @@ import gradio as gr
 from text_diffusers.space.limits import LARGEST_SEED, Refusal, integer, one_of, text
 from text_diffusers.space.parts import settings
 from text_diffusers.space.parts.interface import LIGHT, MODEL, Fields, Page
+from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.running import generator, growing, steps_to_take
 from text_diffusers.space.parts.screen import KEPT_SECONDS
 from text_diffusers.space.parts.served import Served
@@ -82,6 +83,7 @@ def build_chat_tab(page: Page):
         buttons=["copy"],
     )
     status = gr.Markdown("", elem_id="chat-status", elem_classes="hint")
+    link = page.link_button("chat")
     talk = gr.State(None, time_to_live=KEPT_SECONDS)
     box = page.add(
         gr.Textbox,
@@ -120,8 +122,15 @@ def build_chat_tab(page: Page):
 
     outputs = [shown, status, box, talk]
     look = {"show_progress": "hidden"} | MODEL
-    running = page.on(send.click, answer, ChatRequest, fields, outputs, **look)
-    entered = page.on(box.submit, answer, ChatRequest, fields, outputs, **look)
+    page.linked["chat"] = LinkedTab(
+        ChatRequest,
+        fields,
+        lambda asked: replies_to(page.served, with_message(page.served, asked), asked),
+    )
+    # The address holds the message and the settings; it opens a new conversation.
+    linked = {"link": ("chat", link)} | look
+    running = page.on(send.click, answer, ChatRequest, fields, outputs, **linked)
+    entered = page.on(box.submit, answer, ChatRequest, fields, outputs, **linked)
     again = page.on(retry.click, answer_again, ChatRequest, fields, outputs, **look)
 
     all_runs = [running, entered, again]

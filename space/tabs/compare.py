@@ -14,6 +14,7 @@ from matplotlib.ticker import PercentFormatter
 from text_diffusers.space.limits import Refusal, some_of
 from text_diffusers.space.parts import settings
 from text_diffusers.space.parts.interface import MODEL, Fields, Page
+from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.pieces import settled_steps
 from text_diffusers.space.parts.running import Cost, generator, steps_to_take, write
@@ -52,6 +53,21 @@ class CompareRequest:
 
 
 @dataclass
+class Comparison:
+    """What is to be run.
+
+    Attributes:
+        pipes: by sampler and number of steps.
+        arguments: of each call.
+        seed: of each run.
+    """
+
+    pipes: dict[tuple[str, int], Any]
+    arguments: dict[str, Any]
+    seed: int
+
+
+@dataclass
 class Measured:
     """One text: by which sampler, in how many steps, at what cost, and the share of tokens settled after each step."""
 
@@ -78,6 +94,7 @@ def build_compare_tab(page: Page):
         cards = gr.HTML("", elem_id="compare-texts")
         with gr.Row():
             plots = [gr.Plot(show_label=False, min_width=240, visible=False) for _ in range(2)]
+        link = page.link_button("compare")
         # Kept for the language switch, which draws the plots anew
         last = gr.State(None, time_to_live=KEPT_SECONDS)
 
@@ -98,8 +115,18 @@ def build_compare_tab(page: Page):
         yield [*show(runs, language), runs]
 
     outputs = [cards, *plots, last]
+    page.linked["compare"] = LinkedTab(
+        CompareRequest, fields, lambda asked: accepted_comparison(page, asked)
+    )
     running = page.on(
-        button.click, run, CompareRequest, fields, outputs, show_progress_on=cards, **MODEL
+        button.click,
+        run,
+        CompareRequest,
+        fields,
+        outputs,
+        link=("compare", link),
+        show_progress_on=cards,
+        **MODEL,
     )
     page.stop(stop, running)
     page.rendered.append((show, last, [cards, *plots]))
@@ -136,11 +163,11 @@ def offered_steps(page: Page) -> list[int]:
     return [steps for steps in STEPS if steps <= page.served.most_steps]
 
 
-def compared(page: Page, asked: CompareRequest) -> Iterator[list[Measured]]:
-    """The runs of a request, as they come in.
+def accepted_comparison(page: Page, asked: CompareRequest) -> Comparison:
+    """The comparison of a request.
 
     Raises:
-        Refusal: if a value is beyond its limits, or time ran out.
+        Refusal: if a value is beyond its limits.
     """
     # 1. Check the values
     served = page.served
@@ -161,13 +188,24 @@ def compared(page: Page, asked: CompareRequest) -> Iterator[list[Measured]]:
             pipes[name, steps_to_take(served, pipe, name, number, arguments)] = pipe
     if len(pipes) > served.limits.runs:
         raise Refusal("error.runs", limit=served.limits.runs, got=len(pipes))
+    return Comparison(pipes, arguments, seed)
 
-    # 3. Write; the time is that of all runs together
-    deadline = time.monotonic() + served.limits.seconds
+
+def compared(page: Page, asked: CompareRequest) -> Iterator[list[Measured]]:
+    """The runs of a request, as they come in.
+
+    Raises:
+        Refusal: if a value is beyond its limits, or time ran out.
+    """
+    comparison = accepted_comparison(page, asked)
+
+    # The time is that of all runs together.
+    deadline = time.monotonic() + page.served.limits.seconds
     runs: list[Measured] = []
-    for (name, number), pipe in pipes.items():
+    for (name, number), pipe in comparison.pipes.items():
         seconds = deadline - time.monotonic()
-        run = write(pipe, number, seconds, **arguments, generator=generator(seed))
+        draws = generator(comparison.seed)
+        run = write(pipe, number, seconds, **comparison.arguments, generator=draws)
         if run.output is None:
             raise Refusal("error.time")
         measured = Measured(

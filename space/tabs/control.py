@@ -3,7 +3,7 @@
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
@@ -13,6 +13,7 @@ from text_diffusers.guidance.controls import LengthControl, WordsControl
 from text_diffusers.space.limits import Refusal, integer, some_of, text
 from text_diffusers.space.parts import settings
 from text_diffusers.space.parts.interface import MODEL, Fields, Page
+from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.running import generator, steps_to_take, write
 from text_diffusers.space.parts.screen import KEPT_SECONDS, accepted_prompt, prompt_box
@@ -57,6 +58,27 @@ class Grid:
     words: list[str]
 
 
+@dataclass
+class ControlledCalls:
+    """What is to be run.
+
+    Attributes:
+        grid: without its texts.
+        pipe: a copy of the served one.
+        calls: arguments of each.
+        num_texts: of each call.
+        steps: as asked for.
+        seed: of each text.
+    """
+
+    grid: Grid
+    pipe: Any
+    calls: list[dict[str, Any]]
+    num_texts: int
+    steps: int
+    seed: int
+
+
 def build_control_tab(page: Page):
     """Lay out the tab and connect it."""
     served = page.served
@@ -78,6 +100,7 @@ def build_control_tab(page: Page):
             button = page.button("control.run", "control-run", variant="primary")
     with results:
         table = gr.HTML("", elem_id="control-texts")
+        link = page.link_button("control")
         last = gr.State(None, time_to_live=KEPT_SECONDS)
 
     def show(grid: Grid | None, language: str) -> str:
@@ -87,8 +110,19 @@ def build_control_tab(page: Page):
         grid = controlled_texts(page, asked)
         return grid, show(grid, language)
 
-    outputs = [last, table]
-    page.on(button.click, run, ControlRequest, fields, outputs, show_progress_on=table, **MODEL)
+    page.linked["control"] = LinkedTab(
+        ControlRequest, fields, lambda asked: accepted_calls(page, asked)
+    )
+    page.on(
+        button.click,
+        run,
+        ControlRequest,
+        fields,
+        [last, table],
+        link=("control", link),
+        show_progress_on=table,
+        **MODEL,
+    )
     page.rendered.append((show, last, [table]))
 
 
@@ -143,11 +177,11 @@ def control_fields(page: Page) -> Fields:
     return fields
 
 
-def controlled_texts(page: Page, asked: ControlRequest) -> Grid:
-    """The texts of a request, all from one seed.
+def accepted_calls(page: Page, asked: ControlRequest) -> ControlledCalls:
+    """The calls of a request.
 
     Raises:
-        Refusal: if a value is beyond its limits, there is nothing to guide by, or time ran out.
+        Refusal: if a value is beyond its limits, or there is nothing to guide by.
     """
     # 1. Check the values
     served = page.served
@@ -188,26 +222,42 @@ def controlled_texts(page: Page, asked: ControlRequest) -> Grid:
     if length:
         controls.append(length_control(served, length, prompt))
 
-    # 3. Write, each text from the same noise
-    pipe = served.with_sampler(served.sampler, temperature)
+    # 3. With an exact length the text ends there, and needs no other limit.
     free_length = free_length_arguments(served, prompt)
-    texts: list[str] = []
+    calls = []
     for active_controls in [controls] if scales else [[], controls]:
         call = arguments | {"controls": active_controls}
-        # With an exact length the text ends there, and needs no other limit.
         if not (length and active_controls):
             call |= free_length
+        calls.append(call)
+    grid = Grid(labels=labels, scales=scales, texts=[], words=words)
+    pipe = served.with_sampler(served.sampler, temperature)
+    return ControlledCalls(grid, pipe, calls, num_texts, steps, seed)
+
+
+def controlled_texts(page: Page, asked: ControlRequest) -> Grid:
+    """The texts of a request, all from one seed.
+
+    Raises:
+        Refusal: if a value is beyond its limits, there is nothing to guide by, or time ran out.
+    """
+    accepted = accepted_calls(page, asked)
+    served = page.served
+    texts: list[str] = []
+    for call in accepted.calls:
+        # Each text from the same noise
+        draws = [generator(accepted.seed) for _ in range(accepted.num_texts)]
         run = write(
-            pipe,
-            steps_to_take(served, pipe, served.sampler, steps, call),
+            accepted.pipe,
+            steps_to_take(served, accepted.pipe, served.sampler, accepted.steps, call),
             served.limits.seconds,
             **call,
-            generator=[generator(seed) for _ in range(num_texts)],
+            generator=draws,
         )
         if run.output is None:
             raise Refusal("error.time")
         texts += run.output.texts
-    return Grid(labels=labels, scales=scales, texts=texts, words=words)
+    return replace(accepted.grid, texts=texts)
 
 
 def free_length_arguments(served: Served, prompt: str) -> dict[str, int]:

@@ -12,6 +12,7 @@ from text_diffusers.kernels import kernels_of, make_scheduler
 from text_diffusers.space.limits import Refusal, number, one_of, text
 from text_diffusers.space.parts import settings
 from text_diffusers.space.parts.interface import LIGHT, Page
+from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.pieces import HIDDEN_COLOR, Spans, pieces, without_first_blank
 from text_diffusers.space.parts.running import generator
@@ -137,6 +138,7 @@ def build_corrupt_tab(page: Page):
         looks = {"value": first_result.spans, "color_map": COLORS, "combine_adjacent": False}
         shown = colored_text(page, "corrupt.result", "corrupt-texts", **looks)
         status = page.markdown(lambda language: summary(first_result, language), "hint")
+        link = page.link_button("corrupt")
         last = gr.State(first_result, time_to_live=KEPT_SECONDS)
 
     def run(asked: CorruptRequest, language: str) -> tuple:
@@ -149,9 +151,11 @@ def build_corrupt_tab(page: Page):
     # No button: every change is answered at once.
     fields = {"kernel": kernel, "time": time, "text": box, "seed": seed}
     outputs = [shown, status, last]
-    # Of the slider `input`, which is sent while it is dragged, and not by updates of the page.
-    for event in (kernel.change, time.input, box.change, seed.change):
-        page.on(event, run, CorruptRequest, fields, outputs, **LIGHT)
+    page.linked["corrupt"] = LinkedTab(
+        CorruptRequest, fields, lambda asked: corrupted(kernels, limit, asked)
+    )
+    for event in (kernel.change, time.change, box.change, seed.change):
+        page.on(event, run, CorruptRequest, fields, outputs, link=("corrupt", link), **LIGHT)
     page.rendered.append((draw, last, [status]))
 
 

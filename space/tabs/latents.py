@@ -11,6 +11,7 @@ import gradio as gr
 from text_diffusers.space.limits import Refusal, integer, number, one_of, text
 from text_diffusers.space.parts import settings
 from text_diffusers.space.parts.interface import MODEL, Fields, Page
+from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.running import generator, growing
 from text_diffusers.space.parts.screen import KEPT_SECONDS, run_buttons, text_box
@@ -87,6 +88,7 @@ def build_latent_tab(page: Page):
             gr.Textbox, {"label": "text"}, lines=8, interactive=False, elem_id="write-texts"
         )
         status = gr.Markdown("", elem_id="write-status", elem_classes="hint")
+        link = page.link_button("write")
         last = gr.State(None, time_to_live=KEPT_SECONDS)
 
     def summary(draft: Draft | None, language: str) -> str:
@@ -109,7 +111,10 @@ def build_latent_tab(page: Page):
 
     outputs = [shown, status, last]
     look = {"show_progress": "minimal"} | MODEL
-    running = page.on(button.click, run, LatentRequest, fields, outputs, **look)
+    page.linked["write"] = LinkedTab(LatentRequest, fields, lambda asked: drafts(page, asked))
+    running = page.on(
+        button.click, run, LatentRequest, fields, outputs, link=("write", link), **look
+    )
     page.stop(stop, running)
     page.rendered.append((summary, last, [status]))
 
@@ -262,6 +267,7 @@ def build_between_tab(page: Page):
     with results:
         table = gr.HTML("", elem_id="between-texts")
         status = gr.Markdown("", elem_id="between-status", elem_classes="hint")
+        link = page.link_button("between")
         last = gr.State(None, time_to_live=KEPT_SECONDS)
 
     def draw(way: Way | None, language: str) -> list[str]:
@@ -275,8 +281,30 @@ def build_between_tab(page: Page):
         return [*draw(way, language), way]
 
     look = {"show_progress": "minimal"} | MODEL
-    page.on(button.click, run, BetweenRequest, fields, [table, status, last], **look)
+    page.linked["between"] = LinkedTab(
+        BetweenRequest, fields, lambda asked: accepted_ends(page, asked)
+    )
+    outputs = [table, status, last]
+    page.on(button.click, run, BetweenRequest, fields, outputs, link=("between", link), **look)
     page.rendered.append((draw, last, [table, status]))
+
+
+def accepted_ends(page: Page, asked: BetweenRequest) -> dict[str, Any]:
+    """Arguments of `interpolate` for a request.
+
+    Raises:
+        Refusal: if a value is beyond its limits, or a text is empty.
+    """
+    served = page.served
+    arguments: dict[str, Any] = {}
+    for name in ("first", "second"):
+        end = text(f"between.{name}", getattr(asked, name), served.limits.characters)
+        if not end:
+            raise Refusal("error.empty", field=f"between.{name}")
+        arguments[name] = end
+    arguments["count"] = integer("between.count", asked.count, 2, served.limits.runs)
+    arguments["max_new_tokens"] = integer("latents.length", asked.length, 1, served.longest)
+    return arguments | accepted_source(page, asked.source)
 
 
 def way_between(page: Page, asked: BetweenRequest) -> Way:
@@ -285,18 +313,9 @@ def way_between(page: Page, asked: BetweenRequest) -> Way:
     Raises:
         Refusal: if a value is beyond its limits, or a text is empty.
     """
-    served = page.served
-    ends = {}
-    for name in ("first", "second"):
-        ends[name] = text(f"between.{name}", getattr(asked, name), served.limits.characters)
-        if not ends[name]:
-            raise Refusal("error.empty", field=f"between.{name}")
-    count = integer("between.count", asked.count, 2, served.limits.runs)
-    length = integer("latents.length", asked.length, 1, served.longest)
-    source = accepted_source(page, asked.source)
-
+    arguments = accepted_ends(page, asked)
     start = time.monotonic()
-    texts = served.pipe.interpolate(**ends, **source, count=count, max_new_tokens=length)
+    texts = page.served.pipe.interpolate(**arguments)
     return Way(texts, time.monotonic() - start)
 
 

@@ -11,6 +11,7 @@ import torch
 from text_diffusers.space.limits import LARGEST_SEED, Refusal, integer
 from text_diffusers.space.parts import settings
 from text_diffusers.space.parts.interface import MODEL, Fields, Page
+from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.running import generator, growing
 from text_diffusers.space.parts.screen import KEPT_SECONDS, accepted_prompt, prompt_box
@@ -77,6 +78,7 @@ def build_plan_tab(page: Page):
             gr.Textbox, {"label": "text"}, lines=6, interactive=False, elem_id="write-texts"
         )
         status = gr.Markdown("", elem_id="write-status", elem_classes="hint")
+        link = page.link_button("write")
         last = gr.State(None, time_to_live=KEPT_SECONDS)
         tries = gr.State(0, time_to_live=KEPT_SECONDS)
 
@@ -110,7 +112,9 @@ def build_plan_tab(page: Page):
     # Drafts and tries are outputs, too, since Gradio keeps no other state of a visitor.
     outputs = [plan, detail, text, status, last, tries]
     shown = {"show_progress": "minimal"} | MODEL
-    page.on(button.click, run, PlanRequest, fields, outputs, **shown)
+    page.linked["write"] = LinkedTab(PlanRequest, fields, lambda asked: planned(page, asked))
+    page.on(button.click, run, PlanRequest, fields, outputs, link=("write", link), **shown)
+    # A plan that is kept is in no address, so this has no link.
     fields = fields | {"kept": last, "tries": tries}
     page.on(again.click, rerun, PlanRequest, fields, outputs, **shown)
     page.rendered.append((summary, last, [status]))

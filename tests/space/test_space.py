@@ -15,10 +15,10 @@ from support.space_pages import CHATS, KINDS, WRITERS, make_page, make_pipe
 
 from text_diffusers.guidance.controls import LengthControl, WordsControl
 from text_diffusers.space import limits
-from text_diffusers.space.app import build, preferred_language
+from text_diffusers.space.app import build
 from text_diffusers.space.limits import Refusal
 from text_diffusers.space.parts import settings
-from text_diffusers.space.parts.interface import handler, readable_errors
+from text_diffusers.space.parts.interface import handler, preferred_language, readable_errors
 from text_diffusers.space.parts.pieces import (
     HIDDEN,
     color_map,
