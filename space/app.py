@@ -14,9 +14,10 @@ import torch
 from text_diffusers.hub.export import SHIPPED_MODEL
 from text_diffusers.hub.published.loader import as_dtype
 from text_diffusers.pipelines.pipeline_base import TextPipeline
+from text_diffusers.space.api import build_api
 from text_diffusers.space.limits import Limits
 from text_diffusers.space.opening import build_opening
-from text_diffusers.space.parts.interface import LIGHT, Page, preferred_language
+from text_diffusers.space.parts.interface import Page
 from text_diffusers.space.parts.look import CSS, HEAD, theme
 from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import LANGUAGE_NAMES, LANGUAGES, decimal, say
@@ -25,6 +26,7 @@ from text_diffusers.space.tabs.compare import build_compare_tab
 from text_diffusers.space.tabs.control import build_control_tab
 from text_diffusers.space.tabs.corrupt import build_corrupt_tab
 from text_diffusers.space.tabs.fill import build_fill_tab
+from text_diffusers.space.tabs.laboratory import build_laboratory_tab
 from text_diffusers.space.tabs.latents import build_between_tab, build_latent_tab
 from text_diffusers.space.tabs.plan import build_plan_tab
 from text_diffusers.space.tabs.write import build_write_tab
@@ -37,9 +39,14 @@ TABS = {
     "control": build_control_tab,
     "compare": build_compare_tab,
     "corrupt": build_corrupt_tab,
+    "laboratory": build_laboratory_tab,
 }
 # Of a model over latents, which become words once, at the end
-LATENT_TABS = {"write": build_latent_tab, "between": build_between_tab}
+LATENT_TABS = {
+    "write": build_latent_tab,
+    "between": build_between_tab,
+    "laboratory": build_laboratory_tab,
+}
 
 
 def build(pipe: Any, title: str = "text-diffusers", limits: Limits | None = None) -> gr.Blocks:
@@ -73,13 +80,13 @@ def build(pipe: Any, title: str = "text-diffusers", limits: Limits | None = None
             for name in tabs_of(page.served):
                 with page.add(gr.Tab, {"label": f"tab.{name}"}, id=name, elem_id=f"tab-{name}"):
                     build_tab(page, name)
+        build_api(page)
         page.markdown("page.foot", "hint")
 
         # All components with words are there now.
         page.connect_language()
         page.connect_addresses(blocks, notice)
-        blocks.load(preferred_language, None, page.language, **LIGHT)
-    # The API is closed: programs of others would take the visitors' turns.
+    # Whatever runs the model goes through the queue; no address leads past it.
     blocks.queue(max_size=page.served.limits.waiting, default_concurrency_limit=1, api_open=False)
     return blocks
 
@@ -118,7 +125,7 @@ def build_tab(page: Page, name: str):
     # A tab stays in sight even if the model lacks what it needs, and says so.
     if kind == "codes" and name == "write":  # it has levels to show
         build_plan_tab(page)
-    elif kind == "codes" and name != "corrupt":
+    elif kind == "codes" and name not in ("corrupt", "laboratory"):
         page.markdown("needs.tokens", "lead", elem_id=f"{name}-lacking")
     else:
         TABS[name](page)

@@ -146,58 +146,71 @@ class Page:
     # Addresses
 
     def connect_addresses(self, blocks: gr.Blocks, notice: gr.HTML):
-        """Let the address of the page and `openers` fill the tabs; to be called when all is built.
+        """Let the address of the page and `openers` fill the tabs, and begin in the visitor's language.
+
+        To be called when all is built.
 
         Args:
             notice: where it is said what is wrong with an address.
         """
         asked = gr.State("")  # the query of the address, for the language switch
-        outputs = [self.tabs, *self.linked_fields()]
+        outputs = self.opened_components()
 
         def notice_of(query: str, language: str) -> dict:
             try:
-                self.filled(query)
+                settings_in(query, self.linked)
             except Exception as error:
                 message = html.escape(message_of(error, language))
                 lead = html.escape(say("address.refused", language))
                 return gr.update(value=f'<p role="alert">{lead} {message}</p>', visible=True)
             return gr.update(visible=False)
 
-        def open_address(request: gr.Request) -> list:
+        # One event, so that the words of a tab that is filled come after its values.
+        def open_page(request: gr.Request) -> list:
+            language = preferred_language(request)
             query = str(request.query_params)
-            refused = notice_of(query, preferred_language(request))
+            refused = notice_of(query, language)
             # Either all settings are filled in or none.
-            if refused["visible"]:
-                return [query, refused, *unchanged]
-            return [query, refused, *self.filled(query)]
+            updates = self.filled("" if refused["visible"] else query, language)
+            return [language, query, refused, *updates]
 
-        unchanged = [gr.skip() for _ in outputs]
-        blocks.load(open_address, None, [asked, notice, *outputs], **LIGHT)
+        def open_settings(query: str, language: str) -> list:
+            return self.filled(query, language)
+
+        blocks.load(open_page, None, [self.language, asked, notice, *outputs], **LIGHT)
         self.language.change(notice_of, [asked, self.language], notice, **LIGHT)
         for button, tab, values in self.openers:
             query = self.linked[tab].address(tab, values).removeprefix("?")
-            button.click(partial(self.filled, query), None, outputs, **LIGHT)
+            button.click(partial(open_settings, query), self.language, outputs, **LIGHT)
 
-    def linked_fields(self) -> list[Any]:
-        """Components that an address may fill, those of one tab behind those of another."""
-        return [linked.fields[name] for linked in self.linked.values() for name in linked.names]
+    def opened_components(self) -> list[Any]:
+        """What an address may change: the open tab, then of each tab its fields and the outputs of its answer."""
+        components = [self.tabs]
+        for linked in self.linked.values():
+            components += [linked.fields[name] for name in linked.names]
+            components += linked.outputs
+        return components
 
-    def filled(self, query: str) -> list:
-        """Updates of the tabs and of `linked_fields` for an address; one that names no tab changes nothing.
+    def filled(self, query: str, language: str) -> list:
+        """Updates of `opened_components` for an address; one that names no tab changes nothing.
 
         Raises:
             Refusal: if there is no such tab or setting, or a value is beyond its limits.
         """
         opened = settings_in(query, self.linked)
         if opened is None:
-            return [gr.skip()] * (1 + len(self.linked_fields()))
+            return [gr.skip() for _ in self.opened_components()]
 
-        # The fields of other tabs stay as they are.
+        # What belongs to other tabs stays as it is.
         tab, values = opened
         updates: list[Any] = [gr.Tabs(selected=tab)]
         for name, linked in self.linked.items():
-            for field in linked.names:
-                updates.append(gr.update(value=values[field]) if name == tab else gr.skip())
+            if name != tab:
+                updates += [gr.skip() for _ in [*linked.names, *linked.outputs]]
+                continue
+            updates += [gr.update(value=values[field]) for field in linked.names]
+            if linked.answer is not None:
+                updates += linked.answer(linked.request(**values), language)
         return updates
 
     def stop(self, button: gr.Button, running: Any):

@@ -4,7 +4,7 @@ An address is checked as what a browser sends is: a value beyond its limits is r
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 from urllib.parse import parse_qsl, urlencode
@@ -29,11 +29,15 @@ class LinkedTab:
         request: a dataclass of the settings.
         fields: components by the names of its fields.
         check: raises a `Refusal` if a request is beyond its limits; it does not run the model.
+        answer: of a tab that answers every change at once, the values of `outputs` for a request and a language.
+        outputs: components of the answer.
     """
 
     request: type
     fields: Mapping[str, Any]
     check: Callable[[Any], Any]
+    answer: Callable[[Any, str], Sequence] | None = None
+    outputs: Sequence[Any] = ()
 
     @property
     def names(self) -> list[str]:

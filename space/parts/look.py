@@ -106,7 +106,8 @@ CSS = """
 #opening { gap: .5rem; }
 #opening .html-container, #notice .html-container { padding: 0 !important; }
 #opening-text, #notice { padding: 0 !important; }
-#opening .buttons button, .links button, .links a { flex-grow: 0; min-width: 0 !important; }
+#opening .buttons button, .links button, .links a { flex: 0 0 auto; width: auto; min-width: 0 !important; }
+#laboratory-noise .html-container, #laboratory-ways .html-container { padding: 0 !important; }
 .settling { font: 1.2rem/1.9 var(--reading); background: #fff; color: #1d2430; margin: 0; padding: .7rem .9rem;
   border-radius: 8px; white-space: pre-line; overflow-wrap: anywhere; }
 .settling span { color: #1d2430; background: color-mix(in srgb, var(--color) 45%, white); border-radius: 3px;
@@ -130,6 +131,13 @@ table.grid mark { background: #bfe3d6; color: inherit; border-radius: 3px; paddi
 .card header span { color: var(--body-text-color-subdued); }
 .card header b { display: block; font-size: .92rem; font-weight: 600; }
 .card p { font: 1rem/1.5 var(--reading); margin: .4rem 0 0; }
+.plane { margin: 0; }
+.plane svg { display: block; width: 100%; max-width: 420px; background: #fff; border-radius: 8px; }
+.plane path { fill: none; stroke-linecap: round; stroke-linejoin: round; }
+.plane .figure { stroke: #c3c9d2; stroke-width: .07; }
+.plane .ways { stroke: #1f6f6b; stroke-width: .018; opacity: .5; }
+.plane .points { stroke: #1f6f6b; stroke-width: .07; }
+.plane figcaption { color: var(--body-text-color-subdued); font-size: .86rem; margin-top: .5rem; max-width: 420px; }
 #plan-cells, #detail-cells { padding: .6rem .8rem; }
 .cells { display: flex; flex-wrap: wrap; gap: 3px; padding: .3rem 0; min-height: 1.2rem; }
 .cells i { width: 15px; height: 15px; border-radius: 3px; }

@@ -26,6 +26,7 @@ from text_diffusers.pipelines.text_batch import encode_prompts, text_before
 from text_diffusers.pipelines.text_gaps import encode_gaps
 from text_diffusers.pipelines.text_inputs import fill_block
 from text_diffusers.samplers import most_steps
+from text_diffusers.space.parts.pieces import Spans, spans, stacked
 from text_diffusers.space.parts.served import Served
 
 # Enough for the eye, and little to send over a slow connection
@@ -61,6 +62,7 @@ class Run:
         cost: of its forward passes.
         given: the characters that all texts keep; `None` if there are several prompts.
         stopped: whether it ran out of time.
+        asked: the settings that a tab was given, by name.
     """
 
     num_steps: int
@@ -69,6 +71,7 @@ class Run:
     cost: Cost = field(default_factory=Cost)
     given: GivenText | None = None
     stopped: bool = False
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def most_steps(self) -> int:
@@ -79,6 +82,22 @@ class Run:
         """The frames of one text up to and with a frame, by default the last."""
         frames = self.frames if last_frame is None else self.frames[: last_frame + 1]
         return [rows[row] for rows in frames]
+
+
+def texts_of(served: Served, run: Run, frame: int | None, ends: bool) -> Spans:
+    """All texts of a run at one of its frames, by default the last, in coloured pieces.
+
+    Args:
+        ends: whether a text ends where the model wrote an end.
+    """
+    if not run.frames:  # before the first step
+        return []
+    tokenizer = served.pipe.tokenizer
+    texts = []
+    for row in range(len(run.frames[0])):
+        frames = run.of_row(row, frame)
+        texts.append(spans(tokenizer, frames, run.most_steps, ends, run.given, served.more_ends))
+    return stacked(texts)
 
 
 @contextmanager

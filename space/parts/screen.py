@@ -1,7 +1,7 @@
 """The screen of Write and Fill in, where texts appear step by step and can be replayed; boxes and buttons of tabs."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import gradio as gr
@@ -9,9 +9,9 @@ import gradio as gr
 from text_diffusers.space.limits import integer, text
 from text_diffusers.space.parts.interface import LIGHT, MODEL, Fields, Page
 from text_diffusers.space.parts.links import LinkedTab
-from text_diffusers.space.parts.pieces import Spans, color_map, spans, stacked
-from text_diffusers.space.parts.running import Run
-from text_diffusers.space.parts.served import Served
+from text_diffusers.space.parts.pieces import color_map
+from text_diffusers.space.parts.running import Run, texts_of
+from text_diffusers.space.parts.saving import SaveButtons
 from text_diffusers.space.parts.texts import decimal, say
 
 # Of chat messages and of novels, the two styles of the shipped model
@@ -44,12 +44,13 @@ class Screen:
         page.markdown("legend", "hint")
         self.status = gr.Markdown("", elem_id=f"{name}-status", elem_classes="hint")
         self.name = name
-        with gr.Row(elem_classes="buttons"):
+        self.run = gr.State(None, time_to_live=KEPT_SECONDS)  # the last one that ended
+        with gr.Row(elem_classes="buttons links"):
             self.link = page.link_button(name)
+            self.saves = SaveButtons(page, name, self.run, ends)
         self.replay = page.slider(
             "replay", low=0, high=1, value=1, visible=False, elem_id=f"{name}-replay"
         )
-        self.run = gr.State(None, time_to_live=KEPT_SECONDS)  # the last one that ended
 
         # A drag does not run the model: it only redraws a frame that is kept.
         fields = {"run": self.run, "frame": self.replay}
@@ -73,21 +74,24 @@ class Screen:
 
         # A generator, whose every value replaces all outputs of the event
         def stream(asked: Any, language: str) -> Iterator[tuple]:
-            # While the run grows there is nothing to replay yet.
+            # While the run grows there is nothing to replay or to save yet.
             run = None
             for run in start(asked):
                 status = say("status.running", language, step=len(run.frames))
-                yield self._shown(run), status, gr.update(visible=False), None
+                hidden = gr.update(visible=False)
+                yield self._shown(run), status, hidden, None, *self.saves.shown(False)
 
-            # Only a run that has ended can be replayed, so it is kept now.
+            # Only a run that has ended can be replayed, so it is kept now, with what was asked for.
             if run is not None:
+                run.asked = asdict(asked)
                 last = len(run.frames) - 1
                 replay = gr.update(minimum=0, maximum=max(1, last), value=last, visible=last > 0)
-                yield self._shown(run), self._status(run, language), replay, run
+                saves = self.saves.shown(run.output is not None)
+                yield self._shown(run), self._status(run, language), replay, run, *saves
 
         # Stopping cancels the event, which closes the generator and so ends the run's thread.
         button, stop = buttons
-        outputs = [self.texts, self.status, self.replay, self.run]
+        outputs = [self.texts, self.status, self.replay, self.run, *self.saves.buttons]
         self.page.linked[self.name] = LinkedTab(request, fields, start)
         running = self.page.on(
             button.click,
@@ -102,7 +106,7 @@ class Screen:
         self.page.stop(stop, running)
 
     def _shown(self, run: Run, frame: int | None = None) -> dict:
-        value = shown(self.page.served, run, frame, self.ends)
+        value = texts_of(self.page.served, run, frame, self.ends)
         return gr.update(value=value, color_map=color_map(run.most_steps))
 
     def _replayed(self, asked: ReplayRequest, language: str) -> dict:
@@ -127,20 +131,6 @@ class Screen:
         )
 
 
-def shown(served: Served, run: Run, frame: int | None, ends: bool) -> Spans:
-    """All texts of a run at one of its frames, by default the last."""
-    if not run.frames:  # before the first step
-        return []
-    rows = range(len(run.frames[0]))
-    tokenizer = served.pipe.tokenizer
-    texts = []
-    for row in rows:
-        frames = run.of_row(row, frame)
-        row_spans = spans(tokenizer, frames, run.most_steps, ends, run.given, served.more_ends)
-        texts.append(row_spans)
-    return stacked(texts)
-
-
 # Boxes and buttons
 
 
@@ -153,13 +143,27 @@ def colored_text(page: Page, key: str, elem_id: str, **settings: Any) -> gr.High
 
 def text_box(page: Page, key: str, elem_id: str, examples: Sequence[str], **settings: Any) -> Any:
     """A box for a text, with examples that fill it when they are clicked."""
+    box = empty_box(page, key, elem_id, **settings)
+    example_chips(page, box, examples)
+    return box
+
+
+def empty_box(page: Page, key: str, elem_id: str, **settings: Any) -> Any:
+    """A box for a text."""
     words = {"label": key}
     if key == "prompt":
         words["placeholder"] = "prompt.placeholder"
     # The browser keeps to `max_length`; what is sent otherwise is refused by `limits.text`.
     limit = page.served.limits.characters
-    box = page.add(gr.Textbox, words, max_length=limit, elem_id=elem_id, **settings)
+    return page.add(gr.Textbox, words, max_length=limit, elem_id=elem_id, **settings)
 
+
+def example_chips(page: Page, box: Any, examples: Sequence[str]) -> Any:
+    """Examples that fill a box when they are clicked.
+
+    Returns:
+        The event of a click.
+    """
     # Samples of a data set of one column: the box that they fill
     chips = page.add(
         gr.Dataset,
@@ -168,8 +172,7 @@ def text_box(page: Page, key: str, elem_id: str, examples: Sequence[str], **sett
         samples=[[example] for example in examples],
         elem_classes="chips",
     )
-    chips.click(lambda sample: sample[0], chips, box, **LIGHT)
-    return box
+    return chips.click(lambda sample: sample[0], chips, box, **LIGHT)
 
 
 def prompt_box(page: Page, tab: str, examples: Sequence[str] = BEGINNINGS) -> Any:

@@ -64,6 +64,21 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Seed 0 · {steps} steps · {seconds} s on this machine",
         "Зерно 0 · шагов: {steps} · {seconds} с на этой машине",
     ),
+    # Programs
+    "api.title": ("Use this page from a program", "Страница для программ"),
+    "api.lead": (
+        "Two functions, /write and /fill, take the settings of the tabs “Write” and “Fill in” by name. Calls wait in "
+        "the same queue as visitors, one at a time, and keep to the same limits. Put the address of this page into "
+        "`Client`.",
+        "Две функции, /write и /fill, принимают по именам настройки вкладок «Генерация» и «Пропуски». Вызовы ждут в "
+        "одной очереди с посетителями, по одному, и ограничения у них те же. В `Client` подставьте адрес этой "
+        "страницы.",
+    ),
+    # Files
+    "save.gif": ("Save as GIF", "Сохранить GIF"),
+    "save.png": ("Save as PNG", "Сохранить PNG"),
+    "save.json": ("Save as JSON", "Сохранить JSON"),
+    "save.step": ("step {step} of {steps}", "шаг {step} из {steps}"),
     # Addresses
     "link": ("Link to these settings", "Ссылка на эти настройки"),
     "address.refused": (
@@ -76,6 +91,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "tab.control": ("Control", "Управление"),
     "tab.compare": ("Compare", "Сравнение"),
     "tab.corrupt": ("Corrupt", "Зашумление"),
+    "tab.laboratory": ("Laboratory", "Лаборатория"),
     "tab.between": ("Between", "Между текстами"),
     # Words of several tabs
     "prompt": ("Beginning of the text", "Начало текста"),
@@ -290,6 +306,32 @@ TEXTS: dict[str, tuple[str, str]] = {
     "kernel.hybrid": ("masks and words", "маски и слова"),
     "kernel.neighbors": ("related words", "близкие слова"),
     "kernel.bit_flip": ("flipped bits of the token id", "перевёрнутые биты номера токена"),
+    # Laboratory
+    "laboratory.lead": (
+        "Points in the plane instead of words: in the first picture noise takes a figure apart, in the second a "
+        "sampler leads other noise back to it. Nothing is trained here: of such figures the best denoiser is known "
+        "exactly, so that what goes wrong is the sampler's doing.",
+        "Вместо слов здесь точки на плоскости: на первой картинке шум разрушает фигуру, на второй сэмплер приводит к "
+        "ней другой шум. Обучать ничего не надо: для таких фигур лучший денойзер известен точно, и если что-то вышло "
+        "не так, дело в сэмплере.",
+    ),
+    "laboratory.figure": ("Figure", "Фигура"),
+    "laboratory.steps": ("Steps of the sampler", "Шаги сэмплера"),
+    "laboratory.time": ("Noise: time", "Шум: время"),
+    "laboratory.way": ("Way back: share", "Путь обратно: доля"),
+    "laboratory.noise": (
+        "Grey: points of the figure. Green: the same points at this time, when {share}% of their variance is noise.",
+        "Серые — точки фигуры. Зелёные — они же в это время, когда {share} % их дисперсии — шум.",
+    ),
+    "laboratory.ways": (
+        "Grey: points of the figure. Green: points after {call} of {calls} calls of the denoiser, some with the way "
+        "that they came. {near}% of them are on the figure; of true points it is 99%.",
+        "Серые — точки фигуры. Зелёные — точки после {call} из {calls} вызовов денойзера, у некоторых виден "
+        "пройденный путь. На фигуре из них {near} %; у настоящих точек это 99 %.",
+    ),
+    "figure.moons": ("two moons", "две луны"),
+    "figure.rings": ("two rings", "два кольца"),
+    "figure.eight": ("eight spots", "восемь пятен"),
     # Samplers, by their names in `samplers_for`
     "sampler.own": ("own: as published", "own: как у авторов модели"),
     "sampler.ancestral": ("ancestral: as trained", "ancestral: как при обучении"),
@@ -409,6 +451,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "error.plan": (
         "There is no plan yet: write a text first.",
         "Плана ещё нет: сначала напишите текст.",
+    ),
+    "error.save": (
+        "There is nothing to save yet: let a run come to its end first.",
+        "Сохранять пока нечего: сначала дождитесь конца работы.",
     ),
     "error.address.tab": (
         "There is no tab “{name}”.",

@@ -16,7 +16,12 @@ from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.pieces import HIDDEN_COLOR, Spans, pieces, without_first_blank
 from text_diffusers.space.parts.running import generator
-from text_diffusers.space.parts.screen import KEPT_SECONDS, colored_text, text_box
+from text_diffusers.space.parts.screen import (
+    KEPT_SECONDS,
+    colored_text,
+    empty_box,
+    example_chips,
+)
 from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import say
 
@@ -122,7 +127,8 @@ def build_corrupt_tab(page: Page):
     page.markdown("corrupt.lead", "lead")
     inputs, results = two_columns()
     with inputs:
-        box = text_box(page, "text", "corrupt-text", EXAMPLES, lines=3, value=first_request.text)
+        box = empty_box(page, "text", "corrupt-text", lines=3, value=first_request.text)
+        picked = example_chips(page, box, EXAMPLES)
         words = {"label": "corrupt.kernel", "choices": choices}
         kernel = page.add(gr.Radio, words, value=first_request.kernel, elem_id="corrupt-kernel")
         seed = settings.seed_number(page)
@@ -152,9 +158,10 @@ def build_corrupt_tab(page: Page):
     fields = {"kernel": kernel, "time": time, "text": box, "seed": seed}
     outputs = [shown, status, last]
     page.linked["corrupt"] = LinkedTab(
-        CorruptRequest, fields, lambda asked: corrupted(kernels, limit, asked)
+        CorruptRequest, fields, lambda asked: corrupted(kernels, limit, asked), run, outputs
     )
-    for event in (kernel.change, time.change, box.change, seed.change):
+    # Of the components `input`, which is what a visitor does, and not `change`: an address changes several at once.
+    for event in (kernel.input, time.input, box.input, picked.then, seed.input):
         page.on(event, run, CorruptRequest, fields, outputs, link=("corrupt", link), **LIGHT)
     page.rendered.append((draw, last, [status]))
 

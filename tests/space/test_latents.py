@@ -141,7 +141,11 @@ def test_latents_out_of_time_say_so(tokenizer):
 def test_the_page_shows_what_a_model_over_latents_can_be_told(kind, tokenizer):
     blocks = build(make_pipe(tokenizer, kind), "a model")
     parts = list(blocks.blocks.values())
-    assert [part.label for part in parts if isinstance(part, gr.Tab)] == ["Write", "Between"]
+    assert [part.label for part in parts if isinstance(part, gr.Tab)] == [
+        "Write",
+        "Between",
+        "Laboratory",
+    ]
     assert all(function.api_visibility == "private" for function in blocks.fns.values())
 
     shown = {part.label: part for part in parts if getattr(part, "label", None)}

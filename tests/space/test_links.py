@@ -16,6 +16,7 @@ CHANGED = {
     "control": {"labels": [1], "words": "cat, dog", "length": 9},
     "compare": {"samplers": ["confidence", "ancestral"], "steps": [2, 16], "temperature": 0.0},
     "corrupt": {"kernel": "uniform", "time": 0.85, "text": "the cat", "seed": 3},
+    "laboratory": {"figure": "rings", "sampler": "langevin", "steps": 60, "way": 0.5},
 }
 
 
@@ -85,7 +86,7 @@ def test_every_tab_that_runs_can_be_linked(kind, tokenizer):
 def test_an_address_with_a_value_that_does_not_fit_fills_in_nothing(query, key, tokenizer):
     page = page_of("labelled", tokenizer)
     with pytest.raises(Refusal) as refused:
-        page.filled(query)
+        page.filled(query, "en")
     assert refused.value.key == key
     for language in ("en", "ru"):
         assert message_of(refused.value, language).endswith((".", "?"))
@@ -96,14 +97,14 @@ def test_a_setting_that_the_model_does_not_show_is_in_no_address(tokenizer):
     linked = page.linked["write"]
     assert "label" not in linked.address("write", linked.first_values)
     with pytest.raises(Refusal):
-        page.filled("tab=write&label=0")
+        page.filled("tab=write&label=0", "en")
 
 
 def test_an_address_fills_one_tab_and_leaves_the_others(tokenizer):
     page = page_of("labelled", tokenizer)
-    selected, *updates = page.filled("tab=fill&text=___&steps=7&__theme=dark")
+    selected, *updates = page.filled("tab=fill&text=___&steps=7&__theme=dark", "en")
     assert selected.selected == "fill"
-    fields = page.linked_fields()
+    fields = page.opened_components()[1:]
     filled = {
         id(field): update["value"]
         for field, update in zip(fields, updates, strict=True)
@@ -117,4 +118,13 @@ def test_an_address_fills_one_tab_and_leaves_the_others(tokenizer):
 @pytest.mark.parametrize("query", ["", "__theme=dark", "view=api", "steps=3"])
 def test_an_address_that_names_no_tab_changes_nothing(query, tokenizer):
     page = page_of("labelled", tokenizer)
-    assert all("value" not in update for update in page.filled(query))
+    assert all("value" not in update for update in page.filled(query, "en"))
+
+
+def test_a_tab_that_answers_at_once_has_the_answer_to_its_address(tokenizer):
+    page = page_of("labelled", tokenizer)
+    updates = page.filled("tab=corrupt&time=0&text=the+cat", "ru")
+    shown = dict(zip(map(id, page.opened_components()), updates, strict=True))
+    spans, summary, result = (shown[id(part)] for part in page.linked["corrupt"].outputs)
+    assert "".join(piece for piece, _ in spans) == "the cat" and result.changed == 0
+    assert "Изменено" in summary

@@ -609,7 +609,7 @@ def test_every_kind_of_pipeline_gets_a_page(kind, tokenizer):
     blocks = build(make_pipe(kind, tokenizer), "a model")
     tabs = [part for part in blocks.blocks.values() if isinstance(part, gr.Tab)]
     chat = ["Chat"] if kind in CHATS else []
-    names = [*chat, "Write", "Fill in", "Control", "Compare", "Corrupt"]
+    names = [*chat, "Write", "Fill in", "Control", "Compare", "Corrupt", "Laboratory"]
     assert [tab.label for tab in tabs] == names
     lacking = {
         part.elem_id for part in blocks.blocks.values() if str(part.elem_id).endswith("lacking")
@@ -662,13 +662,20 @@ def test_pipelines_that_write_no_texts_of_their_own_are_refused():
         Served(SimpleNamespace(), "a model")
 
 
-def test_nothing_is_open_to_other_programs(tokenizer):
-    """Every function of the page is private: no API page lists it and no client library may call it."""
+def test_two_functions_are_open_to_programs_and_take_turns_with_the_buttons(tokenizer):
+    """All others are private: no API page lists them and no client library may call them."""
     blocks = build(make_pipe("labelled", tokenizer), "a model")
-    assert len(blocks.fns) > 10
+    functions = [*blocks.fns.values()]
+    public = [function for function in functions if function.api_visibility != "private"]
+    assert len(functions) > 10 and [function.api_name for function in public] == ["write", "fill"]
+    heavy = [function for function in functions if function.concurrency_id == "model"]
+    assert len(heavy) == 4 + 2 and set(map(id, public)) <= set(map(id, heavy))
+    assert all(function.concurrency_limit == 1 and function.queue for function in heavy)
+
+
+def test_a_model_whose_words_appear_all_at_once_has_no_functions(tokenizer):
+    blocks = build(make_pipe("two_levels", tokenizer), "a model")
     assert all(function.api_visibility == "private" for function in blocks.fns.values())
-    heavy = [function for function in blocks.fns.values() if function.concurrency_id == "model"]
-    assert len(heavy) == 4 and all(function.concurrency_limit == 1 for function in heavy)
 
 
 @pytest.mark.parametrize(
@@ -716,6 +723,7 @@ def test_every_key_that_is_used_exists_and_every_text_is_used():
     ]
     assert not unused
     rooms = "error|chat|write|fill|control|compare|corrupt|plan|latents|between|status|needs|page"
+    rooms += "|opening|save|address|laboratory|examples|api"
     dotted = {text for text in literals if re.fullmatch(rf"({rooms})\.\w+(\.\w+)*", text)}
     assert dotted - {"page.language"} <= set(TEXTS)
 
