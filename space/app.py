@@ -15,6 +15,7 @@ from text_diffusers.hub.export import SHIPPED_MODEL
 from text_diffusers.hub.published.loader import as_dtype
 from text_diffusers.pipelines.pipeline_base import TextPipeline
 from text_diffusers.space.api import build_api
+from text_diffusers.space.gallery import build_gallery
 from text_diffusers.space.limits import Limits
 from text_diffusers.space.opening import build_opening
 from text_diffusers.space.parts.interface import Page
@@ -76,10 +77,12 @@ def build(pipe: Any, title: str = "text-diffusers", limits: Limits | None = None
         # What is wrong with an address stands before everything else.
         notice = gr.HTML("", visible=False, elem_id="notice")
         build_opening(page)
+        gallery = gr.Row(elem_id="gallery", elem_classes="buttons")
         with gr.Tabs(overflow_behavior="wrap") as page.tabs:
             for name in tabs_of(page.served):
                 with page.add(gr.Tab, {"label": f"tab.{name}"}, id=name, elem_id=f"tab-{name}"):
                     build_tab(page, name)
+        build_gallery(page, gallery)
         build_api(page)
         page.markdown("page.foot", "hint")
 

@@ -42,7 +42,7 @@ class Page:
         rendered: functions `(state, language) -> updates` that draw results anew, with their state and outputs.
         tabs: the component that holds the tabs.
         linked: tabs whose settings an address can hold, by their names.
-        openers: buttons that open a linked tab with certain settings: `(button, tab, settings by name)`.
+        openers: buttons that open a linked tab, its name, and the settings that differ from its first ones.
     """
 
     def __init__(self, served: Served):
@@ -180,7 +180,8 @@ class Page:
         blocks.load(open_page, None, [self.language, asked, notice, *outputs], **LIGHT)
         self.language.change(notice_of, [asked, self.language], notice, **LIGHT)
         for button, tab, values in self.openers:
-            query = self.linked[tab].address(tab, values).removeprefix("?")
+            linked = self.linked[tab]
+            query = linked.address(tab, linked.first_values | values).removeprefix("?")
             button.click(partial(open_settings, query), self.language, outputs, **LIGHT)
 
     def opened_components(self) -> list[Any]:

@@ -82,7 +82,10 @@ CSS = """
 #language { min-width: 0 !important; width: auto !important; flex: 0 0 auto; }
 #language .wrap { flex-wrap: nowrap; gap: .3rem; }
 #language label { padding: .2rem .6rem; font-size: .82rem; }
-#language input { display: none; }
+/* Out of sight, but not out of reach of the keyboard */
+#language input { position: absolute; opacity: 0; width: 1px; height: 1px; }
+#language label:focus-within, a:focus-visible, button:focus-visible { outline: 2px solid #2b827d;
+  outline-offset: 2px; }
 #language span { margin: 0; }
 .lead { max-width: 46rem; }
 .lead p { font-size: 1.02rem; }
@@ -106,7 +109,9 @@ CSS = """
 #opening { gap: .5rem; }
 #opening .html-container, #notice .html-container { padding: 0 !important; }
 #opening-text, #notice { padding: 0 !important; }
-#opening .buttons button, .links button, .links a { flex: 0 0 auto; width: auto; min-width: 0 !important; }
+#gallery { gap: .5rem; flex-wrap: wrap; }
+#opening .buttons button, #gallery button, .links button, .links a { flex: 0 0 auto; width: auto;
+  min-width: 0 !important; }
 #laboratory-noise .html-container, #laboratory-ways .html-container { padding: 0 !important; }
 .settling { font: 1.2rem/1.9 var(--reading); background: #fff; color: #1d2430; margin: 0; padding: .7rem .9rem;
   border-radius: 8px; white-space: pre-line; overflow-wrap: anywhere; }

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from text_diffusers.space.limits import integer, text
+from text_diffusers.space.parts.examples import examples_for
 from text_diffusers.space.parts.interface import LIGHT, MODEL, Fields, Page
 from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.pieces import color_map
@@ -14,8 +15,6 @@ from text_diffusers.space.parts.running import Run, texts_of
 from text_diffusers.space.parts.saving import SaveButtons
 from text_diffusers.space.parts.texts import decimal, say
 
-# Of chat messages and of novels, the two styles of the shipped model
-BEGINNINGS = ("I think", "She was")
 KEPT_SECONDS = 3600  # for which results stay in memory
 
 
@@ -175,8 +174,13 @@ def example_chips(page: Page, box: Any, examples: Sequence[str]) -> Any:
     return chips.click(lambda sample: sample[0], chips, box, **LIGHT)
 
 
-def prompt_box(page: Page, tab: str, examples: Sequence[str] = BEGINNINGS) -> Any:
-    """The box for the beginning of a text."""
+def prompt_box(page: Page, tab: str, examples: Sequence[str] = ()) -> Any:
+    """The box for the beginning of a text.
+
+    Args:
+        examples: by default the first two beginnings.
+    """
+    examples = examples or examples_for(page.served).beginnings[:2]
     return text_box(page, "prompt", f"{tab}-prompt", examples, lines=2)
 
 

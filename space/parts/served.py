@@ -1,5 +1,6 @@
 """The pipeline behind the page: its kind and samplers, and how much it may be asked to write."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,11 @@ from text_diffusers.space.limits import Limits, Refusal
 
 # A start and an end token stand around a text.
 ENDS_AROUND = 2
+
+# Letters that tell what a model writes, and how many tokens are asked about it
+CYRILLIC = re.compile("[А-Яа-яЁё]")
+LATIN = re.compile("[A-Za-z]")
+TOKENS_READ = 4000
 
 # The pipeline's scheduler as it is, where it is none of the named samplers
 OWN = "own"
@@ -58,6 +64,15 @@ class Served:
         """Whether guidance can strengthen the beginning of a text."""
         # Embeddings are guided by a source instead; without its beginning, a text would stand in other blocks.
         return self.kind == "tokens" or self.guides_by_masks
+
+    @cached_property  # which many tokens are read for
+    def writes_russian(self) -> bool:
+        """Whether more tokens have Cyrillic letters than Latin ones; of a large vocabulary some are read."""
+        tokenizer = self.pipe.tokenizer
+        stride = max(1, len(tokenizer) // TOKENS_READ)
+        texts = tokenizer.batch_decode([[token] for token in range(0, len(tokenizer), stride)])
+        cyrillic = sum(CYRILLIC.search(text) is not None for text in texts)
+        return cyrillic > sum(LATIN.search(text) is not None for text in texts)
 
     @property
     def takes_negative_prompt(self) -> bool:

@@ -11,6 +11,7 @@ from text_diffusers.common.plain_text import encode_plain
 from text_diffusers.kernels import kernels_of, make_scheduler
 from text_diffusers.space.limits import Refusal, number, one_of, text
 from text_diffusers.space.parts import settings
+from text_diffusers.space.parts.examples import examples_for
 from text_diffusers.space.parts.interface import LIGHT, Page
 from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
@@ -33,10 +34,6 @@ ROWS_AT_ONCE = 32  # of the transition matrix, each as wide as the vocabulary
 MASKED = "[MASK]"
 CHANGED = "≠"
 COLORS = {MASKED: HIDDEN_COLOR, CHANGED: "#d98e04"}
-EXAMPLES = [
-    "She walked slowly down to the sea and looked at the boats.",
-    "I think we should all go to the cinema tonight.",
-]
 
 
 @dataclass
@@ -117,8 +114,9 @@ def build_corrupt_tab(page: Page):
     """Lay out the tab and connect it."""
     kernels = Kernels(page.served)
     limit = page.served.limits.characters
+    examples = examples_for(page.served).whole
     # The tab opens with a result, which shows what it is for.
-    first_request = CorruptRequest(kernel=kernels.names[0], time=0.4, text=EXAMPLES[0], seed=0)
+    first_request = CorruptRequest(kernel=kernels.names[0], time=0.4, text=examples[0], seed=0)
     first_result = corrupted(kernels, limit, first_request)
 
     def choices(language: str) -> list[tuple[str, str]]:
@@ -128,7 +126,7 @@ def build_corrupt_tab(page: Page):
     inputs, results = two_columns()
     with inputs:
         box = empty_box(page, "text", "corrupt-text", lines=3, value=first_request.text)
-        picked = example_chips(page, box, EXAMPLES)
+        picked = example_chips(page, box, examples)
         words = {"label": "corrupt.kernel", "choices": choices}
         kernel = page.add(gr.Radio, words, value=first_request.kernel, elem_id="corrupt-kernel")
         seed = settings.seed_number(page)

@@ -8,6 +8,7 @@ from typing import Any
 from text_diffusers.pipelines.text_gaps import encode_with_masks
 from text_diffusers.space.limits import Refusal, text
 from text_diffusers.space.parts import settings
+from text_diffusers.space.parts.examples import examples_for
 from text_diffusers.space.parts.interface import Page
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.running import Run
@@ -16,7 +17,6 @@ from text_diffusers.space.parts.served import Served
 
 # Three underscores or more, or a number of tokens in brackets
 GAP = re.compile(r"_{3,}|\[(\d{1,4})\]")
-EXAMPLES = ["The ___ was [2] and I ___ it.", "She [3] the door.", "I think [4]."]
 
 
 @dataclass
@@ -28,15 +28,16 @@ class FillRequest(settings.RunRequest):
 
 def build_fill_tab(page: Page):
     """Lay out the tab and connect it."""
+    examples = examples_for(page.served).gaps
     page.markdown("fill.lead", "lead")
     inputs, results = two_columns()
 
     with inputs:
-        box = text_box(page, "fill.text", "fill-text", EXAMPLES, lines=4, value=EXAMPLES[0])
+        box = text_box(page, "fill.text", "fill-text", examples, lines=4, value=examples[0])
         # Only what decides the text stands outside the drawer.
         fields = {"text": box, "label": settings.label_radio(page)}
         with page.more_settings("fill"):
-            fields |= settings.run_settings(page, count=3, given={"text": EXAMPLES[0]})
+            fields |= settings.run_settings(page, count=3, given={"text": examples[0]})
         buttons = run_buttons(page, "fill")
     with results:
         # The whole row is the text, even behind an end that the model wrote in a gap.

@@ -10,6 +10,7 @@ import gradio as gr
 
 from text_diffusers.space.limits import Refusal, integer, number, one_of, text
 from text_diffusers.space.parts import settings
+from text_diffusers.space.parts.examples import examples_for
 from text_diffusers.space.parts.interface import MODEL, Fields, Page
 from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
@@ -17,8 +18,6 @@ from text_diffusers.space.parts.running import generator, growing
 from text_diffusers.space.parts.screen import KEPT_SECONDS, run_buttons, text_box
 from text_diffusers.space.parts.texts import decimal, say
 
-SOURCES = ("Hi! How was your day?", "Do you like music?")
-ENDS = (("I went to the park today.", "She was late."), ("Do you like music?", "I am so happy!"))
 HIGHEST_SCALE = 5.0
 DEFAULT_LENGTH = 48
 DEFAULT_WAY = 5  # texts
@@ -180,7 +179,9 @@ def source_box(page: Page, tab: str, is_read: bool) -> Any:
     """The box for a text to write from."""
     if not is_read:
         return gr.State("")
-    return text_box(page, "latents.source", f"{tab}-source", SOURCES, lines=2)
+    return text_box(
+        page, "latents.source", f"{tab}-source", examples_for(page.served).sources, lines=2
+    )
 
 
 def accepted_source(page: Page, value: Any) -> dict[str, str]:
@@ -250,7 +251,8 @@ def build_between_tab(page: Page):
     inputs, results = two_columns()
     with inputs:
         fields: Fields = {}
-        for name, examples in zip(("first", "second"), ENDS, strict=True):
+        ends = examples_for(served).ends
+        for name, examples in zip(("first", "second"), ends, strict=True):
             fields[name] = text_box(
                 page, f"between.{name}", f"between-{name}", examples, value=examples[0], lines=2
             )

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from text_diffusers.space.parts import settings
+from text_diffusers.space.parts.examples import examples_for
 from text_diffusers.space.parts.interface import Page
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.running import Run
 from text_diffusers.space.parts.screen import Screen, accepted_prompt, prompt_box, run_buttons
-
-EXAMPLES = ["I think", "Do you like", "She was", "The old house"]
 
 
 @dataclass
@@ -27,7 +26,7 @@ def build_write_tab(page: Page):
 
     with inputs:
         # Only what decides the text stands outside the drawer.
-        fields = {"prompt": prompt_box(page, "write", EXAMPLES)}
+        fields = {"prompt": prompt_box(page, "write", examples_for(page.served).beginnings)}
         fields["label"] = settings.label_radio(page)
         with page.more_settings("write"):
             fields["length"] = settings.length_slider(page)

@@ -1,13 +1,18 @@
 """The Space over HTTP and in a real browser: both languages, wide and narrow, hostile words, too many visitors."""
 
 import concurrent.futures
+import io
+import json
 import os
 import re
 import shutil
 import threading
+from pathlib import Path
+from urllib.parse import urlencode
 
 import httpx
 import pytest
+from PIL import Image
 from support.space_pages import endpoint, make_pipe, running
 
 from text_diffusers.space.parts.running import WORKER
@@ -17,7 +22,7 @@ from text_diffusers.space.parts.texts import TEXTS
 pytestmark = pytest.mark.slow
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-TABS = ("write", "fill", "control", "compare", "corrupt")
+TABS = ("write", "fill", "control", "compare", "corrupt", "laboratory")
 FIRE = "window.__fired=1"
 XSS = [
     f"<script>{FIRE}</script>",
@@ -79,8 +84,8 @@ def visit(browser):
     """Opens a page, which must at the end have reported no error and asked no other machine for anything."""
     contexts, troubles = [], []
 
-    def open_page(url, size=BROAD, locale="en-US", tolerated=()):
-        context = browser.new_context(viewport=size, locale=locale)
+    def open_page(url, size=BROAD, locale="en-US", tolerated=(), motion="no-preference"):
+        context = browser.new_context(viewport=size, locale=locale, reduced_motion=motion)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(30_000)
@@ -314,3 +319,145 @@ def test_foreign_pages_get_no_answer_they_may_read(address):
     assert "access-control-allow-origin" not in answer.headers
     large = {"files": ("large.bin", b"0" * 200_000)}
     assert httpx.post(f"{address}/gradio_api/upload", files=large).status_code == 413
+
+
+# The first screen, addresses and files
+
+COLOR_OF_LAST = "getComputedStyle(document.querySelector('#opening-text span:last-of-type')).color"
+OPAQUE = "rgb(29, 36, 48)"
+
+
+@pytest.mark.parametrize("size", [BROAD, NARROW], ids=["broad", "narrow"])
+def test_the_first_screen_shows_a_text_that_settles_without_a_click(size, address, visit):
+    page = visit(address, size)
+    assert page.evaluate(COLOR_OF_LAST) != OPAQUE
+    page.wait_for_function(f"{COLOR_OF_LAST} === '{OPAQUE}'", timeout=8000)
+    place = page.locator("#opening-text").bounding_box()
+    assert place["y"] + place["height"] < size["height"]
+
+    page.click("#opening-again")
+    assert page.evaluate(COLOR_OF_LAST) != OPAQUE
+    page.wait_for_function(f"{COLOR_OF_LAST} === '{OPAQUE}'", timeout=8000)
+
+
+def test_nothing_moves_for_a_visitor_who_wants_less_motion(address, visit):
+    page = visit(address, motion="reduce")
+    assert page.evaluate(COLOR_OF_LAST) == OPAQUE
+    animations = "document.querySelector('#opening-text').getAnimations({subtree: true}).length"
+    assert page.evaluate(animations) == 0
+    assert not page.is_visible("#opening-again")
+
+
+def test_the_settings_of_the_first_text_write_it_again(address, visit):
+    page = visit(address)
+    page.click("#opening-open")
+    # One text of 20 tokens, which the tab does not begin with
+    page.wait_for_function("document.querySelector('#write-more') !== null")
+    page.click("#write-more")
+    page.wait_for_function("document.querySelector('#write-more input[type=number]').value !== '0'")
+    run_tab(page, "write")
+    words = "".join(page.inner_text("#opening-text").split())
+    assert "".join(page.inner_text("#write-texts .textfield").split()) == words
+
+
+def test_the_link_of_a_run_gives_the_same_text_to_another_visitor(address, visit):
+    page = visit(address)
+    page.fill("#write-prompt textarea", "<b>a & Ω")
+    page.click("#write-more")
+    page.fill("#write-more input[type=number] >> nth=1", "9")
+    page.keyboard.press("Tab")
+    run_tab(page, "write")
+    text = page.inner_text("#write-texts .textfield")
+    link = page.get_attribute("#write-link", "href")
+    assert link.startswith("?tab=write&") and "steps=9" in link
+
+    other = visit(f"{address}/{link}", locale="ru-RU")
+    other.wait_for_function("document.querySelector('#write-prompt textarea').value === '<b>a & Ω'")
+    run_tab(other, "write")
+    assert other.inner_text("#write-texts .textfield") == text
+
+
+@pytest.mark.parametrize(
+    ("query", "shown"),
+    [
+        ("tab=corrupt&time=0&text=the+cat&kernel=uniform", "Изменено токенов: 0 из"),
+        ("tab=laboratory&figure=eight&sampler=ddpm&steps=5", "после 5 из 5 вызовов"),
+    ],
+)
+def test_a_tab_that_answers_at_once_opens_with_the_answer_to_its_address(
+    query, shown, address, visit
+):
+    page = visit(f"{address}/?{query}", locale="ru-RU")
+    page.wait_for_function(
+        "shown => document.body.innerText.replaceAll('\\n', ' ').includes(shown)", arg=shown
+    )
+    page.wait_for_timeout(1500)  # in which nothing takes it away again
+    assert shown in " ".join(page.inner_text("body").split())
+
+
+@pytest.mark.parametrize(("locale", "language"), [("en-US", "en"), ("ru-RU", "ru")])
+def test_an_address_that_does_not_fit_is_refused_in_words_and_changes_nothing(
+    locale, language, address, visit
+):
+    page = visit(f"{address}/?tab=fill&text=a+___&steps=900", locale=locale)
+    page.wait_for_selector("#notice [role=alert]")
+    lead = say_in(page, language, "address.refused")
+    page.wait_for_function("w => document.querySelector('#notice').innerText.includes(w)", arg=lead)
+    assert "900" not in page.inner_text("#notice") and "128" in page.inner_text("#notice")
+    assert page.is_visible("#tab-write") and not page.is_visible("#tab-fill")
+
+    # The sentence follows the language switch.
+    other = {"en": "ru", "ru": "en"}[language]
+    page.click(f"#language label:nth-child({1 + (other == 'ru')})")
+    words = say_in(page, other, "address.refused")
+    page.wait_for_function(
+        "w => document.querySelector('#notice').innerText.includes(w)", arg=words
+    )
+
+
+def test_hostile_addresses_stay_words(address, visit):
+    for payload in XSS[:4]:
+        for query in (
+            {"tab": payload},
+            {"tab": "write", payload: "1"},
+            {"tab": "fill", "text": payload},
+        ):
+            page = visit(f"{address}/?{urlencode(query)}")
+            page.wait_for_selector("#notice [role=alert]")
+            assert page.evaluate("window.__fired") is None
+            assert page.evaluate("document.querySelectorAll('#notice p > *').length") == 0
+            page.close()
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "json"])
+def test_a_run_is_saved_without_a_file_of_the_server(kind, address, visit):
+    page = visit(address)
+    assert not page.is_visible(f"#write-{kind}")
+    run_tab(page, "write")
+    with page.expect_download() as download:
+        page.click(f"#write-{kind}")
+    content = Path(download.value.path()).read_bytes()
+    assert download.value.suggested_filename.endswith(f"-write-0.{kind}")
+    assert download.value.url.startswith("data:")
+    if kind == "json":
+        text = "".join(page.inner_text("#write-texts .textfield").split())
+        assert "".join("".join(json.loads(content)["texts"]).split()) == text
+    else:
+        assert Image.open(io.BytesIO(content)).format == kind.upper()
+
+
+def test_the_laboratory_answers_to_the_keyboard(address, visit):
+    page = visit(address)
+    open_tab(page, "laboratory")
+    points = "document.querySelector('#laboratory-ways .points').getAttribute('d')"
+    before = page.evaluate(points)
+    page.locator("#laboratory-way input[type=range]").focus()
+    page.keyboard.press("Home")
+    page.wait_for_function(f"before => {points} !== before", arg=before)
+    assert "after 0 of" in page.inner_text("#laboratory-ways")
+
+    page.locator("#laboratory-sampler input").nth(2).focus()
+    page.keyboard.press("Space")
+    page.wait_for_function(
+        "document.querySelector('#laboratory-link')?.href.includes('sampler=dpm_solver')"
+    )
