@@ -1,0 +1,53 @@
+"""Verses of the King James Bible in the English of today."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from parts.understanding.baselines import Row
+from parts.understanding.config import UnderstandingConfig
+from parts.understanding.filling import rewrite, size_of
+from parts.understanding.scores import (
+    chrf,
+    mean_with_error,
+    share_of_new_words,
+    share_with_error,
+    token_f1,
+)
+from parts.understanding.training import train
+from text_diffusers import TextDiffusionPipeline
+
+TASK = "paraphrase"
+WRITING_STEPS = 32
+
+
+def record(rows: Sequence[Row], texts: Sequence[str], **facts: Any) -> dict[str, Any]:
+    """The figures of paraphrases, and the paraphrases."""
+    pairs = list(zip(texts, rows, strict=True))
+    new = [share_of_new_words(text, row["text"], row["source"]) for text, row in pairs]
+    found, wanted = zip(*new, strict=True)
+    return {
+        **facts,
+        "chrf": mean_with_error([chrf(text, row["text"]) for text, row in pairs]),
+        "f1": mean_with_error([token_f1(text, row["text"]) for text, row in pairs]),
+        "new_words": share_with_error(found, wanted),
+        "answers": list(texts),
+    }
+
+
+def copied(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str, Any]:
+    """The verse as it is."""
+    return record(rows, [row["source"] for row in rows])
+
+
+def rewritten(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str, Any]:
+    """Masked diffusion writes the new verse from the old one."""
+    trained = train(options, f"{TASK}_scratch")
+    pipe: Any = TextDiffusionPipeline.from_pretrained(trained["folder"])
+    texts = rewrite(pipe, [row["source"] for row in rows], WRITING_STEPS, options.batch_size)
+    return record(rows, texts, minutes=trained["minutes"], parameters=size_of(pipe))
+
+
+SYSTEMS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = {
+    "copied": ("the verse as it is", copied, {}),
+    "scratch": ("masked diffusion, from nothing, written from the verse", rewritten, {}),
+}
