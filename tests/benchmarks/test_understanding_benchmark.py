@@ -69,7 +69,7 @@ def test_a_run_of_seconds_leaves_a_table_of_all_tasks(tmp_path, monkeypatch, cap
     pairs = [{"text": f"You love {i}.", "source": f"Thou lovest {i}."} for i in range(200)]
     write_rows(pairs[:180], tmp_path / "data/paraphrase/train.jsonl")
     write_rows(pairs[180:], tmp_path / "data/paraphrase/validation.jsonl")
-    for part in make_masked_lm("bert"):
+    for part in make_masked_lm("bert", max_position_embeddings=128):
         part.save_pretrained(tmp_path / "encoder")
 
     options = UnderstandingConfig(
@@ -78,6 +78,7 @@ def test_a_run_of_seconds_leaves_a_table_of_all_tasks(tmp_path, monkeypatch, cap
         minilm=str(tmp_path / "encoder"),
         num_texts=8,
         budget=0.003,
+        vocab_size=300,
     )
     results = understanding.main(options)
     assert list(results) == list(TASKS)

@@ -49,7 +49,9 @@ class Training:
 
 TRAININGS = {
     "tags_tagger": Training(
-        "train_classifier", 4, FROM_SCRATCH | {"tags_column": "tags", "length": 64}
+        "train_classifier",
+        4,
+        FROM_SCRATCH | {"tags_column": "tags", "length": 64, "vocab_size": 4096},
     ),
     "tags_scratch": Training(
         "train_d3pm", 4, FROM_SCRATCH | {"packing": False, "length": 96, "vocab_size": 4096}
@@ -117,6 +119,9 @@ class UnderstandingConfig:
     tasks: list[str] = free_option(list(TASKS), help=", ".join(TASKS))
     num_texts: int = option(500, "held-out texts of a task, spread over all", limit="at least 1")
     budget: float = option(1.0, "all minutes are multiplied by it", limit="above 0")
+    vocab_size: int | None = option(
+        None, "tokens of every tokenizer that is trained; default: as in `TRAININGS`"
+    )
     minilm: str = option("data/models/minilm", "folder of the sentence encoder to start from")
     batch_size: int = free_option(50, help="texts that are answered together", limit="at least 1")
     seed: int = option(0, "of trainings and draws")

@@ -43,6 +43,8 @@ def run_recipe(options: UnderstandingConfig, name: str, folder: Path) -> dict[st
         option: options.minilm if value == ENCODER else value
         for option, value in training.options.items()
     }
+    if options.vocab_size is not None and "vocab_size" in settings:
+        settings["vocab_size"] = options.vocab_size
     minutes = training.minutes * options.budget
     common = {
         "dataset": str(options.data_folder(name.partition("_")[0])),
