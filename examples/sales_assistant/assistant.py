@@ -19,10 +19,10 @@ from text_diffusers.samplers import with_sampler
 from text_diffusers.training.config import check_options, option
 from text_diffusers.training.recipes import run
 
-MOST_FACTS = 6
-MOST_MOVED = 4
 # As in "2 990", thousands apart
 NUMBER = re.compile("[0-9]+(?:[ ,.][0-9]{3})*")
+# What replies are written of, beside digits: with all of Unicode an automaton has ten times as many states.
+SIGN = "[ !-/:-~А-Яа-яЁё«»—–…№₽]"
 # Draws for each reply that is asked for: some come out alike.
 DRAWS = 2
 # Tokens of the shortest reply, in tokens of its facts
@@ -31,13 +31,10 @@ SETTINGS = {"temperature": 0.7, "top_p": 0.9}
 
 
 def fact_pattern(facts: Sequence[str], note: str = "") -> str:
-    """A regular expression of texts that hold all facts, and no number that neither they nor the note have.
+    """A regular expression of texts that hold all facts, in any order, and no number that is not known.
 
-    So no price can be invented. Up to four facts may come in the order given or with two neighbours exchanged, as
-    replies of the team have them, and more facts in their order: all orders would be too many for an automaton.
-
-    Raises:
-        ValueError: if there are more than `MOST_FACTS`.
+    Known are the numbers of the facts and of the note, so that no price can be invented. A fact is there if
+    `conversations.missing_facts` finds it.
 
     Example:
         >>> pattern = fact_pattern(["Anna", "$129"], note="warranty 2 years")
@@ -45,20 +42,24 @@ def fact_pattern(facts: Sequence[str], note: str = "") -> str:
         >>> [bool(re.fullmatch(pattern, text)) for text in texts]
         [True, True, False, False]
     """
-    facts = list(dict.fromkeys(facts))
-    if len(facts) > MOST_FACTS:
-        raise ValueError(f"`facts` must be at most {MOST_FACTS}, got {len(facts)}.")
-    # Signs, of which no digit is one that the note does not have; facts stand between what is no letter and no digit.
-    numbers = [re.escape(number) for number in sorted({*NUMBER.findall(note)})]
-    sign = f"(?:[^0-9]|(?:{'|'.join(numbers)})[^0-9])" if numbers else "[^0-9]"
-    before, between, behind = f"(?:{sign}*\\W)?", rf"(?:\W|\W{sign}*\W)", f"(?:\\W{sign}*)?"
+    numbers = sorted(
+        {number for text in (note, *facts) for number in NUMBER.findall(text)},
+        key=len,
+        reverse=True,
+    )
+    body = f"{SIGN}*"
+    if numbers:
+        known = "|".join(map(re.escape, numbers))
+        body = f"{SIGN}*(?:(?:{known}){SIGN}+)*(?:{known})?"
+    return "".join(f"(?={holds(fact)})" for fact in dict.fromkeys(facts)) + body
 
-    orders = [facts]
-    for place in range(len(facts) - 1 if len(facts) <= MOST_MOVED else 0):
-        exchanged = [*facts]
-        exchanged[place : place + 2] = reversed(facts[place : place + 2])
-        orders.append(exchanged)
-    return "|".join(before + between.join(map(re.escape, order)) + behind for order in orders)
+
+def holds(fact: str) -> str:
+    """The beginnings of texts that end behind a fact."""
+    # A number that stands behind "5 " or before ".5" is a part of another one.
+    before = r"[^\w ,.]|(?:^|\D)[ ,.]" if fact[:1].isdigit() else r"\W"
+    after = r"[^\w,.]|[,.](?:\D|\Z)|\Z"
+    return rf"(?:(?:.|\n)*(?:{before}))?{re.escape(fact)}(?:{after})"
 
 
 class SalesAssistant:

@@ -86,11 +86,14 @@ class Situation:
         return self.case.partition(".")[0]
 
 
-def generate(language: str, count: int, seed: int = 0) -> list[Record]:
+def generate(language: str, count: int, seed: int = 0, varied: bool = False) -> list[Record]:
     """Different conversations: the same arguments, the same conversations.
 
     Args:
         language: "en" or "ru".
+        varied: whether each conversation has a catalogue of its own, with the products of the true one, but other
+            brands, prices, stock, delivery and warranty. A model that always meets the true ones learns the catalogue
+            by heart, and does not read the note.
 
     Returns:
         Records with `language`, `customer` (`name` and `history`), `tone`, `intent`, `product`, `price`, `stock`,
@@ -102,11 +105,13 @@ def generate(language: str, count: int, seed: int = 0) -> list[Record]:
     require_key("language", language, LANGUAGES)
     require_int("count", count, 1)
     writer = ConversationWriter(language)
-    rng = random.Random(f"{language} {seed}")
+    rng = random.Random(f"{language} {seed}{' varied' if varied else ''}")
 
     records: list[Record] = []
     seen = set()
     for _ in range(MOST_DRAWS * count):
+        if varied:
+            writer.products = varied_catalogue(language, rng)
         record = writer.write(rng)
         turns = tuple(turn["content"] for turn in record["messages"])
         if turns in seen:
@@ -397,6 +402,67 @@ def as_pair(record: Record) -> dict[str, Any]:
         "tone": record["tone"],
         "facts": record["facts"],
     }
+
+
+# Catalogues of other shops
+
+# Of a brand; two to four stand together, then an ending
+SYLLABLES = {
+    "en": "ba be bo ca co da de di do fa fe fi ga go ka ki la le li lo lu ma me mi mo na ne ni no pa pe pi po "
+    "ra re ri ro sa se si so ta te ti to va ve vi vo za zo bran cor dren fal gor kar len mar nor pel "
+    "ras sten tor vin zel".split(),
+    "ru": "ба бе бо ва ве ви во га го да де ди до за зо ка ки ко ла ле ли ло лу ма ме ми мо на не ни но па пе пи по "
+    "ра ре ри ро са се си со та те ти то фа фе фи бран дрен вин гор зел кар кор лен мар нор пел рас стен "
+    "тор фал".split(),
+}
+ENDINGS = {"en": "no ra ta lo ro on ix er".split(), "ru": "но ра та ло ро он икс ер".split()}
+# Hundredths of a price that are taken off it
+DISCOUNTS = (5, 8, 10, 12, 15)
+
+
+def varied_catalogue(language: str, rng: random.Random) -> list[dict[str, Any]]:
+    """The products of the catalogue with brands and figures drawn anew; what is sold out stays so."""
+    products = []
+    for product in read_catalogue():
+        own = product[language]
+        brand = varied_brand(language, rng)
+        price = varied_price(language, rng)
+        offer = price - max(1, price * rng.choice(DISCOUNTS) // 100)
+
+        # A name is the product with its brand, in each case of Russian.
+        names = {
+            form: own[form].replace(own["brand"], brand)
+            for form in ("name", "genitive", "accusative")
+            if form in own
+        }
+        figures = {
+            "stock": rng.randint(1, 60) if product["stock"] else 0,
+            "delivery_days": rng.randint(1, 14),
+            "warranty_years": rng.randint(1, 5),
+        }
+        products.append(
+            product
+            | figures
+            | {language: own | names | {"brand": brand, "price": price, "offer": offer}}
+        )
+    return products
+
+
+def varied_brand(language: str, rng: random.Random) -> str:
+    """A word that could be a brand, and is none of the catalogue."""
+    taken = {product[language]["brand"] for product in read_catalogue()}
+    while True:
+        syllables = rng.choices(SYLLABLES[language], k=rng.randint(1, 3))
+        brand = "".join([*syllables, rng.choice(ENDINGS[language])]).capitalize()
+        if brand not in taken:
+            return brand
+
+
+def varied_price(language: str, rng: random.Random) -> int:
+    """Small prices as often as large ones: from 9 to 1,500, and in Russian from 490 to 60,000, in tens."""
+    if language == "en":
+        return round(9 * (1_500 / 9) ** rng.random())
+    return 10 * round(49 * (6_000 / 49) ** rng.random())
 
 
 # Files

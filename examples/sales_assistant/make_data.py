@@ -9,6 +9,10 @@ What is held out: all conversations about four products of which no training con
 the pairs of another product and the body of a reply. The sentences themselves are those of the training part, so that
 the held-out part asks whether a model puts facts that it has not seen into sentences that it knows. It does not ask
 for new sentences.
+
+Each conversation to learn from has brands and figures of its own, and those that are held out have the catalogue's. A
+model that always meets the same ones learns the catalogue by heart, and knows nothing of a product that is new.
+`--varied false` lets training have the catalogue, too.
 """
 
 from dataclasses import dataclass
@@ -42,6 +46,10 @@ class DataOptions:
         "write .jsonl files with `source`, the note and the turns, and `reply`, for recipes with --source_column",
     )
 
+    varied: bool = option(
+        True, "each conversation to learn from has brands and figures of its own, see above"
+    )
+
     def __post_init__(self):
         check_options(self)
         if self.pairs and self.note:
@@ -58,11 +66,13 @@ class DataOptions:
 
 
 def main(options: DataOptions):
-    records = generate(options.language, options.count, options.seed)
-    if options.note:
-        records = [with_note(record) for record in records]
+    train, held_out = split(generate(options.language, options.count, options.seed))
+    if options.varied:
+        train, _ = split(generate(options.language, options.count, options.seed, varied=True))
 
-    for path, part in zip(paths_of(options.output), split(records), strict=True):
+    for path, part in zip(paths_of(options.output), (train, held_out), strict=True):
+        if options.note:
+            part = [with_note(record) for record in part]
         write_records([as_pair(record) for record in part] if options.pairs else part, path)
         print(f"{path}: {len(part):,} conversations")
 

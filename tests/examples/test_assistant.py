@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import random
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,37 +23,35 @@ train_d3pm = load_script("train_d3pm")
 
 
 @pytest.mark.parametrize("language", ["en", "ru"])
-def test_replies_of_the_team_match_their_pattern_and_altered_ones_do_not(language):
+def test_a_pattern_matches_what_holds_all_facts_and_no_number_of_its_own(language):
+    rng = random.Random(0)
     pairs = [as_pair(record) for record in generate(language, 300)]
-    matched = 0
+    outcomes = Counter()
     for pair in pairs:
-        pattern = fact_pattern(pair["facts"], pair["source"])
-        matched += bool(re.fullmatch(pattern, pair["reply"]))
+        facts = pair["facts"]
+        pattern = fact_pattern(facts, pair["source"])
+        known = set(NUMBER.findall(" ".join([pair["source"], *facts])))
+        others = rng.choice(pairs)["facts"]
+        for _ in range(8):
+            words = pair["reply"].split(" ")
+            place = rng.randrange(len(words))
+            words[place : place + rng.randrange(3)] = rng.choice(
+                [[], [rng.choice(facts)], [rng.choice(others)], [f"x{rng.choice(facts)}"], ["7,"]]
+            )
+            text = " ".join(words)
+            is_right = not missing_facts(text, facts) and known >= set(NUMBER.findall(text))
+            assert bool(re.fullmatch(pattern, text)) == is_right, (facts, text)
+            outcomes[is_right] += 1
+        assert re.fullmatch(pattern, pair["reply"])
+    assert min(outcomes.values()) > 500
 
-        for fact in pair["facts"]:
-            assert not re.fullmatch(pattern, pair["reply"].replace(fact, ""))
-            assert not re.fullmatch(pattern, pair["reply"].replace(fact, f"x{fact}x"))
-        assert not re.fullmatch(pattern, pair["reply"] + " Only 777777 today!")
 
-    # The rest has its facts in another order, which is not asked for.
-    assert matched > 0.95 * len(pairs)
-
-
-def test_a_pattern_takes_facts_in_their_order_or_with_two_neighbours_exchanged():
-    facts = ["one", "two", "three"]
-    pattern = fact_pattern(facts)
-    orders = {
-        order
-        for order in itertools.permutations(facts)
-        if re.fullmatch(pattern, f"So {', '.join(order)}.")
-    }
-    assert orders == {
-        ("one", "two", "three"),
-        ("two", "one", "three"),
-        ("one", "three", "two"),
-    }
-    with pytest.raises(ValueError, match="`facts` must be at most 6, got 7"):
-        fact_pattern([*"abcdefg"])
+@pytest.mark.parametrize("order", itertools.permutations(["one", "two", "5 days", "5 000"]))
+def test_facts_may_come_in_any_order(order):
+    pattern = fact_pattern(["one", "two", "5 days", "5 000"])
+    assert re.fullmatch(pattern, f"So {', '.join(order)}.")
+    for fact in order:
+        assert not re.fullmatch(pattern, f"So {', '.join(order)}.".replace(fact, "three"))
 
 
 @pytest.mark.slow

@@ -32,6 +32,11 @@ PATTERNS = [
     r"(?a:\w)+",
     r"x(?:$|y)",
     r"(?x: a b )?c",
+    r"(?=.*a)(?=.*1)[ab0-3]{2,5}",
+    r"(?!.*bb)(?!.*[AB]\Z)[abAB]+",
+    r"(?s)(?=[é-ü]|日)(?!..\n).*",
+    r"(?=)(?![^\s\S])a+",
+    r"",
 ]
 LETTERS = "abcABCxyz0123 \n-_éKkſsSßß日本😀\u2028٣"
 
@@ -76,7 +81,9 @@ def test_an_automaton_accepts_the_texts_that_match(pattern):
     "pattern, reason",
     [
         (r"a(?=b)", "look-around"),
-        (r"(?<!a)b", "look-around"),
+        (r"(?=a(?!b))a", "look-around"),
+        (r"(?<!a)b", "look-behind"),
+        (r"(?=a)(?!ab?)ab", "match some text"),
         (r"(a)\1", "a back reference"),
         (r"(a)?(?(1)b|c)", "a condition on a group"),
         (r"(?>a|ab)c", "an atomic group"),

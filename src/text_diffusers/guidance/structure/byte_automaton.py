@@ -2,19 +2,23 @@
 
 From the tree of a language to a non-deterministic automaton over characters (Thompson's construction), to a
 deterministic and minimal one over classes of characters, and from it to bytes: a character of several bytes leads
-through states between its bytes. Texts are whole characters.
+through states between its bytes. Texts are whole characters. What a text must also begin with is an automaton of its
+own, and both are read side by side.
 
 Shapes: S states, C classes of characters, Q states between characters.
 """
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 
 from text_diffusers.guidance.structure.language import (
+    ANY,
     LAST_CHARACTER,
     Anchor,
+    Beginning,
     Characters,
     Choice,
     Language,
@@ -31,6 +35,10 @@ MOST_STATES = 20_000
 
 # No state: what has been read begins no text of the language.
 DEAD = -1
+
+# (Q, C) where each class of characters leads from each state, and (Q,) which accept. State 0 is the start; without any
+# text there are no states.
+Deterministic: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,26 @@ def compile_language(named: Named) -> ByteAutomaton:
     Raises:
         ValueError: if the language is empty, or too large.
     """
-    parts = PartAutomaton(named)
-    between, accepting, atoms = between_characters(parts, named)
-    if not len(between):
+    language = named.language
+    if not isinstance(language, Beginning):
+        language = Beginning(language, (), ())
+
+    # A text that begins with a string goes on as it will.
+    anything = Repeat(ANY, 0, None)
+    ahead = [*language.required, *language.excluded]
+    whole = [language.part, *(Sequence((one, anything)) for one in ahead)]
+
+    # All tell the same classes of characters apart.
+    sets: dict[Ranges, int] = {}
+    parts = [PartAutomaton(replace(named, language=one), sets) for one in whole]
+    atoms = atoms_of(sets)
+    automaton, *others = [between_characters(one, atoms, named) for one in parts]
+    for number, other in enumerate(others):
+        automaton = side_by_side(automaton, other, number < len(language.required), named)
+
+    if not len(automaton[0]):
         raise ValueError(f"`{named.argument}` must match some text, got {named.shown}.")
-    return over_bytes(between, accepting, atoms, named)
+    return over_bytes(*automaton, atoms, named)
 
 
 def too_large(named: Named, limit: str) -> ValueError:
@@ -99,15 +122,15 @@ class PartAutomaton:
     """Thompson's automaton of a language: states with empty steps, and steps that read a character.
 
     Attributes:
+        sets: the sets of characters that are read, those of other automata among them.
         empty: of each state, the states that it leads to, each with the anchor that must hold, or None.
         reads: of each state, the number of a set of characters and the state behind it, or None.
-        sets: the sets.
     """
 
     named: Named
+    sets: dict[Ranges, int]
     empty: list[list[tuple[int, str | None]]] = field(default_factory=list)
     reads: list[tuple[int, int] | None] = field(default_factory=list)
-    sets: dict[Ranges, int] = field(default_factory=dict)
     first: int = 0
     last: int = 0
 
@@ -229,12 +252,8 @@ def atoms_of(sets: dict[Ranges, int]) -> Atoms:
     return Atoms(starts, classes, of_set)
 
 
-def between_characters(parts: PartAutomaton, named: Named) -> tuple[np.ndarray, np.ndarray, Atoms]:
-    """(Q, C) where each class of characters leads from each state, (Q,) which accept, and the classes.
-
-    Deterministic and minimal; state 0 is the start, and without any text there are no states.
-    """
-    atoms = atoms_of(parts.sets)
+def between_characters(parts: PartAutomaton, atoms: Atoms, named: Named) -> Deterministic:
+    """The deterministic and minimal automaton of the same language."""
     none: frozenset[str] = frozenset()
     begin = frozenset({"begin"})
     end = frozenset({"end", "line_end"})
@@ -273,8 +292,47 @@ def between_characters(parts: PartAutomaton, named: Named) -> tuple[np.ndarray, 
             row[atom] = reached_by[key]
         rows.append(row)
 
-    next_state, accepting = minimal(np.stack(rows), np.array(accepts))
-    return next_state, accepting, atoms
+    return minimal(np.stack(rows), np.array(accepts))
+
+
+def side_by_side(
+    first: Deterministic, second: Deterministic, wanted: bool, named: Named
+) -> Deterministic:
+    """The texts of `first` that are also texts of `second`, or with `wanted` off that are not."""
+    if not len(first[0]) or not len(second[0]):
+        return first if len(second[0]) or not wanted else (first[0][:0], first[1][:0])
+
+    # The dead states come last, where the number DEAD finds them.
+    tables = [
+        np.vstack([table, np.full((1, table.shape[1]), DEAD)]) for table, _ in (first, second)
+    ]
+    accepts = [np.append(accepting, False) for _, accepting in (first, second)]
+    width = len(tables[1])
+
+    # A pair of states by one number; the pair of both starts is 0.
+    found = np.zeros(1, dtype=np.int64)
+    unread = found
+    while len(unread):
+        behind = pairs_behind(unread, tables, wanted)
+        unread = np.setdiff1d(behind[behind != DEAD], found)
+        found = np.union1d(found, unread)
+        if len(found) > MOST_STATES:
+            raise too_large(named, f"more than {MOST_STATES:,} states")
+
+    behind = pairs_behind(found, tables, wanted)
+    next_state = np.where(behind == DEAD, DEAD, np.searchsorted(found, behind))
+    accepting = accepts[0][found // width] & (accepts[1][found % width] == wanted)
+    return minimal(next_state, accepting)
+
+
+def pairs_behind(pairs: np.ndarray, tables: list[np.ndarray], wanted: bool) -> np.ndarray:
+    """(pairs, C) the pair that each class of characters leads to; DEAD where no text can end as it should."""
+    width = len(tables[1])
+    first = tables[0][pairs // width]
+    second = tables[1][pairs % width]
+    # A text that has left a language which it must not be in may end anywhere.
+    is_dead = (first == DEAD) | ((second == DEAD) & wanted)
+    return np.where(is_dead, DEAD, first * width + second % width)
 
 
 def check_line_ends(
@@ -414,10 +472,23 @@ class CharacterBytes:
         return self._numbers[children]
 
 
+def told_apart(between: np.ndarray, atoms: Atoms) -> tuple[np.ndarray, Atoms]:
+    """The same automaton with the classes that it tells apart, each of which begins some text."""
+    columns, numbers = np.unique(between, axis=1, return_inverse=True)
+    is_read = (columns != DEAD).any(axis=0)
+    # Of the empty text, which reads none, one stays.
+    is_read[0] |= not is_read.any()
+    # (C + 1,) the new class of each one; the last entry is that of the characters in no set.
+    renumbered = np.append(np.where(is_read, is_read.cumsum() - 1, DEAD)[numbers.reshape(-1)], DEAD)
+    classes = renumbered[np.array(atoms.classes)].tolist()
+    return columns[:, is_read], replace(atoms, classes=classes)
+
+
 def over_bytes(
     between: np.ndarray, accepting: np.ndarray, atoms: Atoms, named: Named
 ) -> ByteAutomaton:
     """The automaton over bytes of one over classes of characters (Q, C)."""
+    between, atoms = told_apart(between, atoms)
     graph = CharacterBytes(atoms)
     num_between = len(between)
     children = np.array(graph.nodes, dtype=np.int64).reshape(-1, 64)

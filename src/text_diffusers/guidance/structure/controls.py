@@ -243,9 +243,13 @@ class RegexControl(StructureControl):
     """Texts that match a regular expression, as `re.fullmatch` does. See `StructureControl` for how they are drawn.
 
     What is matched is the text as the pipeline returns it: behind its prompt, or with `with_prompt` from its start;
-    a text that is filled in as a whole. Patterns are those of `re`, Unicode classes and flags included, but for what
-    looks around or back: look-around, back references, conditions, atomic groups, possessive quantifiers, word
-    boundaries and MULTILINE. Texts are whole characters, and a text may end in `[EOS]` wherever it matches.
+    a text that is filled in as a whole. Patterns are those of `re`, Unicode classes and flags included, but for back
+    references, conditions, atomic groups, possessive quantifiers, word boundaries, MULTILINE, and look-around behind
+    the start. Texts are whole characters, and a text may end in `[EOS]` wherever it matches.
+
+    Look-aheads that a pattern starts with say what else must hold of a text: `(?=.*Anna)(?=.*129)(?!.*free).*` has both
+    words, in any order, and not the third. The smaller the alphabet of a pattern, the smaller its automaton: in this
+    one `[ -~]*` instead of the last `.*` halves it.
 
     Args:
         tokenizer: a fast tokenizer of transformers.

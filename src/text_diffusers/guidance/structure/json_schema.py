@@ -209,7 +209,9 @@ class SchemaReader:
                 f"{schema!r:.80}."
             )
         if "pattern" in schema:
-            inside = searched(parse_pattern(schema["pattern"], "schema"), schema["pattern"])
+            inside = searched(
+                parse_pattern(schema["pattern"], "schema", looks_ahead=False), schema["pattern"]
+            )
         elif "format" in schema:
             # A name among others is an annotation to some, and to others a law.
             require_key("schema", schema["format"], FORMATS)

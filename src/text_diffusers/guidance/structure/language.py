@@ -49,7 +49,19 @@ class Anchor:
     place: str
 
 
-Language: TypeAlias = Characters | Sequence | Choice | Repeat | Anchor
+@dataclass(frozen=True)
+class Beginning:
+    """Strings of a language that begin with a string of each of `required`, and with none of `excluded`.
+
+    Only a whole language is one: none of its parts is.
+    """
+
+    part: "Language"
+    required: tuple["Language", ...]
+    excluded: tuple["Language", ...]
+
+
+Language: TypeAlias = Characters | Sequence | Choice | Repeat | Anchor | Beginning
 
 EMPTY = Sequence(())
 ANY = Characters(((0, LAST_CHARACTER),))

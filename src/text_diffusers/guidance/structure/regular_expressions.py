@@ -1,7 +1,8 @@
 """Python's regular expressions as regular languages: the strings that `re.fullmatch` accepts.
 
 Patterns are read by the parser of `re`, and sets of characters are what `re` finds them to be, so that classes and
-flags mean the same here and there. What is no regular language, or looks around, is refused by name.
+flags mean the same here and there. Look-ahead may stand at the start of a pattern; look-around elsewhere, and what is
+no regular language, is refused by name.
 """
 
 import re
@@ -14,6 +15,7 @@ from text_diffusers.guidance.structure.language import (
     EMPTY,
     LAST_CHARACTER,
     Anchor,
+    Beginning,
     Characters,
     Choice,
     Language,
@@ -52,12 +54,13 @@ ANCHORS = {
 }
 
 
-def parse_pattern(pattern: Any, name: str = "pattern") -> Language:
+def parse_pattern(pattern: Any, name: str = "pattern", looks_ahead: bool = True) -> Language:
     """The strings that `re.fullmatch(pattern, ...)` accepts.
 
     Args:
         pattern: a string, or one compiled by `re.compile` with its flags.
         name: of the argument, for errors.
+        looks_ahead: whether the pattern may start with look-aheads, which are no part of another language.
 
     Raises:
         ValueError: if it is no pattern of characters, or holds what is not supported.
@@ -80,7 +83,9 @@ def parse_pattern(pattern: Any, name: str = "pattern") -> Language:
         tree = _parser.parse(text, flags)
     except (re.error, RecursionError) as error:
         raise ValueError(f"`{name}` must be a regular expression, got {text!r}: {error}.") from None
-    return PatternReader(name, text).sequence(tree, tree.state.flags)
+    reader = PatternReader(name, text)
+    read = reader.whole if looks_ahead else reader.sequence
+    return read(tree, tree.state.flags)
 
 
 class PatternReader:
@@ -94,6 +99,20 @@ class PatternReader:
     def __init__(self, name: str, pattern: str):
         self.name = name
         self.pattern = pattern
+
+    def whole(self, tree: Any, flags: int) -> Language:
+        """The language of a pattern: of its nodes behind the look-aheads that it starts with."""
+        nodes = list(tree)
+        looks: dict[Any, list[Language]] = {_constants.ASSERT: [], _constants.ASSERT_NOT: []}
+        while nodes and nodes[0][0] in looks:
+            operation, (direction, ahead) = nodes.pop(0)
+            if direction < 0:
+                self.refuse("look-behind")
+            looks[operation].append(self.sequence(ahead, flags))
+
+        part = self.sequence(nodes, flags)
+        required, excluded = map(tuple, looks.values())
+        return Beginning(part, required, excluded) if required or excluded else part
 
     def sequence(self, tree: Any, flags: int) -> Language:
         """The language of a list of nodes, one after the other."""
