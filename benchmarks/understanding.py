@@ -10,7 +10,7 @@ is not made again; an interrupted training goes on where it was.
 
 - Minutes are those of the CPU in training steps, on one thread.
 - Behind ± stands the standard error over texts; that of a share of tokens takes those of one text together.
-- Answers are the likeliest ones, without chance.
+- Answers are the likeliest tokens; the length of a text that is written anew is drawn from what the model predicts.
 """
 
 import importlib

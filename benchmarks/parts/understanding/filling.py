@@ -52,7 +52,9 @@ def rewrite(
     batch_size: int,
     **call: Any,
 ) -> list[str]:
-    """The likeliest text that a pipeline writes from each source, the surest tokens first.
+    """What a pipeline writes from each source: a length that it draws, and the likeliest tokens, the surest first.
+
+    The draw of a text depends on its place among the sources only, and not on `batch_size`.
 
     Args:
         call: further arguments of the pipeline, the same for all sources.
@@ -62,10 +64,13 @@ def rewrite(
 
     texts: list[str] = []
     for first in range(0, len(sources), batch_size):
+        batch = list(sources[first : first + batch_size])
         texts += writer(
-            source=list(sources[first : first + batch_size]),
+            source=batch,
             num_inference_steps=num_inference_steps,
-            generator=torch.Generator().manual_seed(0),
+            generator=[
+                torch.Generator().manual_seed(first + number) for number in range(len(batch))
+            ],
             **call,
         ).texts
     return texts
