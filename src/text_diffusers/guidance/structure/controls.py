@@ -247,7 +247,7 @@ class RegexControl(StructureControl):
     references, conditions, atomic groups, possessive quantifiers, word boundaries, MULTILINE, and look-around behind
     the start. Texts are whole characters, and a text may end in `[EOS]` wherever it matches.
 
-    Look-aheads that a pattern starts with say what else must hold of a text: `(?=.*Anna)(?=.*129)(?!.*free).*` has both
+    Look-aheads that a pattern starts with say what else a text must be: `(?=.*Anna)(?=.*129)(?!.*free).*` has both
     words, in any order, and not the third. The smaller the alphabet of a pattern, the smaller its automaton: in this
     one `[ -~]*` instead of the last `.*` halves it.
 
