@@ -15,6 +15,7 @@ def build_gallery(page: Page, row: gr.Row):
     A tab that a model does not have, or cannot do what it is for, has no example.
     """
     with row:
+        page.markdown("examples", "hint")
         for tab, settings in ready_settings(page).items():
             if tab not in page.linked:
                 continue

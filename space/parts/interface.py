@@ -72,7 +72,8 @@ class Page:
 
     def link_button(self, tab: str) -> gr.Button:
         """A link to the settings of the last run of a tab; out of sight until there is one."""
-        return self.button("link", f"{tab}-link", size="sm", visible=False, link_target="_blank")
+        look = {"size": "sm", "visible": False, "elem_classes": "link"}
+        return self.button("link", f"{tab}-link", link_target="_blank", **look)
 
     def more_settings(self, tab: str) -> gr.Accordion:
         """A closed drawer, to be filled by `with`."""

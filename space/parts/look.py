@@ -109,7 +109,11 @@ CSS = """
 #opening { gap: .5rem; }
 #opening .html-container, #notice .html-container { padding: 0 !important; }
 #opening-text, #notice { padding: 0 !important; }
-#gallery { gap: .5rem; flex-wrap: wrap; }
+#gallery { gap: .5rem; flex-wrap: wrap; align-items: center; }
+#gallery > :first-child { flex: 0 0 auto; width: auto; min-width: 0 !important; }
+.buttons .sm, .sm.link { font-size: .86rem; }
+.link { align-self: flex-start; flex: 0 0 auto; width: auto !important; }
+.dark .tab-container button.selected { color: #7bbcb6; }
 #opening .buttons button, #gallery button, .links button, .links a { flex: 0 0 auto; width: auto;
   min-width: 0 !important; }
 #laboratory-noise .html-container, #laboratory-ways .html-container { padding: 0 !important; }
@@ -154,6 +158,8 @@ table.grid mark { background: #bfe3d6; color: inherit; border-radius: 3px; paddi
   table.grid th, table.grid td { padding: .45rem .4rem !important; }
   table.grid tr > th:first-child { width: 3.4rem; }
   table.grid th { font-size: .76rem; }
+  .buttons .sm, .sm.link { font-size: .81rem; }
+  .settling { font-size: 1.1rem; }
 }
 """
 # Gradio's style sheet above is for what is inside the page, and its messages are titled "Error" in any language. The

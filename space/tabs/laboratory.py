@@ -79,8 +79,7 @@ def build_laboratory_tab(page: Page):
     inputs, results = two_columns()
     with inputs:
         fields = laboratory_fields(page)
-        with gr.Row(elem_classes="buttons links"):
-            link = page.link_button("laboratory")
+        link = page.link_button("laboratory")
     with results, gr.Row(equal_height=False):
         with gr.Column(min_width=240):
             fields["time"] = share_slider(page, "time", FIRST.time)
@@ -224,6 +223,8 @@ def as_picture(name: str, layers: dict[str, str], caption: str) -> str:
     """
     paths = "".join(f'<path class="{look}" d="{data}"/>' for look, data in layers.items())
     box = f"{-EDGE} {-EDGE} {2 * EDGE} {2 * EDGE}"
-    picture = f'<svg viewBox="{box}" role="img" aria-labelledby="laboratory-{name}">{paths}</svg>'
-    words = f'<figcaption id="laboratory-{name}">{html.escape(caption)}</figcaption>'
+    picture = (
+        f'<svg viewBox="{box}" role="img" aria-labelledby="laboratory-{name}-words">{paths}</svg>'
+    )
+    words = f'<figcaption id="laboratory-{name}-words">{html.escape(caption)}</figcaption>'
     return f'<figure class="plane">{picture}{words}</figure>'

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import tarfile
 import threading
 from pathlib import Path
 from urllib.parse import urlencode
@@ -22,6 +24,7 @@ from text_diffusers.space.parts.texts import TEXTS
 pytestmark = pytest.mark.slow
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+AXE = "axe-core@4.14.1"
 TABS = ("write", "fill", "control", "compare", "corrupt", "laboratory")
 FIRE = "window.__fired=1"
 XSS = [
@@ -319,6 +322,66 @@ def test_foreign_pages_get_no_answer_they_may_read(address):
     assert "access-control-allow-origin" not in answer.headers
     large = {"files": ("large.bin", b"0" * 200_000)}
     assert httpx.post(f"{address}/gradio_api/upload", files=large).status_code == 413
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory):
+    """The script of axe-core, which checks what keyboards and screen readers need."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("there is no npm to fetch axe-core with")
+    folder = tmp_path_factory.mktemp("axe")
+    fetch = [npm, "pack", "--silent", AXE]
+    if subprocess.run(fetch, cwd=folder, capture_output=True, timeout=120).returncode:
+        pytest.skip(f"npm cannot fetch {AXE}")
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        return archive.extractfile("package/axe.min.js").read().decode()
+
+
+@pytest.mark.parametrize("size", [BROAD, NARROW], ids=["broad", "narrow"])
+def test_no_tab_has_a_serious_fault_for_keyboards_and_screen_readers(size, axe, address, visit):
+    """With a result in each tab, and its settings unfolded."""
+    page = visit(address, size, motion="reduce")
+    page.evaluate(axe)
+    for name in TABS:
+        run_tab(page, name)
+        for drawer in page.query_selector_all(f"#{name}-more > button"):
+            drawer.click()
+        page.wait_for_timeout(300)
+        report = page.evaluate("axe.run()")
+        found = [
+            (fault["id"], node["html"])
+            for fault in report["violations"]
+            if fault["impact"] in ("serious", "critical")
+            for node in fault["nodes"]
+        ]
+        # Labels that name two things are only "incomplete" to axe.
+        doubled = [each for each in report["incomplete"] if each["id"] == "duplicate-id-aria"]
+        assert found == [] and doubled == [], name
+        assert len(report["passes"]) > 20
+
+
+def test_every_control_of_the_first_screen_is_reached_by_the_keyboard(address, visit):
+    page = visit(address)
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        place = "document.activeElement.closest('[id]')?.id"
+        reached.append(page.evaluate(place))
+    expected = ["language", "opening-again", "opening-open", "example-write", "example-fill"]
+    expected += ["example-corrupt", "example-laboratory", "tab-write-button"]
+    places = [reached.index(name) for name in expected]
+    assert places == sorted(places)
+
+
+def test_an_example_opens_its_tab_by_the_keyboard(address, visit):
+    page = visit(address)
+    page.locator("#example-fill").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#tab-fill", state="visible")
+    page.wait_for_function("document.querySelector('#fill-text textarea').value.includes('door')")
+    page.click("#fill-run")
+    page.wait_for_selector("#fill-replay", state="visible")
 
 
 # The first screen, addresses and files
