@@ -30,11 +30,16 @@ ROOM = 2
 SETTINGS = {"temperature": 0.7, "top_p": 0.9}
 
 
-def fact_pattern(facts: Sequence[str], note: str = "") -> str:
+def fact_pattern(facts: Sequence[str], note: str = "", kept: Sequence[str] = ()) -> str:
     """A regular expression of texts that hold all facts, in any order, and no number that is not known.
 
     Known are the numbers of the facts and of the note, so that no price can be invented. A fact is there if
     `conversations.missing_facts` finds it.
+
+    Args:
+        facts: strings, such as names and prices.
+        note: text whose numbers may be said.
+        kept: strings that stand in the texts in this order, with anything between them.
 
     Example:
         >>> pattern = fact_pattern(["Anna", "$129"], note="warranty 2 years")
@@ -51,7 +56,10 @@ def fact_pattern(facts: Sequence[str], note: str = "") -> str:
     if numbers:
         known = "|".join(map(re.escape, numbers))
         body = f"{SIGN}*(?:(?:{known}){SIGN}+)*(?:{known})?"
-    return "".join(f"(?={holds(fact)})" for fact in dict.fromkeys(facts)) + body
+    ahead = [holds(fact) for fact in dict.fromkeys(facts)]
+    if kept:
+        ahead.append(rf"(?:{SIGN}|\d)*".join(["", *map(re.escape, kept)]))
+    return "".join(f"(?={one})" for one in ahead) + body
 
 
 def holds(fact: str) -> str:
@@ -81,7 +89,14 @@ class SalesAssistant:
         self.num_inference_steps = num_inference_steps
 
     def replies(
-        self, source: str, tone: str, facts: Sequence[str] = (), count: int = 5, seed: int = 0
+        self,
+        source: str,
+        tone: str,
+        facts: Sequence[str] = (),
+        count: int = 5,
+        seed: int = 0,
+        kept: Sequence[str] = (),
+        guidance_scale: float = 1.0,
     ) -> list[str]:
         """At most `count` replies, none of them twice.
 
@@ -90,10 +105,17 @@ class SalesAssistant:
             tone: a label of the model, such as "formal".
             facts: that every reply must hold; without any, nothing is forced.
             seed: the same seed, the same replies.
+            kept: parts of a reply that stay, in their order; the rest is written anew.
+            guidance_scale: how much of the tone; 0 is none.
         """
         number = DRAWS * count
         written = self.write(
-            [source] * number, [tone] * number, [facts] * number if facts else None, seed
+            [source] * number,
+            [tone] * number,
+            [facts] * number if facts or kept else None,
+            seed,
+            kept,
+            guidance_scale,
         )
         return [*dict.fromkeys(written)][:count]
 
@@ -103,11 +125,16 @@ class SalesAssistant:
         tones: Sequence[str],
         facts: Sequence[Sequence[str]] | None = None,
         seed: int = 0,
+        kept: Sequence[str] = (),
+        guidance_scale: float = 1.0,
     ) -> list[str]:
         """A reply to each source.
 
         Args:
             facts: of each source, which its reply must hold; `None` forces nothing.
+            seed: of the first reply; each of the others has the next one.
+            kept: parts that stand in every reply, in this order; with `facts` only.
+            guidance_scale: how much of the tone; 0 is none.
         """
         generators = [
             torch.Generator().manual_seed(seed + number) for number in range(len(sources))
@@ -116,21 +143,26 @@ class SalesAssistant:
         limits = {}
         if facts is not None:
             # The model draws a length first: it must leave room for the facts and for what stands between them.
-            written = self.pipe.tokenizer([", ".join(own) for own in facts])
-            limits["min_new_tokens"] = ROOM * max(len(ids) for ids in written.input_ids)
+            least = ROOM * max(self.num_tokens(own) for own in facts)
+            limits["min_new_tokens"] = max(least, self.num_tokens(kept))
             patterns = [
-                fact_pattern(own, source) for own, source in zip(facts, sources, strict=True)
+                fact_pattern(own, source, kept) for own, source in zip(facts, sources, strict=True)
             ]
             controls = [RegexControl(self.pipe.tokenizer, patterns)]
         return self.pipe(
             source=list(sources),
             class_labels=list(tones),
             controls=controls,
+            guidance_scale=guidance_scale,
             num_inference_steps=self.num_inference_steps,
             generator=generators,
             **limits,
             **SETTINGS,
         ).texts
+
+    def num_tokens(self, parts: Sequence[str]) -> int:
+        """Tokens of a text of these parts."""
+        return len(self.pipe.tokenizer(", ".join(parts)).input_ids)
 
 
 @dataclass

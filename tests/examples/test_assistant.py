@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import os
 import random
 import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,14 +13,14 @@ from pathlib import Path
 import pytest
 from support.recipes import load_script
 
-from text_diffusers import TextDiffusionPipeline
-
 ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "examples" / "sales_assistant"))
 
-from assistant import NUMBER, SalesAssistant, fact_pattern  # noqa: E402 - the path above leads to them
+from assistant import NUMBER, fact_pattern  # noqa: E402 - the path above leads to them
 from conversations import as_pair, generate, missing_facts  # noqa: E402
+from page import CSS, WORDS, build, kept_parts, open_office  # noqa: E402
 
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 train_d3pm = load_script("train_d3pm")
 
 
@@ -54,11 +56,12 @@ def test_facts_may_come_in_any_order(order):
         assert not re.fullmatch(pattern, f"So {', '.join(order)}.".replace(fact, "three"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("language", ["en", "ru"])
-def test_a_model_that_has_learned_nothing_says_the_facts_and_no_other_number(tmp_path, language):
-    pairs = [as_pair(record) for record in generate(language, 200)]
-    lines = [json.dumps(pair, ensure_ascii=False) for pair in pairs]
+@pytest.fixture(scope="module", params=["en", "ru"])
+def office(request, tmp_path_factory):
+    """An assistant that has learned nothing, and its customers."""
+    tmp_path = tmp_path_factory.mktemp(request.param)
+    pairs = [as_pair(record) for record in generate(request.param, 200)]
+    lines = [json.dumps(pair) for pair in pairs]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
     options = train_d3pm.D3PMConfig(
         dataset=str(tmp_path / "pairs.jsonl"),
@@ -81,10 +84,15 @@ def test_a_model_that_has_learned_nothing_says_the_facts_and_no_other_number(tmp
         report_to=["none"],
     )
     train_d3pm.main(options)
-    pipe = TextDiffusionPipeline.from_pretrained(options.output_dir)
+    office = open_office(options.output_dir, request.param)
+    office.assistant.num_inference_steps = 8
+    return office
 
-    assistant = SalesAssistant(pipe, num_inference_steps=8)
-    asked = pairs[:8]
+
+@pytest.mark.slow
+def test_a_model_that_has_learned_nothing_says_the_facts_and_no_other_number(office):
+    assistant = office.assistant
+    asked = [as_pair(record) for record in office.records[:8]]
     replies = assistant.write(
         [pair["source"] for pair in asked],
         [pair["tone"] for pair in asked],
@@ -96,3 +104,63 @@ def test_a_model_that_has_learned_nothing_says_the_facts_and_no_other_number(tmp
         assert set(NUMBER.findall(reply)) <= known
     varied = assistant.replies(asked[0]["source"], asked[0]["tone"], asked[0]["facts"], count=3)
     assert len(set(varied)) == 3
+
+
+@pytest.mark.slow
+def test_a_reply_is_written_anew_around_the_parts_that_stay(office):
+    pair = as_pair(office.records[0])
+    facts = pair["facts"]
+    kept = [facts[-1], "and", facts[0]]
+    for reply in office.assistant.replies(pair["source"], "brief", facts, 3, kept=kept):
+        assert re.search(".*".join(map(re.escape, kept)), reply)
+        assert missing_facts(reply, facts) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium: set CHROMIUM to its path")
+@pytest.mark.parametrize("width", [1280, 375])
+def test_in_the_browser_a_customer_gets_replies_and_one_of_them_is_rewritten(office, width):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    words = WORDS[office.records[0]["language"]]
+    page = build({office.records[0]["language"]: office})
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, css=CSS)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        visit = browser.new_page(viewport={"width": width, "height": 800})
+        visit.set_default_timeout(60_000)
+        visit.goto(address)
+
+        # The first customer is there at once, with all facts ticked.
+        visit.wait_for_function(
+            f"document.body.innerText.includes({office.records[0]['facts'][0]!r})"
+        )
+        visit.get_by_role("button", name=words["write"]).click()
+        visit.wait_for_selector("#replies input")
+        replies = visit.locator("#replies label").all_inner_texts()
+        assert all(missing_facts(reply, office.records[0]["facts"]) == [] for reply in replies)
+
+        # One is chosen, and its first two words stay.
+        visit.locator("#replies label").last.click()
+        visit.wait_for_selector("#kept input")
+        chosen = " ".join(replies[-1].split())
+        kept = chosen.split()[:2]
+        for place in range(len(kept)):
+            visit.locator("#kept label").nth(place).click()
+        visit.get_by_role("button", name=words["rewrite"]).click()
+        visit.wait_for_function(
+            f"!document.querySelector('#replies').innerText.includes({chosen!r})"
+        )
+        visit.wait_for_selector("#replies input")
+        for reply in visit.locator("#replies label").all_inner_texts():
+            assert (
+                " ".join(kept) in reply and missing_facts(reply, office.records[0]["facts"]) == []
+            )
+
+        assert visit.evaluate("document.documentElement.scrollWidth") <= width
+        browser.close()
+    page.close()
+
+
+def test_words_that_follow_each_other_stay_together():
+    assert kept_parts("Dear Anna, it is $129. it is", [4, 0, 1, 5]) == ["Dear Anna,", "$129. it"]
+    assert kept_parts("Dear Anna", []) == []

@@ -1,0 +1,269 @@
+"""The assistant in the browser: pick a customer, get five replies, keep the words that are good, rewrite the rest.
+
+    python examples/sales_assistant/page.py --model_en runs/assistant_en --model_ru runs/assistant_ru
+
+opens http://127.0.0.1:7860. Either model may be left out: the page then speaks the other language only.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+import torch
+from assistant import SalesAssistant
+from conversations import LANGUAGES, TONES, Record, as_pair, generate, split
+
+from text_diffusers import TextDiffusionPipeline
+from text_diffusers.space.parts.look import theme
+from text_diffusers.training.config import check_options, option
+from text_diffusers.training.recipes import run
+
+NUM_CUSTOMERS = 24
+NUM_REPLIES = 5
+# Of the noise of which a text is made
+SEEDS = 1_000_000
+# What the pipeline says of texts that do not fit
+TOO_LONG = ("`pattern` must have a match", "`min_new_tokens` must be at most")
+
+WORDS = {
+    "en": {
+        "title": "# A sales assistant\nA model of text diffusion offers five replies. Each holds the facts that you "
+        "tick, and no number that the note does not have.",
+        "customer": "Customer",
+        "chat": "Conversation",
+        "note": "What the team sees",
+        "tone": "Tone",
+        "strength": "How much of it (0 is none, 1 is what was learned)",
+        "facts": "Facts that every reply must hold",
+        "write": "Write five replies",
+        "replies": "Replies",
+        "kept": "Words of the chosen reply that stay",
+        "rewrite": "Rewrite the rest",
+        "no_reply": "Choose a reply first.",
+        "no_place": "No reply can hold all of this: keep fewer words.",
+        "tones": {"formal": "formal", "friendly": "friendly", "brief": "brief"},
+    },
+    "ru": {
+        "title": "# Помощник отдела продаж\nМодель текстовой диффузии предлагает пять ответов. В каждом есть "
+        "отмеченные факты и нет ни одного числа, которого не было бы в записке.",
+        "customer": "Клиент",
+        "chat": "Разговор",
+        "note": "Что видит отдел",
+        "tone": "Тон",
+        "strength": "Насколько сильно (0 — никак, 1 — как в обучении)",
+        "facts": "Факты, которые должны быть в каждом ответе",
+        "write": "Написать пять ответов",
+        "replies": "Ответы",
+        "kept": "Слова выбранного ответа, которые остаются",
+        "rewrite": "Переписать остальное",
+        "no_reply": "Сначала выберите ответ.",
+        "no_place": "Всё это в один ответ не поместится: оставьте меньше слов.",
+        "tones": {"formal": "официальный", "friendly": "дружеский", "brief": "краткий"},
+    },
+}
+
+CSS = """
+.gradio-container { max-width: 900px !important; margin: 0 auto !important; }
+.gradio-container p, .gradio-container label, .gradio-container span { overflow-wrap: anywhere; }
+#replies .wrap { flex-direction: column; }
+#kept .wrap { gap: .3rem; }
+#kept label { padding: .25rem .5rem; }
+"""
+
+
+@dataclass
+class Office:
+    """What the page needs in one language: the assistant, and customers of whom no training has heard."""
+
+    assistant: SalesAssistant
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def customers(self) -> list[tuple[str, int]]:
+        """Name and last words of each customer, and their number."""
+        return [
+            (f"{record['customer']['name']}: {record['messages'][-2]['content']}", number)
+            for number, record in enumerate(self.records)
+        ]
+
+
+def open_office(folder: str, language: str) -> Office:
+    """The model of a folder, and customers of all intents."""
+    _, held_out = split(generate(language, 2_000))
+    # One of each intent and product comes first.
+    seen = set()
+    records = []
+    for record in held_out:
+        kind = (record["intent"], record["product"])
+        if kind not in seen:
+            seen.add(kind)
+            records.append(record)
+    pipe = TextDiffusionPipeline.from_pretrained(folder)
+    return Office(SalesAssistant(pipe), records[:NUM_CUSTOMERS])
+
+
+def build(offices: dict[str, Office]) -> gr.Blocks:
+    """The page.
+
+    Args:
+        offices: of each language that it speaks, in the order of the switch.
+    """
+    first = next(iter(offices))
+    words = WORDS[first]
+    with gr.Blocks(title="text-diffusers: sales assistant", analytics_enabled=False) as page:
+        languages = [(name.upper(), name) for name in offices]
+        language = gr.Radio(languages, value=first, show_label=False, visible=len(offices) > 1)
+        title = gr.Markdown(words["title"])
+        customer = gr.Dropdown(
+            offices[first].customers, value=0, label=words["customer"], filterable=False
+        )
+        chat = gr.Chatbot(label=words["chat"], height=300, buttons=[], elem_id="chat")
+        note = gr.Textbox(label=words["note"], lines=4, interactive=False)
+        tone = gr.Radio(tones_of(first), label=words["tone"])
+        strength = gr.Slider(0, 3, value=1, step=0.5, label=words["strength"])
+        facts = gr.CheckboxGroup([], label=words["facts"])
+        write = gr.Button(words["write"], variant="primary")
+        replies = gr.Radio([], label=words["replies"], elem_id="replies")
+        kept = gr.CheckboxGroup([], label=words["kept"], elem_id="kept")
+        rewrite = gr.Button(words["rewrite"])
+        # One more for each press, so that a second press writes other replies
+        seed = gr.State(0)
+
+        def words_of(name: str) -> list[Any]:
+            """All words of the page, and the first customer, in another language."""
+            own = WORDS[name]
+            return [
+                own["title"],
+                gr.Dropdown(offices[name].customers, value=0, label=own["customer"]),
+                gr.Chatbot(label=own["chat"]),
+                gr.Textbox(label=own["note"]),
+                gr.Radio(tones_of(name), label=own["tone"]),
+                gr.Slider(label=own["strength"]),
+                gr.CheckboxGroup(label=own["facts"]),
+                own["write"],
+                gr.Radio(label=own["replies"]),
+                gr.CheckboxGroup(label=own["kept"]),
+                own["rewrite"],
+            ]
+
+        def conversation(name: str, number: int) -> list[Any]:
+            """What is known of a customer; nothing is written yet."""
+            record = offices[name].records[number]
+            return [
+                record["messages"][:-1],
+                record["note"],
+                record["tone"],
+                gr.CheckboxGroup(record["facts"], value=record["facts"]),
+                gr.Radio([], value=None),
+                gr.CheckboxGroup([], value=[]),
+            ]
+
+        def write_replies(*arguments: Any) -> list[Any]:
+            *settings, number = arguments
+            return [*replies_to(offices, *settings, [], number), number + NUM_REPLIES]
+
+        def rewrite_reply(*arguments: Any) -> list[Any]:
+            *settings, chosen, places, number = arguments
+            if not chosen:
+                raise gr.Error(WORDS[settings[0]]["no_reply"], print_exception=False)
+            parts = kept_parts(chosen, places)
+            return [*replies_to(offices, *settings, parts, number), number + NUM_REPLIES]
+
+        everything = [title, customer, chat, note, tone, strength, facts, write, replies, kept]
+        shown = [chat, note, tone, facts, replies, kept]
+        settings = [language, customer, tone, strength, facts]
+        written = [replies, kept, seed]
+        page.load(conversation, [language, customer], shown)
+        language.change(words_of, language, [*everything, rewrite]).then(
+            conversation, [language, customer], shown
+        )
+        customer.change(conversation, [language, customer], shown)
+        write.click(write_replies, [*settings, seed], written)
+        replies.change(words_to_keep, replies, kept)
+        rewrite.click(rewrite_reply, [*settings, replies, kept, seed], written)
+    page.queue(max_size=16, default_concurrency_limit=1)
+    return page
+
+
+def tones_of(language: str) -> list[tuple[str, str]]:
+    return [(WORDS[language]["tones"][tone], tone) for tone in TONES]
+
+
+def replies_to(
+    offices: dict[str, Office],
+    language: str,
+    customer: int,
+    tone: str,
+    strength: float,
+    facts: list[str],
+    parts: list[str],
+    seed: int,
+) -> list[Any]:
+    """Five replies to choose from, and no words of any of them yet."""
+    source = as_pair(offices[language].records[customer])["source"]
+    try:
+        texts = offices[language].assistant.replies(
+            source, tone, facts, NUM_REPLIES, seed % SEEDS, parts, strength
+        )
+    except ValueError as error:
+        # Facts and parts are too long for a row of the model; all else is a fault.
+        if not str(error).startswith(TOO_LONG):
+            raise
+        raise gr.Error(WORDS[language]["no_place"], print_exception=False) from None
+    return [gr.Radio(texts, value=None), gr.CheckboxGroup([], value=[])]
+
+
+def words_to_keep(reply: str | None) -> Any:
+    """The words of a reply by their places, so that a word that comes twice can be told apart."""
+    words = (reply or "").split()
+    return gr.CheckboxGroup([(word, place) for place, word in enumerate(words)], value=[])
+
+
+def kept_parts(reply: str, places: list[int]) -> list[str]:
+    """The words at `places`, those that follow each other as one part.
+
+    Example:
+        >>> kept_parts("Dear Anna, it is $129.", [0, 1, 4])
+        ['Dear Anna,', '$129.']
+    """
+    words = reply.split()
+    parts: list[list[str]] = []
+    last = None
+    for place in sorted(places):
+        if last is None or place != last + 1:
+            parts.append([])
+        parts[-1].append(words[place])
+        last = place
+    return [" ".join(part) for part in parts]
+
+
+@dataclass
+class PageOptions:
+    """Options of the page."""
+
+    model_en: str = option("", "folder of the English model; empty for none")
+    model_ru: str = option("", "folder of the Russian model; empty for none")
+    host: str = option("127.0.0.1", "0.0.0.0 lets other machines in")
+    port: int = option(7860, "of the page", limit="at least 1")
+
+    def __post_init__(self):
+        check_options(self)
+        if not self.model_en and not self.model_ru:
+            raise ValueError("`model_en` or `model_ru` must be the folder of a model, got neither.")
+
+
+def main(options: PageOptions):
+    torch.set_grad_enabled(False)
+    folders = {"en": options.model_en, "ru": options.model_ru}
+    offices = {
+        language: open_office(folders[language], language)
+        for language in LANGUAGES
+        if folders[language]
+    }
+    build(offices).launch(
+        server_name=options.host, server_port=options.port, theme=theme(), css=CSS
+    )
+
+
+if __name__ == "__main__":
+    run(main, PageOptions)
