@@ -15,6 +15,7 @@ def fill_gaps(
     texts: Sequence[str],
     num_inference_steps: int,
     batch_size: int,
+    suppress_tokens: Sequence[int] = (),
     **call: Any,
 ) -> list[list[str]]:
     """What a pipeline writes into the gaps of each text, the likeliest tokens, without spaces around them.
@@ -22,11 +23,14 @@ def fill_gaps(
     Args:
         texts: with "[MASK]" for every gap of one token.
         num_inference_steps: 1 fills all gaps at once; with more the surest come first, and the others see them.
+        suppress_tokens: ids that are never written, besides those of special tokens.
         call: further arguments of the pipeline.
     """
     writer = with_sampler(pipe, "confidence", temperature=0.0)
     writer.set_progress_bar_config(disable=True)
     tokenizer = pipe.tokenizer
+    # A model from nothing is not shown that a text ends with its last gap, and would end it there.
+    suppressed = sorted({*suppress_tokens, *tokenizer.all_special_ids})
 
     answers = []
     for first in range(0, len(texts), batch_size):
@@ -34,6 +38,7 @@ def fill_gaps(
         output = writer(
             text=batch,
             num_inference_steps=num_inference_steps,
+            suppress_tokens=suppressed,
             generator=torch.Generator().manual_seed(0),
             return_history=True,
             **call,

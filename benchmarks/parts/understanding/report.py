@@ -13,7 +13,7 @@ EXAMPLES = 4
 
 # Figures by their names in a record, and how many digits of them are shown
 FIGURES = {
-    "tags": {"accuracy": ("words right", 3)},
+    "tags": {"accuracy": ("words right", 3), "unseen": ("of words never seen", 3)},
     "prepositions": {"free": ("right, of all words", 3), "among": ("right, of prepositions", 3)},
     "compression": {
         "f1": ("F1 of words", 3),
@@ -56,7 +56,7 @@ def task_table(task: str, records: dict[str, Record]) -> str:
     for record in records.values():
         cells = {name: record[name] for name in ("minutes", "parameters") if name in record}
         for name, (_, digits) in FIGURES[task].items():
-            if name in record:
+            if record.get(name) is not None:
                 cells[name] = with_error(record[name], digits)
         rows.append(TableRow([record["title"]], [cells]))
     return markdown_table([task], rows, columns)

@@ -1,6 +1,6 @@
 """Parts of speech as generated tokens: a tag behind each word, beside counted tags and a plain tagger."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -13,53 +13,69 @@ from parts.understanding.scores import share_with_error
 from parts.understanding.training import train
 from text_diffusers import TextClassifierModel, TextDiffusionPipeline
 
+Figures = dict[str, Any]
+
 TASK = "tags"
 # Of the model that starts from an encoder: whether it helps to see tags that are settled
 SEVERAL_STEPS = 4
 
 
-def score(rows: Sequence[Row], tags: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """The share of words with the right tag, of all words."""
+def share_right(
+    rows: Sequence[Row], tags: Sequence[Sequence[str]], known: Collection[str] = ()
+) -> dict[str, float] | None:
+    """The share of words with the right tag, those in `known` left out; `None` if no word is left."""
     right = []
+    counts = []
     for row, written in zip(rows, tags, strict=True):
-        right.append(sum(tag == other for tag, other in zip(row["tags"], written, strict=True)))
-    counts = [len(row["tags"]) for row in rows]
-    return {"accuracy": share_with_error(right, counts)}
+        triples = zip(row["words"], row["tags"], written, strict=True)
+        hits = [tag == other for word, tag, other in triples if word not in known]
+        right.append(sum(hits))
+        counts.append(len(hits))
+    return share_with_error(right, counts) if sum(counts) else None
 
 
-def record(rows: Sequence[Row], tags: Sequence[Sequence[str]], **facts: Any) -> dict[str, Any]:
-    """The figures of tags, and the tags of each sentence."""
-    shown = [" ".join(written) for written in tags]
-    return {**facts, **score(rows, tags), "answers": shown}
+def record(
+    train_rows: Sequence[Row], rows: Sequence[Row], tags: Sequence[Sequence[str]], **facts: Any
+) -> Figures:
+    """The figures of tags, of all words and of those that no training sentence has, and the tags themselves."""
+    known = {word for row in train_rows for word in row["words"]}
+    return {
+        **facts,
+        "accuracy": share_right(rows, tags),
+        "unseen": share_right(rows, tags, known),
+        "answers": [" ".join(written) for written in tags],
+    }
 
 
-def counted(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str, Any]:
+def counted(options: UnderstandingConfig, train_rows: Any, rows: Any) -> Figures:
     """Each word has its most frequent tag."""
     tag = frequent_tags(train_rows)
-    return record(rows, [tag(row["words"]) for row in rows])
+    return record(train_rows, rows, [tag(row["words"]) for row in rows])
 
 
-def plain_tagger(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str, Any]:
+def plain_tagger(options: UnderstandingConfig, train_rows: Any, rows: Any) -> Figures:
     """A classifier of tokens, by `train_classifier.py`."""
     trained = train(options, f"{TASK}_tagger")
     model = TextClassifierModel.from_pretrained(trained["folder"]).eval()
     tokenizer = AutoTokenizer.from_pretrained(trained["folder"])
     tags = tag_words(model, tokenizer, [row["words"] for row in rows])
-    return record(rows, tags, minutes=trained["minutes"], parameters=model.num_parameters())
+    return record(
+        train_rows, rows, tags, minutes=trained["minutes"], parameters=model.num_parameters()
+    )
 
 
 def generated(
     options: UnderstandingConfig, train_rows: Any, rows: Any, start: str, num_steps: int
-) -> dict[str, Any]:
+) -> Figures:
     """Masked diffusion fills a gap behind each word."""
     trained = train(options, f"{TASK}_{start}")
     pipe: Any = TextDiffusionPipeline.from_pretrained(trained["folder"])
     asked = [tagged_text(row["words"], [GAP] * len(row["words"])) for row in rows]
     tags = fill_gaps(pipe, asked, num_steps, options.batch_size)
-    return record(rows, tags, minutes=trained["minutes"], parameters=size_of(pipe))
+    return record(train_rows, rows, tags, minutes=trained["minutes"], parameters=size_of(pipe))
 
 
-SYSTEMS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = {
+SYSTEMS: dict[str, tuple[str, Callable[..., Figures], dict[str, Any]]] = {
     "counted": ("the most frequent tag of the word", counted, {}),
     "tagger": ("a plain tagger, from nothing", plain_tagger, {}),
     "scratch": (
