@@ -23,10 +23,14 @@ Words = str | Callable[[str], Any]
 Fields = dict[str, Any]
 
 # Settings of events that run the model: one at a time over all tabs.
-MODEL = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+MODEL: dict[str, Any] = {
+    "concurrency_id": "model",
+    "concurrency_limit": 1,
+    "api_visibility": "private",
+}
 # Settings of events that take a few milliseconds and need no place in the queue; of a slider that is dragged, only the
 # last place counts.
-LIGHT = {
+LIGHT: dict[str, Any] = {
     "queue": False,
     "show_progress": "hidden",
     "trigger_mode": "always_last",

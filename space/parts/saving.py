@@ -26,7 +26,7 @@ KINDS = {"gif": "image/gif", "png": "image/png", "json": "application/json"}
 MOST_FRAMES = 40  # of a GIF, which is drawn in a second or two
 PACKAGES = ("text-diffusers", "diffusers", "transformers", "torch")
 # One at a time, beside the run of the model that another visitor may have under way
-SAVING = {
+SAVING: dict[str, Any] = {
     "concurrency_id": "save",
     "concurrency_limit": 1,
     "api_visibility": "private",

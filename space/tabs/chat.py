@@ -121,7 +121,7 @@ def build_chat_tab(page: Page):
         yield from show(talk, replies_to(page.served, talk, asked), language)
 
     outputs = [shown, status, box, talk]
-    look = {"show_progress": "hidden"} | MODEL
+    look: dict[str, Any] = {"show_progress": "hidden"} | MODEL
     page.linked["chat"] = LinkedTab(
         ChatRequest,
         fields,

@@ -31,7 +31,7 @@ RANDOM = ("ddpm", "langevin")  # samplers that draw noise at each step
 SHOWN_RANDOM_WAYS = 4  # which cover the whole picture
 EDGE = 2.7  # of the picture, in the units of the points
 # Beside the runs of the model, one at a time; of a slider that is dragged, only the last place counts.
-SAMPLING = {
+SAMPLING: dict[str, Any] = {
     "concurrency_id": "laboratory",
     "concurrency_limit": 1,
     "show_progress": "hidden",

@@ -109,7 +109,7 @@ def build_latent_tab(page: Page):
             yield [written, summary(draft, language), kept]
 
     outputs = [shown, status, last]
-    look = {"show_progress": "minimal"} | MODEL
+    look: dict[str, Any] = {"show_progress": "minimal"} | MODEL
     page.linked["write"] = LinkedTab(LatentRequest, fields, lambda asked: drafts(page, asked))
     running = page.on(
         button.click, run, LatentRequest, fields, outputs, link=("write", link), **look
@@ -282,7 +282,7 @@ def build_between_tab(page: Page):
         way = way_between(page, asked)
         return [*draw(way, language), way]
 
-    look = {"show_progress": "minimal"} | MODEL
+    look: dict[str, Any] = {"show_progress": "minimal"} | MODEL
     page.linked["between"] = LinkedTab(
         BetweenRequest, fields, lambda asked: accepted_ends(page, asked)
     )

@@ -111,7 +111,7 @@ def build_plan_tab(page: Page):
 
     # Drafts and tries are outputs, too, since Gradio keeps no other state of a visitor.
     outputs = [plan, detail, text, status, last, tries]
-    shown = {"show_progress": "minimal"} | MODEL
+    shown: dict[str, Any] = {"show_progress": "minimal"} | MODEL
     page.linked["write"] = LinkedTab(PlanRequest, fields, lambda asked: planned(page, asked))
     page.on(button.click, run, PlanRequest, fields, outputs, link=("write", link), **shown)
     # A plan that is kept is in no address, so this has no link.
