@@ -259,6 +259,30 @@ lab: $(VENV)/train.installed  ## every model of the laboratory on points in the 
 		$(BIN)/python training_scripts/train_2d.py --points $$points --output_dir runs/2d/$$points || exit 1; \
 	done
 
+.PHONY: assistant
+
+# Texts that a row of the model holds: the note and the turns take half of it at most.
+ASSISTANT_RECIPE := --source_column source --text_column reply --label_column tone --packing false \
+	--condition_dropout 0.1 --length 256 --vocab_size 1500 --hidden_size 128 --num_layers 4 --num_attention_heads 4 \
+	--train_batch_size 16 --learning_rate 1e-3 --lr_warmup_steps 100 --ema_decay 0.998 --max_train_steps 15000 \
+	--validation_steps 0 --checkpointing_steps 1000 --num_cpu_threads 1
+ASSISTANT_LANGUAGE ?= en
+
+assistant: $(VENV)/demo.installed runs/assistant_$(ASSISTANT_LANGUAGE)/model_index.json  ## the sales assistant in the browser, trained first: about 40 minutes; ASSISTANT_LANGUAGE=ru
+	$(BIN)/python examples/sales_assistant/page.py --model_$(ASSISTANT_LANGUAGE) runs/assistant_$(ASSISTANT_LANGUAGE)
+
+runs/assistant_%/model_index.json: | $(VENV)/train.installed
+	$(BIN)/python examples/sales_assistant/make_data.py --language $* --pairs true --count 40000 --output data/sales_$*
+	$(LAUNCH) training_scripts/train_d3pm.py --dataset data/sales_$* --output_dir runs/assistant_$* \
+		--resume_from_checkpoint auto $(ASSISTANT_RECIPE)
+
+.PHONY: understanding
+
+understanding: minilm brown bible  ## parts of speech, prepositions, compression and paraphrase beside baselines: under an hour on one quiet thread
+	$(INSTALL) -e ".[eval]"
+	$(BIN)/python examples/understanding/make_data.py --output data/understanding
+	$(BIN)/python benchmarks/understanding.py --output_dir runs/understanding
+
 .PHONY: two_level two_level_benchmark
 
 two_level: $(VENV)/train.installed austen speeches  ## train a model of long texts on two levels of codes, about 30 minutes

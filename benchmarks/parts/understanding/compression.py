@@ -75,6 +75,6 @@ SYSTEMS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = 
     "copied": ("the sentence as it is", copied, {}),
     "first": ("its first words", first_words, {}),
     "counted": ("without the words that are mostly dropped", counted, {}),
-    "scratch": ("masked diffusion, from nothing, written from the sentence", rewritten, {}),
     "encoder": ("masked diffusion, from MiniLM, marks filled in", marked, {}),
+    "scratch": ("masked diffusion, from nothing, written from the sentence", rewritten, {}),
 }

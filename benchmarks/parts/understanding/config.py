@@ -62,6 +62,18 @@ TRAININGS = {
         FROM_ENCODER
         | {"packing": False, "length": 96, "retrain_tokenizer": True, "vocab_size": 8192},
     ),
+    "prepositions_scratch": Training(
+        "train_d3pm",
+        5,
+        FROM_SCRATCH
+        | {
+            "source_column": "source",
+            "text_column": "answer",
+            "packing": False,
+            "length": 96,
+            "vocab_size": 4096,
+        },
+    ),
     "prepositions_encoder": Training(
         "train_d3pm",
         4,

@@ -35,8 +35,9 @@ def others(tokenizer: Any) -> list[int]:
         ValueError: if no preposition is a token.
     """
     allowed = set()
-    for word in PREPOSITIONS:
-        ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    # Behind a word, and at the beginning of a text
+    for form in [*PREPOSITIONS, *(f" {word}" for word in PREPOSITIONS)]:
+        ids = tokenizer(form, add_special_tokens=False)["input_ids"]
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             allowed.add(ids[0])
     if not allowed:
@@ -74,12 +75,14 @@ def filled(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str
     }
 
 
-def rewritten(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str, Any]:
+def rewritten(
+    options: UnderstandingConfig, train_rows: Any, rows: Any, start: str
+) -> dict[str, Any]:
     """Masked diffusion writes the preposition from the sentence, whose gap it is shown."""
-    trained = train(options, f"{TASK}_encoder")
+    trained = train(options, f"{TASK}_{start}")
     pipe: Any = TextDiffusionPipeline.from_pretrained(trained["folder"])
     sources = [row["source"] for row in rows]
-    call = {"max_new_tokens": 1, "batch_size": options.batch_size}
+    call = {"length": 1, "batch_size": options.batch_size}
     free = rewrite(pipe, sources, 1, **call)
     among = rewrite(pipe, sources, 1, suppress_tokens=others(pipe.tokenizer), **call)
     return {
@@ -95,5 +98,14 @@ SYSTEMS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = 
     "majority": ('"of" everywhere', majority, {}),
     "counted": ("the most frequent one between the same words", counted, {}),
     "shipped": ("masked diffusion, four-voices as it comes", filled, {}),
-    "encoder": ("masked diffusion, from MiniLM, written from the sentence", rewritten, {}),
+    "scratch": (
+        "masked diffusion, from nothing, written from the sentence",
+        rewritten,
+        {"start": "scratch"},
+    ),
+    "encoder": (
+        "masked diffusion, from MiniLM, written from the sentence",
+        rewritten,
+        {"start": "encoder"},
+    ),
 }
