@@ -12,6 +12,8 @@ Five replies to each conversation by
 - "right": share of replies in which every fact is, and "all five right" the share of conversations.
 - "invented": share of replies with a number that neither the facts nor the note and the turns have.
 - "tone": share of replies whose tone a judge recognizes, TF-IDF and logistic regression on training replies.
+- "perplexity" is that of word trigrams, with Kneser-Ney smoothing, of other held-out replies than those that are asked
+  for; facts are left out of both, so that nobody pays for a name.
 - "different": how many of the five are different texts; distinct-2 and self-BLEU are of the five, averaged.
 - Seconds are those of the CPU for one reply, written in batches, the control included.
 """
@@ -37,6 +39,7 @@ from sklearn.pipeline import make_pipeline
 
 from text_diffusers import TextDiffusionPipeline
 from text_diffusers.evaluation import distinct_n, self_bleu
+from text_diffusers.evaluation.judges import WordNgramJudge
 from text_diffusers.training.config import OptionParser, check_options, option
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples/sales_assistant"))
@@ -52,6 +55,7 @@ COLUMNS = {
     "all_right": Column("all five right", ".3f"),
     "invented": Column("invented", ".3f"),
     "tone": Column("tone", ".3f"),
+    "perplexity": Column("perplexity", ".1f"),
     "different": Column("different", ".2f"),
     "distinct_2": Column("distinct-2", ".2f"),
     "self_bleu": Column("self-BLEU", ".1f"),
@@ -68,7 +72,7 @@ class AssistantConfig:
     dataset: str = option("data/sales", "folder of `make_data.py --pairs true`")
     num_conversations: int = option(500, "held-out conversations", limit="at least 1")
     num_inference_steps: int = option(32, "of a reply", limit="at least 1")
-    autoregressive_minutes: float = option(8.0, "of its training", limit="above 0")
+    autoregressive_minutes: float = option(8.0, "of the CPU in its training", limit="above 0")
     autoregressive_batch_size: int = option(16, "rows of a step", limit="at least 1")
     seed: int = option(0, "of all draws")
 
@@ -92,8 +96,21 @@ def read_pairs(options: AssistantConfig, part: str) -> list[Pair]:
     return [Pair(row["source"], row["reply"], row["tone"], row["facts"]) for row in rows]
 
 
+@dataclass
+class Judges:
+    """Who tells what replies are like.
+
+    Attributes:
+        tone: a classifier of texts.
+        language: reads texts without their facts.
+    """
+
+    tone: Any
+    language: WordNgramJudge
+
+
 def figures_of(
-    pairs: Sequence[Pair], replies: Sequence[Sequence[str]], judge: Any
+    pairs: Sequence[Pair], replies: Sequence[Sequence[str]], judges: Judges
 ) -> dict[str, float]:
     """What the replies of all conversations are like."""
     right = [
@@ -105,17 +122,30 @@ def figures_of(
         for pair, own in zip(pairs, replies, strict=True)
         for text in own
     ]
-    tones = judge.predict([text for own in replies for text in own])
+    tones = judges.tone.predict([text for own in replies for text in own])
+    plain = [
+        without_facts(text, pair.facts)
+        for pair, own in zip(pairs, replies, strict=True)
+        for text in own
+    ]
     wanted = [pair.label for pair in pairs for _ in range(REPLIES)]
     return {
         "right": float(np.mean(right)),
         "all_right": float(np.mean([all(own) for own in right])),
         "invented": float(np.mean(invented)),
         "tone": float(np.mean(tones == np.array(wanted))),
+        "perplexity": judges.language.judge(plain).perplexity,
         "different": float(np.mean([len(set(own)) for own in replies])),
         "distinct_2": float(np.mean([distinct_n(own, 2) for own in replies])),
         "self_bleu": float(np.mean([self_bleu(own) for own in replies])),
     }
+
+
+def without_facts(text: str, facts: Sequence[str]) -> str:
+    """A text with one mark in the place of each fact."""
+    for fact in facts:
+        text = text.replace(fact, "#")
+    return text
 
 
 def numbers_of(text: str) -> set[str]:
@@ -123,12 +153,14 @@ def numbers_of(text: str) -> set[str]:
     return {re.sub("[^0-9]", "", number) for number in NUMBER.findall(text)}
 
 
-def tone_judge(pairs: Sequence[Pair]) -> Any:
-    """Tells formal, friendly and brief replies from each other."""
-    judge = make_pipeline(
+def make_judges(trained: Sequence[Pair], others: Sequence[Pair]) -> Judges:
+    """Judges of tone, from replies to learn from, and of language, from held-out ones."""
+    tone = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(max_iter=1_000)
     )
-    return judge.fit([pair.reply for pair in pairs], [pair.label for pair in pairs])
+    tone.fit([pair.reply for pair in trained], [pair.label for pair in trained])
+    language = WordNgramJudge(without_facts(pair.reply, pair.facts) for pair in others)
+    return Judges(tone, language)
 
 
 def write_replies(
@@ -192,11 +224,9 @@ def beam_writer(model: AutoregressiveReplies) -> Callable:
     return write
 
 
-def measure(
-    options: AssistantConfig, write: Callable, pairs: Sequence[Pair], judge: Any, **facts: Any
-) -> dict[str, Any]:
+def measure(write: Callable, pairs: Sequence[Pair], judges: Judges, **facts: Any) -> dict[str, Any]:
     replies, seconds = write_replies(write, pairs)
-    return figures_of(pairs, replies, judge) | {"seconds": seconds, **facts, "replies": replies}
+    return figures_of(pairs, replies, judges) | {"seconds": seconds, **facts, "replies": replies}
 
 
 def report(options: AssistantConfig, pairs: Sequence[Pair], records: dict[str, dict[str, Any]]):
@@ -215,8 +245,9 @@ def main(options: AssistantConfig):
     check_settings(options)
     torch.set_num_threads(1)
     trained = read_pairs(options, "train")
-    pairs = read_pairs(options, "validation")[: options.num_conversations]
-    judge = tone_judge(trained[:JUDGED_PAIRS])
+    held_out = read_pairs(options, "validation")
+    pairs = held_out[: options.num_conversations]
+    judges = make_judges(trained[:JUDGED_PAIRS], held_out[len(pairs) :])
 
     records = {}
     for name, with_facts in (("diffusion", False), ("diffusion, facts controlled", True)):
@@ -224,7 +255,7 @@ def main(options: AssistantConfig):
         records[name] = read_or_make(
             file,
             lambda with_facts=with_facts: measure(
-                options, diffusion_writer(options, with_facts), pairs, judge
+                diffusion_writer(options, with_facts), pairs, judges
             ),
         )
     file = Path(options.output_dir, "results", "autoregressive.json")
@@ -236,18 +267,16 @@ def main(options: AssistantConfig):
             return model.reply(own, options.seed + first)
 
         return {
-            "autoregressive, sampled": measure(options, sample, pairs, judge, steps=steps),
-            "autoregressive, beam of 5": measure(
-                options, beam_writer(model), pairs, judge, steps=steps
-            ),
+            "autoregressive, sampled": measure(sample, pairs, judges, steps=steps),
+            "autoregressive, beam of 5": measure(beam_writer(model), pairs, judges, steps=steps),
         }
 
     records |= read_or_make(file, autoregressive_records)
     real = [[pair.reply] * REPLIES for pair in pairs]
     records["the team itself"] = {
         name: value
-        for name, value in figures_of(pairs, real, judge).items()
-        if name in ("right", "all_right", "invented", "tone")
+        for name, value in figures_of(pairs, real, judges).items()
+        if name in ("right", "all_right", "invented", "tone", "perplexity")
     } | {"replies": real}
     report(options, pairs, records)
 

@@ -1,7 +1,6 @@
 """The sales assistant: whatever its model would rather write, facts are right and no number is made up."""
 
 import itertools
-import json
 import os
 import random
 import re
@@ -11,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from support.recipes import load_script
+from support.sales import train_assistant
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "examples" / "sales_assistant"))
@@ -21,7 +20,6 @@ from conversations import as_pair, generate, missing_facts  # noqa: E402
 from page import CSS, WORDS, build, kept_parts, open_office  # noqa: E402
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-train_d3pm = load_script("train_d3pm")
 
 
 @pytest.mark.parametrize("language", ["en", "ru"])
@@ -59,32 +57,9 @@ def test_facts_may_come_in_any_order(order):
 @pytest.fixture(scope="module", params=["en", "ru"])
 def office(request, tmp_path_factory):
     """An assistant that has learned nothing, and its customers."""
-    tmp_path = tmp_path_factory.mktemp(request.param)
-    pairs = [as_pair(record) for record in generate(request.param, 200)]
-    lines = [json.dumps(pair) for pair in pairs]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    options = train_d3pm.D3PMConfig(
-        dataset=str(tmp_path / "pairs.jsonl"),
-        output_dir=str(tmp_path / "model"),
-        source_column="source",
-        text_column="reply",
-        label_column="tone",
-        packing=False,
-        length=256,
-        vocab_size=600,
-        hidden_size=32,
-        num_layers=1,
-        num_attention_heads=2,
-        max_train_steps=3,
-        train_batch_size=4,
-        num_cpu_threads=1,
-        num_length_samples=0,
-        num_samples=0,
-        validation_rows=8,
-        report_to=["none"],
-    )
-    train_d3pm.main(options)
-    office = open_office(options.output_dir, request.param)
+    pairs = [as_pair(record) for record in generate(request.param, 240)]
+    folder = train_assistant(pairs, tmp_path_factory.mktemp(request.param))
+    office = open_office(folder, request.param)
     office.assistant.num_inference_steps = 8
     return office
 
