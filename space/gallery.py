@@ -38,7 +38,7 @@ def ready_settings(page: Page) -> dict[str, dict[str, Any]]:
         "corrupt": {"text": examples.whole[1], "time": 0.6},
         "laboratory": {"figure": "rings", "sampler": "probability_flow"},
     }
-    # A model of codes or latents may take no beginning.
-    if "write" in page.linked and "prompt" not in page.linked["write"].names:
-        del ready["write"]["prompt"]
+    # Not every model of codes or latents takes a beginning.
+    if "prompt" not in page.linked["write"].names:
+        del ready["write"]
     return ready

@@ -113,6 +113,9 @@ class Page:
             return [gr.update(**in_language(words, language)) for _, words in self._worded]
 
         self.language.change(reword, self.language, components, **LIGHT)
+        # A screen reader asks the document for the language that it is to speak.
+        tell = "(language) => { document.documentElement.lang = language; }"
+        self.language.change(None, self.language, None, js=tell, **LIGHT)
         # Results are kept as data, not as HTML, so that they can be said in another language.
         for draw, state, outputs in self.rendered:
             self.language.change(draw, [state, self.language], outputs, **LIGHT)

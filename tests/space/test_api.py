@@ -2,12 +2,15 @@
 
 import concurrent.futures
 import re
+import threading
+import time
 
 import gradio_client
 import pytest
 import torch
 from support.space_pages import make_pipe, running
 
+from text_diffusers.space.parts.running import WORKER
 from text_diffusers.space.parts.texts import TEXTS
 
 pytestmark = pytest.mark.slow  # servers take their time
@@ -76,6 +79,22 @@ def test_a_call_out_of_time_is_stopped_and_says_so(tokenizer):
         client = gradio_client.Client(url, verbose=False)
         with pytest.raises(gradio_client.exceptions.AppError, match="took too long"):
             client.predict(prompt="the cat", steps=64, api_name="/write")
+
+
+def test_calls_of_both_functions_run_one_at_a_time(page):
+    """The threads that run the model are those of this process, where the server is, too."""
+    most = 0
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        asked = ({"length": 20, "api_name": "/write"}, {"text": "[20]", "api_name": "/fill"})
+        calls = []
+        for seed in range(4):
+            call = pool.submit(page.predict, steps=60, count=4, seed=seed, **asked[seed % 2])
+            calls.append(call)
+        while not all(call.done() for call in calls):
+            running = [thread for thread in threading.enumerate() if thread.name == WORKER]
+            most = max(most, len(running))
+            time.sleep(0.002)
+    assert most == 1 and all(len(call.result()["texts"]) == 4 for call in calls)
 
 
 def test_calls_beyond_the_queue_are_turned_away(tokenizer):

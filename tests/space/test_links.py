@@ -2,12 +2,14 @@
 
 import gradio as gr
 import pytest
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe
 from support.space_pages import make_page
 
 from text_diffusers.space.app import build_heading, build_tab, tabs_of
 from text_diffusers.space.limits import Refusal
-from text_diffusers.space.parts.interface import message_of
+from text_diffusers.space.parts.interface import Page, message_of
 from text_diffusers.space.parts.links import settings_in
+from text_diffusers.space.parts.served import Served
 
 # Settings of each tab that differ from those that the page begins with, among them a list and hostile words
 CHANGED = {
@@ -20,9 +22,12 @@ CHANGED = {
 }
 
 
-def page_of(kind, tokenizer, **limits):
+def page_of(kind, tokenizer):
+    return with_tabs(make_page(kind, tokenizer))
+
+
+def with_tabs(page):
     """A page with its tabs, as `build` lays them out."""
-    page = make_page(kind, tokenizer, **limits)
     with gr.Blocks():
         build_heading(page)
         with gr.Tabs() as page.tabs:
@@ -41,6 +46,19 @@ def test_an_address_gives_back_the_settings_that_it_was_made_of(tab, tokenizer):
     assert address.startswith(f"?tab={tab}&") and not set(address) & set(" <>\"'\n")
     opened, read = settings_in(address[1:], page.linked)
     assert opened == tab and read == values
+
+
+@pytest.mark.parametrize("denoiser", [{"num_classes": 2}, {"prompt_size": None}])
+def test_the_tabs_of_a_model_over_latents_can_be_linked(denoiser, tokenizer):
+    pipe = make_latent_pipe(tokenizer, make_latent_denoiser(**denoiser))
+    page = with_tabs(Page(Served(pipe, "a model")))
+    assert set(page.linked) == {"write", "between", "laboratory"}
+    for tab, linked in page.linked.items():
+        address = linked.address(tab, linked.first_values)
+        assert settings_in(address[1:], page.linked) == (tab, linked.first_values)
+    with pytest.raises(Refusal) as refused:
+        page.filled("tab=between&first=", "en")
+    assert refused.value.key == "error.empty"
 
 
 @pytest.mark.parametrize("kind", ["labelled", "blocks", "embeddings", "chat", "two_levels"])

@@ -172,6 +172,9 @@ def words_only_in(key, place):
 def test_the_page_opens_in_the_language_of_the_browser(address, visit):
     page = visit(address, locale="ru-RU")
     page.wait_for_function("document.querySelector('#tab-write-button').innerText === 'Генерация'")
+    page.wait_for_function("document.documentElement.lang === 'ru'")
+    page.click("#language label:nth-child(1)")
+    page.wait_for_function("document.documentElement.lang === 'en'")
 
 
 @pytest.mark.slow
