@@ -38,6 +38,7 @@ from parts.understanding.baselines import (  # noqa: E402
     frequent_tags,
     kept_share,
     rarely_dropped,
+    substituted_words,
 )
 from parts.understanding.scores import (  # noqa: E402
     exact_match,
@@ -330,6 +331,14 @@ def test_baselines_count_what_they_say():
         {"words": ["The", "old", "man", "sat", "."], "kept": [0, 2, 3, 4]},
         {"words": ["An", "old", "cat", "."], "kept": [0, 2, 3]},
     ]
+    pairs = [
+        {"source": "thou art here", "text": "you are here"},
+        {"source": "thou art not here", "text": "you are far from here"},
+        {"source": "he came", "text": "he came"},
+    ]
+    # Of the second pair only "here" has a place: "thou art not" and "you are far from" differ in length.
+    replace = substituted_words(pairs)
+    assert replace("thou art not there") == "you are not there" and replace("he came") == "he came"
     assert kept_share(short) == pytest.approx(7 / 9)
     assert rarely_dropped(short)(["the", "Old", "dog", "."]) == [0, 2, 3]
     assert first_places(list("abcdefgh."), 0.5) == [0, 1, 2, 8]

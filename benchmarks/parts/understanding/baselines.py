@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 Row = dict[str, Any]
@@ -113,3 +114,40 @@ def rarely_dropped(train: Iterable[Row]) -> Callable[[Sequence[str]], list[int]]
         ]
 
     return places
+
+
+def substituted_words(train: Iterable[Row]) -> Callable[[str], str]:
+    """Replaces each word of a text by the one that most often stands in its place; an unknown word stays.
+
+    In the place of a word stands the same word, or one of equally many words between two words that both texts have.
+
+    Args:
+        train: rows with `source` and `text`.
+
+    Example:
+        >>> replace = substituted_words([{"source": "thou shalt not go", "text": "you shall not go"}])
+        >>> replace("thou shalt sing")
+        'you shall sing'
+    """
+    words = MostFrequent()
+    for row in train:
+        source = row["source"].split()
+        text = row["text"].split()
+        for first, last, other, end in equally_long_spans(source, text):
+            for word, replacement in zip(source[first:last], text[other:end], strict=True):
+                words.add([word], replacement)
+
+    def replace(source: str) -> str:
+        known = words.counts
+        return " ".join(words.best([word]) if word in known else word for word in source.split())
+
+    return replace
+
+
+def equally_long_spans(
+    source: Sequence[str], text: Sequence[str]
+) -> Iterable[tuple[int, int, int, int]]:
+    """Spans of two lists of words that stand for each other: first and end in the one, first and end in the other."""
+    for _, first, last, other, end in SequenceMatcher(None, source, text).get_opcodes():
+        if last - first == end - other:
+            yield first, last, other, end

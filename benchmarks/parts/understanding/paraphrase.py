@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from parts.understanding.baselines import Row
+from parts.understanding.baselines import Row, substituted_words
 from parts.understanding.config import UnderstandingConfig
 from parts.understanding.filling import rewrite, size_of
 from parts.understanding.scores import (
@@ -39,6 +39,12 @@ def copied(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str
     return record(rows, [row["source"] for row in rows])
 
 
+def counted(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str, Any]:
+    """Each word is the one that most often stands in its place."""
+    replace = substituted_words(train_rows)
+    return record(rows, [replace(row["source"]) for row in rows])
+
+
 def rewritten(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str, Any]:
     """Masked diffusion writes the new verse from the old one."""
     trained = train(options, f"{TASK}_scratch")
@@ -49,5 +55,6 @@ def rewritten(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[
 
 SYSTEMS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "copied": ("the verse as it is", copied, {}),
+    "counted": ("each word as it is mostly replaced", counted, {}),
     "scratch": ("masked diffusion, from nothing, written from the verse", rewritten, {}),
 }
