@@ -437,9 +437,12 @@ class TwoLevelVQDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
         # Each prompt is read once, by itself if it stands for several texts.
         condition = {}
-        if inputs.prompt is not None:
-            if self.prompt_encoder is None:
-                raise ValueError("`prompt` must be None: this pipeline has no `prompt_encoder`.")
+        if self.prompt_encoder is None:
+            if any(prompts):
+                raise ValueError(
+                    "`prompt` must be None or empty: this pipeline has no `prompt_encoder`."
+                )
+        elif inputs.prompt is not None:
             states = read_prompts(
                 self.prompt_encoder, prompts, begins_text, pad_token_id=pad_token_id, device=device
             )

@@ -750,9 +750,20 @@ def test_bad_requests_are_refused(pipe, arguments, message):
 
 def test_a_pipeline_without_an_encoder_takes_no_prompt(tokenizer):
     with pytest.raises(
-        ValueError, match="`prompt` must be None: this pipeline has no `prompt_encoder`"
+        ValueError, match="`prompt` must be None or empty: this pipeline has no `prompt_encoder`"
     ):
         make_two_level(tokenizer, prompts=None)("the cat")
+
+
+def test_empty_prompts_are_none(tokenizer):
+    """So that texts that depend on their own seeds can be written in a batch."""
+    pipe = make_two_level(tokenizer, prompts=None)
+
+    def write(**arguments):
+        generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+        return pipe(generator=generators, num_inference_steps=2, **arguments).texts
+
+    assert write(prompt=["", ""]) == write(num_return_sequences=2)
 
 
 def test_more_steps_than_were_trained_are_refused_by_the_name_of_the_level(pipe):
