@@ -25,6 +25,7 @@ Example:
 import json
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -389,15 +390,24 @@ def with_note(record: Record) -> Record:
     return record | {"messages": [turn, *record["messages"]]}
 
 
-def as_pair(record: Record) -> dict[str, Any]:
-    """The same conversation as one text from another: the reply from the note and all turns before it.
+def as_pair(record: Record, facts: Sequence[str] | None = None) -> dict[str, Any]:
+    """The same conversation as one text from another: the reply from the note, all turns before it, and the facts.
+
+    Facts that stand once among a hundred other words take a small model hours to find. Those that are to be said
+    therefore come last, in a line of their own.
+
+    Args:
+        facts: that the reply is to say; by default those of the record.
 
     Returns:
         `source`, `reply`, `tone` and `facts`.
     """
     *before, reply = record["messages"]
+    say = read_phrases(record.get("language", "en"))["note"]["say"]
+    wanted = ", ".join(record["facts"] if facts is None else facts)
+    turns = [turn["content"] for turn in before]
     return {
-        "source": "\n".join([record["note"], *(turn["content"] for turn in before)]),
+        "source": "\n".join([record["note"], *turns, say.format(facts=wanted)]),
         "reply": reply["content"],
         "tone": record["tone"],
         "facts": record["facts"],

@@ -2,7 +2,7 @@
 
     python examples/sales_assistant/make_data.py --language ru --pairs true --output data/sales_ru
     text-diffusers train d3pm --dataset data/sales_ru --source_column source --text_column reply --label_column tone
-    python benchmarks/sales_assistant.py --model runs/assistant_ru --dataset data/sales_ru --output_dir runs/figures
+    python examples/sales_assistant/figures.py --model runs/assistant --dataset data/sales_ru --output_dir runs/figures
 
 Five replies to each conversation by
 
@@ -28,11 +28,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from assistant import NUMBER, SalesAssistant
+from conversations import missing_facts
 from datasets import load_dataset
-from parts.common.options import free_option, run
-from parts.common.results import check_settings, read_or_make, write_report
-from parts.common.tables import Column, TableRow, markdown_table
-from parts.conditional.autoregressive import AutoregressiveReplies
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -42,9 +40,12 @@ from text_diffusers.evaluation import distinct_n, self_bleu
 from text_diffusers.evaluation.judges import WordNgramJudge
 from text_diffusers.training.config import OptionParser, check_options, option
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples/sales_assistant"))
-from assistant import NUMBER, SalesAssistant  # noqa: E402
-from conversations import missing_facts  # noqa: E402
+# Tables and the yardstick are those of the benchmarks.
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from parts.common.options import free_option, run  # noqa: E402
+from parts.common.results import check_settings, read_or_make, write_report  # noqa: E402
+from parts.common.tables import Column, TableRow, markdown_table  # noqa: E402
+from parts.conditional.autoregressive import AutoregressiveReplies  # noqa: E402
 
 REPLIES = 5
 BATCH_SIZE = 50
@@ -80,9 +81,9 @@ class AssistantConfig:
         check_options(self)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Pair:
-    """A conversation and its reply, as `benchmarks/conditional.py` has them."""
+    """A conversation and its reply."""
 
     question: str
     reply: str
@@ -282,4 +283,6 @@ def main(options: AssistantConfig):
 
 
 if __name__ == "__main__":
-    run(main, OptionParser(AssistantConfig, description=__doc__))
+    # Type checkers do not take a dataclass for what the parser of transformers asks for.
+    options_class: Any = AssistantConfig
+    run(main, OptionParser(options_class, description=__doc__))

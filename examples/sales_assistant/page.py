@@ -87,6 +87,26 @@ class Office:
         ]
 
 
+@dataclass
+class Request:
+    """What a visitor wants.
+
+    Attributes:
+        customer: the number of one.
+        tone, strength: a label, and how much of it.
+        facts: that each reply must hold.
+        seed: of the first reply.
+        parts: of a reply, which stay.
+    """
+
+    customer: int
+    tone: str
+    strength: float
+    facts: list[str]
+    seed: int
+    parts: list[str] = field(default_factory=list)
+
+
 def open_office(folder: str, language: str) -> Office:
     """The model of a folder, and customers of all intents."""
     _, held_out = split(generate(language, 2_000))
@@ -158,16 +178,26 @@ def build(offices: dict[str, Office]) -> gr.Blocks:
                 gr.CheckboxGroup([], value=[]),
             ]
 
-        def write_replies(*arguments: Any) -> list[Any]:
-            *settings, number = arguments
-            return [*replies_to(offices, *settings, [], number), number + NUM_REPLIES]
+        def write_replies(
+            name: str, number: int, wanted: str, scale: float, ticked: list[str], first: int
+        ) -> list[Any]:
+            request = Request(number, wanted, scale, ticked, first)
+            return [*replies_to(offices[name], name, request), first + NUM_REPLIES]
 
-        def rewrite_reply(*arguments: Any) -> list[Any]:
-            *settings, chosen, places, number = arguments
+        def rewrite_reply(
+            name: str,
+            number: int,
+            wanted: str,
+            scale: float,
+            ticked: list[str],
+            chosen: str | None,
+            places: list[int],
+            first: int,
+        ) -> list[Any]:
             if not chosen:
-                raise gr.Error(WORDS[settings[0]]["no_reply"], print_exception=False)
-            parts = kept_parts(chosen, places)
-            return [*replies_to(offices, *settings, parts, number), number + NUM_REPLIES]
+                raise gr.Error(WORDS[name]["no_reply"], print_exception=False)
+            request = Request(number, wanted, scale, ticked, first, kept_parts(chosen, places))
+            return [*replies_to(offices[name], name, request), first + NUM_REPLIES]
 
         everything = [title, customer, chat, note, tone, strength, facts, write, replies, kept]
         shown = [chat, note, tone, facts, replies, kept]
@@ -189,21 +219,18 @@ def tones_of(language: str) -> list[tuple[str, str]]:
     return [(WORDS[language]["tones"][tone], tone) for tone in TONES]
 
 
-def replies_to(
-    offices: dict[str, Office],
-    language: str,
-    customer: int,
-    tone: str,
-    strength: float,
-    facts: list[str],
-    parts: list[str],
-    seed: int,
-) -> list[Any]:
+def replies_to(office: Office, language: str, request: Request) -> list[Any]:
     """Five replies to choose from, and no words of any of them yet."""
-    source = as_pair(offices[language].records[customer])["source"]
+    source = as_pair(office.records[request.customer], request.facts)["source"]
     try:
-        texts = offices[language].assistant.replies(
-            source, tone, facts, NUM_REPLIES, seed % SEEDS, parts, strength
+        texts = office.assistant.replies(
+            source,
+            request.tone,
+            request.facts,
+            NUM_REPLIES,
+            request.seed % SEEDS,
+            request.parts,
+            request.strength,
         )
     except ValueError as error:
         # Facts and parts are too long for a row of the model; all else is a fault.

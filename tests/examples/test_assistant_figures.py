@@ -1,18 +1,23 @@
-"""The benchmark of the sales assistant on a model that has learned nothing: its figures are what they say."""
+"""The figures of the sales assistant, of a model that has learned nothing, are what they say."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
-import sales_assistant
-from conversations import as_pair, generate, missing_facts
 from support.sales import train_assistant
+
+sys.path.append(str(Path(__file__).parents[2] / "examples" / "sales_assistant"))
+
+import figures  # noqa: E402 - the path above leads to it
+from conversations import as_pair, generate, missing_facts  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
 
 def test_the_team_is_right_and_a_model_that_knows_nothing_is_so_by_its_control_alone(tmp_path):
     pairs = [as_pair(record) for record in generate("en", 240)]
-    options = sales_assistant.AssistantConfig(
+    options = figures.AssistantConfig(
         output_dir=str(tmp_path / "figures"),
         model=train_assistant(pairs, tmp_path),
         dataset=str(tmp_path / "pairs"),
@@ -20,7 +25,7 @@ def test_the_team_is_right_and_a_model_that_knows_nothing_is_so_by_its_control_a
         num_inference_steps=8,
         autoregressive_minutes=0.02,
     )
-    sales_assistant.main(options)
+    figures.main(options)
     records = json.loads((tmp_path / "figures" / "report.json").read_text())
     team = records["the team itself"]
     controlled = records["diffusion, facts controlled"]
@@ -40,10 +45,10 @@ def test_the_team_is_right_and_a_model_that_knows_nothing_is_so_by_its_control_a
     # A finished figure is not made again.
     finished = tmp_path / "figures" / "results" / "diffusion.json"
     before = finished.stat().st_mtime_ns
-    sales_assistant.main(options)
+    figures.main(options)
     assert finished.stat().st_mtime_ns == before
 
 
 def test_a_fact_costs_the_judge_of_language_nothing():
     facts = ["Anna", "$129"]
-    assert sales_assistant.without_facts("Anna, it is $129.", facts) == "#, it is #."
+    assert figures.without_facts("Anna, it is $129.", facts) == "#, it is #."

@@ -4,14 +4,13 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from parts.common.yardsticks import yardstick_config
-from parts.conditional.turns import Turn
 from text_diffusers.data.rows import encode_texts, text_ends
 
 LEARNING_RATE = 1e-3
@@ -22,6 +21,19 @@ IGNORED = -100  # as a label of transformers
 TEMPERATURE = 0.7
 TOP_P = 0.9
 MOST_NEW_TOKENS = 80
+
+
+class Exchange(Protocol):
+    """A question of a kind of customer, and the reply to it."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def reply(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
 
 
 class AutoregressiveReplies:
@@ -54,7 +66,7 @@ class AutoregressiveReplies:
         )
         self.model = GPT2LMHeadModel(config)
 
-    def encode(self, turns: Sequence[Turn]) -> list[tuple[list[int], list[int]]]:
+    def encode(self, turns: Sequence[Exchange]) -> list[tuple[list[int], list[int]]]:
         """`(question, reply)` of each turn in tokens, the ends included."""
         questions = encode_texts(
             self.tokenizer, [f"{turn.label}: {turn.question}" for turn in turns]
@@ -78,7 +90,7 @@ class AutoregressiveReplies:
             labels[index, len(question) : end] = torch.tensor(reply)
         return tokens, mask, labels
 
-    def train(self, turns: Sequence[Turn], minutes: float, batch_size: int, seed: int) -> int:
+    def train(self, turns: Sequence[Exchange], minutes: float, batch_size: int, seed: int) -> int:
         """Train for so many minutes of the CPU, on one thread; returns the number of steps."""
         rng = random.Random(seed)
         rows = self.encode(turns)
@@ -107,7 +119,7 @@ class AutoregressiveReplies:
         return steps
 
     @torch.no_grad()
-    def nats_per_token(self, turns: Sequence[Turn]) -> float:
+    def nats_per_token(self, turns: Sequence[Exchange]) -> float:
         """Negative log-likelihood of the replies given their questions, ends included."""
         nats = 0.0
         num_tokens = 0
@@ -118,7 +130,7 @@ class AutoregressiveReplies:
             num_tokens += len(row[1])
         return nats / num_tokens
 
-    def reply(self, turns: Sequence[Turn], seed: int) -> list[str]:
+    def reply(self, turns: Sequence[Exchange], seed: int) -> list[str]:
         """A reply to each question."""
         replies = []
         with torch.random.fork_rng(devices=[]):
