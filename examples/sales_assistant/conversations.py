@@ -390,7 +390,9 @@ def with_note(record: Record) -> Record:
     return record | {"messages": [turn, *record["messages"]]}
 
 
-def as_pair(record: Record, facts: Sequence[str] | None = None) -> dict[str, Any]:
+def as_pair(
+    record: Record, facts: Sequence[str] | None = None, alone: bool = False
+) -> dict[str, Any]:
     """The same conversation as one text from another: the reply from the note, all turns before it, and the facts.
 
     Facts that stand once among a hundred other words take a small model hours to find. Those that are to be said
@@ -398,6 +400,8 @@ def as_pair(record: Record, facts: Sequence[str] | None = None) -> dict[str, Any
 
     Args:
         facts: that the reply is to say; by default those of the record.
+        alone: whether the facts are all of the source. From short sources a model learns to copy, which it then does
+            from long ones, too.
 
     Returns:
         `source`, `reply`, `tone` and `facts`.
@@ -405,9 +409,9 @@ def as_pair(record: Record, facts: Sequence[str] | None = None) -> dict[str, Any
     *before, reply = record["messages"]
     say = read_phrases(record.get("language", "en"))["note"]["say"]
     wanted = ", ".join(record["facts"] if facts is None else facts)
-    turns = [turn["content"] for turn in before]
+    lines = [] if alone else [record["note"], *(turn["content"] for turn in before)]
     return {
-        "source": "\n".join([record["note"], *turns, say.format(facts=wanted)]),
+        "source": "\n".join([*lines, say.format(facts=wanted)]),
         "reply": reply["content"],
         "tone": record["tone"],
         "facts": record["facts"],

@@ -18,7 +18,7 @@ model that always meets the same ones learns the catalogue by heart, and knows n
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversations import LANGUAGES, as_pair, generate, split, with_note
+from conversations import LANGUAGES, Record, as_pair, generate, split, with_note
 from data_files import write_records
 
 from text_diffusers.training.config import check_options, option
@@ -43,7 +43,8 @@ class DataOptions:
 
     pairs: bool = option(
         False,
-        "write .jsonl files with `source`, the note and the turns, and `reply`, for recipes with --source_column",
+        "write .jsonl files with `reply` and its `source`, the note, the turns and the facts to be said, for recipes "
+        "with --source_column; every second source to learn from has the facts alone",
     )
 
     varied: bool = option(
@@ -70,11 +71,23 @@ def main(options: DataOptions):
     if options.varied:
         train, _ = split(generate(options.language, options.count, options.seed, varied=True))
 
-    for path, part in zip(paths_of(options.output), (train, held_out), strict=True):
-        if options.note:
-            part = [with_note(record) for record in part]
-        write_records([as_pair(record) for record in part] if options.pairs else part, path)
-        print(f"{path}: {len(part):,} conversations")
+    train_path, held_out_path = paths_of(options.output)
+    write_part(train, train_path, options, is_learned=True)
+    write_part(held_out, held_out_path, options, is_learned=False)
+
+
+def write_part(records: list[Record], path: Path, options: DataOptions, is_learned: bool):
+    """Write a part in the form that is asked for; of the pairs to learn from, every second has the facts alone."""
+    rows = records
+    if options.note:
+        rows = [with_note(record) for record in records]
+    elif options.pairs:
+        rows = [
+            as_pair(record, alone=is_learned and place % 2 == 1)
+            for place, record in enumerate(records)
+        ]
+    write_records(rows, path)
+    print(f"{path}: {len(rows):,} conversations")
 
 
 def paths_of(output: str) -> tuple[Path, Path]:

@@ -293,6 +293,23 @@ def test_a_catalogue_cannot_be_learned_by_heart(language, tmp_path):
     assert max(prices) > 50 * min(prices) and len(set(prices)) > 300
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_source_ends_with_the_facts_and_every_second_to_learn_from_has_nothing_else(
+    language, tmp_path
+):
+    main(DataOptions(language=language, count=300, output=str(tmp_path), pairs=True))
+    train, held_out = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for path in paths_of(str(tmp_path))
+    )
+    for place, pair in enumerate(train + held_out):
+        *before, last = pair["source"].split("\n")
+        assert last.partition(": ")[2] == ", ".join(pair["facts"]) + "."
+        is_alone = place < len(train) and place % 2 == 1
+        assert (len(before) == 0) == is_alone
+        assert not missing_facts(pair["reply"], pair["facts"])
+
+
 def without_brand(name):
     return " ".join(word for word in name.split() if word.strip("«»").islower())
 
