@@ -272,7 +272,7 @@ assistant: $(VENV)/demo.installed runs/assistant_$(ASSISTANT_LANGUAGE)/model_ind
 	$(BIN)/python examples/sales_assistant/page.py --model_$(ASSISTANT_LANGUAGE) runs/assistant_$(ASSISTANT_LANGUAGE)
 
 runs/assistant_%/model_index.json: | $(VENV)/train.installed
-	$(BIN)/python examples/sales_assistant/make_data.py --language $* --pairs true --count 40000 --output data/sales_$*
+	$(BIN)/python examples/sales_assistant/make_data.py --language $* --pairs true --count 200000 --output data/sales_$*
 	$(LAUNCH) training_scripts/train_d3pm.py --dataset data/sales_$* --output_dir runs/assistant_$* \
 		--resume_from_checkpoint auto $(ASSISTANT_RECIPE)
 

@@ -420,16 +420,21 @@ def as_pair(
 
 # Catalogues of other shops
 
-# Of a brand; two to four stand together, then an ending
-SYLLABLES = {
-    "en": "ba be bo ca co da de di do fa fe fi ga go ka ki la le li lo lu ma me mi mo na ne ni no pa pe pi po "
-    "ra re ri ro sa se si so ta te ti to va ve vi vo za zo bran cor dren fal gor kar len mar nor pel "
-    "ras sten tor vin zel".split(),
-    "ru": "ба бе бо ва ве ви во га го да де ди до за зо ка ки ко ла ле ли ло лу ма ме ми мо на не ни но па пе пи по "
-    "ра ре ри ро са се си со та те ти то фа фе фи бран дрен вин гор зел кар кор лен мар нор пел рас стен "
-    "тор фал".split(),
+# Sounds of a brand: its syllables begin, go on and end with one of each, and the last one has no end but of `LAST`.
+SOUNDS = {
+    "en": (
+        "b c ch d f g h k l m n p r s t v w z bl br cr dr fl fr gl gr kl kr pl pr sh sk sl sm sp st str sw tr".split(),
+        "a e i o u a e i o u y ai ea oo".split(),
+        "l m n r s t b d k p ll mm nn rr ss tt zz nd nt rk rt sk st".split(),
+    ),
+    "ru": (
+        "б в г д ж з к л м н п р с т ф х ч ш бл бр вл гл гр др зл кл кр пл пр ск сл см сп ст стр тр фл".split(),
+        "а е и о у а е и о у я ю э ы".split(),
+        "л м н р с т б д к п лл мм нн рр сс тт нд нт рк рт ск ст".split(),
+    ),
 }
-ENDINGS = {"en": "no ra ta lo ro on ix er".split(), "ru": "но ра та ло ро он икс ер".split()}
+LAST = {"en": ["", "", "n", "s", "x", "r"], "ru": ["", "", "н", "с", "кс", "р"]}
+MIDDLE_ENDS = 0.4
 # Hundredths of a price that are taken off it
 DISCOUNTS = (5, 8, 10, 12, 15)
 
@@ -465,9 +470,14 @@ def varied_catalogue(language: str, rng: random.Random) -> list[dict[str, Any]]:
 def varied_brand(language: str, rng: random.Random) -> str:
     """A word that could be a brand, and is none of the catalogue."""
     taken = {product[language]["brand"] for product in read_catalogue()}
+    begins, vowels, ends = SOUNDS[language]
     while True:
-        syllables = rng.choices(SYLLABLES[language], k=rng.randint(1, 3))
-        brand = "".join([*syllables, rng.choice(ENDINGS[language])]).capitalize()
+        sounds = []
+        for _ in range(rng.randint(1, 2)):
+            end = rng.choice(ends) if rng.random() < MIDDLE_ENDS else ""
+            sounds += [rng.choice(begins), rng.choice(vowels), end]
+        sounds += [rng.choice(begins), rng.choice(vowels), rng.choice(LAST[language])]
+        brand = "".join(sounds).capitalize()
         if brand not in taken:
             return brand
 
