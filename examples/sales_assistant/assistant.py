@@ -19,10 +19,10 @@ from text_diffusers.samplers import with_sampler
 from text_diffusers.training.config import check_options, option
 from text_diffusers.training.recipes import run
 
-# As in "2 990", thousands apart
-NUMBER = re.compile("[0-9]+(?:[ ,.][0-9]{3})*")
-# What replies are written of, beside digits: with all of Unicode an automaton has ten times as many states.
-SIGN = "[ !-/:-~А-Яа-яЁё«»—–…№₽]"
+# As in "2 990 ₽" or "$1,299", thousands apart; "$1" is no part of "1 year".
+NUMBER = re.compile("[$]?[0-9]+(?:[ ,.][0-9]{3})*(?: ₽)?")
+# What replies are written of, beside numbers: with all of Unicode an automaton has ten times as many states.
+SIGN = "[ !-#%-/:-~А-Яа-яЁё«»—–…№]"
 # Draws for each reply that is asked for: some come out alike.
 DRAWS = 2
 # Tokens of the shortest reply, in tokens of its facts
@@ -58,7 +58,7 @@ def fact_pattern(facts: Sequence[str], note: str = "", kept: Sequence[str] = ())
         body = f"{SIGN}*(?:(?:{known}){SIGN}+)*(?:{known})?"
     ahead = [holds(fact) for fact in dict.fromkeys(facts)]
     if kept:
-        ahead.append(rf"(?:{SIGN}|\d)*".join(["", *map(re.escape, kept)]))
+        ahead.append("(?:.|\\n)*".join(["", *map(re.escape, kept)]))
     return "".join(f"(?={one})" for one in ahead) + body
 
 

@@ -150,8 +150,8 @@ def without_facts(text: str, facts: Sequence[str]) -> str:
 
 
 def numbers_of(text: str) -> set[str]:
-    """The numbers of a text, digits alone: "2 990" and "2990" are one."""
-    return {re.sub("[^0-9]", "", number) for number in NUMBER.findall(text)}
+    """The numbers of a text, with their currency: "2 990 ₽" and "2990 ₽" are one, and "$1" is not "1"."""
+    return {re.sub("[ ,.]", "", number) for number in NUMBER.findall(text)}
 
 
 def make_judges(trained: Sequence[Pair], others: Sequence[Pair]) -> Judges:

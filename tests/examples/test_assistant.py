@@ -39,11 +39,23 @@ def test_a_pattern_matches_what_holds_all_facts_and_no_number_of_its_own(languag
                 [[], [rng.choice(facts)], [rng.choice(others)], [f"x{rng.choice(facts)}"], ["7,"]]
             )
             text = " ".join(words)
-            is_right = not missing_facts(text, facts) and known >= set(NUMBER.findall(text))
+            # A sign of currency belongs to a number.
+            is_whole = not re.search("[$₽]", NUMBER.sub("", text))
+            is_known = known >= set(NUMBER.findall(text))
+            is_right = is_whole and is_known and not missing_facts(text, facts)
             assert bool(re.fullmatch(pattern, text)) == is_right, (facts, text)
             outcomes[is_right] += 1
         assert re.fullmatch(pattern, pair["reply"])
     assert min(outcomes.values()) > 500
+
+
+def test_a_number_of_something_else_is_no_price():
+    pattern = fact_pattern(["$26"], note="warranty 1 year, delivery in 2 days")
+    assert re.fullmatch(pattern, "It is $26, with a warranty of 1 year.")
+    assert not re.fullmatch(pattern, "It is $26, or $1 today.")
+    pattern = fact_pattern(["2 450 ₽"], note="гарантия 3 года, доставка через 2 дня")
+    assert re.fullmatch(pattern, "Цена 2 450 ₽, гарантия 3 года.")
+    assert not re.fullmatch(pattern, "Цена 2 450 ₽, а сегодня 3 ₽.")
 
 
 @pytest.mark.parametrize("order", itertools.permutations(["one", "two", "5 days", "5 000"]))
