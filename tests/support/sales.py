@@ -22,7 +22,7 @@ def train_assistant(pairs: list[dict[str, Any]], folder: Path) -> str:
         text_column="reply",
         label_column="tone",
         packing=False,
-        length=256,
+        length=320,
         vocab_size=600,
         hidden_size=32,
         num_layers=1,
