@@ -280,7 +280,7 @@ runs/assistant_%/model_index.json: | $(VENV)/train.installed
 
 understanding: minilm brown bible  ## parts of speech, prepositions, compression and paraphrase beside baselines: under an hour on one quiet thread
 	$(INSTALL) -e ".[eval]"
-	$(BIN)/python examples/understanding/make_data.py --output data/understanding
+	$(BIN)/python examples/understanding/make_tasks.py --output data/understanding
 	$(BIN)/python benchmarks/understanding.py --output_dir runs/understanding
 
 .PHONY: two_level two_level_benchmark

@@ -3,7 +3,7 @@
     python benchmarks/understanding.py --output_dir runs/understanding
     python benchmarks/understanding.py --tasks tags --budget 0.5 --output_dir runs/short
 
-Parts of speech, prepositions, compression and paraphrase, each on texts that `examples/understanding/make_data.py`
+Parts of speech, prepositions, compression and paraphrase, each on texts that `examples/understanding/make_tasks.py`
 makes of the Brown corpus and of two English Bibles. A model is trained by a recipe of the library and asked about
 held-out texts; parts/understanding/config.py has its options. A finished figure is a file in `output_dir/figures` and
 is not made again; an interrupted training goes on where it was.

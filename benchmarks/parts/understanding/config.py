@@ -126,7 +126,7 @@ class UnderstandingConfig:
     )
     data: str = free_option(
         "data/understanding",
-        help="folder of `examples/understanding/make_data.py`; made if missing",
+        help="folder of `examples/understanding/make_tasks.py`; made if missing",
     )
     tasks: list[str] = free_option(list(TASKS), help=", ".join(TASKS))
     num_texts: int = option(500, "held-out texts of a task, spread over all", limit="at least 1")

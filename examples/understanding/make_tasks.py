@@ -1,6 +1,6 @@
 """Write the data of four tasks of understanding: texts to learn from, and texts that are held out.
 
-    python examples/understanding/make_data.py --output data/understanding
+    python examples/understanding/make_tasks.py --output data/understanding
 
 Each task is a folder with train.jsonl and validation.jsonl, which the recipes read by themselves with `--dataset`.
 
