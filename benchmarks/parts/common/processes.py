@@ -3,6 +3,7 @@
 import ctypes
 import gc
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ def in_own_process(num_threads: int, function: Callable, *arguments: Any) -> Any
     """Call a function in a fork of this process, so that on Linux its peak memory is its own.
 
     This process must have imported but not computed anything: a fork does not inherit the threads of torch.
+
+    Raises:
+        BrokenProcessPool: if the fork is killed.
     """
-    # Unlike a spawned process, a fork need not import torch and transformers again.
-    with get_context("fork").Pool(1, torch.set_num_threads, (num_threads,)) as pool:
-        return pool.apply(function, arguments)
+    # Unlike a spawned process, a fork need not import torch and transformers again. A pool of `multiprocessing` would
+    # wait for ever for one that was killed.
+    fork = get_context("fork")
+    with ProcessPoolExecutor(1, fork, torch.set_num_threads, (num_threads,)) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def peak_of(run: Callable[[], Any]) -> float:
