@@ -110,7 +110,7 @@ class Request:
 def open_office(folder: str, language: str) -> Office:
     """The model of a folder, and customers of all intents."""
     _, held_out = split(generate(language, 2_000))
-    # One of each intent and product comes first.
+    # One of each intent and product
     seen = set()
     records = []
     for record in held_out:
