@@ -1,15 +1,14 @@
 """The sales assistant: whatever its model would rather write, facts are right and no number is made up."""
 
 import itertools
-import os
 import random
 import re
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from support.browsers import CHROMIUM
 from support.sales import train_assistant
 
 ROOT = Path(__file__).parent.parent.parent
@@ -18,8 +17,6 @@ sys.path.append(str(ROOT / "examples" / "sales_assistant"))
 from assistant import NUMBER, fact_pattern  # noqa: E402 - the path above leads to them
 from conversations import as_pair, generate, missing_facts  # noqa: E402
 from page import CSS, WORDS, build, kept_parts, open_office  # noqa: E402
-
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.mark.parametrize("language", ["en", "ru"])

@@ -3,7 +3,6 @@
 import concurrent.futures
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 from PIL import Image
+from support.browsers import CHROMIUM
 from support.space_pages import endpoint, make_pipe, running
 
 from text_diffusers.space.parts.running import WORKER
@@ -23,7 +23,6 @@ from text_diffusers.space.parts.texts import TEXTS
 # Processes, servers and browsers take their time; continuous integration runs all of these.
 pytestmark = pytest.mark.slow
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 AXE = "axe-core@4.14.1"
 TABS = ("write", "fill", "control", "compare", "corrupt", "laboratory")
 FIRE = "window.__fired=1"

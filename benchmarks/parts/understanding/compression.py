@@ -6,10 +6,9 @@ from typing import Any
 from parts.understanding.baselines import Row, first_places, kept_share, rarely_dropped
 from parts.understanding.config import UnderstandingConfig
 from parts.understanding.data import GAP, KEEP, tagged_text
-from parts.understanding.filling import fill_gaps, rewrite, size_of
+from parts.understanding.filling import fill_gaps, rewrite
 from parts.understanding.scores import exact_match, mean_with_error, rouge_l, token_f1
-from parts.understanding.training import train
-from text_diffusers import TextDiffusionPipeline
+from parts.understanding.training import trained_pipeline
 from text_diffusers.data.detokenization import detokenise
 
 TASK = "compression"
@@ -51,16 +50,14 @@ def counted(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[st
 
 def rewritten(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str, Any]:
     """Masked diffusion writes the short sentence from the long one."""
-    trained = train(options, f"{TASK}_scratch")
-    pipe: Any = TextDiffusionPipeline.from_pretrained(trained["folder"])
+    pipe, cost = trained_pipeline(options, f"{TASK}_scratch")
     texts = rewrite(pipe, [row["source"] for row in rows], WRITING_STEPS, options.batch_size)
-    return record(rows, texts, minutes=trained["minutes"], parameters=size_of(pipe))
+    return record(rows, texts, **cost)
 
 
 def marked(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str, Any]:
     """Masked diffusion fills in what is to be kept; what it does not mark so is dropped."""
-    trained = train(options, f"{TASK}_encoder")
-    pipe: Any = TextDiffusionPipeline.from_pretrained(trained["folder"])
+    pipe, cost = trained_pipeline(options, f"{TASK}_encoder")
     asked = [tagged_text(row["words"], [GAP] * len(row["words"])) for row in rows]
     marks = fill_gaps(pipe, asked, FILLING_STEPS, options.batch_size)
 
@@ -68,7 +65,7 @@ def marked(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str
     for row, own in zip(rows, marks, strict=True):
         places = [place for place, mark in enumerate(own) if mark == KEEP]
         texts.append(text_of(row["words"], places))
-    return record(rows, texts, minutes=trained["minutes"], parameters=size_of(pipe))
+    return record(rows, texts, **cost)
 
 
 SYSTEMS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = {

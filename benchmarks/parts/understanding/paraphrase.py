@@ -5,7 +5,7 @@ from typing import Any
 
 from parts.understanding.baselines import Row, substituted_words
 from parts.understanding.config import UnderstandingConfig
-from parts.understanding.filling import rewrite, size_of
+from parts.understanding.filling import rewrite
 from parts.understanding.scores import (
     chrf,
     mean_with_error,
@@ -13,8 +13,7 @@ from parts.understanding.scores import (
     share_with_error,
     token_f1,
 )
-from parts.understanding.training import train
-from text_diffusers import TextDiffusionPipeline
+from parts.understanding.training import trained_pipeline
 
 TASK = "paraphrase"
 WRITING_STEPS = 32
@@ -47,10 +46,9 @@ def counted(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[st
 
 def rewritten(options: UnderstandingConfig, train_rows: Any, rows: Any) -> dict[str, Any]:
     """Masked diffusion writes the new verse from the old one."""
-    trained = train(options, f"{TASK}_scratch")
-    pipe: Any = TextDiffusionPipeline.from_pretrained(trained["folder"])
+    pipe, cost = trained_pipeline(options, f"{TASK}_scratch")
     texts = rewrite(pipe, [row["source"] for row in rows], WRITING_STEPS, options.batch_size)
-    return record(rows, texts, minutes=trained["minutes"], parameters=size_of(pipe))
+    return record(rows, texts, **cost)
 
 
 SYSTEMS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = {

@@ -8,7 +8,7 @@ from parts.understanding.config import UnderstandingConfig
 from parts.understanding.data import GAP, PREPOSITIONS
 from parts.understanding.filling import fill_gaps, rewrite, size_of
 from parts.understanding.scores import share_with_error
-from parts.understanding.training import train
+from parts.understanding.training import trained_pipeline
 from text_diffusers import TextDiffusionPipeline
 
 TASK = "prepositions"
@@ -79,15 +79,13 @@ def rewritten(
     options: UnderstandingConfig, train_rows: Any, rows: Any, start: str
 ) -> dict[str, Any]:
     """Masked diffusion writes the preposition from the sentence, whose gap it is shown."""
-    trained = train(options, f"{TASK}_{start}")
-    pipe: Any = TextDiffusionPipeline.from_pretrained(trained["folder"])
+    pipe, cost = trained_pipeline(options, f"{TASK}_{start}")
     sources = [row["source"] for row in rows]
     call = {"length": 1, "batch_size": options.batch_size}
     free = rewrite(pipe, sources, 1, **call)
     among = rewrite(pipe, sources, 1, suppress_tokens=others(pipe.tokenizer), **call)
     return {
-        "minutes": trained["minutes"],
-        "parameters": size_of(pipe),
+        **cost,
         "free": share_right(rows, free),
         "among": share_right(rows, among),
         "answers": among,

@@ -8,10 +8,10 @@ from transformers import AutoTokenizer
 from parts.understanding.baselines import Row, frequent_tags
 from parts.understanding.config import UnderstandingConfig
 from parts.understanding.data import GAP, tagged_text
-from parts.understanding.filling import fill_gaps, size_of, tag_words
+from parts.understanding.filling import fill_gaps, tag_words
 from parts.understanding.scores import share_with_error
-from parts.understanding.training import train
-from text_diffusers import TextClassifierModel, TextDiffusionPipeline
+from parts.understanding.training import train, trained_pipeline
+from text_diffusers import TextClassifierModel
 
 Figures = dict[str, Any]
 
@@ -68,11 +68,10 @@ def generated(
     options: UnderstandingConfig, train_rows: Any, rows: Any, start: str, num_steps: int
 ) -> Figures:
     """Masked diffusion fills a gap behind each word."""
-    trained = train(options, f"{TASK}_{start}")
-    pipe: Any = TextDiffusionPipeline.from_pretrained(trained["folder"])
+    pipe, cost = trained_pipeline(options, f"{TASK}_{start}")
     asked = [tagged_text(row["words"], [GAP] * len(row["words"])) for row in rows]
     tags = fill_gaps(pipe, asked, num_steps, options.batch_size)
-    return record(train_rows, rows, tags, minutes=trained["minutes"], parameters=size_of(pipe))
+    return record(train_rows, rows, tags, **cost)
 
 
 SYSTEMS: dict[str, tuple[str, Callable[..., Figures], dict[str, Any]]] = {

@@ -9,6 +9,8 @@ from parts.common.cpu_clock import CpuClockLoop
 from parts.common.recipes import CONFIGS, QUIET, load_recipe
 from parts.common.results import read_json, write_json
 from parts.understanding.config import ENCODER, TRAININGS, UnderstandingConfig
+from parts.understanding.filling import size_of
+from text_diffusers import TextDiffusionPipeline
 from text_diffusers.training.checkpoints import CHECKPOINT_FOLDER
 
 MOST_STEPS = 10_000_000  # the minutes end a training before
@@ -30,6 +32,13 @@ def train(options: UnderstandingConfig, name: str) -> dict[str, Any]:
     if not done.exists():
         write_json(done, run_recipe(options, name, folder))
     return {"folder": folder, **read_json(done)}
+
+
+def trained_pipeline(options: UnderstandingConfig, name: str) -> tuple[Any, dict[str, float]]:
+    """The pipeline of `train`, and what it cost: its `minutes` and `parameters`."""
+    trained = train(options, name)
+    pipe: Any = TextDiffusionPipeline.from_pretrained(trained["folder"])
+    return pipe, {"minutes": trained["minutes"], "parameters": size_of(pipe)}
 
 
 def run_recipe(options: UnderstandingConfig, name: str, folder: Path) -> dict[str, float]:
