@@ -19,10 +19,13 @@ from text_diffusers.samplers import with_sampler
 from text_diffusers.training.config import check_options, option
 from text_diffusers.training.recipes import run
 
-# As in "2 990 ₽" or "$1,299", thousands apart; "$1" is no part of "1 year".
-NUMBER = re.compile("[$]?[0-9]+(?:[ ,.][0-9]{3})*(?: ₽)?")
+# As in "2 990 ₽" or "$1,299", thousands apart
+NUMBER = "[0-9]+(?:[ ,.][0-9]{3})*"
+LETTER = "A-Za-zА-Яа-яЁё"
+# Money, or a number with the word behind it, if there is one: "$1" is no part of "1 year", nor "2 days" of "2 years".
+AMOUNT = re.compile(f"[$]{NUMBER}|{NUMBER} ₽|{NUMBER}(?:[ -][{LETTER}]+)?")
 # What replies are written of, beside numbers: with all of Unicode an automaton has ten times as many states.
-SIGN = "[ !-#%-/:-~А-Яа-яЁё«»—–…№]"
+MARK = r" !-#%-/:-@\[-`{-~«»—–…№"
 # Draws for each reply that is asked for: some come out alike.
 DRAWS = 2
 # Tokens of the shortest reply, in tokens of its facts
@@ -31,14 +34,14 @@ SETTINGS = {"temperature": 0.7, "top_p": 0.9}
 
 
 def fact_pattern(facts: Sequence[str], note: str = "", kept: Sequence[str] = ()) -> str:
-    """A regular expression of texts that hold all facts, in any order, and no number that is not known.
+    """A regular expression of texts that hold all facts, in any order, and no amount that is not known.
 
-    Known are the numbers of the facts and of the note, so that no price can be invented. A fact is there if
-    `conversations.missing_facts` finds it.
+    Known are the amounts of the facts and of the note, so that no price can be invented, and "2 days" does not become
+    "2 years". A fact is there if `conversations.missing_facts` finds it.
 
     Args:
         facts: strings, such as names and prices.
-        note: text whose numbers may be said.
+        note: text whose amounts may be said.
         kept: strings that stand in the texts in this order, with anything between them.
 
     Example:
@@ -47,19 +50,43 @@ def fact_pattern(facts: Sequence[str], note: str = "", kept: Sequence[str] = ())
         >>> [bool(re.fullmatch(pattern, text)) for text in texts]
         [True, True, False, False]
     """
-    numbers = sorted(
-        {number for text in (note, *facts) for number in NUMBER.findall(text)},
+    amounts = sorted(
+        {amount for text in (note, *facts) for amount in AMOUNT.findall(text)},
         key=len,
         reverse=True,
     )
-    body = f"{SIGN}*"
-    if numbers:
-        known = "|".join(map(re.escape, numbers))
-        body = f"{SIGN}*(?:(?:{known}){SIGN}+)*(?:{known})?"
+    sign = f"[{MARK}{LETTER}]"
+    body = f"{sign}*"
+    if amounts:
+        known = "|".join(map(re.escape, amounts))
+        # A noun ends where the next character is no letter.
+        nouns = [re.escape(amount) for amount in amounts if amount[-1].isalpha()]
+        others = [re.escape(amount) for amount in amounts if not amount[-1].isalpha()]
+        between = [f"(?:{'|'.join(nouns)})[{MARK}]"] if nouns else []
+        between += [f"(?:{'|'.join(others)}){sign}"] if others else []
+        body = f"{sign}*(?:(?:{'|'.join(between)}){sign}*)*(?:{known})?"
     ahead = [holds(fact) for fact in dict.fromkeys(facts)]
     if kept:
         ahead.append("(?:.|\\n)*".join(["", *map(re.escape, kept)]))
     return "".join(f"(?={one})" for one in ahead) + body
+
+
+def unknown_amounts(text: str, known: str) -> set[str]:
+    """The amounts of a text that another one does not have; "2 990 ₽" and "2990 ₽" are one.
+
+    Example:
+        >>> sorted(unknown_amounts("2 years and 9 days, for $1,299", "9 days, 2 in stock, $1299"))
+        ['2years']
+    """
+    amounts, all_known = (
+        {re.sub("[ ,.-]", "", amount) for amount in AMOUNT.findall(part)} for part in (text, known)
+    )
+    # A number that is known by itself may have any noun.
+    return {
+        amount
+        for amount in amounts - all_known
+        if re.sub(f"[{LETTER}]+$", "", amount) not in all_known
+    }
 
 
 def holds(fact: str) -> str:
@@ -139,26 +166,35 @@ class SalesAssistant:
         generators = [
             torch.Generator().manual_seed(seed + number) for number in range(len(sources))
         ]
-        controls = []
-        limits = {}
-        if facts is not None:
-            # The model draws a length first: it must leave room for the facts and for what stands between them.
-            least = ROOM * max(self.num_tokens(own) for own in facts)
-            limits["min_new_tokens"] = max(least, self.num_tokens(kept))
-            patterns = [
-                fact_pattern(own, source, kept) for own, source in zip(facts, sources, strict=True)
-            ]
-            controls = [RegexControl(self.pipe.tokenizer, patterns)]
-        return self.pipe(
-            source=list(sources),
-            class_labels=list(tones),
-            controls=controls,
-            guidance_scale=guidance_scale,
-            num_inference_steps=self.num_inference_steps,
-            generator=generators,
-            **limits,
+        options = {
+            "guidance_scale": guidance_scale,
+            "num_inference_steps": self.num_inference_steps,
             **SETTINGS,
-        ).texts
+        }
+        if facts is None:
+            return self.pipe(
+                source=list(sources), class_labels=list(tones), generator=generators, **options
+            ).texts
+
+        # The model draws a length first: it must leave room for the facts and for what stands between them.
+        patterns = [
+            fact_pattern(own, source, kept) for own, source in zip(facts, sources, strict=True)
+        ]
+        rooms = [max(ROOM * self.num_tokens(own), self.num_tokens(kept)) for own in facts]
+        texts = [""] * len(sources)
+        for room in sorted(set(rooms)):
+            places = [place for place, own in enumerate(rooms) if own == room]
+            written = self.pipe(
+                source=[sources[place] for place in places],
+                class_labels=[tones[place] for place in places],
+                controls=[RegexControl(self.pipe.tokenizer, [patterns[place] for place in places])],
+                generator=[generators[place] for place in places],
+                min_new_tokens=room,
+                **options,
+            ).texts
+            for place, text in zip(places, written, strict=True):
+                texts[place] = text
+        return texts
 
     def num_tokens(self, parts: Sequence[str]) -> int:
         """Tokens of a text of these parts."""

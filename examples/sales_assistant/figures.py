@@ -10,7 +10,8 @@ Five replies to each conversation by
 - an autoregressive model of the same width, depth, tokenizer and pairs, by sampling and by beam search.
 
 - "right": share of replies in which every fact is, and "all five right" the share of conversations.
-- "invented": share of replies with a number that neither the facts nor the note and the turns have.
+- "invented": share of replies with money that neither the facts nor the note and the turns have, or with a number that
+  counts something else there: "2 years" for "2 days".
 - "tone": share of replies whose tone a judge recognizes, TF-IDF and logistic regression on training replies.
 - "perplexity" is that of word trigrams, with Kneser-Ney smoothing, of other held-out replies than those that are asked
   for; facts are left out of both, so that nobody pays for a name.
@@ -18,7 +19,6 @@ Five replies to each conversation by
 - Seconds are those of the CPU for one reply, written in batches, the control included.
 """
 
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from assistant import NUMBER, SalesAssistant
+from assistant import SalesAssistant, unknown_amounts
 from conversations import missing_facts
 from datasets import load_dataset
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -119,7 +119,7 @@ def figures_of(
         for pair, own in zip(pairs, replies, strict=True)
     ]
     invented = [
-        bool(numbers_of(text) - numbers_of(f"{pair.question} {' '.join(pair.facts)}"))
+        bool(unknown_amounts(text, f"{pair.question} {' '.join(pair.facts)}"))
         for pair, own in zip(pairs, replies, strict=True)
         for text in own
     ]
@@ -147,11 +147,6 @@ def without_facts(text: str, facts: Sequence[str]) -> str:
     for fact in facts:
         text = text.replace(fact, "#")
     return text
-
-
-def numbers_of(text: str) -> set[str]:
-    """The numbers of a text, with their currency: "2 990 ₽" and "2990 ₽" are one, and "$1" is not "1"."""
-    return {re.sub("[ ,.]", "", number) for number in NUMBER.findall(text)}
 
 
 def make_judges(trained: Sequence[Pair], others: Sequence[Pair]) -> Judges:

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 import torch
-from assistant import SalesAssistant
+from assistant import DRAWS, SalesAssistant
 from conversations import LANGUAGES, TONES, Record, as_pair, generate, split
 
 from text_diffusers import TextDiffusionPipeline
@@ -146,7 +146,7 @@ def build(offices: dict[str, Office]) -> gr.Blocks:
         replies = gr.Radio([], label=words["replies"], elem_id="replies")
         kept = gr.CheckboxGroup([], label=words["kept"], elem_id="kept")
         rewrite = gr.Button(words["rewrite"])
-        # One more for each press, so that a second press writes other replies
+        # Of the next press's first reply: each press writes other replies.
         seed = gr.State(0)
 
         def words_of(name: str) -> list[Any]:
@@ -182,7 +182,7 @@ def build(offices: dict[str, Office]) -> gr.Blocks:
             name: str, number: int, wanted: str, scale: float, ticked: list[str], first: int
         ) -> list[Any]:
             request = Request(number, wanted, scale, ticked, first)
-            return [*replies_to(offices[name], name, request), first + NUM_REPLIES]
+            return [*replies_to(offices[name], name, request), first + DRAWS * NUM_REPLIES]
 
         def rewrite_reply(
             name: str,
@@ -197,7 +197,7 @@ def build(offices: dict[str, Office]) -> gr.Blocks:
             if not chosen:
                 raise gr.Error(WORDS[name]["no_reply"], print_exception=False)
             request = Request(number, wanted, scale, ticked, first, kept_parts(chosen, places))
-            return [*replies_to(offices[name], name, request), first + NUM_REPLIES]
+            return [*replies_to(offices[name], name, request), first + DRAWS * NUM_REPLIES]
 
         everything = [title, customer, chat, note, tone, strength, facts, write, replies, kept]
         shown = [chat, note, tone, facts, replies, kept]
