@@ -211,7 +211,8 @@ class TextDiffusionPipeline(TextPipeline, DiffusionPipeline):
 
         Args:
             prompt: the beginning of the text or texts; without it, `text` and `source`, the model writes from nothing.
-            text: text with `[MASK]` wherever one token is to be filled in; the rest is kept.
+            text: text with `[MASK]` wherever one token is to be filled in, never with the end of a text; the rest is
+                kept.
             mask: instead of `[MASK]`s, a bool array with one value a token of `text`, true where to rewrite.
             source: the text or texts to write from, for a denoiser that was trained with `--source_column`; what is
                 written is returned without it.

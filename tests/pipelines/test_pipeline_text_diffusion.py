@@ -159,6 +159,19 @@ def test_the_end_of_a_text_settles_its_row(pipe, tokenizer):
     ).any()  # frozen rows keep their masks after the end
 
 
+def test_no_gap_is_filled_with_the_end_of_a_text(pipe, tokenizer):
+    text = "the [MASK] sat" + " [MASK]" * 6
+    for one in both_kernels(pipe, tokenizer).values():
+        output = one(
+            text=text, num_return_sequences=64, num_inference_steps=8, generator=seeded(0)
+        )
+        assert not (output.tokens[:, 1:] == tokenizer.eos_token_id).any()
+
+    # A text that is written from its start may end there.
+    free = pipe(num_return_sequences=64, num_inference_steps=8, generator=seeded(0))
+    assert (free.tokens[:, 1:] == tokenizer.eos_token_id).any()
+
+
 def test_texts_have_the_lengths_of_a_stored_histogram(tokenizer):
     lengths = [0, 0, 300, 0, 0, 700]
     denoiser = make_denoiser(tokenizer)
