@@ -235,16 +235,17 @@ print(f"{num_right} / {len(QUESTIONS)}")
 
 # %% [markdown] lang="en"
 # **4. Parts of speech** are a text too: write the tag behind each word, hide the tags, and let a model that was trained on
-# such rows fill them in. **5. Compression** of a sentence is a text that is written from another one. Both need
-# training on pairs, and module 8 does that; here you only make the rows.
+# such rows fill them in. **5. Compression** of a sentence is a text that is written from another one. Both need a
+# training of their own. [Tasks of understanding](../../docs/understanding.md) trains both; here you only make the rows.
 #
 # **Exercise 2.** `tagged_row(words, tags)` returns the row in which each word is followed by its tag, and
 # `question_row(words)` the same with `"[MASK]"` for every tag.
 
 # %% [markdown] lang="ru"
 # **4. Части речи** — тоже текст: напишем после каждого слова его метку, скроем метки, и пусть их заполнит модель,
-# обученная на таких строках. **5. Сжатие** предложения — текст, который пишется по другому тексту. Обе задачи требуют
-# обучения на парах, этим занимается модуль 8; здесь вы только готовите строки.
+# обученная на таких строках. **5. Сжатие** предложения — текст, который пишется по другому тексту. Для обеих задач модель
+# нужно обучать отдельно. Обе обучены на странице [задач на понимание](../../docs/understanding.ru.md); здесь вы только
+# готовите строки.
 #
 # **Упражнение 2.** `tagged_row(words, tags)` возвращает строку, в которой за каждым словом стоит его метка, а
 # `question_row(words)` — то же самое, но с `"[MASK]"` вместо каждой метки.

@@ -269,7 +269,7 @@ for scale in (0.0, 0.5, 1.0, 5.0):
     print(f"s = {scale:3g}  speech: {examples[scale, 'speech'][1]}")
 
 # %% [markdown] lang="en"
-# The label alone, scale 1, already makes nearly every text one of its kind, and a scale of 0.5 is halfway there: this
+# The label alone, scale 1, already makes nearly every text one of its kind, and a scale of 0.5 is nearly enough: this
 # model needs no more guidance for its voices. Above that there is nothing left to gain, and the texts get worse: at 5
 # fewer pairs of words are real ones, and words appear that nobody has ever used. (Compare scales, not labels: the
 # pairs of the chat are known best.) Variety does not fall here, since broken words are new, too; so never look at one
@@ -613,11 +613,11 @@ if reviews is not None:
 # texts, without the control and with it.
 
 # %% [markdown] lang="ru"
-# ## Контроль: не вероятно, а точно
+# ## Требования: не вероятно, а наверняка
 #
 # Классификатор делает нечто вероятным. Слова, регулярные выражения и схемы JSON — это конечные автоматы, и для
 # токенов, предсказанных независимо, $p(x \mid \text{текст подходит})$ вычисляется точно. В каждой строке посчитаны 16
-# текстов, без контроля и с ним.
+# текстов, без требования и с ним.
 
 # %%
 SCHEMA = {
@@ -672,8 +672,8 @@ for name, (control, is_valid) in tests.items():
 
 # %% [markdown] lang="ru"
 # Все тексты правильны, всегда, а сама по себе модель таких не пишет. Смысла автомат не обещает: слово, которому не
-# нашлось места в предложении, встаёт в конец, а имя может оказаться «I'm sorry». Контроль запрещает недопустимое; что
-# хорошо, должна знать сама модель.
+# нашлось места в предложении, встаёт в конец, а имя может оказаться «I'm sorry». Требование исключает недопустимое;
+# что хорошо, должна знать сама модель.
 
 # %% [markdown] lang="en"
 # ## ParaGuide, Dior-CVAE
@@ -727,16 +727,16 @@ for label, text in zip(LABELS, texts, strict=True):
 # **Dior-CVAE** (2305.15025) guides a dialogue: the latent vector of a reply is not drawn from a Gaussian but by a
 # diffusion model which is told the conversation, and a language model decodes it. Other latents are another reply,
 # even if each of its tokens is the likeliest. In this library it is `LatentTextDiffusionPipeline` with a source ([its
-# page](../../docs/pipelines/latent_text_diffusion.md)); module 8 builds an assistant with it. It needs minutes of
-# training in two stages, so nothing of it runs here. What can be shown is the problem it solves: how alike are replies
-# to one beginning, at several temperatures?
+# page](../../docs/pipelines/latent_text_diffusion.md)). `make latent_replies` trains it in about an hour, and its page
+# measures its replies. Nothing of it runs here. What can be shown is the problem it solves: how alike are replies to
+# one beginning, at several temperatures?
 
 # %% [markdown] lang="ru"
 # **Dior-CVAE** (2305.15025) управляет диалогом: латентный вектор ответа берётся не из гауссова распределения, а из
 # диффузионной модели, которой показали разговор, и декодируется языковой моделью. Другой латентный вектор — другой
 # ответ, даже если каждый токен в нём самый вероятный. В этой библиотеке это `LatentTextDiffusionPipeline` с источником
-# ([её страница](../../docs/pipelines/latent_text_diffusion.ru.md)); в модуле 8 на ней строится ассистент. Она требует
-# обучения в два этапа, поэтому здесь не запускается. Показать можно задачу, которую она решает: насколько похожи
+# ([её страница](../../docs/pipelines/latent_text_diffusion.ru.md)). `make latent_replies` обучает её примерно за час, а
+# на её странице измерены ответы. Здесь она не запускается. Показать можно задачу, которую она решает: насколько похожи
 # ответы на одно и то же начало при разных температурах?
 
 # %%
@@ -778,4 +778,4 @@ for temperature in (0.0, 0.4, 0.7, 1.0):
 # - Автоматы делают слова и структуру обязательными, классификаторы — только вероятными.
 #
 # Дальше: [насколько хорошо работает управление](../../docs/guidance.ru.md), [все виды
-# контроля](../../docs/pipelines/guided.ru.md).
+# требований](../../docs/pipelines/guided.ru.md).

@@ -6,7 +6,7 @@
 # 1. train a small model from the command line and read its curves from TensorBoard's files,
 # 2. compare AdamW with SGD, and write a step of AdamW yourself,
 # 3. kill a run and resume it, to the same weights,
-# 4. record a run with Weights & Biases, without a network, and find its artifact,
+# 4. record a run with Weights & Biases, without a network,
 # 5. search hyper-parameters, and measure self-conditioning.
 #
 # The models are tiny, so that all of it takes about four minutes on two CPU cores: look at the curves, not at the texts.
@@ -19,7 +19,7 @@
 # 1. обучите маленькую модель из командной строки и прочитаете её кривые из файлов TensorBoard,
 # 2. сравните AdamW с SGD и сами напишете шаг AdamW,
 # 3. убьёте обучение и возобновите его — с теми же весами в конце,
-# 4. запишете обучение в Weights & Biases без сети и найдёте его артефакт,
+# 4. запишете обучение в Weights & Biases без сети,
 # 5. подберёте гиперпараметры и измерите self-conditioning.
 #
 # Модели крошечные, чтобы всё заняло около четырёх минут на двух ядрах процессора: смотрите на кривые, а не на тексты.

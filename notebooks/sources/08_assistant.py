@@ -4,7 +4,7 @@
 # A customer writes; the team has a note with the facts. The assistant offers five replies that differ, in the tone that is
 # wanted, and **every fact in them is right**: a price that the note does not have cannot be written. You will
 #
-# 1. look at conversations whose truth is known,
+# 1. look at conversations of which it is known what a right reply must hold,
 # 2. train a small diffusion model on them for about a minute and a half: far too short, which is the point,
 # 3. force the facts by a pattern, and count,
 # 4. measure how much the replies differ.
@@ -17,7 +17,7 @@
 # Покупатель пишет; у отдела есть записка с фактами. Помощник предлагает пять разных ответов в нужном тоне, и **каждый факт в них
 # верен**: цену, которой нет в записке, написать нельзя. Вы
 #
-# 1. посмотрите на разговоры, правда о которых известна,
+# 1. посмотрите на разговоры, для которых известно, что должно быть в ответе,
 # 2. обучите на них маленькую диффузионную модель примерно за полторы минуты: слишком мало, в этом и смысл,
 # 3. потребуете факты шаблоном и посчитаете,
 # 4. измерите, насколько ответы различаются.
@@ -179,8 +179,8 @@ for name, replies in (("free", free), ("controlled", controlled)):
 # `distinct_pairs(texts)` for words that blanks separate. The check compares it with the library's.
 
 # %% [markdown] lang="ru"
-# Язык сломан, полторы минуты — не обучение, а факты всё равно верны. Требование не научит писать, а модель, даже хорошая, ничего не
-# гарантирует: вместе получается помощник.
+# Текст бессвязный: полторы минуты — это не обучение. А факты всё равно верны. Требование не научит писать, а модель, даже хорошая,
+# ничего не гарантирует: вместе получается помощник.
 #
 # ## Различаются ли ответы?
 #
@@ -230,7 +230,7 @@ print(f"distinct-2 {distinct_n(replies, 2):.2f}, self-BLEU {self_bleu(replies):.
 # ## Your project
 #
 # Train for longer, on your own conversations, and defend three things: the architecture (why diffusion, which kernel, how the facts
-# get in), the figures (facts right, tone by a judge who is not the model, how much replies differ, seconds a reply, beside an
+# get in), the figures (facts right, tone by an independent judge, how much replies differ, seconds a reply, beside an
 # autoregressive model of equal size) and a demonstration (`text-diffusers demo runs/mine`). `docs/assistant.md` does all of
 # this once; `docs/course.md` says where every topic is.
 
@@ -238,6 +238,6 @@ print(f"distinct-2 {distinct_n(replies, 2):.2f}, self-BLEU {self_bleu(replies):.
 # ## Ваш проект
 #
 # Обучите дольше, на своих разговорах, и защитите три вещи: архитектуру (почему диффузия, какое ядро, как попадают факты), числа
-# (верные факты, тон по судье, который не модель, разнообразие ответов, секунды на ответ — рядом с авторегрессионной моделью того же
+# (верные факты, тон по оценке независимого судьи, разнообразие ответов, секунды на ответ — рядом с авторегрессионной моделью того же
 # размера) и демонстрацию (`text-diffusers demo runs/mine`). В `docs/assistant.ru.md` всё это сделано один раз; где какая тема, говорит
 # `docs/course.ru.md`.
