@@ -263,8 +263,8 @@ lab: $(VENV)/train.installed  ## every model of the laboratory on points in the 
 
 # Texts that a row of the model holds: the note and the turns take half of it at most.
 ASSISTANT_RECIPE := --source_column source --text_column reply --label_column tone --packing false \
-	--condition_dropout 0.1 --length 416 --vocab_size 1500 --hidden_size 128 --num_layers 4 --num_attention_heads 4 \
-	--train_batch_size 16 --learning_rate 1e-3 --lr_warmup_steps 100 --ema_decay 0.998 --max_train_steps 20000 \
+	--condition_dropout 0.1 --length 384 --vocab_size 3000 --hidden_size 128 --num_layers 4 --num_attention_heads 4 \
+	--train_batch_size 16 --learning_rate 1e-3 --lr_warmup_steps 100 --ema_decay 0.998 --max_train_steps 15000 \
 	--validation_steps 0 --checkpointing_steps 1000 --num_cpu_threads 1
 ASSISTANT_LANGUAGE ?= en
 

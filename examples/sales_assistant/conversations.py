@@ -400,8 +400,8 @@ def as_pair(
 
     Args:
         facts: that the reply is to say; by default those of the record.
-        alone: whether the facts are all of the source. From short sources a model learns to copy, which it then does
-            from long ones, too.
+        alone: whether the names of the products and the facts are all of the source. From short sources a model
+            learns to copy, which it then does from long ones, too.
 
     Returns:
         `source`, `reply`, `tone` and `facts`.
@@ -409,13 +409,35 @@ def as_pair(
     *before, reply = record["messages"]
     say = read_phrases(record.get("language", "en"))["note"]["say"]
     wanted = ", ".join(record["facts"] if facts is None else facts)
-    lines = [] if alone else [record["note"], *(turn["content"] for turn in before)]
+    products = [record[key] for key in ("product", "other_product") if record.get(key)]
+    lines = [record["note"], *(turn["content"] for turn in before)]
+    if alone:
+        lines = [", ".join(products)] if products else []
     return {
         "source": "\n".join([*lines, say.format(facts=wanted)]),
         "reply": reply["content"],
         "tone": record["tone"],
         "facts": record["facts"],
     }
+
+
+def kinds_of(text: str) -> set[str]:
+    """Ids of the catalogue's products whose kind a text names, in either language and in any case of Russian.
+
+    Example:
+        >>> sorted(kinds_of("The Brevola coffee maker, or a kettle? Нет, чайника нет."))
+        ['coffee_maker', 'kettle']
+    """
+    forms = {
+        " ".join(word for word in own[case].split() if word.strip("«»").islower()): product["id"]
+        for product in read_catalogue()
+        for own in (product["en"], product["ru"])
+        for case in ("name", "genitive", "accusative")
+        if case in own
+    }
+    # The longest first: a cat bed is no bed.
+    names = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
+    return {forms[name] for name in re.findall(rf"\b(?:{names})\b", text)}
 
 
 # Catalogues of other shops

@@ -12,6 +12,8 @@ Five replies to each conversation by
 - "right": share of replies in which every fact is, and "all five right" the share of conversations.
 - "invented": share of replies with money that neither the facts nor the note and the turns have, or with a number that
   counts something else there: "2 years" for "2 days".
+- "another product": share of replies that name a kind of product, such as "kettle", of which the conversation does not
+  speak.
 - "tone": share of replies whose tone a judge recognizes, TF-IDF and logistic regression on training replies.
 - "perplexity" is that of word trigrams, with Kneser-Ney smoothing, of other held-out replies than those that are asked
   for; facts are left out of both, so that nobody pays for a name.
@@ -29,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from assistant import SalesAssistant, unknown_amounts
-from conversations import missing_facts
+from conversations import kinds_of, missing_facts
 from datasets import load_dataset
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -55,6 +57,7 @@ COLUMNS = {
     "right": Column("right", ".3f"),
     "all_right": Column("all five right", ".3f"),
     "invented": Column("invented", ".3f"),
+    "astray": Column("another product", ".3f"),
     "tone": Column("tone", ".3f"),
     "perplexity": Column("perplexity", ".1f"),
     "different": Column("different", ".2f"),
@@ -123,6 +126,11 @@ def figures_of(
         for pair, own in zip(pairs, replies, strict=True)
         for text in own
     ]
+    astray = [
+        bool(kinds_of(text) - kinds_of(pair.question))
+        for pair, own in zip(pairs, replies, strict=True)
+        for text in own
+    ]
     tones = judges.tone.predict([text for own in replies for text in own])
     plain = [
         without_facts(text, pair.facts)
@@ -134,6 +142,7 @@ def figures_of(
         "right": float(np.mean(right)),
         "all_right": float(np.mean([all(own) for own in right])),
         "invented": float(np.mean(invented)),
+        "astray": float(np.mean(astray)),
         "tone": float(np.mean(tones == np.array(wanted))),
         "perplexity": judges.language.judge(plain).perplexity,
         "different": float(np.mean([len(set(own)) for own in replies])),
@@ -272,7 +281,7 @@ def main(options: AssistantConfig):
     records["the team itself"] = {
         name: value
         for name, value in figures_of(pairs, real, judges).items()
-        if name in ("right", "all_right", "invented", "tone", "perplexity")
+        if name in ("right", "all_right", "invented", "astray", "tone", "perplexity")
     } | {"replies": real}
     report(options, pairs, records)
 

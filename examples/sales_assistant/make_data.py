@@ -48,7 +48,7 @@ class DataOptions:
     pairs: bool = option(
         False,
         "write .jsonl files with `reply` and its `source`, the note, the turns and the facts to be said, for recipes "
-        "with --source_column; every second source to learn from has the facts alone",
+        "with --source_column; every second source to learn from has products and facts alone",
     )
 
     varied: bool = option(
@@ -85,7 +85,7 @@ def main(options: DataOptions):
 
 
 def write_part(records: list[Record], path: Path, options: DataOptions, is_learned: bool):
-    """Write a part in the form that is asked for; of the pairs to learn from, every second has the facts alone."""
+    """Write a part in the form that is asked for; of the pairs to learn from, every second is short."""
     rows = records
     if options.note:
         rows = [with_note(record) for record in records]

@@ -294,7 +294,7 @@ def test_a_catalogue_cannot_be_learned_by_heart(language, tmp_path):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_source_ends_with_the_facts_and_every_second_to_learn_from_has_nothing_else(
+def test_a_source_ends_with_the_facts_and_every_second_to_learn_from_has_only_products_beside_them(
     language, tmp_path
 ):
     main(DataOptions(language=language, count=300, output=str(tmp_path), pairs=True))
@@ -305,8 +305,12 @@ def test_a_source_ends_with_the_facts_and_every_second_to_learn_from_has_nothing
     for place, pair in enumerate(train + held_out):
         *before, last = pair["source"].split("\n")
         assert last.partition(": ")[2] == ", ".join(pair["facts"]) + "."
-        is_alone = place < len(train) and place % 2 == 1
-        assert (len(before) == 0) == is_alone
+        is_short = place < len(train) and place % 2 == 1
+        assert (len(before) == 1) == is_short
+        # The brands of its products are among the facts.
+        if is_short:
+            brands = [name for name in pair["facts"] if name in before[0]]
+            assert len(brands) == len(before[0].split(", "))
         assert not missing_facts(pair["reply"], pair["facts"])
 
 
