@@ -391,7 +391,7 @@ def with_note(record: Record) -> Record:
 
 
 def as_pair(
-    record: Record, facts: Sequence[str] | None = None, alone: bool = False
+    record: Record, facts: Sequence[str] | None = None, shown: str = "conversation"
 ) -> dict[str, Any]:
     """The same conversation as one text from another: the reply from the note, all turns before it, and the facts.
 
@@ -400,8 +400,8 @@ def as_pair(
 
     Args:
         facts: that the reply is to say; by default those of the record.
-        alone: whether the names of the products and the facts are all of the source. From short sources a model
-            learns to copy, which it then does from long ones, too.
+        shown: what stands before these facts: "conversation", the "products" by their names, or nothing, "facts".
+            From short sources a model learns to copy, which it then does from long ones, too.
 
     Returns:
         `source`, `reply`, `tone` and `facts`.
@@ -410,9 +410,11 @@ def as_pair(
     say = read_phrases(record.get("language", "en"))["note"]["say"]
     wanted = ", ".join(record["facts"] if facts is None else facts)
     products = [record[key] for key in ("product", "other_product") if record.get(key)]
-    lines = [record["note"], *(turn["content"] for turn in before)]
-    if alone:
-        lines = [", ".join(products)] if products else []
+    lines = {
+        "conversation": [record["note"], *(turn["content"] for turn in before)],
+        "products": [", ".join(products)],
+        "facts": [],
+    }[shown]
     return {
         "source": "\n".join([*lines, say.format(facts=wanted)]),
         "reply": reply["content"],

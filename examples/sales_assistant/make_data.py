@@ -27,6 +27,8 @@ from text_diffusers.training.recipes import run
 
 # Conversations of which a seventh are held out, where they are not those to learn from
 MOST_TO_ASK = 40_000
+# What the sources of the pairs to learn from show, in turn
+SHOWN = ("conversation", "facts", "conversation", "products")
 
 
 @dataclass
@@ -48,7 +50,7 @@ class DataOptions:
     pairs: bool = option(
         False,
         "write .jsonl files with `reply` and its `source`, the note, the turns and the facts to be said, for recipes "
-        "with --source_column; every second source to learn from has products and facts alone",
+        "with --source_column; every second source to learn from is short",
     )
 
     varied: bool = option(
@@ -91,7 +93,7 @@ def write_part(records: list[Record], path: Path, options: DataOptions, is_learn
         rows = [with_note(record) for record in records]
     elif options.pairs:
         rows = [
-            as_pair(record, alone=is_learned and place % 2 == 1)
+            as_pair(record, shown=SHOWN[place % len(SHOWN)] if is_learned else "conversation")
             for place, record in enumerate(records)
         ]
     write_records(rows, path)
