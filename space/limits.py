@@ -24,9 +24,9 @@ class Limits:
 
     Example:
         >>> from text_diffusers.space.limits import Limits
-        >>> limits = Limits(steps=64, seconds=20.0)
+        >>> limits = Limits(steps=256, seconds=120.0)
         >>> limits.steps, limits.texts
-        (64, 4)
+        (256, 4)
     """
 
     characters: int = 600
