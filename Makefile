@@ -268,7 +268,7 @@ ASSISTANT_RECIPE := --source_column source --text_column reply --label_column to
 	--validation_steps 0 --checkpointing_steps 1000 --num_cpu_threads 1
 ASSISTANT_LANGUAGE ?= en
 
-assistant: $(VENV)/demo.installed runs/assistant_$(ASSISTANT_LANGUAGE)/model_index.json  ## the sales assistant in the browser, trained first: about an hour; ASSISTANT_LANGUAGE=ru
+assistant: $(VENV)/demo.installed runs/assistant_$(ASSISTANT_LANGUAGE)/model_index.json  ## the sales assistant in the browser, trained first: 40 minutes of one core; ASSISTANT_LANGUAGE=ru
 	$(BIN)/python examples/sales_assistant/page.py --model_$(ASSISTANT_LANGUAGE) runs/assistant_$(ASSISTANT_LANGUAGE)
 
 runs/assistant_%/model_index.json: | $(VENV)/train.installed
