@@ -162,9 +162,7 @@ def test_the_end_of_a_text_settles_its_row(pipe, tokenizer):
 def test_no_gap_is_filled_with_the_end_of_a_text(pipe, tokenizer):
     text = "the [MASK] sat" + " [MASK]" * 6
     for one in both_kernels(pipe, tokenizer).values():
-        output = one(
-            text=text, num_return_sequences=64, num_inference_steps=8, generator=seeded(0)
-        )
+        output = one(text=text, num_return_sequences=64, num_inference_steps=8, generator=seeded(0))
         assert not (output.tokens[:, 1:] == tokenizer.eos_token_id).any()
 
     # A text that is written from its start may end there.
