@@ -301,7 +301,8 @@ def prepare_batch(
     batch.given_texts = repeat_rows(given_texts, inputs.repeats)
     batch.drops_source = inputs.drops_beginning or bool(frames)
     batch.end_token_ids = limits.end_token_ids
-    # Neither a gap nor a text of a given length is a place for an end; between texts of a row the tokenizer's stands.
+    # Neither a gap nor a text of a given length is a place for an end. The tokenizer's own end may stand in
+    # a text of a given length, which can hold several texts.
     if inputs.text is not None or planned is not None:
         batch.suppressed_ids = list(limits.end_token_ids)
     if inputs.text is not None:

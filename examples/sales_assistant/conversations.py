@@ -430,16 +430,22 @@ def kinds_of(text: str) -> set[str]:
         >>> sorted(kinds_of("The Brevola coffee maker, or a kettle? Нет, чайника нет."))
         ['coffee_maker', 'kettle']
     """
-    forms = {
+    forms = forms_of_kinds()
+    # The longest first: a cat bed is no bed.
+    names = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
+    return {forms[name] for name in re.findall(rf"\b(?:{names})\b", text)}
+
+
+@cache
+def forms_of_kinds() -> dict[str, str]:
+    """The product's id for each form of the name of its kind, without the brand."""
+    return {
         " ".join(word for word in own[case].split() if word.strip("«»").islower()): product["id"]
         for product in read_catalogue()
         for own in (product["en"], product["ru"])
         for case in ("name", "genitive", "accusative")
         if case in own
     }
-    # The longest first: a cat bed is no bed.
-    names = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
-    return {forms[name] for name in re.findall(rf"\b(?:{names})\b", text)}
 
 
 # Catalogues of other shops

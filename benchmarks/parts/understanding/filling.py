@@ -29,7 +29,7 @@ def fill_gaps(
     writer = with_sampler(pipe, "confidence", temperature=0.0)
     writer.set_progress_bar_config(disable=True)
     tokenizer = pipe.tokenizer
-    # A model from nothing is not shown that a text ends with its last gap, and would end it there.
+    # No special token is an answer.
     suppressed = sorted({*suppress_tokens, *tokenizer.all_special_ids})
 
     answers = []
