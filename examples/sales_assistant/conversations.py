@@ -32,6 +32,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from catalogue import read_catalogue, varied_catalogue
+
 from text_diffusers.common.validation import require_int, require_key
 
 HERE = Path(__file__).parent
@@ -93,8 +95,8 @@ def generate(language: str, count: int, seed: int = 0, varied: bool = False) -> 
     Args:
         language: "en" or "ru".
         varied: whether each conversation has a catalogue of its own, with the products of the true one, but other
-            brands, prices, stock, delivery and warranty. A model that always meets the true ones learns the catalogue
-            by heart, and does not read the note.
+            brands, prices, stock, delivery and warranty, and half of the products as kinds that do not exist. A
+            model that always meets the true ones learns the catalogue by heart, and does not read the note.
 
     Returns:
         Records with `language`, `customer` (`name` and `history`), `tone`, `intent`, `product`, `price`, `stock`,
@@ -423,110 +425,6 @@ def as_pair(
     }
 
 
-def kinds_of(text: str) -> set[str]:
-    """Ids of the catalogue's products whose kind a text names, in either language and in any case of Russian.
-
-    Example:
-        >>> sorted(kinds_of("The Brevola coffee maker, or a kettle? Нет, чайника нет."))
-        ['coffee_maker', 'kettle']
-    """
-    forms = forms_of_kinds()
-    # The longest first: a cat bed is no bed.
-    names = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
-    return {forms[name] for name in re.findall(rf"\b(?:{names})\b", text)}
-
-
-@cache
-def forms_of_kinds() -> dict[str, str]:
-    """The product's id for each form of the name of its kind, without the brand."""
-    return {
-        " ".join(word for word in own[case].split() if word.strip("«»").islower()): product["id"]
-        for product in read_catalogue()
-        for own in (product["en"], product["ru"])
-        for case in ("name", "genitive", "accusative")
-        if case in own
-    }
-
-
-# Catalogues of other shops
-
-# Sounds of a brand: its syllables begin, go on and end with one of each, and the last one has no end but of `LAST`.
-SOUNDS = {
-    "en": (
-        "b c ch d f g h k l m n p r s t v w z bl br cr dr fl fr gl gr kl kr pl pr sh sk sl sm sp st str sw tr".split(),
-        "a e i o u a e i o u y ai ea oo".split(),
-        "l m n r s t b d k p ll mm nn rr ss tt zz nd nt rk rt sk st".split(),
-    ),
-    "ru": (
-        "б в г д ж з к л м н п р с т ф х ч ш бл бр вл гл гр др зл кл кр пл пр ск сл см сп ст стр тр фл".split(),
-        "а е и о у а е и о у я ю э ы".split(),
-        "л м н р с т б д к п лл мм нн рр сс тт нд нт рк рт ск ст".split(),
-    ),
-}
-LAST = {"en": ["", "", "n", "s", "x", "r"], "ru": ["", "", "н", "с", "кс", "р"]}
-MIDDLE_ENDS = 0.4
-# Hundredths of a price that are taken off it
-DISCOUNTS = (5, 8, 10, 12, 15)
-
-
-def varied_catalogue(language: str, rng: random.Random) -> list[dict[str, Any]]:
-    """The products of the catalogue with brands and figures drawn anew; what is sold out stays so."""
-    products = []
-    for product in read_catalogue():
-        own = product[language]
-        brand = varied_brand(language, rng)
-        price = varied_price(language, rng)
-        offer = price - max(1, price * rng.choice(DISCOUNTS) // 100)
-
-        # A name is the product with its brand, in each case of Russian.
-        names = {
-            form: own[form].replace(own["brand"], brand)
-            for form in ("name", "genitive", "accusative")
-            if form in own
-        }
-        figures = {
-            "stock": rng.randint(1, 60) if product["stock"] else 0,
-            "delivery_days": rng.randint(1, 14),
-            "warranty_years": rng.randint(1, 5),
-        }
-        products.append(
-            product
-            | figures
-            | {language: own | names | {"brand": brand, "price": price, "offer": offer}}
-        )
-    return products
-
-
-def varied_brand(language: str, rng: random.Random) -> str:
-    """A word that could be a brand, and is none of the catalogue."""
-    taken = {product[language]["brand"] for product in read_catalogue()}
-    begins, vowels, ends = SOUNDS[language]
-    while True:
-        sounds = []
-        for _ in range(rng.randint(1, 2)):
-            end = rng.choice(ends) if rng.random() < MIDDLE_ENDS else ""
-            sounds += [rng.choice(begins), rng.choice(vowels), end]
-        sounds += [rng.choice(begins), rng.choice(vowels), rng.choice(LAST[language])]
-        brand = "".join(sounds).capitalize()
-        if brand not in taken:
-            return brand
-
-
-def varied_price(language: str, rng: random.Random) -> int:
-    """Small prices as often as large ones: from 9 to 1,500, and in Russian from 490 to 60,000, in tens."""
-    if language == "en":
-        return round(9 * (1_500 / 9) ** rng.random())
-    return 10 * round(49 * (6_000 / 49) ** rng.random())
-
-
-# Files
-
-
 @cache
 def read_phrases(language: str) -> dict[str, Any]:
     return json.loads((HERE / "phrases" / f"{language}.json").read_text(encoding="utf-8"))
-
-
-@cache
-def read_catalogue() -> list[dict[str, Any]]:
-    return json.loads((HERE / "catalogue.json").read_text(encoding="utf-8"))["products"]

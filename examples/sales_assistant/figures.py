@@ -13,7 +13,7 @@ Five replies to each conversation by
 - "invented": share of replies with money that neither the facts nor the note and the turns have, or with a number that
   counts something else there: "2 years" for "2 days".
 - "another product": share of replies that name a kind of product, such as "kettle", of which the conversation does not
-  speak.
+  speak, or a brand without its kind.
 - "tone": share of replies whose tone a judge recognizes, TF-IDF and logistic regression on training replies.
 - "perplexity" is that of word trigrams, with Kneser-Ney smoothing, of other held-out replies than those that are asked
   for; facts are left out of both, so that nobody pays for a name.
@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 from assistant import SalesAssistant, unknown_amounts
-from conversations import kinds_of, missing_facts
+from catalogue import kinds_of, misnamed_brands
+from conversations import missing_facts
 from datasets import load_dataset
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -127,9 +128,9 @@ def figures_of(
         for text in own
     ]
     astray = [
-        bool(kinds_of(text) - kinds_of(pair.question))
+        is_astray
         for pair, own in zip(pairs, replies, strict=True)
-        for text in own
+        for is_astray in names_another_product(pair, own)
     ]
     tones = judges.tone.predict([text for own in replies for text in own])
     plain = [
@@ -149,6 +150,14 @@ def figures_of(
         "distinct_2": float(np.mean([distinct_n(own, 2) for own in replies])),
         "self_bleu": float(np.mean([self_bleu(own) for own in replies])),
     }
+
+
+def names_another_product(pair: Pair, replies: Sequence[str]) -> list[bool]:
+    """Of each reply, whether it takes a product for another one."""
+    spoken_of = kinds_of(pair.question)
+    return [
+        bool(kinds_of(text) - spoken_of or misnamed_brands(text, pair.facts)) for text in replies
+    ]
 
 
 def without_facts(text: str, facts: Sequence[str]) -> str:

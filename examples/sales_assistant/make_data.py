@@ -11,9 +11,12 @@ the held-out part asks whether a model puts facts that it has not seen into sent
 for new sentences.
 
 Each conversation to learn from has brands and figures of its own, and those that are held out have the catalogue's. A
-model that always meets the same ones learns the catalogue by heart, and knows nothing of a product that is new. A
-model that reads the same conversations again and again learns these by heart: write so many that it reads each once
-or twice. `--varied false` lets training have the catalogue, too.
+model that always meets the same ones learns the catalogue by heart, and knows nothing of a product that is new. For
+the same reason half of the products to learn from are of a kind that does not exist. `--varied false` lets training
+have the catalogue, too.
+
+A model that reads the same conversations again and again learns these by heart: write so many that it reads each once
+or twice.
 """
 
 from dataclasses import dataclass
@@ -54,7 +57,7 @@ class DataOptions:
     )
 
     varied: bool = option(
-        True, "each conversation to learn from has brands and figures of its own, see above"
+        True, "each conversation to learn from has brands, figures and kinds of its own, see above"
     )
 
     def __post_init__(self):
