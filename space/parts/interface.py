@@ -17,6 +17,8 @@ from text_diffusers.space.parts.texts import LANGUAGES, say
 
 logger = logging.getLogger(__name__)
 
+KEPT_SECONDS = 3600  # for which results stay in memory
+
 # A key of `TEXTS`, or a function of the language.
 Words = str | Callable[[str], Any]
 # Components by the names of the fields of a request.
@@ -128,6 +130,7 @@ class Page:
         fields: Fields,
         outputs: list,
         link: tuple[str, gr.Button] | None = None,
+        save: tuple[gr.Button, gr.State] | None = None,
         **settings: Any,
     ) -> Any:
         """Let an event call `function(request, language)`.
@@ -135,6 +138,7 @@ class Page:
         Args:
             request: a dataclass, made of the values of `fields`.
             link: a linked tab and its button, which is given the address of the settings of the call.
+            save: with `link`, a button that saves what is written, and the state that keeps these settings for it.
             settings: `MODEL` for a function that runs the model, `LIGHT` for one that takes a few milliseconds.
         """
         # Gradio passes values by position: fields in their order, the language last.
@@ -142,14 +146,19 @@ class Page:
         if link is None:
             return event(handler(function, request, fields), inputs, outputs, **settings)
 
-        # One more output: the link is there from the first result on.
+        # Some more outputs: the link and the button are there from the first result on.
         tab, button = link
+        more = [button, *(save or [])]
 
-        def with_address(values: dict[str, Any]) -> list[dict]:
-            return [gr.update(link=self.linked[tab].address(tab, values), visible=True)]
+        def with_address(values: dict[str, Any]) -> list[Any]:
+            linked = self.linked[tab]
+            updates: list[Any] = [gr.update(link=linked.address(tab, values), visible=True)]
+            if save is not None:
+                updates += [gr.update(visible=True), linked.settings(values)]
+            return updates
 
         linked = handler(function, request, fields, with_address)
-        return event(linked, inputs, [*outputs, button], **settings)
+        return event(linked, inputs, [*outputs, *more], **settings)
 
     # Addresses
 

@@ -60,7 +60,11 @@ class LinkedTab:
 
     def address(self, tab: str, values: Mapping[str, Any]) -> str:
         """The query of settings of this tab, which may have values of hidden fields, too."""
-        return address_of(tab, {name: values[name] for name in self.names})
+        return address_of(tab, self.settings(values))
+
+    def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the values that a visitor sees."""
+        return {name: values[name] for name in self.names}
 
 
 def address_of(tab: str, values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A run as a file: its settling as GIF, its texts as PNG, and all that made them as JSON.
+"""A run as a file: its settling as GIF, its texts as PNG, and all that made them as JSON, which every tab has.
 
 Files are made in memory and sent to the browser as text, so that nothing of a visitor comes onto the disk.
 """
@@ -7,7 +7,7 @@ import base64
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import gradio as gr
 
 from text_diffusers.space.limits import Refusal
 from text_diffusers.space.parts.drawing import as_gif, as_png
-from text_diffusers.space.parts.interface import LIGHT, Page
+from text_diffusers.space.parts.interface import KEPT_SECONDS, LIGHT, Page
 from text_diffusers.space.parts.links import plain
 from text_diffusers.space.parts.pieces import HIDDEN, color_map, settled_pieces
 from text_diffusers.space.parts.running import Run, texts_of
@@ -76,6 +76,54 @@ class SaveButtons:
         return [gr.update(visible=is_shown) for _ in self.buttons]
 
 
+@dataclass
+class SaveJsonRequest:
+    """What a tab shows, `None` until it is complete, and the settings that it was made with."""
+
+    result: Any
+    settings: dict[str, Any] | None
+
+
+class JsonButton:
+    """A button that saves what a tab shows, with the settings of its last run; out of sight until there is one.
+
+    Args:
+        page: the page; the button stands where this is made.
+        tab: a linked tab; begins the id of the button and the name of the file.
+        last: the state that keeps what is shown.
+        content: what is saved of it, by names.
+
+    Attributes:
+        save: for `Page.on`.
+    """
+
+    def __init__(
+        self, page: Page, tab: str, last: gr.State, content: Callable[[Any], dict[str, Any]]
+    ):
+        button = page.button("save.json", f"{tab}-json", size="sm", visible=False)
+        settings = gr.State(None, time_to_live=KEPT_SECONDS)
+        file = gr.Textbox(visible=False)
+        fields = {"result": last, "settings": settings}
+        save = json_saver(page.served, tab, content)
+        saved = page.on(button.click, save, SaveJsonRequest, fields, [file], **SAVING)
+        saved.success(None, file, None, js=DOWNLOAD, **LIGHT)
+        self.save = (button, settings)
+
+
+def json_saver(
+    served: Served, tab: str, content: Callable[[Any], dict[str, Any]]
+) -> Callable[[SaveJsonRequest, str], str]:
+    """The function behind a `JsonButton`."""
+
+    def save(asked: SaveJsonRequest, language: str) -> str:
+        if asked.result is None or asked.settings is None:
+            raise Refusal("error.save")
+        written = as_json(served, tab, asked.settings, content(asked.result))
+        return file_for_browser(tab, "json", asked.settings, written)
+
+    return save
+
+
 def saver(served: Served, tab: str, kind: str, ends: bool) -> Callable[[SaveRequest, str], str]:
     """The function behind a button: a run and a language to a file as the browser takes it."""
     make = {"gif": settling_gif, "png": texts_png, "json": run_json}[kind]
@@ -84,11 +132,16 @@ def saver(served: Served, tab: str, kind: str, ends: bool) -> Callable[[SaveRequ
         if asked.run is None or asked.run.output is None:
             raise Refusal("error.save")
         content = make(served, tab, asked.run, ends, language)
-        name = f"text-diffusers-{tab}-{asked.run.asked.get('seed', 0)}.{kind}"
-        data = base64.b64encode(content).decode()
-        return json.dumps({"name": name, "type": KINDS[kind], "data": data})
+        return file_for_browser(tab, kind, asked.run.asked, content)
 
     return save
+
+
+def file_for_browser(tab: str, kind: str, settings: Mapping[str, Any], content: bytes) -> str:
+    """A file as `DOWNLOAD` takes it."""
+    name = f"text-diffusers-{tab}-{plain(settings.get('seed', 0))}.{kind}"
+    data = base64.b64encode(content).decode()
+    return json.dumps({"name": name, "type": KINDS[kind], "data": data})
 
 
 def notes(served: Served, run: Run, frame: int, language: str) -> tuple[str, str]:
@@ -125,20 +178,28 @@ def run_json(served: Served, tab: str, run: Run, ends: bool, language: str) -> b
         frames = run.of_row(row)
         settling.append(settled_pieces(tokenizer, frames, ends, run.given, served.more_ends))
 
-    settings = {name: plain(value) for name, value in run.asked.items()}
     content: dict[str, Any] = {
-        "model": served.title,
-        "kind": served.kind,
-        "tab": tab,
-        "settings": settings,
-        "versions": versions(),
         "texts": run.output.texts,
         "settling": settling,
         "steps": len(run.frames) - 1,
         "calls": run.cost.calls,
         "seconds": round(run.cost.seconds, 3),
     }
-    return json.dumps(content, ensure_ascii=False, indent=1).encode()
+    return as_json(served, tab, run.asked, content)
+
+
+def as_json(
+    served: Served, tab: str, settings: Mapping[str, Any], content: Mapping[str, Any]
+) -> bytes:
+    """What a tab shows, with the model, the settings and the versions that it was made with."""
+    made_with = {
+        "model": served.title,
+        "kind": served.kind,
+        "tab": tab,
+        "settings": {name: plain(value) for name, value in settings.items()},
+        "versions": versions(),
+    }
+    return json.dumps(made_with | dict(content), ensure_ascii=False, indent=1).encode()
 
 
 def versions() -> dict[str, str]:

@@ -8,14 +8,12 @@ import gradio as gr
 
 from text_diffusers.space.limits import integer, text
 from text_diffusers.space.parts.examples import examples_for
-from text_diffusers.space.parts.interface import LIGHT, MODEL, Fields, Page
+from text_diffusers.space.parts.interface import KEPT_SECONDS, LIGHT, MODEL, Fields, Page
 from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.pieces import color_map
 from text_diffusers.space.parts.running import Run, texts_of
 from text_diffusers.space.parts.saving import SaveButtons
 from text_diffusers.space.parts.texts import decimal, say
-
-KEPT_SECONDS = 3600  # for which results stay in memory
 
 
 @dataclass

@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import gradio as gr
 
 from text_diffusers.space.limits import LARGEST_SEED, Refusal, integer, one_of, text
 from text_diffusers.space.parts import settings
-from text_diffusers.space.parts.interface import LIGHT, MODEL, Fields, Page
+from text_diffusers.space.parts.interface import KEPT_SECONDS, LIGHT, MODEL, Fields, Page
 from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.running import generator, growing, steps_to_take
-from text_diffusers.space.parts.screen import KEPT_SECONDS
+from text_diffusers.space.parts.saving import JsonButton
 from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import decimal, say
 
@@ -83,8 +83,10 @@ def build_chat_tab(page: Page):
         buttons=["copy"],
     )
     status = gr.Markdown("", elem_id="chat-status", elem_classes="hint")
-    link = page.link_button("chat")
     talk = gr.State(None, time_to_live=KEPT_SECONDS)
+    with gr.Row(elem_classes="buttons links"):
+        link = page.link_button("chat")
+        file = JsonButton(page, "chat", talk, asdict)
     box = page.add(
         gr.Textbox,
         {"label": "chat.message"},
@@ -128,7 +130,7 @@ def build_chat_tab(page: Page):
         lambda asked: replies_to(page.served, with_message(page.served, asked), asked),
     )
     # The address holds the message and the settings; it opens a new conversation.
-    linked = {"link": ("chat", link)} | look
+    linked = {"link": ("chat", link), "save": file.save} | look
     running = page.on(send.click, answer, ChatRequest, fields, outputs, **linked)
     entered = page.on(box.submit, answer, ChatRequest, fields, outputs, **linked)
     again = page.on(retry.click, answer_again, ChatRequest, fields, outputs, **look)

@@ -3,7 +3,7 @@
 import html
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import gradio as gr
@@ -13,12 +13,13 @@ from matplotlib.ticker import PercentFormatter
 
 from text_diffusers.space.limits import Refusal, some_of
 from text_diffusers.space.parts import settings
-from text_diffusers.space.parts.interface import MODEL, Fields, Page
+from text_diffusers.space.parts.interface import KEPT_SECONDS, MODEL, Fields, Page
 from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.pieces import settled_steps
 from text_diffusers.space.parts.running import Cost, generator, steps_to_take, write
-from text_diffusers.space.parts.screen import KEPT_SECONDS, accepted_prompt, prompt_box, run_buttons
+from text_diffusers.space.parts.saving import JsonButton
+from text_diffusers.space.parts.screen import accepted_prompt, prompt_box, run_buttons
 from text_diffusers.space.parts.texts import decimal, say
 
 # Powers of two, so that each is twice the cost of the one before
@@ -95,9 +96,11 @@ def build_compare_tab(page: Page):
         cards = gr.HTML("", elem_id="compare-texts")
         with gr.Row():
             plots = [gr.Plot(show_label=False, min_width=240, visible=False) for _ in range(2)]
-        link = page.link_button("compare")
         # Kept for the language switch, which draws the plots anew
         last = gr.State(None, time_to_live=KEPT_SECONDS)
+        with gr.Row(elem_classes="buttons links"):
+            link = page.link_button("compare")
+            file = JsonButton(page, "compare", last, saved_runs)
 
     def show(runs: list[Measured] | None, language: str) -> list:
         if not runs:
@@ -126,6 +129,7 @@ def build_compare_tab(page: Page):
         fields,
         outputs,
         link=("compare", link),
+        save=file.save,
         show_progress_on=cards,
         **MODEL,
     )
@@ -246,6 +250,11 @@ def as_cards(runs: list[Measured], language: str) -> str:
         header = f"<header><b>{html.escape(name)}</b> <span>{html.escape(cost)}</span></header>"
         cards += f'<div class="card">{header}<p>{html.escape(run.text)}</p></div>'
     return f'<div class="cards">{cards}</div>'
+
+
+def saved_runs(runs: list[Measured]) -> dict[str, Any]:
+    """The texts with what they cost, for a file."""
+    return {"texts": [asdict(run) for run in runs]}
 
 
 # Plots

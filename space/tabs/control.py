@@ -12,11 +12,12 @@ from text_diffusers.common.plain_text import encode_plain
 from text_diffusers.guidance.controls import LengthControl, WordsControl
 from text_diffusers.space.limits import Refusal, integer, some_of, text
 from text_diffusers.space.parts import settings
-from text_diffusers.space.parts.interface import MODEL, Fields, Page
+from text_diffusers.space.parts.interface import KEPT_SECONDS, MODEL, Fields, Page
 from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.running import generator, steps_to_take, write
-from text_diffusers.space.parts.screen import KEPT_SECONDS, accepted_prompt, prompt_box
+from text_diffusers.space.parts.saving import JsonButton
+from text_diffusers.space.parts.screen import accepted_prompt, prompt_box
 from text_diffusers.space.parts.served import Served
 from text_diffusers.space.parts.texts import say
 
@@ -100,8 +101,10 @@ def build_control_tab(page: Page):
             button = page.button("control.run", "control-run", variant="primary")
     with results:
         table = gr.HTML("", elem_id="control-texts")
-        link = page.link_button("control")
         last = gr.State(None, time_to_live=KEPT_SECONDS)
+        with gr.Row(elem_classes="buttons links"):
+            link = page.link_button("control")
+            file = JsonButton(page, "control", last, lambda grid: saved_grid(served, grid))
 
     def show(grid: Grid | None, language: str) -> str:
         return "" if grid is None else as_table(served, grid, language)
@@ -120,6 +123,7 @@ def build_control_tab(page: Page):
         fields,
         [last, table],
         link=("control", link),
+        save=file.save,
         show_progress_on=table,
         **MODEL,
     )
@@ -328,6 +332,19 @@ def as_table(served: Served, grid: Grid, language: str) -> str:
             body += f"<td>{marked(next(texts), grid.words)}</td>"
         body += "</tr>"
     return f'<table class="grid"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def saved_grid(served: Served, grid: Grid) -> dict[str, Any]:
+    """The texts of a grid, each with its scale and label, or whether it was held to anything, for a file."""
+    names = [served.pipe.label_names[label] for label in grid.labels] or [None]
+    rows: list[dict[str, Any]] = [{"guidance_scale": scale} for scale in grid.scales]
+    rows = rows or [{"held": False}, {"held": True}]
+    places = [row | {"label": name} for row in rows for name in names]
+    return {
+        "texts": [
+            place | {"text": written} for place, written in zip(places, grid.texts, strict=True)
+        ]
+    }
 
 
 def marked(written: str, words: Sequence[str]) -> str:

@@ -12,13 +12,12 @@ from text_diffusers.kernels import kernels_of, make_scheduler
 from text_diffusers.space.limits import Refusal, number, one_of, text
 from text_diffusers.space.parts import settings
 from text_diffusers.space.parts.examples import examples_for
-from text_diffusers.space.parts.interface import LIGHT, Page
+from text_diffusers.space.parts.interface import KEPT_SECONDS, LIGHT, Page
 from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.pieces import HIDDEN_COLOR, Spans, pieces, without_first_blank
 from text_diffusers.space.parts.running import generator
 from text_diffusers.space.parts.screen import (
-    KEPT_SECONDS,
     colored_text,
     empty_box,
     example_chips,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from text_diffusers.space.limits import integer, number, one_of
 from text_diffusers.space.parts import settings
-from text_diffusers.space.parts.interface import LIGHT, Fields, Page
+from text_diffusers.space.parts.interface import KEPT_SECONDS, LIGHT, Fields, Page
 from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.mixtures import (
@@ -22,7 +22,6 @@ from text_diffusers.space.parts.mixtures import (
     noisy_points,
     path_of,
 )
-from text_diffusers.space.parts.screen import KEPT_SECONDS
 from text_diffusers.space.parts.texts import LANGUAGES, say
 
 MOST_STEPS = 64  # which take a fifth of a second

@@ -3,7 +3,7 @@
 import html
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -11,11 +11,12 @@ import gradio as gr
 from text_diffusers.space.limits import Refusal, integer, number, one_of, text
 from text_diffusers.space.parts import settings
 from text_diffusers.space.parts.examples import examples_for
-from text_diffusers.space.parts.interface import MODEL, Fields, Page
+from text_diffusers.space.parts.interface import KEPT_SECONDS, MODEL, Fields, Page
 from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.running import generator, growing
-from text_diffusers.space.parts.screen import KEPT_SECONDS, run_buttons, text_box
+from text_diffusers.space.parts.saving import JsonButton
+from text_diffusers.space.parts.screen import run_buttons, text_box
 from text_diffusers.space.parts.texts import decimal, say
 
 HIGHEST_SCALE = 5.0
@@ -87,8 +88,10 @@ def build_latent_tab(page: Page):
             gr.Textbox, {"label": "text"}, lines=8, interactive=False, elem_id="write-texts"
         )
         status = gr.Markdown("", elem_id="write-status", elem_classes="hint")
-        link = page.link_button("write")
         last = gr.State(None, time_to_live=KEPT_SECONDS)
+        with gr.Row(elem_classes="buttons links"):
+            link = page.link_button("write")
+            file = JsonButton(page, "write", last, asdict)
 
     def summary(draft: Draft | None, language: str) -> str:
         if draft is None:
@@ -112,7 +115,14 @@ def build_latent_tab(page: Page):
     look: dict[str, Any] = {"show_progress": "minimal"} | MODEL
     page.linked["write"] = LinkedTab(LatentRequest, fields, lambda asked: drafts(page, asked))
     running = page.on(
-        button.click, run, LatentRequest, fields, outputs, link=("write", link), **look
+        button.click,
+        run,
+        LatentRequest,
+        fields,
+        outputs,
+        link=("write", link),
+        save=file.save,
+        **look,
     )
     page.stop(stop, running)
     page.rendered.append((summary, last, [status]))
@@ -269,8 +279,10 @@ def build_between_tab(page: Page):
     with results:
         table = gr.HTML("", elem_id="between-texts")
         status = gr.Markdown("", elem_id="between-status", elem_classes="hint")
-        link = page.link_button("between")
         last = gr.State(None, time_to_live=KEPT_SECONDS)
+        with gr.Row(elem_classes="buttons links"):
+            link = page.link_button("between")
+            file = JsonButton(page, "between", last, asdict)
 
     def draw(way: Way | None, language: str) -> list[str]:
         if way is None:
@@ -287,7 +299,16 @@ def build_between_tab(page: Page):
         BetweenRequest, fields, lambda asked: accepted_ends(page, asked)
     )
     outputs = [table, status, last]
-    page.on(button.click, run, BetweenRequest, fields, outputs, link=("between", link), **look)
+    page.on(
+        button.click,
+        run,
+        BetweenRequest,
+        fields,
+        outputs,
+        link=("between", link),
+        save=file.save,
+        **look,
+    )
     page.rendered.append((draw, last, [table, status]))
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import gradio as gr
@@ -10,11 +10,12 @@ import torch
 
 from text_diffusers.space.limits import LARGEST_SEED, Refusal, integer
 from text_diffusers.space.parts import settings
-from text_diffusers.space.parts.interface import MODEL, Fields, Page
+from text_diffusers.space.parts.interface import KEPT_SECONDS, MODEL, Fields, Page
 from text_diffusers.space.parts.links import LinkedTab
 from text_diffusers.space.parts.look import two_columns
 from text_diffusers.space.parts.running import generator, growing
-from text_diffusers.space.parts.screen import KEPT_SECONDS, accepted_prompt, prompt_box
+from text_diffusers.space.parts.saving import JsonButton
+from text_diffusers.space.parts.screen import accepted_prompt, prompt_box
 from text_diffusers.space.parts.texts import decimal, say
 
 GOLDEN = 137.508  # degrees: codes that follow each other get colours far apart
@@ -78,9 +79,11 @@ def build_plan_tab(page: Page):
             gr.Textbox, {"label": "text"}, lines=6, interactive=False, elem_id="write-texts"
         )
         status = gr.Markdown("", elem_id="write-status", elem_classes="hint")
-        link = page.link_button("write")
         last = gr.State(None, time_to_live=KEPT_SECONDS)
         tries = gr.State(0, time_to_live=KEPT_SECONDS)
+        with gr.Row(elem_classes="buttons links"):
+            link = page.link_button("write")
+            file = JsonButton(page, "write", last, asdict)
 
     def summary(draft: Draft | None, language: str) -> str:
         if draft is None or draft.text is None:
@@ -113,7 +116,16 @@ def build_plan_tab(page: Page):
     outputs = [plan, detail, text, status, last, tries]
     shown: dict[str, Any] = {"show_progress": "minimal"} | MODEL
     page.linked["write"] = LinkedTab(PlanRequest, fields, lambda asked: planned(page, asked))
-    page.on(button.click, run, PlanRequest, fields, outputs, link=("write", link), **shown)
+    page.on(
+        button.click,
+        run,
+        PlanRequest,
+        fields,
+        outputs,
+        link=("write", link),
+        save=file.save,
+        **shown,
+    )
     # A plan that is kept is in no address, so this has no link.
     fields = fields | {"kept": last, "tries": tries}
     page.on(again.click, rerun, PlanRequest, fields, outputs, **shown)

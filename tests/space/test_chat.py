@@ -124,11 +124,13 @@ def test_the_last_update_of_the_page_holds_the_reply_of_the_pipeline():
     order = ["message", "system", "length", "steps", "block", "sampler", "temperature", "seed"]
     values |= {"system": "", "sampler": "own"}
     *_, last = send.fn(*[values[name] for name in order], None, "en")
-    shown, status, box, talk, link = last
+    shown, status, box, talk, link, save, settings = last
     reply = pipe(messages=[user("w7")], max_new_tokens=9, num_inference_steps=5).texts[0]
     assert shown == talk.messages == [user("w7"), {"role": "assistant", "content": reply}]
     assert "steps" in status and box == ""
     assert link["link"].startswith("?tab=chat&message=w7&") and link["visible"]
+    # What the file is made of: all that a visitor sees, and not the conversation before
+    assert save["visible"] and settings["message"] == "w7" and "talk" not in settings
 
 
 def test_a_scheduler_with_settings_of_its_own_is_kept():

@@ -1,4 +1,4 @@
-"""A run as GIF, PNG and JSON: every state of it, readable in Russian, and enough to run it again."""
+"""A run as GIF, PNG and JSON: every state of it, readable in Russian, and enough to run it again, of every tab."""
 
 import base64
 import io
@@ -13,7 +13,14 @@ from support.space_pages import make_page
 from text_diffusers.space.limits import Refusal
 from text_diffusers.space.parts import drawing
 from text_diffusers.space.parts.pieces import color_map, settled_steps
-from text_diffusers.space.parts.saving import MOST_FRAMES, SaveRequest, saver
+from text_diffusers.space.parts.saving import (
+    MOST_FRAMES,
+    SaveJsonRequest,
+    SaveRequest,
+    json_saver,
+    saver,
+)
+from text_diffusers.space.tabs import compare, control
 from text_diffusers.space.tabs.fill import FillRequest, fill_gaps
 from text_diffusers.space.tabs.write import WriteRequest, write_texts
 
@@ -128,4 +135,56 @@ def test_a_run_that_did_not_end_cannot_be_saved(seconds, tokenizer):
     for kind in ("gif", "png", "json"):
         with pytest.raises(Refusal) as refused:
             saver(page.served, "write", kind, True)(SaveRequest(run), "en")
+        assert refused.value.key == "error.save"
+
+
+def saved_json(page, tab, result, asked, content):
+    request = SaveJsonRequest(result, asdict(asked))
+    file = json.loads(json_saver(page.served, tab, content)(request, "en"))
+    assert file["name"] == f"text-diffusers-{tab}-3.json"
+    return json.loads(base64.b64decode(file["data"]))
+
+
+@pytest.mark.parametrize("changes", [{"labels": [0, 1]}, {"labels": [], "words": "cat, sat"}])
+def test_a_saved_grid_names_each_text_and_its_settings_write_it_again(changes, tokenizer):
+    page = make_page("labelled", tokenizer)
+    values = {"prompt": "", "negative": "", "words": "", "length": 0, "steps": 6}
+    asked = control.ControlRequest(**values | {"temperature": 1.0, "seed": 3} | changes)
+    grid = control.controlled_texts(page, asked)
+    content = saved_json(
+        page, "control", grid, asked, lambda grid: control.saved_grid(page.served, grid)
+    )
+    again = control.controlled_texts(page, control.ControlRequest(**content["settings"]))
+    assert [place["text"] for place in content["texts"]] == grid.texts == again.texts
+
+    if changes["labels"]:
+        names = page.served.pipe.label_names
+        places = [(place["guidance_scale"], place["label"]) for place in content["texts"]]
+        assert places == [(scale, name) for scale in control.SCALES for name in names[:2]]
+    else:
+        free, held = content["texts"]
+        assert (free["held"], held["held"]) == (False, True)
+        assert "cat" in held["text"] and "sat" in held["text"]
+
+
+def test_a_saved_comparison_has_the_cost_of_each_text(tokenizer):
+    page = make_page("labelled", tokenizer)
+    values = {"samplers": ["ancestral", "confidence"], "steps": [4, 8], "prompt": "the cat"}
+    values |= {"label": -1, "length": 12, "temperature": 1.0, "seed": 3}
+    asked = compare.CompareRequest(**values)
+    *_, runs = compare.compared(page, asked)
+    content = saved_json(page, "compare", runs, asked, compare.saved_runs)
+    assert [(text["sampler"], text["steps"]) for text in content["texts"]] == [
+        (sampler, steps) for sampler in values["samplers"] for steps in values["steps"]
+    ]
+    *_, again = compare.compared(page, compare.CompareRequest(**content["settings"]))
+    assert [text["text"] for text in content["texts"]] == [run.text for run in again]
+    assert all(text["cost"]["calls"] >= 1 and text["cost"]["seconds"] for text in content["texts"])
+
+
+def test_a_tab_that_shows_nothing_complete_cannot_be_saved(tokenizer):
+    page = make_page("labelled", tokenizer)
+    for result, settings in ((None, {"seed": 3}), ({}, None)):
+        with pytest.raises(Refusal) as refused:
+            json_saver(page.served, "compare", dict)(SaveJsonRequest(result, settings), "en")
         assert refused.value.key == "error.save"

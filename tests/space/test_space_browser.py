@@ -511,6 +511,19 @@ def test_a_run_is_saved_without_a_file_of_the_server(kind, address, visit):
         assert Image.open(io.BytesIO(content)).format == kind.upper()
 
 
+def test_what_control_shows_is_saved_as_json(address, visit):
+    page = visit(address)
+    open_tab(page, "control")
+    assert not page.is_visible("#control-json")
+    run_tab(page, "control")
+    with page.expect_download() as download:
+        page.click("#control-json")
+    content = json.loads(Path(download.value.path()).read_bytes())
+    shown = page.locator("#control-texts td").all_inner_texts()
+    assert [text["text"].split() for text in content["texts"]] == [one.split() for one in shown]
+    assert content["settings"]["seed"] == 0 and content["tab"] == "control"
+
+
 def test_the_laboratory_answers_to_the_keyboard(address, visit):
     page = visit(address)
     open_tab(page, "laboratory")
