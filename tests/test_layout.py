@@ -1,4 +1,4 @@
-"""The house: which room may import which, one class for one name, and single files for stock diffusers."""
+"""The layout: which room may import which, one class for one name, and single files for stock diffusers."""
 
 import ast
 import subprocess

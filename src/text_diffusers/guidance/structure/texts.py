@@ -100,6 +100,8 @@ class StructuredTexts:
         """
         edges = self.reading.edges
         num_sets = len(edges.members)
+        # What stands behind the last of the selected ones changes nothing.
+        num_places = int(selected.any(dim=0).nonzero().amax()) + 1
         # Shares of the states as they are, and as they are given what was drawn before
         draws = uniforms is not None
         shares = self.reading.start(2 if draws else 1)
@@ -108,7 +110,7 @@ class StructuredTexts:
         others = []
         self._classes = torch.zeros_like(self.columns)
         self._drawn = torch.zeros_like(self.columns)
-        for place, is_selected in enumerate(selected.T):
+        for place, is_selected in enumerate(selected.T[:num_places]):
             shares = self.reading.behind_jump(shares, place)
             factors = self.reading.factors[place].unsqueeze(1)
             flow = shares.index_select(0, edges.source).mul_(factors)  # (E, 1 or 2, B)
@@ -227,7 +229,7 @@ class StructuredTexts:
             sets = sum_of(accepted, edges.edge_set, len(edges.members))
             given = log_class_prospects(edges, sets, part.log_sets)
             log_probs = self.log_probs[numbers].clamp(min=IMPOSSIBLE)
-            scores = shape(log_probs + given.to(log_probs)[:, edges.token_class])
+            scores = shape(log_probs + given.to(log_probs).index_select(1, edges.token_class))
             weights = (scores - scores.amax(dim=1, keepdim=True)).exp()
             tokens = sample_tokens(weights, uniforms[0, rows, place])
             self._drawn[rows, place] = tokens
@@ -235,7 +237,7 @@ class StructuredTexts:
         self._classes[rows, place] = classes
 
         # From here on the token is known, and with it where each state leads.
-        targets = edges.next_state[:, classes]  # (S, n), S is nowhere
+        targets = edges.next_state.index_select(1, classes)  # (S, n), S is nowhere
         here = self.reading.here[place].index_select(1, rows)
         there = self.reading.potentials[place + 1].index_select(1, rows)
         there = torch.cat([there, torch.full_like(there[:1], -torch.inf)])
