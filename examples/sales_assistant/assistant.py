@@ -5,13 +5,13 @@
 prints a conversation that no training has seen and five replies to it.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from conversations import LANGUAGES, as_pair, generate, missing_facts, split
+from fact_patterns import fact_pattern
 
 from text_diffusers import TextDiffusionPipeline
 from text_diffusers.guidance import RegexControl
@@ -19,13 +19,6 @@ from text_diffusers.samplers import with_sampler
 from text_diffusers.training.config import check_options, option
 from text_diffusers.training.recipes import run
 
-# As in "2 990 ₽" or "$1,299", thousands apart
-NUMBER = "[0-9]+(?:[ ,.][0-9]{3})*"
-LETTER = "A-Za-zА-Яа-яЁё"
-# Money, or a number with the word behind it, if there is one: "$1" is no part of "1 year", nor "2 days" of "2 years".
-AMOUNT = re.compile(f"[$]{NUMBER}|{NUMBER} ₽|{NUMBER}(?:[ -][{LETTER}]+)?")
-# What replies are written of, beside numbers: with all of Unicode an automaton has ten times as many states.
-MARK = r" !-#%-/:-@\[-`{-~«»—–…№"
 # Draws for each reply that is asked for: some come out alike.
 DRAWS = 2
 # Tokens of the shortest reply, in tokens of its facts
@@ -33,70 +26,6 @@ ROOM = 2
 # The surest tokens first: the words of a sentence then fit each other better than if they were drawn all alike.
 SAMPLER = "confidence"
 SETTINGS = {"temperature": 0.7}
-
-
-def fact_pattern(facts: Sequence[str], note: str = "", kept: Sequence[str] = ()) -> str:
-    """A regular expression of texts that hold all facts, in any order, and no amount that is not known.
-
-    Known are the amounts of the facts and of the note, so that no price can be invented, and "2 days" does not become
-    "2 years". A fact is there if `conversations.missing_facts` finds it.
-
-    Args:
-        facts: strings, such as names and prices.
-        note: text whose amounts may be said.
-        kept: strings that stand in the texts in this order, with anything between them.
-
-    Example:
-        >>> pattern = fact_pattern(["Anna", "$129"], note="warranty 2 years")
-        >>> texts = ["Anna, it is $129.", "$129, Anna, and 2 years.", "Anna, $129, not $99.", "Only $129."]
-        >>> [bool(re.fullmatch(pattern, text)) for text in texts]
-        [True, True, False, False]
-    """
-    amounts = sorted(
-        {amount for text in (note, *facts) for amount in AMOUNT.findall(text)},
-        key=len,
-        reverse=True,
-    )
-    sign = f"[{MARK}{LETTER}]"
-    body = f"{sign}*"
-    if amounts:
-        known = "|".join(map(re.escape, amounts))
-        # A noun ends where the next character is no letter.
-        nouns = [re.escape(amount) for amount in amounts if amount[-1].isalpha()]
-        others = [re.escape(amount) for amount in amounts if not amount[-1].isalpha()]
-        between = [f"(?:{'|'.join(nouns)})[{MARK}]"] if nouns else []
-        between += [f"(?:{'|'.join(others)}){sign}"] if others else []
-        body = f"{sign}*(?:(?:{'|'.join(between)}){sign}*)*(?:{known})?"
-    ahead = [holds(fact) for fact in dict.fromkeys(facts)]
-    if kept:
-        ahead.append("(?:.|\\n)*".join(["", *map(re.escape, kept)]))
-    return "".join(f"(?={one})" for one in ahead) + body
-
-
-def unknown_amounts(text: str, known: str) -> set[str]:
-    """The amounts of a text that another one does not have; "2 990 ₽" and "2990 ₽" are one.
-
-    Example:
-        >>> sorted(unknown_amounts("2 years and 9 days, for $1,299", "9 days, 2 in stock, $1299"))
-        ['2years']
-    """
-    amounts, all_known = (
-        {re.sub("[ ,.-]", "", amount) for amount in AMOUNT.findall(part)} for part in (text, known)
-    )
-    # A number that is known by itself may have any noun.
-    return {
-        amount
-        for amount in amounts - all_known
-        if re.sub(f"[{LETTER}]+$", "", amount) not in all_known
-    }
-
-
-def holds(fact: str) -> str:
-    """The beginnings of texts that end behind a fact."""
-    # A number that stands behind "5 " or before ".5" is a part of another one.
-    before = r"[^\w ,.]|(?:^|\D)[ ,.]" if fact[:1].isdigit() else r"\W"
-    after = r"[^\w,.]|[,.](?:\D|\Z)|\Z"
-    return rf"(?:(?:.|\n)*(?:{before}))?{re.escape(fact)}(?:{after})"
 
 
 class SalesAssistant:
@@ -121,30 +50,33 @@ class SalesAssistant:
         self,
         source: str,
         tone: str,
-        facts: Sequence[str] = (),
+        facts: Sequence[str] | None = None,
         count: int = 5,
         seed: int = 0,
         kept: Sequence[str] = (),
         guidance_scale: float = 1.0,
+        note: str | None = None,
     ) -> list[str]:
         """At most `count` replies, none of them twice.
 
         Args:
             source: the note of the team and the turns so far.
             tone: a label of the model, such as "formal".
-            facts: that every reply must hold; without any, nothing is forced.
+            facts: that every reply must hold, beside which only amounts of the note are said; `None` forces nothing.
             seed: the same seed, the same replies.
             kept: parts of a reply that stay, in their order; the rest is written anew.
             guidance_scale: how much of the tone; 0 is none.
+            note: text whose amounts may be said, by default the source.
         """
         number = DRAWS * count
         written = self.write(
             [source] * number,
             [tone] * number,
-            [facts] * number if facts or kept else None,
+            None if facts is None and not kept else [facts or ()] * number,
             seed,
             kept,
             guidance_scale,
+            None if note is None else [note] * number,
         )
         return [*dict.fromkeys(written)][:count]
 
@@ -156,14 +88,17 @@ class SalesAssistant:
         seed: int = 0,
         kept: Sequence[str] = (),
         guidance_scale: float = 1.0,
+        notes: Sequence[str] | None = None,
     ) -> list[str]:
         """A reply to each source.
 
         Args:
-            facts: of each source, which its reply must hold; `None` forces nothing.
+            facts: of each source, which its reply must hold, beside which only amounts of its note are said; `None`
+                forces nothing.
             seed: of the first reply; each of the others has the next one.
             kept: parts that stand in every reply, in this order; with `facts` only.
             guidance_scale: how much of the tone; 0 is none.
+            notes: of each source, the text whose amounts may be said, by default the source.
         """
         generators = [
             torch.Generator().manual_seed(seed + number) for number in range(len(sources))
@@ -180,7 +115,7 @@ class SalesAssistant:
 
         # The model draws a length first: it must leave room for the facts and for what stands between them.
         patterns = [
-            fact_pattern(own, source, kept) for own, source in zip(facts, sources, strict=True)
+            fact_pattern(own, note, kept) for own, note in zip(facts, notes or sources, strict=True)
         ]
         rooms = [max(ROOM * self.num_tokens(own), self.num_tokens(kept)) for own in facts]
         texts = [""] * len(sources)
@@ -226,7 +161,12 @@ def main(options: AssistantOptions):
 
     assistant = SalesAssistant(pipe)
     replies = assistant.replies(
-        pair["source"], pair["tone"], pair["facts"], options.num_replies, options.seed
+        pair["source"],
+        pair["tone"],
+        pair["facts"],
+        options.num_replies,
+        options.seed,
+        note=pair["note"],
     )
     for reply in replies:
         lacking = missing_facts(reply, pair["facts"])

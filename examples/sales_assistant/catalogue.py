@@ -149,7 +149,7 @@ def made_up_names(language: str, brand: str, rng: random.Random) -> dict[str, st
 
     Example:
         >>> made_up_names("ru", "Товира", random.Random(1))["genitive"]
-        ''
+        'злэтеттного четта «Товира»'
     """
     has_two_words = rng.random() < TWO_WORDS
     stem = made_up_stem(language, rng)

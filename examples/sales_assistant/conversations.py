@@ -406,10 +406,10 @@ def as_pair(
             From short sources a model learns to copy, which it then does from long ones, too.
 
     Returns:
-        `source`, `reply`, `tone` and `facts`.
+        `source`, `reply`, `tone`, `facts` and `note`.
     """
     *before, reply = record["messages"]
-    say = read_phrases(record.get("language", "en"))["note"]["say"]
+    say = read_phrases(record.get("language") or "en")["note"]["say"]
     wanted = ", ".join(record["facts"] if facts is None else facts)
     products = [record[key] for key in ("product", "other_product") if record.get(key)]
     lines = {
@@ -422,6 +422,7 @@ def as_pair(
         "reply": reply["content"],
         "tone": record["tone"],
         "facts": record["facts"],
+        "note": record["note"],
     }
 
 

@@ -26,11 +26,13 @@ Example:
 import csv
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from conversations import INTENTS, LANGUAGES, TONES, Record, missing_facts
+from conversations import HELD_OUT_SHARE, INTENTS, LANGUAGES, TONES, Record, missing_facts
 
 from text_diffusers.common.validation import closest_name, did_you_mean, is_int
 from text_diffusers.data.messages import as_turns
@@ -44,6 +46,11 @@ CHOICES = {"language": LANGUAGES, "tone": TONES, "intent": INTENTS}
 
 CUSTOMER_COLUMNS = {"customer_name": "name", "customer_history": "history"}
 COLUMNS = ("messages", "facts", "stock", "customer", *CHOICES, *TEXTS)
+# Of the lines of a note that is made of columns
+NOTE_LABELS = {
+    "en": {"customer": "Customer", "product": "Product", "other": "Also"},
+    "ru": {"customer": "Клиент", "product": "Товар", "other": "Ещё"},
+}
 KNOWN_COLUMNS = (*COLUMNS, *CUSTOMER_COLUMNS, "question", "reply")
 
 
@@ -106,25 +113,85 @@ def flat(record: Record) -> dict[str, Any]:
 
 def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     # Split at line feeds alone: a text may hold other ends of lines.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(file_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
         row = as_json(line, place, "the line")
         if not isinstance(row, dict):
             raise ValueError(f"{place}: expected an object with columns, got {line[:80]!r}.")
-        yield number, row
+        # Nothing is a column that is left out.
+        yield number, without_none(row)
+
+
+def without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_none(part) for name, part in value.items() if part is not None}
+    return value
+
+
+def file_text(path: Path) -> str:
+    """The text of a file in UTF-8, with or without its mark at the beginning.
+
+    Raises:
+        ValueError: that names the file, if it is written otherwise.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} must be in UTF-8, got the byte {error.object[error.start]:#x} at {error.start}: save it so."
+        ) from error
 
 
 def csv_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     # The columns that must be there tell which mark stands between the columns.
-    with path.open(encoding="utf-8-sig") as file:
-        has_messages = "messages" in file.readline()
+    header = re.split(r"[,;\t|]", file_text(path).partition("\n")[0])
+    has_messages = "messages" in [column.strip().strip('"') for column in header]
     needed = ["messages"] if has_messages else ["question", "reply"]
 
     for number, row in csv_records(path, needed, "line"):
         # An empty cell is a column that is left out.
         yield number, {column: value for column, value in row.items() if value != ""}
+
+
+def completed(record: Record, language: str) -> Record:
+    """A record of a company's own with what `as_pair` and `split` need: language, note, facts, and its part.
+
+    A note that is left out is made of the columns that are there, and facts that are left out are those of the columns
+    that stand in the reply. If no part is named, a twenty-fifth of the conversations is held out.
+
+    Args:
+        language: of records that name none.
+    """
+    language = record["language"] or language
+    customer = record["customer"]
+    stock = [str(record["stock"])] if record["stock"] else []
+    parts = {
+        "customer": [customer["name"], customer["history"]],
+        "product": [record["product"], record["price"], *stock, record["delivery"]],
+        "other": [record["other_product"], record["other_price"]],
+    }
+    lines = [
+        f"{NOTE_LABELS[language][name]}: {', '.join(filter(None, values))}."
+        for name, values in parts.items()
+        if any(values)
+    ]
+
+    # In the order in which a price stands behind its product
+    columns = ("product", "price", "delivery", "other_product", "other_price")
+    values = [customer["name"], *(record[column] for column in columns)]
+    reply = record["messages"][-1]["content"]
+    said = [value for value in values if value and not missing_facts(reply, [value])]
+
+    digest = sha256(json.dumps(record["messages"]).encode()).digest()
+    is_asked = int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+    return record | {
+        "language": language,
+        "note": record["note"] or "\n".join(lines),
+        "facts": record["facts"] or said,
+        "held_out": record["held_out"] or ("conversation" if is_asked else ""),
+    }
 
 
 def check_record(row: Mapping[str, Any], place: str) -> Record:
@@ -186,8 +253,12 @@ def check_facts(row: Mapping[str, Any], messages: list[dict[str, str]], place: s
 
 
 def check_stock(value: Any, place: str) -> int:
-    # A table has only texts.
-    number: Any = int(value) if isinstance(value, str) and value.isdecimal() else value
+    # A table has only texts, and some write whole numbers with a fraction of nothing.
+    number: Any = value
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+([.,]0*)?", value):
+        number = int(re.split("[.,]", value)[0])
+    elif isinstance(value, float) and value.is_integer():
+        number = int(value)
     if not is_int(number, 0):
         raise ValueError(f"{place}: `stock` must be a number of pieces, got {value!r}.")
     return number

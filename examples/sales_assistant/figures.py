@@ -9,8 +9,9 @@ Five replies to each conversation by
 - the diffusion model alone, and with the facts as a control (`examples/sales_assistant/assistant.py`),
 - an autoregressive model of the same width, depth, tokenizer and pairs, by sampling and by beam search.
 
-- "right": share of replies in which every fact is, and "all five right" the share of conversations.
-- "invented": share of replies with money that neither the facts nor the note and the turns have, or with a number that
+- "right": share of replies in which every fact is and no product has the price of another one, and "all five right"
+  the share of conversations.
+- "invented": share of replies with money, in digits, that neither the facts nor the note have, or with a number that
   counts something else there: "2 years" for "2 days".
 - "another product": share of replies that name a kind of product, such as "kettle", of which the conversation does not
   speak, or a brand without its kind.
@@ -30,10 +31,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from assistant import SalesAssistant, unknown_amounts
+from assistant import SalesAssistant
 from catalogue import kinds_of, misnamed_brands
 from conversations import missing_facts
 from datasets import load_dataset
+from fact_patterns import has_exchanged_prices, unknown_amounts
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -93,12 +95,15 @@ class Pair:
     reply: str
     label: str
     facts: list[str]
+    note: str
 
 
 def read_pairs(options: AssistantConfig, part: str) -> list[Pair]:
     file = str(Path(options.dataset, f"{part}.jsonl"))
     rows: Any = load_dataset("json", data_files=file, split="train")
-    return [Pair(row["source"], row["reply"], row["tone"], row["facts"]) for row in rows]
+    return [
+        Pair(row["source"], row["reply"], row["tone"], row["facts"], row["note"]) for row in rows
+    ]
 
 
 @dataclass
@@ -119,11 +124,10 @@ def figures_of(
 ) -> dict[str, float]:
     """What the replies of all conversations are like."""
     right = [
-        [not missing_facts(text, pair.facts) for text in own]
-        for pair, own in zip(pairs, replies, strict=True)
+        [is_right(pair, text) for text in own] for pair, own in zip(pairs, replies, strict=True)
     ]
     invented = [
-        bool(unknown_amounts(text, f"{pair.question} {' '.join(pair.facts)}"))
+        bool(unknown_amounts(text, [pair.note, *pair.facts]))
         for pair, own in zip(pairs, replies, strict=True)
         for text in own
     ]
@@ -150,6 +154,11 @@ def figures_of(
         "distinct_2": float(np.mean([distinct_n(own, 2) for own in replies])),
         "self_bleu": float(np.mean([self_bleu(own) for own in replies])),
     }
+
+
+def is_right(pair: Pair, reply: str) -> bool:
+    """Whether every fact is in a reply, and no product has the price of another one."""
+    return not missing_facts(reply, pair.facts) and not has_exchanged_prices(reply, pair.facts)
 
 
 def names_another_product(pair: Pair, replies: Sequence[str]) -> list[bool]:
@@ -201,6 +210,7 @@ def diffusion_writer(options: AssistantConfig, with_facts: bool) -> Callable:
             [pair.label for pair in pairs],
             [pair.facts for pair in pairs] if with_facts else None,
             options.seed + first,
+            notes=[pair.note for pair in pairs],
         )
 
     return write

@@ -35,7 +35,7 @@ from conversations import (  # noqa: E402
     split,
     with_note,
 )
-from data_files import check_record, read_records, write_records  # noqa: E402
+from data_files import check_record, completed, read_records, write_records  # noqa: E402
 from make_data import DataOptions, main, paths_of  # noqa: E402
 
 from text_diffusers.data.sources import (  # noqa: E402
@@ -484,3 +484,46 @@ def test_options_that_do_not_fit_are_refused():
         DataOptions(output="sales.txt")
     with pytest.raises(ValueError, match="`count` must be an integer of at least 1"):
         generate("en", 0)
+
+
+# A company's own
+
+
+def test_conversations_of_a_company_become_pairs(tmp_path):
+    """Of a table with a question, a reply and a price; the second line has no more than a conversation."""
+    head = "question;reply;customer_name;product;price;stock;num_messages\n"
+    rows = ["How much?;It is €45.90, Zoë.;Zoë;Kettle;€45.90;3.0;7", "And when?;Soon.;;;;;"]
+    rows += [f"Question {number}?;Answer {number}.;;;;;" for number in range(200)]
+    source = tmp_path / "mine.csv"
+    source.write_text("\ufeff" + head + "\n".join(rows), encoding="utf-8")
+    main(DataOptions(input=str(source), output=str(tmp_path / "pairs"), pairs=True))
+    parts = [
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for path in paths_of(str(tmp_path / "pairs"))
+    ]
+    assert len(parts[0]) + len(parts[1]) == 202 and 1 <= len(parts[1]) < 30
+    pairs = {pair["reply"]: pair for part in parts for pair in part}
+    pair = pairs["It is €45.90, Zoë."]
+    assert pair["note"] == "Customer: Zoë.\nProduct: Kettle, €45.90, 3."
+    assert pair["facts"] == ["Zoë", "€45.90"]
+    assert pair["source"].endswith("Say: Zoë, €45.90.")
+    assert pairs["Soon."]["facts"] == [] and pairs["Soon."]["note"] == ""
+
+
+def test_what_is_nothing_in_json_is_left_out(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    row = {"question": "How much?", "reply": "It is $45.", "price": None, "facts": None}
+    row["customer"] = {"name": None, "history": "new"}
+    path.write_text("\ufeff" + json.dumps(row), encoding="utf-8")
+    (record,) = read_records(path)
+    assert record["price"] == "" and record["facts"] == []
+    assert record["customer"] == {"name": "", "history": "new"}
+    assert completed(record, "ru")["note"] == "Клиент: new."
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    for name in ("mine.csv", "mine.jsonl"):
+        path = tmp_path / name
+        path.write_bytes("question,reply\nСколько?,Много.".encode("cp1251"))
+        with pytest.raises(ValueError, match=f"{name} must be in UTF-8"):
+            read_records(path)
