@@ -17,6 +17,8 @@ import argparse
 import ast
 import json
 import os
+import posixpath
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -49,17 +51,26 @@ def check(answer, is_right):
         assert is_right(answer)
         print("\N{CHECK MARK}")
 """
+# A notebook may need files of the repository beside the package. After a restart only the folder is to be entered.
 INSTALL = """\
-# On Colab, or wherever the package is missing: install it.
+# On Colab, or wherever the package is missing: clone the repository, and install the package from there.
 import importlib.util
+from pathlib import Path
 
-if importlib.util.find_spec("text_diffusers") is None:
-    %pip install -q "text-diffusers[train,eval] @ git+https://github.com/{repository}"
+is_missing = importlib.util.find_spec("text_diffusers") is None
+if is_missing and not Path("{folder}").is_dir():
+    !git clone --depth 1 https://github.com/{repository}
+if Path("{folder}").is_dir():
+    %cd {folder}
+if is_missing:
+    %pip install -q ".[train,eval]"
 """
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{repository}/blob/main/notebooks/{language}/{name}.ipynb)"
 )
+# The target of a link that is neither an address nor a place in the same text
+RELATIVE_LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)\s]+")
 
 
 def sources() -> list[Path]:
@@ -80,7 +91,8 @@ def localized(source: Path, language: str, repository: str | None = None) -> Not
     """The notebook of a source in a language, without outputs.
 
     Args:
-        repository: "owner/name" on GitHub, from which Colab opens the notebook and installs the package.
+        repository: "owner/name" on GitHub, from which Colab opens the notebook; the notebook then clones it, installs
+            the package from there, and has absolute links to its pages.
     """
     cells = []
     names: list[str] = []
@@ -100,9 +112,14 @@ def localized(source: Path, language: str, repository: str | None = None) -> Not
     cells.insert(1, new_code_cell(CHECK.rstrip()))
 
     if repository is not None:
+        for cell in cells:
+            if cell.cell_type == "markdown":
+                cell.source = with_absolute_links(cell.source, language, repository)
+
         badge = BADGE.format(repository=repository, language=language, name=source.stem)
-        install = new_code_cell(INSTALL.format(repository=repository).rstrip())
-        cells[1:1] = [new_markdown_cell(badge), install]
+        folder = repository.split("/")[1]
+        install = INSTALL.format(repository=repository, folder=folder).rstrip()
+        cells[1:1] = [new_markdown_cell(badge), new_code_cell(install)]
 
     # The same notebook is the same file.
     for number, cell in enumerate(cells):
@@ -110,6 +127,16 @@ def localized(source: Path, language: str, repository: str | None = None) -> Not
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
     return new_notebook(cells=cells, metadata=metadata)
+
+
+def with_absolute_links(text: str, language: str, repository: str) -> str:
+    """A text of a notebook in which links to files of the repository lead to GitHub."""
+
+    def absolute(link: re.Match[str]) -> str:
+        path = posixpath.normpath(f"notebooks/{language}/{link.group()}")
+        return f"https://github.com/{repository}/blob/main/{path}"
+
+    return RELATIVE_LINK.sub(absolute, text)
 
 
 def assigned_names(code: str) -> list[str]:

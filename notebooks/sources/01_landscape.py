@@ -6,7 +6,8 @@
 #
 # 1. watch one model write in both ways,
 # 2. write the noise yourself: tokens that turn into `[MASK]`,
-# 3. try five tasks of the course: continuing, paraphrase, prepositions, parts of speech, compression.
+# 3. try three tasks of the course: continuing, paraphrase, prepositions. Two more, parts of speech and compression, are
+#    only described: [tasks of understanding](../../docs/understanding.md) trains them.
 #
 # It takes about a minute on two CPU cores.
 
@@ -18,7 +19,8 @@
 #
 # 1. увидите, как одна и та же модель пишет обоими способами,
 # 2. сами напишете шум: токены, которые превращаются в `[MASK]`,
-# 3. попробуете пять задач курса: продолжение, перефразирование, предлоги, части речи, сжатие.
+# 3. попробуете три задачи курса: продолжение, перефразирование, предлоги. Ещё две, части речи и сжатие, здесь только
+#    описаны: обучение для них — на странице [задач на понимание](../../docs/understanding.ru.md).
 #
 # Всё вместе занимает около минуты на двух ядрах процессора.
 
@@ -69,12 +71,14 @@ for sampler in ("left_to_right", "confidence"):
 # %% [markdown] lang="en"
 # The picture shows the same: rows are steps, columns are tokens, and a cell is filled from the step on at which its
 # token is settled. Autoregression is a staircase. Diffusion may settle several tokens in one step: four steps are less
-# than a third of the calls of the model, and the text is worse for it.
+# than a third of the calls of the model. What that costs, one text cannot tell: here none reads well. [The page of
+# results](../../docs/results.md) measures few steps on a thousand texts.
 
 # %% [markdown] lang="ru"
 # На картинке то же самое: строки — шаги, столбцы — токены, клетка закрашена с того шага, на котором её токен определён.
 # Авторегрессия — это лестница. Диффузия может определить за шаг несколько токенов: четыре шага — меньше трети вызовов
-# модели, и текст от этого хуже.
+# модели. Чего это стоит, по одному тексту не видно: здесь нескладны все три. На тысяче текстов малое число шагов
+# измерено на [странице результатов](../../docs/results.ru.md).
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
@@ -173,12 +177,14 @@ for label in ("chat", "novel", "speech", "scripture"):
     print(f"{label:>9}:", pipe("I have never", class_labels=label, generator=seed()).texts[0])
 
 # %% [markdown] lang="en"
-# **2. Paraphrase.** Keep what carries the meaning, hide the rest, and let the model find other words. Module 5 has a
-# better way, a model that was trained on pairs.
+# **2. Paraphrase.** Keep what carries the meaning, hide the rest, and let the model find other words. A better way is a
+# model that was trained on pairs: [ParaGuide](../../docs/pipelines/paraguide.md), which module 5 describes and `make
+# paraphrase` trains.
 
 # %% [markdown] lang="ru"
-# **2. Перефразирование.** Оставим то, что несёт смысл, скроем остальное, и пусть модель найдёт другие слова. В модуле 5
-# есть способ лучше: модель, обученная на парах.
+# **2. Перефразирование.** Оставим то, что несёт смысл, скроем остальное, и пусть модель найдёт другие слова. Есть
+# способ лучше — модель, обученная на парах: это [ParaGuide](../../docs/pipelines/paraguide.ru.md), о ней рассказано в
+# модуле 5, а обучает её `make paraphrase`.
 
 # %%
 text = "I am [MASK] glad to [MASK] that you [MASK] coming to [MASK] house."
@@ -234,18 +240,20 @@ for question, answer in QUESTIONS.items():
 print(f"{num_right} / {len(QUESTIONS)}")
 
 # %% [markdown] lang="en"
-# **4. Parts of speech** are a text too: write the tag behind each word, hide the tags, and let a model that was trained on
-# such rows fill them in. **5. Compression** of a sentence is a text that is written from another one. Both need a
-# training of their own. [Tasks of understanding](../../docs/understanding.md) trains both; here you only make the rows.
+# **4. Parts of speech** are a text too: write the tag behind each word, hide the tags, and let a model that was trained
+# on such rows fill them in. **5. Compression** of a sentence is a text that is written from another one. Both need a
+# training of their own, `make understanding`, and have a page, [tasks of understanding](../../docs/understanding.md).
+# Neither is trained or tried here: you only make the rows for the tags.
 #
 # **Exercise 2.** `tagged_row(words, tags)` returns the row in which each word is followed by its tag, and
 # `question_row(words)` the same with `"[MASK]"` for every tag.
 
 # %% [markdown] lang="ru"
 # **4. Части речи** — тоже текст: напишем после каждого слова его метку, скроем метки, и пусть их заполнит модель,
-# обученная на таких строках. **5. Сжатие** предложения — текст, который пишется по другому тексту. Для обеих задач модель
-# нужно обучать отдельно. Обе обучены на странице [задач на понимание](../../docs/understanding.ru.md); здесь вы только
-# готовите строки.
+# обученная на таких строках. **5. Сжатие** предложения — текст, который пишется по другому тексту. Для обеих задач
+# модель нужно обучать отдельно, командой `make understanding`; что из этого вышло — на странице [задач на
+# понимание](../../docs/understanding.ru.md). Здесь ни та, ни другая не обучается и не пробуется: вы только готовите
+# строки с метками.
 #
 # **Упражнение 2.** `tagged_row(words, tags)` возвращает строку, в которой за каждым словом стоит его метка, а
 # `question_row(words)` — то же самое, но с `"[MASK]"` вместо каждой метки.
@@ -288,7 +296,7 @@ check((tagged_row, question_row), are_rows)
 #
 # - One model, two orders: autoregression is a special case, one token a step from the left.
 # - Noise that hides tokens, independently, with a probability that grows from 0 to 1.
-# - Many tasks are texts with gaps.
+# - Many tasks can be written as texts with gaps.
 #
 # More: [samplers](../../docs/discrete.md#samplers), [the command line](../../docs/command_line.md).
 
@@ -297,6 +305,6 @@ check((tagged_row, question_row), are_rows)
 #
 # - Одна модель, два порядка: авторегрессия — частный случай, по одному токену за шаг слева направо.
 # - Шум, который скрывает токены независимо, с вероятностью, растущей от 0 до 1.
-# - Многие задачи — это тексты с пропусками.
+# - Многие задачи можно записать как тексты с пропусками.
 #
 # Дальше: [сэмплеры](../../docs/discrete.ru.md), [командная строка](../../docs/command_line.ru.md).

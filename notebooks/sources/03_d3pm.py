@@ -100,11 +100,12 @@ plt.show()
 #   words have no such order;
 # - **bit flip** flips each bit of the id by itself: the blocks are tokens that differ in one bit;
 # - **neighbours** walks along a graph of similar tokens. Here they lie on a circle in a shuffled order, so the picture
-#   looks random; with embeddings of words, synonyms come first.
+#   looks random. Over words it is worth what their embeddings are: synonyms come first only where these lie near each
+#   other.
 #
-# At time 1 the text should be forgotten, that is, all rows equal. Band has not got there in 100 steps: the chain has
-# not mixed, and its bound pays for that with a prior term. The next cell measures it, and checks that $\bar Q_t$ is
-# indeed the product of the steps.
+# At time 1 the text should be forgotten, that is, all rows equal. Band has not got there in 100 steps, and gaussian not
+# quite: the chain has not mixed, and its bound pays for that with a prior term. The next cell measures it, and checks
+# that $\bar Q_t$ is indeed the product of the steps.
 
 # %% [markdown] lang="ru"
 # Яркость — квадратный корень из вероятности. Посмотрим по строкам:
@@ -114,11 +115,11 @@ plt.show()
 #   расплывается. У номеров слов такого порядка нет;
 # - **bit flip** независимо переворачивает биты номера: блоки — это токены, которые отличаются одним битом;
 # - **neighbours** блуждает по графу похожих токенов. Здесь они лежат на окружности в перемешанном порядке, поэтому
-#   картинка кажется случайной; на эмбеддингах слов первыми будут синонимы.
+#   картинка кажется случайной. Для слов всё решают эмбеддинги: синонимы будут первыми, только если лежат в них рядом.
 #
-# К моменту 1 текст должен быть забыт, то есть все строки одинаковы. Ядро band за 100 шагов до этого не дошло: цепь не
-# перемешалась, и за это её граница платит отдельным слагаемым. Следующая ячейка это измеряет и проверяет, что
-# $\bar Q_t$ — действительно произведение шагов.
+# К моменту 1 текст должен быть забыт, то есть все строки одинаковы. Ядро band за 100 шагов до этого не дошло, gaussian
+# — почти дошло: цепь не перемешалась, и за это её граница платит отдельным слагаемым. Следующая ячейка это измеряет и
+# проверяет, что $\bar Q_t$ — действительно произведение шагов.
 
 # %%
 for name in ("gaussian", "band"):
@@ -135,11 +136,13 @@ for name, scheduler in kernels.items():
 
 # %% [markdown] lang="en"
 # The same noise on a sentence. Neighbours and bit codes come from the embeddings of `chat-and-novels`, a small model
-# that comes with the package.
+# that comes with the package. It has learned too little for its nearest tokens to be synonyms, as the output shows;
+# those of a larger encoder, in module 4, are akin.
 
 # %% [markdown] lang="ru"
 # Тот же шум на предложении. Соседи и битовые коды построены по эмбеддингам `chat-and-novels` — маленькой модели из
-# пакета.
+# пакета. Она выучила слишком мало, чтобы ближайшие токены были синонимами, и это видно; у энкодера побольше, в модуле
+# 4, они близки по смыслу.
 
 # %%
 from text_diffusers.kernels import kernels_of, make_scheduler
@@ -614,16 +617,16 @@ axis.legend()
 plt.show()
 
 # %% [markdown] lang="en"
-# Even with one token in ten hidden, some four in five are not restored: a gap in a chat has many good fillings, and
-# only the original one counts here. The fall of the curve is the worth of context. At 90% what is left is mostly the
-# place of a token: what a message begins with, and the mark at its end. The shipped model is ahead where there is much
+# Even with one token in ten hidden, some five in six are not restored: a gap in a chat has many good fillings, and only
+# the original one counts here. The fall of the curve is the worth of context. At 90% what is left is mostly the place
+# of a token: what a message begins with, and the mark at its end. The shipped model is ahead where there is much
 # context; where there is little, ours knows better what these very messages look like. Now the fillings themselves:
 
 # %% [markdown] lang="ru"
-# Даже когда скрыт один токен из десяти, около четырёх пятых не восстановлено: у пропуска в чате много хороших
-# заполнений, а засчитывается лишь исходное. То, как кривая падает, — это цена контекста. При 90% остаётся в основном
-# место токена: с чего начинаются сообщения и какой знак стоит в конце. Модель из пакета впереди там, где контекста
-# много; где его мало, наша лучше знает, как выглядят именно эти сообщения. Теперь сами заполнения:
+# Даже когда скрыт один токен из десяти, около пяти шестых не восстановлено: у пропуска в чате много хороших заполнений,
+# а засчитывается лишь исходное. То, как кривая падает, — это цена контекста. При 90% остаётся в основном место токена:
+# с чего начинаются сообщения и какой знак стоит в конце. Модель из пакета впереди там, где контекста много; где его
+# мало, наша лучше знает, как выглядят именно эти сообщения. Теперь сами заполнения:
 
 # %%
 mini = TextDiffusionPipeline(tokenizer, model, ConfidenceScheduler(MASK, temperature=0.0))
@@ -643,10 +646,20 @@ for filled, other in zip(
     print(f"{filled:45} | {other}")
 
 # %% [markdown] lang="en"
-# It restores gaps; does it write? All masks, 24 steps back:
+# It restores some gaps, but in the kept output one of each text stays blank. Every row of the training ended with the
+# mark of an end, and the row that is asked here ends with its last word: the model misses the mark and puts it into the
+# gap, where it is not shown. The pipeline has since ruled ends out in gaps, so that a new run writes a word there, or a
+# second question mark.
+#
+# Does it write? All masks, 24 steps back:
 
 # %% [markdown] lang="ru"
-# Пропуски она заполняет; а писать умеет? Начнём с одних масок и сделаем 24 шага назад:
+# Часть пропусков она заполняет, но в сохранённом результате в каждом тексте один остался пустым. Каждая строка при
+# обучении заканчивалась меткой конца, а строка, о которой спрашивают здесь, заканчивается последним словом: модель не
+# находит метки и ставит её в пропуск, а на печати метка не видна. С тех пор пайплайн не ставит конец в пропуск, так что
+# при новом запуске там будет слово или второй вопросительный знак.
+#
+# А писать она умеет? Начнём с одних масок и сделаем 24 шага назад:
 
 # %%
 mini.scheduler = D3PMAbsorbingScheduler(MASK, temperature=0.7)

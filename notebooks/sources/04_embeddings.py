@@ -259,9 +259,8 @@ axis.legend()
 plt.show()
 
 # %% [markdown] lang="en"
-# With 256 numbers a word is safe at most of the steps, and then lost at once: for most of the time the model would
-# have nothing to do. That is why embeddings for diffusion are narrow (16 here, 128 in Diffusion-LM) or scaled
-# down.
+# With 256 numbers a word is safe at most of the steps, and then lost at once: for most of the time the model would have
+# nothing to do. That is why embeddings for diffusion are narrow (16 here, 16 and 128 in Diffusion-LM) or scaled down.
 #
 # ## Rounding
 #
@@ -269,9 +268,8 @@ plt.show()
 # rows. Do not build a tensor $(N, V, E)$: with 1,000 points and 30,000 words it would not fit.
 
 # %% [markdown] lang="ru"
-# Из 256 чисел слово читается на большинстве шагов, а затем теряется сразу: большую часть времени модели было бы
-# нечего делать. Поэтому эмбеддинги для диффузии делают узкими (здесь 16, в Diffusion-LM 128) или уменьшают их
-# масштаб.
+# Из 256 чисел слово читается на большинстве шагов, а затем теряется сразу: большую часть времени модели было бы нечего
+# делать. Поэтому эмбеддинги для диффузии делают узкими (здесь 16, в Diffusion-LM 16 и 128) или уменьшают их масштаб.
 #
 # ## Округление
 #
@@ -417,24 +415,25 @@ for level in LEVELS:
     )
 
 # %% [markdown] lang="en"
-# - The dot product loses half of the words even where there is hardly any noise: frequent words have short vectors
-#   here, and long ones win. So `EmbeddingTransformerModel` gives all embeddings one length by default; then head and
-#   nearest are the same.
-# - The learned layer is the best at every level, and the more so the more noise: where the vector says little, the
-#   frequency of a word says more.
-# - VQ comes last: two codes are too coarse for 16 axes of equal variance. Codes serve well where they are learned
-#   together with what they encode, and where a code need not stand for one word: that is [two-level
+# - The dot product loses more than half of the words even at noise 0.3, where the nearest neighbour hardly loses any:
+#   frequent words have short vectors here, and long ones win. So `EmbeddingTransformerModel` gives all embeddings one
+#   length by default; then head and nearest are the same.
+# - The learned layer is level with nearest at noise 0.3 and the best from 0.5 on; the ratio grows with the noise, and
+#   at 0.9 it finds five times as many words. Where the vector says little, the frequency of a word says more.
+# - VQ comes last from noise 0.5 on; at 0.3 it is ahead of head (0.49 against 0.45), and half of the words are lost all
+#   the same: two codes are too coarse for 16 axes of equal variance. Codes serve well where they are learned together
+#   with what they encode, and where a code need not stand for one word: that is [two-level
 #   diffusion](../../docs/two_level.md).
 
 # %% [markdown] lang="ru"
-# - Скалярное произведение теряет половину слов, даже когда шума почти нет: у частых слов здесь короткие векторы, и
-#   выигрывают длинные. Поэтому `EmbeddingTransformerModel` по умолчанию приводит все эмбеддинги к одной длине; тогда
-#   head и nearest — одно и то же.
-# - Обученный слой лучше всех при любом шуме, и чем шум сильнее, тем заметнее: когда вектор говорит мало, о слове
-#   больше говорит его частота.
-# - VQ на последнем месте: двух кодов мало для 16 осей с равной дисперсией. Коды хороши, когда их обучают вместе с тем,
-#   что они кодируют, и когда код не обязан означать одно слово, — это [двухуровневая
-#   диффузия](../../docs/two_level.ru.md).
+# - Скалярное произведение теряет больше половины слов даже при шуме 0,3, когда ближайший сосед почти не ошибается: у
+#   частых слов здесь короткие векторы, и выигрывают длинные. Поэтому `EmbeddingTransformerModel` по умолчанию приводит
+#   все эмбеддинги к одной длине; тогда head и nearest — одно и то же.
+# - Обученный слой при шуме 0,3 наравне с nearest, а начиная с 0,5 лучше всех, и чем сильнее шум, тем больше отношение:
+#   при 0,9 он находит впятеро больше слов. Когда вектор говорит мало, о слове больше говорит его частота.
+# - VQ на последнем месте начиная с шума 0,5; при 0,3 он впереди head (0,49 против 0,45), но и там теряет половину слов:
+#   двух кодов мало для 16 осей с равной дисперсией. Коды хороши, когда их обучают вместе с тем, что они кодируют, и
+#   когда код не обязан означать одно слово, — это [двухуровневая диффузия](../../docs/two_level.ru.md).
 
 # %% [markdown] lang="en"
 # ## A small Diffusion-LM
@@ -591,25 +590,28 @@ for kind, steps in runs:
     )
 
 # %% [markdown] lang="en"
-# Three answers, in plain words. It does look at its neighbours: at noise that leaves half of the words to their
-# nearest neighbour, it finds some 15 more in a hundred, though part of that is frequency. Its bound lies half a nat
-# below the entropy of the frequencies. And **what it writes is no language**: pieces of frequent words, with marks and
-# ends in plausible places. Twenty steps of DDIM or DPM-Solver give the words of two hundred, at a tenth of the time,
-# and five still nearly so; but with a model like this fewer steps lose nothing because there is nothing to lose.
-# Module 6 measures the solvers where it matters.
+# Three answers, in plain words. It does look at its neighbours: at noise that leaves half of the words to their nearest
+# neighbour, it finds 15 to 20 more in a hundred, though part of that is frequency. Its bound lies 0.62 nats below the
+# entropy of the frequencies. And **what it writes is no language**: pieces of frequent words, with marks and ends in
+# plausible places. Twenty steps of DDIM or DPM-Solver give 99 in a hundred words of two hundred steps, at a tenth of
+# the time, and five of DPM-Solver still give 97; but with a model like this fewer steps lose nothing because there is
+# nothing to lose. Module 6 measures the solvers where the truth is known, in the plane.
 #
-# The same minute spent on masks (module 3) came twice as far below the frequencies: there the network sees clean words
-# around each gap, here all words are in doubt at once. Diffusion-LM was trained for hours on a GPU.
+# A training of about the same length on masks (module 3) came twice as far below the frequencies, 1.29 nats, if with
+# another, larger vocabulary: there the network sees clean words around each gap, here all words are in doubt at once.
+# Diffusion-LM was trained for hours on a GPU.
 
 # %% [markdown] lang="ru"
 # Ответим прямо. На соседей она смотрит: при шуме, который ближайшему соседу оставляет половину слов, она находит ещё
-# слов пятнадцать из ста — правда, отчасти благодаря частотам. Граница лежит на полната ниже энтропии частот. А **то,
-# что она пишет, — не язык**: кусочки частых слов, знаки и концы текста в правдоподобных местах. Двадцать шагов DDIM
-# или DPM-Solver дают те же слова, что двести, за десятую часть времени, и даже пять — почти те же; но такой модели
-# малое число шагов не вредит потому, что портить нечего. Там, где это важно, солверы измеряет модуль 6.
+# 15–20 слов из ста — правда, отчасти благодаря частотам. Граница лежит на 0,62 ната ниже энтропии частот. А **то, что
+# она пишет, — не язык**: кусочки частых слов, знаки и концы текста в правдоподобных местах. Двадцать шагов DDIM или
+# DPM-Solver дают 99 из ста тех слов, что двести шагов, за десятую часть времени, и даже пять шагов DPM-Solver — 97; но
+# такой модели малое число шагов не вредит потому, что портить нечего. Там, где истина известна, на плоскости, солверы
+# измеряет модуль 6.
 #
-# Та же минута, потраченная на маски (модуль 3), увела вдвое дальше от частот: там сеть видит вокруг пропуска чистые
-# слова, а здесь под сомнением сразу все. Diffusion-LM обучали на GPU часами.
+# Примерно такое же обучение на масках (модуль 3) увело вдвое дальше от частот, на 1,29 ната, правда с другим, большим
+# словарём: там сеть видит вокруг пропуска чистые слова, а здесь под сомнением сразу все. Diffusion-LM обучали на GPU
+# часами.
 
 # %% [markdown] lang="en"
 # ## Vectors of a context
@@ -622,8 +624,8 @@ for kind, steps in runs:
 # 2. so it should be read off **better** under noise.
 #
 # We take the states of `chat-and-novels`, a bidirectional denoiser, and its table of embeddings; both are projected on
-# 48 principal axes of variance 1 and get the same noise. A linear layer, trained for each, then reads off the word at
-# a distance $d$, both from clean and from noisy vectors.
+# 48 principal axes of variance 1 and get the same noise. A linear layer, trained for each, then reads off the word at a
+# distance $d$, both from nearly clean vectors (noise 0.1) and from noisy ones (0.8).
 
 # %% [markdown] lang="ru"
 # ## Векторы в контексте
@@ -637,7 +639,7 @@ for kind, steps in runs:
 #
 # Возьмём состояния `chat-and-novels` — двунаправленного денойзера — и его таблицу эмбеддингов; то и другое спроецируем
 # на 48 главных осей с дисперсией 1 и зашумим одинаково. Затем линейный слой, обученный для каждого случая отдельно,
-# читает слово на расстоянии $d$ — и по чистым векторам, и по зашумлённым.
+# читает слово на расстоянии $d$ — и по почти чистым векторам (шум 0,1), и по зашумлённым (0,8).
 
 # %%
 encoder = TextDiffusionPipeline.from_pretrained("chat-and-novels")
@@ -730,10 +732,10 @@ for level in (0.8, 0.9):
         )
 
 # %% [markdown] lang="en"
-# The first claim holds: a clean contextual vector tells its neighbour in three cases of ten, the embedding in one of
-# ten. If only every third vector is kept, the contextual ones still give half of all words, the embeddings two fifths.
-# So a text keeps more of its words when vectors are left out. At noise 0.8 this gain is gone: 0.25 of all words, where
-# the embeddings give 0.29. These rows have 18 tokens at most; long texts were not measured.
+# The first claim holds: a nearly clean contextual vector tells its neighbour in three cases of ten, the embedding in
+# one of ten. If only every third vector is kept, the contextual ones still give half of all words, the embeddings two
+# fifths. So a text keeps more of its words when vectors are left out. At noise 0.8 this gain is gone: 0.25 of all
+# words, where the embeddings give 0.29. These rows have 18 tokens at most; long texts were not measured.
 #
 # The second claim is **refuted** as it stands: at the same noise and width a word is read off its own contextual
 # vector less often, since the same 48 numbers have to tell of others, too. Three vectors together help the contextual
@@ -742,8 +744,8 @@ for level in (0.8, 0.9):
 # the decoder is a language model which completes what they leave out.
 
 # %% [markdown] lang="ru"
-# Первый довод верен: чистый вектор в контексте называет соседа в трёх случаях из десяти, эмбеддинг — в одном. Если
-# оставить только каждый третий вектор, по векторам в контексте читается половина всех слов, по эмбеддингам — две
+# Первый довод верен: почти чистый вектор в контексте называет соседа в трёх случаях из десяти, эмбеддинг — в одном.
+# Если оставить только каждый третий вектор, по векторам в контексте читается половина всех слов, по эмбеддингам — две
 # пятых. Значит, если часть векторов убрать, от текста остаётся больше слов. При шуме 0,8 этот выигрыш исчезает: 0,25
 # всех слов против 0,29 у эмбеддингов. В этих строках не больше 18 токенов; длинные тексты не измерялись.
 #
@@ -758,7 +760,8 @@ for level in (0.8, 0.9):
 #
 # - Noise on embeddings soon changes the nearest word, and how soon depends on the width.
 # - Rounding knows nearness; a learned head also knows frequencies.
-# - A Diffusion-LM of a minute knows frequencies and little more. Its solvers agree with each other down to few steps.
+# - A Diffusion-LM of a minute knows frequencies and little more. DDIM and DPM-Solver agree with each other down to few
+#   steps.
 # - Contextual vectors carry their neighbours, at the price of their own word.
 #
 # More: [Diffusion-LM](../../docs/diffusion_lm.md), [latents of whole
@@ -769,8 +772,8 @@ for level in (0.8, 0.9):
 #
 # - Шум на эмбеддингах быстро меняет ближайшее слово; насколько быстро, зависит от ширины вектора.
 # - Округление знает близость; обученный слой знает ещё и частоты.
-# - Diffusion-LM, обученная минуту, знает частоты и мало что ещё. Её солверы согласны между собой вплоть до малого
-#   числа шагов.
+# - Diffusion-LM, обученная минуту, знает частоты и мало что ещё. DDIM и DPM-Solver согласны между собой вплоть до
+#   малого числа шагов.
 # - Векторы в контексте несут и соседей — ценой собственного слова.
 #
 # Дальше: [Diffusion-LM](../../docs/diffusion_lm.ru.md), [латентные векторы целых

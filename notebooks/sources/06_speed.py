@@ -6,8 +6,8 @@
 #
 # 1. write a step of DDIM, and see that the first order of DPM-Solver++ is the same,
 # 2. compare DDPM, DDIM, DPM-Solver++ and flow matching at 2 to 500 steps, where the truth is known,
-# 3. do the same for tokens: which order needs the fewest steps,
-# 4. count what a step over latents costs beside a step over tokens.
+# 3. write tokens in 64 and in 8 steps, and in several orders,
+# 4. count what a step over latents costs beside a step over tokens; latent diffusion itself is described, not run.
 #
 # It takes about two minutes on two CPU cores.
 
@@ -19,8 +19,9 @@
 #
 # 1. напишете шаг DDIM и увидите, что DPM-Solver++ первого порядка — это он же,
 # 2. сравните DDPM, DDIM, DPM-Solver++ и flow matching при 2–500 шагах там, где истина известна,
-# 3. сделаете то же для токенов: какому порядку нужно меньше шагов,
-# 4. посчитаете, во что обходится шаг по латентам рядом с шагом по токенам.
+# 3. напишете токены за 64 шага и за 8, в разном порядке,
+# 4. посчитаете, во что обходится шаг по латентам рядом с шагом по токенам; сама латентная диффузия здесь описана, а не
+#    запущена.
 #
 # Всё вместе занимает около двух минут на двух ядрах процессора.
 
@@ -233,15 +234,18 @@ plt.show()
 print(table.round(5).to_string())
 
 # %% [markdown] lang="en"
-# DDPM needs two hundred steps for what DDIM reaches in fifty, since it adds noise that later steps must take away again. The
-# second order of DPM-Solver++ pays once the steps are short: at 50 it halves the error of DDIM, with fewer it gains nothing here.
-# Straight paths do best with few steps: twenty of them are worth fifty of DDIM. Below a thousandth the differences are chance.
+# DDIM is ahead of DDPM at every number of steps up to 200, and at 50 its error is less than a third (0.0020 against 0.0071),
+# since DDPM adds noise that later steps must take away again. The second order of DPM-Solver++ is no simple gain here: at 5
+# steps it is the best of all, though hardly before flow (0.0260 against 0.0267), at 10 and 20 it is behind DDIM, and at 50 it
+# halves DDIM's error. Straight paths are by far the worst at 2 steps (1.11, the others 0.27 to 0.29) and the best at 10 and 20:
+# twenty of them are worth more than fifty of DDIM (0.0013 against 0.0020). Below a thousandth the differences are chance.
 
 # %% [markdown] lang="ru"
-# DDPM нужно двести шагов на то, чего DDIM достигает за пятьдесят: он добавляет шум, который потом приходится убирать. Второй
-# порядок DPM-Solver++ окупается, когда шаги коротки: при 50 шагах ошибка вдвое меньше, чем у DDIM, а при меньшем числе здесь он
-# ничего не даёт. Прямые пути лучше всех при малом числе шагов: двадцать таких стоят пятидесяти шагов DDIM. Различия меньше одной
-# тысячной — случайность.
+# DDIM опережает DDPM при любом числе шагов до 200, а при 50 его ошибка меньше трети (0,0020 против 0,0071): DDPM добавляет шум,
+# который потом приходится убирать. Второй порядок DPM-Solver++ здесь выигрывает не всегда: при 5 шагах он лучше всех, хотя
+# почти вровень с flow (0,0260 против 0,0267), при 10 и 20 уступает DDIM, а при 50 его ошибка вдвое меньше, чем у DDIM. Прямые
+# пути при 2 шагах намного хуже всех (1,11, у остальных от 0,27 до 0,29), а при 10 и 20 лучше всех: двадцать таких шагов точнее
+# пятидесяти шагов DDIM (0,0013 против 0,0020). Различия меньше одной тысячной — случайность.
 
 # %%
 figure, axes = plt.subplots(1, 4, figsize=(12, 3), sharex=True, sharey=True)
@@ -255,16 +259,16 @@ plt.show()
 # ## Steps for tokens
 #
 # Tokens have no direction to follow: a step settles several of them at once, each as if the others were not drawn at the same
-# time, and that is the error of few steps. What helps is to settle together what hardly depends on each other: the `even` order takes
-# tokens that are far apart. The entropy of the tokens beside the times shows that no sampler merely repeats itself.
+# time, and that is the error of few steps. What helps is to settle together what hardly depends on each other: the `even` order
+# takes tokens that are far apart. The entropy of the tokens beside the times shows how much a sampler repeats itself.
 
 # %% [markdown] lang="ru"
 # ## Шаги для токенов
 #
-# У токенов нет направления, вдоль которого можно двигаться: шаг определяет сразу несколько из них, каждый так, словно остальные в
-# этот момент не выбираются, — и в этом ошибка малого числа шагов. Помогает определять вместе то, что почти не зависит друг от
-# друга: порядок `even` берёт токены, стоящие далеко друг от друга. Энтропия токенов рядом со временем показывает, что ни один
-# сэмплер не повторяется.
+# У токенов нет направления, вдоль которого можно двигаться: шаг определяет сразу несколько из них, каждый так, словно остальные
+# в этот момент не выбираются, — и в этом ошибка малого числа шагов. Помогает определять вместе то, что почти не зависит друг от
+# друга: порядок `even` берёт токены, стоящие далеко друг от друга. Энтропия токенов рядом со временем показывает, насколько
+# сэмплер повторяется.
 
 # %%
 pipe = TextDiffusionPipeline.from_pretrained("chat-and-novels")
@@ -284,7 +288,8 @@ for sampler, num_steps in (("ancestral", 64), ("ancestral", 8), ("even", 8), ("c
 print(pd.DataFrame(rows, columns=["sampler", "steps", "seconds", "entropy"]).to_string(index=False))
 
 # %% [markdown] lang="en"
-# Sixteen short texts cannot rank samplers. [The page of results](../../docs/results.md) does, with a thousand texts and an
+# The entropy of `confidence` is half a nat below that of the others: it repeats itself ("said he, said dear"). More than that
+# sixteen short texts cannot tell. [The page of results](../../docs/results.md) ranks samplers, with a thousand texts and an
 # independent judge: eight even steps write as well as 64 ancestral ones.
 #
 # ## Latents: less to denoise
@@ -296,7 +301,8 @@ print(pd.DataFrame(rows, columns=["sampler", "steps", "seconds", "entropy"]).to_
 # the head, $2 D V$ a position; latents have no head, `vocabulary=0`.
 
 # %% [markdown] lang="ru"
-# По шестнадцати коротким текстам сэмплеры не сравнить. Сравнение по тысяче текстов, с независимым судьёй, есть на [странице
+# У `confidence` энтропия на полната ниже, чем у остальных: он повторяется («said he, said dear»). Большего по шестнадцати
+# коротким текстам не узнать. Сравнение сэмплеров по тысяче текстов, с независимым судьёй, есть на [странице
 # результатов](../../docs/results.ru.md): восемь шагов порядка `even` пишут не хуже 64 шагов `ancestral`.
 #
 # ## Латенты: меньше чисел для денойзинга
@@ -342,13 +348,14 @@ latents = step_flops(16, 512, 6, 0) if step_flops is not ... else float("nan")
 print(f"tokens {tokens:.3g}, latents {latents:.3g}, {tokens / latents:.0f} x")
 
 # %% [markdown] lang="en"
-# A step over 16 latents is tens of times cheaper than one over 256 tokens, and needs no logits in memory. The price is paid
-# once, by the decoder, a language model. What a real model of this kind writes, how varied, and at what memory:
-# [latent text diffusion](../../docs/pipelines/latent_text_diffusion.md); the samplers of word embeddings beside each other:
-# [Diffusion-LM](../../docs/diffusion_lm.md).
+# By this count a step over 16 latents is 31 times cheaper than one over 256 tokens, and needs no logits in memory. The price is
+# paid once, by the decoder, a language model. No latent diffusion runs in this notebook: `make latent` trains one in about an
+# hour. What it writes, how varied, and at what memory: [latent text diffusion](../../docs/pipelines/latent_text_diffusion.md);
+# the samplers of word embeddings beside each other: [Diffusion-LM](../../docs/diffusion_lm.md).
 
 # %% [markdown] lang="ru"
-# Шаг по 16 латентам в десятки раз дешевле шага по 256 токенам и не держит в памяти логитов. Платит за это декодер, языковая
-# модель, — один раз, в конце. Что пишет настоящая модель такого рода, насколько разнообразно и сколько берёт памяти:
-# [латентная диффузия](../../docs/pipelines/latent_text_diffusion.ru.md); сэмплеры эмбеддингов рядом друг с другом:
+# По этому подсчёту шаг по 16 латентам в 31 раз дешевле шага по 256 токенам и не держит в памяти логитов. Платит за это декодер,
+# языковая модель, — один раз, в конце. В этом ноутбуке латентная диффузия не запускается: её обучает `make latent`, примерно за
+# час. Что пишет такая модель, насколько разнообразно и сколько берёт памяти: [латентная
+# диффузия](../../docs/pipelines/latent_text_diffusion.ru.md); сэмплеры эмбеддингов рядом друг с другом:
 # [Diffusion-LM](../../docs/diffusion_lm.ru.md).

@@ -1,15 +1,19 @@
 """The course's notebooks: made from their sources, complete in both languages, and right when they are run."""
 
+import importlib.util
 import re
+from pathlib import Path
 
 import make_notebooks
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from make_notebooks import EXERCISE, LANGUAGES, SOLUTION, WRONG, cell_tags, execute
 from nbformat import read
 from nbformat.v4 import new_code_cell, new_notebook
 
 SOURCES = make_notebooks.sources()
 every_module = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+REPOSITORY = "someone/a-fork"
 
 
 @every_module
@@ -50,6 +54,70 @@ def test_every_exercise_has_a_solution_a_wrong_answer_and_a_check(source):
         if tag in cell_tags(cell)
     ]
     assert kinds and kinds == [EXERCISE, SOLUTION, WRONG, "check"] * (len(kinds) // 4)
+
+
+@every_module
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_form_for_colab_differs_by_its_badge_its_installation_and_its_links(source, language):
+    plain = make_notebooks.localized(source, language).cells
+    title, badge, installation, *others = make_notebooks.localized(
+        source, language, REPOSITORY
+    ).cells
+    assert f"/{REPOSITORY}/blob/main/notebooks/{language}/{source.stem}.ipynb)" in badge.source
+    assert installation.cell_type == "code"
+    assert [cell.cell_type for cell in (title, *others)] == [cell.cell_type for cell in plain]
+
+    code = [cell.source for cell in others if cell.cell_type == "code"]
+    assert code == [cell.source for cell in plain if cell.cell_type == "code"]
+
+    texts = [cell.source for cell in (title, *others) if cell.cell_type == "markdown"]
+    links = re.findall(r"\]\(([^)]*)\)", "\n".join(texts))
+    assert all(link.startswith("https://") for link in links)
+    root = f"https://github.com/{REPOSITORY}/blob/main/"
+    files = [link.removeprefix(root).partition("#")[0] for link in links if link.startswith(root)]
+    assert files and all((make_notebooks.FOLDER.parent / file).is_file() for file in files)
+
+
+@pytest.mark.parametrize(
+    ("is_installed", "is_cloned", "expected"),
+    [
+        (False, False, ["clone", "cd a-fork", "install"]),
+        (False, True, ["cd a-fork", "install"]),
+        (True, True, ["cd a-fork"]),  # after a restart
+        (True, False, []),  # in a clone, with the package installed
+    ],
+)
+def test_the_form_for_colab_installs_what_is_missing_from_a_clone_that_it_enters(
+    monkeypatch, tmp_path, is_installed, is_cloned, expected
+):
+    class Shell:
+        """Keeps the commands of a notebook, and makes the folder of a clone."""
+
+        def __init__(self):
+            self.commands = []
+
+        def system(self, command):
+            assert command == f"git clone --depth 1 https://github.com/{REPOSITORY}"
+            Path("a-fork").mkdir()
+            self.commands.append("clone")
+
+        def run_line_magic(self, name, line):
+            if name == "pip":
+                assert line == 'install -q ".[train,eval]"'
+                self.commands.append("install")
+            else:
+                self.commands.append(f"{name} {line}")
+
+    monkeypatch.chdir(tmp_path)
+    if is_cloned:
+        Path("a-fork").mkdir()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if is_installed else None)
+
+    installation = make_notebooks.localized(SOURCES[0], "en", REPOSITORY).cells[2]
+    shell = Shell()
+    code = TransformerManager().transform_cell(installation.source)
+    exec(code, {"get_ipython": lambda: shell})
+    assert shell.commands == expected
 
 
 @pytest.mark.slow
