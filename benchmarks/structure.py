@@ -15,10 +15,11 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import torch
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, FormatChecker
 from parts.common.measured_tables import print_machine, print_tables
 from parts.common.options import run
 from parts.sampling.measuring import Size, interleaved, random_model, verdict
@@ -29,6 +30,9 @@ from text_diffusers.guidance import JsonControl, RegexControl
 from text_diffusers.training.config import OptionParser, check_options, option
 
 PARTS = ("texts", "steps")
+
+# Formats that jsonschema checks by itself; `is_date_time` adds another
+FORMATS = FormatChecker(["date", "uuid"])
 
 # A whole step with a control, in bare forward passes
 TARGET = 1.2
@@ -177,6 +181,12 @@ def texts(pipe: Any, options: StructureOptions) -> Iterator[dict]:
     }
 
 
+@FORMATS.checks("date-time", raises=ValueError)
+def is_date_time(value: object) -> bool:
+    # jsonschema checks times only where rfc3339-validator is installed.
+    return not isinstance(value, str) or bool(datetime.fromisoformat(value))
+
+
 def is_right(wanted: Any, text: str) -> bool:
     """Whether a text matches a pattern, or is JSON that is valid under a schema."""
     if isinstance(wanted, str):
@@ -185,7 +195,7 @@ def is_right(wanted: Any, text: str) -> bool:
         value = json.loads(text)
     except json.JSONDecodeError:
         return False
-    return Draft202012Validator(wanted).is_valid(value)
+    return Draft202012Validator(wanted, format_checker=FORMATS).is_valid(value)
 
 
 # --- steps

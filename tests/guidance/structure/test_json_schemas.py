@@ -1,18 +1,27 @@
 """Laws of JSON schemas: what their automata accept is JSON that is valid under them, as `jsonschema` judges."""
 
+import itertools
 import json
 import random
 import re
+from datetime import datetime, time
+from decimal import Decimal
 
 import pytest
 import torch
-from jsonschema import Draft202012Validator
+from conftest import mostly_slow
+from jsonschema import Draft202012Validator, FormatChecker
 
 from text_diffusers.guidance import JsonControl
 from text_diffusers.guidance.structure.byte_automaton import compile_language
 from text_diffusers.guidance.structure.json_numbers import integer_between, number_between
 from text_diffusers.guidance.structure.json_schema import schema_language
 from text_diffusers.guidance.structure.language import Named
+
+# jsonschema checks times only where rfc3339-validator is installed, `datetime` everywhere.
+FORMATS = FormatChecker(["date", "uuid"])
+FORMATS.checks("time", raises=(TypeError, ValueError))(time.fromisoformat)
+FORMATS.checks("date-time", raises=(TypeError, ValueError))(datetime.fromisoformat)
 
 SCHEMAS = {
     "object": {
@@ -48,8 +57,16 @@ SCHEMAS = {
     },
     "numbers": {"type": "number", "exclusiveMinimum": -2, "maximum": 3},
     "searched": {"type": "string", "pattern": "[0-9]a"},
-    "formats": {"type": "string", "format": "date-time"},
+    "formats": {
+        "anyOf": [
+            {"type": "string", "format": name} for name in ("date", "time", "date-time", "uuid")
+        ]
+    },
 }
+
+
+def validator_of(schema):
+    return Draft202012Validator(schema, format_checker=FORMATS)
 
 
 def automaton_of(language):
@@ -80,7 +97,7 @@ def test_all_that_is_accepted_is_valid(name, whitespace):
     texts = [random_text(automaton, rng) for _ in range(400)]
     texts = {text for text in texts if text is not None}
     assert len(texts) >= 3
-    validator = Draft202012Validator(schema)
+    validator = validator_of(schema)
     for text in texts:
         validator.validate(json.loads(text))
         separators = {"none": (",", ":"), "spaced": (", ", ": ")}.get(whitespace)
@@ -124,13 +141,24 @@ VALUES = [
 def test_values_are_accepted_as_they_are_valid(name):
     """Of values that are written as the schema has them: members in order, and no more than are named."""
     automaton = automaton_of(schema_language(SCHEMAS[name], max_digits=3))
-    validator = Draft202012Validator(SCHEMAS[name])
+    validator = validator_of(SCHEMAS[name])
     named = set(SCHEMAS[name].get("properties", {}))
     for value in VALUES:
         if isinstance(value, dict) and not set(value) <= named:
             continue
         accepted = automaton.accepts(json.dumps(value, ensure_ascii=False))
         assert accepted == validator.is_valid(value), value
+
+
+@pytest.mark.parametrize("name, behind", [("date", ""), ("date-time", "T10:00:00Z")])
+def test_the_years_of_dates_are_those_of_the_calendar(name, behind):
+    schema = {"type": "string", "format": name}
+    automaton = automaton_of(schema_language(schema))
+    validator = validator_of(schema)
+    for year in range(10_000):
+        value = f"{year:04}-02-28{behind}"
+        assert automaton.accepts(json.dumps(value)) == validator.is_valid(value), value
+    assert not validator.is_valid(f"0000-02-28{behind}")
 
 
 def test_numbers_are_between_their_bounds():
@@ -157,6 +185,103 @@ def test_numbers_are_between_their_bounds():
             for text in {f"{number:.2f}", f"{number:g}"}:
                 minus_zero = number == 0 and text.startswith("-")
                 assert automaton.accepts(text) == (right and not minus_zero), (low, high, text)
+
+
+@pytest.mark.parametrize(
+    "low, high, excluded, max_digits",
+    [
+        (-9, 9, [], 1),
+        (0, 9, [0], 1),
+        (-1, 1, [-1, 1], 2),
+        (0, 10, [0, 10], 2),
+        (-10, 0, [0], 2),
+        (-99, 99, [], 3),
+        (9, 11, [9], 3),
+        (-10, 10, [-10], 3),
+    ],
+)
+def test_decimals_are_accepted_by_their_value_and_digits(low, high, excluded, max_digits):
+    """All strings of some digits, with a sign and a point or without, as `re` and `Decimal` judge."""
+    automaton = automaton_of(number_between(low, high, excluded, max_digits))
+    digits = ["".join(some) for size in range(4) for some in itertools.product("0159", repeat=size)]
+    fractions = ["", *(f".{some}" for some in digits)]
+    spelling = re.compile(rf"-?(0|[1-9][0-9]*)(\.[0-9]{{1,{max_digits}}})?")
+    num_accepted = 0
+    for sign, whole, fraction in itertools.product(["", "-"], digits, fractions):
+        text = sign + whole + fraction
+        right = spelling.fullmatch(text) is not None
+        if right:
+            value = Decimal(text)
+            right = low <= value <= high and value not in excluded and not (sign and value == 0)
+        assert automaton.accepts(text) == right, text
+        num_accepted += right
+    assert num_accepted > 0
+
+
+EXCLUSIVE = ["exclusiveMinimum", "exclusiveMaximum"]
+BOUNDS = [1, *(10**power for power in range(5, 13)), 999_999_999, 123_456_789_012]
+
+# A double does not hold all of these, so that a number may also be rounded across one.
+LARGE_BOUNDS = [10**15, 2**53 + 1, 10**20 - 1]
+
+
+def near(whole, max_digits):
+    """Decimal fractions of whole numbers around one, next to a bound and far from it."""
+    for magnitude in range(max(0, whole - 2), whole + 2):
+        yield str(magnitude)
+        for size in range(1, max_digits + 1):
+            yield f"{magnitude}.{'9' * size}"
+            yield f"{magnitude}.{'5' * size}"
+            yield f"{magnitude}.{'0' * size}"
+            yield f"{magnitude}.{'0' * (size - 1)}1"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    "names, bounds, max_digits",
+    [
+        (EXCLUSIVE, BOUNDS, 9),
+        (EXCLUSIVE, BOUNDS, 15),
+        ([*EXCLUSIVE, "minimum", "maximum"], LARGE_BOUNDS, 30),
+    ],
+)
+def test_numbers_keep_to_their_bounds_as_floats(names, bounds, max_digits, sign):
+    """A number next to a bound may be the bound when it is read; with 15 digits it is another one."""
+    for name, bound in itertools.product(names, bounds):
+        schema = {"type": "number", name: sign * bound}
+        is_outer = (sign > 0) == ("inimum" in name)
+        if is_outer and bound >= 10**max_digits - 1:
+            continue  # it leaves no number of so many digits
+        automaton = automaton_of(schema_language(schema, max_digits=max_digits))
+        validator = validator_of(schema)
+        for magnitude in near(bound, max_digits):
+            text = magnitude if sign > 0 else f"-{magnitude}"
+            valid = validator.is_valid(json.loads(text))
+            accepted = automaton.accepts(text)
+            assert valid or not accepted, (schema, text)
+
+            whole = magnitude.partition(".")[0]
+            num_digits = len(magnitude.replace(".", ""))
+            is_short = num_digits <= 15 and int(whole) < 10**max_digits - 1
+            if is_short and (sign > 0 or Decimal(text) != 0):
+                assert accepted == valid, (schema, text)
+
+
+@pytest.mark.parametrize("max_digits", mostly_slow(range(1, 31), fast=[1, 9, 14, 15, 20, 30]))
+def test_numbers_have_automata_with_as_many_digits_as_there_may_be(max_digits):
+    largest = 10**max_digits - 1
+    least = f"0.{'0' * (max_digits - 1)}1"
+    positive = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+    for schema, text in [
+        ({"type": "integer"}, f"-{largest}"),
+        ({"type": "number"}, least),
+        (positive, least),
+        ({"type": "number", "exclusiveMinimum": -7, "exclusiveMaximum": largest}, f"-{least}"),
+        ({"type": "number", "exclusiveMinimum": -largest, "exclusiveMaximum": 0}, f"-{least}"),
+        ({"type": "array", "items": positive, "maxItems": 2}, f"[{least}, 1]"),
+    ]:
+        automaton = automaton_of(schema_language(schema, max_digits=max_digits))
+        assert automaton.accepts(text), schema
 
 
 @pytest.mark.parametrize(
@@ -213,7 +338,7 @@ def test_every_text_of_a_schema_is_valid(pipe):
             generator=torch.Generator().manual_seed(0),
         )
         for text in output.texts:
-            Draft202012Validator(schema).validate(json.loads(text))
+            validator_of(schema).validate(json.loads(text))
     with pytest.raises(ValueError, match="`schema` must be JSON, got"):
         JsonControl(pipe.tokenizer, "{")
 

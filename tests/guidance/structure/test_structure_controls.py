@@ -13,6 +13,7 @@ import torch
 from conftest import mostly_slow
 from support.control_states import generators, ids_of, make_state, random_logits
 from support.oracles import chi_square_passes
+from support.tokenizer_kinds import TOKENIZERS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -266,6 +267,87 @@ def test_texts_that_cannot_match_are_refused(tokenizer, pattern, known, reason):
     state.generators = generators(1)
     with pytest.raises(ValueError, match="`pattern` must have a match that fits"):
         control.draw(random_logits(state, len(tokenizer)), state)
+
+
+def tokenizer_of_words(*words):
+    """Whole words, between which there is a blank; behind them are those that end a text and hide a token."""
+    special = {"eos_token": "[EOS]", "mask_token": "[MASK]"}
+    names = [*words, *special.values()]
+    vocabulary = {word: number for number, word in enumerate(names)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[EOS]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+WORDS = ["the", "cat", "dog", "é"]
+
+
+@pytest.mark.parametrize(
+    "pattern, known, character, word",
+    [
+        (r"the zoo", None, "z", "zoo"),
+        # One that is in all texts, and not one that others may stand for
+        (r"the (dog|[x-z]+) ж", None, "ж", "ж"),
+        (r"(the|q) cat( dog| j)+, cat", None, ",", "dog,"),
+        # Of texts that lack several the one that lacks the fewest
+        (r"the (xyz|wet|wild) dog", None, "w", "wet"),
+        # One that can be shown
+        (r"the [\x01-\x1f!-+]", None, "!", "!"),
+        # Of what is given the characters need no token, and its texts go on from there.
+        (r"the [xyz]+ cat|dog.*", ["the", None, None], "x", "xyz"),
+        (r"(the|dog) (cat|x) dog я.*", [None, "cat", "dog", None], "я", "я"),
+    ],
+)
+def test_the_error_names_a_character_that_no_token_has(pattern, known, character, word):
+    """With a token for it there is a match."""
+    tokenizer = tokenizer_of_words(*WORDS)
+    state = state_of(tokenizer, known, ends=known is None)
+    reason = re.escape(f"no token has {character!r}")
+    given = "" if known is None else " and '.*' is given"
+    with pytest.raises(ValueError, match=f"tokens are written( at most)?{given}: {reason}; got"):
+        RegexControl(tokenizer, pattern).check_texts(state)
+
+    assert not any(character in one for one in WORDS)
+    larger = tokenizer_of_words(*WORDS, word)
+    RegexControl(larger, pattern).check_texts(state_of(larger, known, ends=known is None))
+
+
+@pytest.mark.parametrize(
+    "pattern, known, reason",
+    [
+        (r"tac", None, ": no tokens of the tokenizer make up a match; got"),
+        (r"the cat dog the cat", None, ": a match has 5 tokens at least; got"),
+        (r"z", ["the", None], "'the' is given; got"),
+        (r"the (cat|zoo) dog", ["the", None, None, None], "'the' is given; got"),
+    ],
+)
+def test_no_character_is_named_where_there_are_tokens_for_all(pattern, known, reason):
+    tokenizer = tokenizer_of_words(*WORDS)
+    with pytest.raises(ValueError, match=f"`pattern` must have a match that fits.*{reason}"):
+        RegexControl(tokenizer, pattern).check_texts(state_of(tokenizer, known, ends=known is None))
+
+
+@pytest.mark.parametrize("kind", ["ours", "llama", "gpt2"])
+def test_tokens_of_bytes_have_all_characters(kind):
+    """A character of several bytes is written by several tokens."""
+    tokenizer = TOKENIZERS[kind]()
+    state = make_state([[0] * 3], [[0, 1, 1]])
+    with pytest.raises(ValueError, match="a match has [4-8] tokens at least; got"):
+        RegexControl(tokenizer, "日本").check_texts(state)
+    with pytest.raises(ValueError, match="'the' is given; got"):
+        known = tokenizer.encode("the", add_special_tokens=False)
+        state = make_state([[0, *known, 0]], [[0, *[0] * len(known), 1]])
+        RegexControl(tokenizer, "the日本").check_texts(state)
+
+
+def test_a_character_that_is_given_needs_no_token():
+    """The text that is read with its prompt begins with a letter that the tokenizer has lost."""
+    tokenizer = tokenizer_of_words(*WORDS)
+    state = make_state([[0, 0, 0]], [[0, 0, 1]])
+    state.given_texts = [GivenText(["Ünë", ""], [(2, None)])]
+    control = RegexControl(tokenizer, "Ünë zoo", with_prompt=True)
+    with pytest.raises(ValueError, match="and 'Ünë' is given: no token has 'z'; got"):
+        control.check_texts(state)
 
 
 def test_arguments_that_make_no_control_are_refused(tokenizer):

@@ -49,10 +49,12 @@ class ByteAutomaton:
         next_state: (S + 1, 256) int32, where each byte leads; state 0 is the start of a text, the last one is the dead
             state, and no text leads out of it.
         accepting: (S + 1,) bool.
+        classes: the characters that texts may have, in classes that lead to the same state from each one.
     """
 
     next_state: np.ndarray
     accepting: np.ndarray
+    classes: tuple[Ranges, ...]
 
     @property
     def num_states(self) -> int:
@@ -221,6 +223,15 @@ class Atoms:
     @property
     def num_classes(self) -> int:
         return max(self.classes) + 1
+
+    def ranges(self) -> tuple[Ranges, ...]:
+        """The characters of each class."""
+        ranges: list[list[tuple[int, int]]] = [[] for _ in range(self.num_classes)]
+        ends = [*self.starts[1:], LAST_CHARACTER + 1]
+        for first, end, number in zip(self.starts, ends, self.classes, strict=True):
+            if number != DEAD:
+                ranges[number].append((first, end - 1))
+        return tuple(tuple(own) for own in ranges)
 
 
 def atoms_of(sets: dict[Ranges, int]) -> Atoms:
@@ -530,4 +541,4 @@ def over_bytes(
 
     accepts = np.zeros(num_states + 1, dtype=bool)
     accepts[:num_between] = accepting
-    return ByteAutomaton(table, accepts)
+    return ByteAutomaton(table, accepts, atoms.ranges())

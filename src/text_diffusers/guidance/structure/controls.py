@@ -19,7 +19,7 @@ from text_diffusers.guidance.soft_text import open_log_probs
 from text_diffusers.guidance.structure.byte_automaton import ByteAutomaton, compile_language
 from text_diffusers.guidance.structure.json_schema import schema_language
 from text_diffusers.guidance.structure.language import Choice, Named, literal
-from text_diffusers.guidance.structure.layout import RowLayout, row_layout
+from text_diffusers.guidance.structure.layout import RowLayout, parts_of_row, row_layout
 from text_diffusers.guidance.structure.regular_expressions import parse_pattern
 from text_diffusers.guidance.structure.texts import StructuredTexts
 from text_diffusers.guidance.structure.token_automaton import TokenAutomaton
@@ -193,11 +193,18 @@ class StructureControl(Control):
         row = int(texts.rows[index])
         layout = self._layout(state, row)
         num_open = int((texts.numbers[index] >= 0).sum())
-        shortest = texts.automaton.fewest_tokens()
         limit = f"text {row}, of which {num_open} tokens are written"
         if state.end_token_ids:
             limit += " at most"
-        if layout.given or num_open < len(layout.columns):
+
+        is_given = bool(layout.given) or num_open < len(layout.columns)
+        shortest = None if is_given else texts.automaton.fewest_tokens()
+        missing = None
+        if shortest is None:
+            parts = parts_of_row(layout, state, row, texts.automaton.tokens)
+            missing = texts.automaton.missing_character(parts)
+
+        if is_given:
             pieces = list(layout.given.values())
             known = [
                 int(state.tokens[row, column])
@@ -206,9 +213,13 @@ class StructureControl(Control):
             ]
             shown = pieces + ([self.tokenizer.decode(known)] if known else [])
             limit += f" and {quoted_pieces(shown)} is given"
-        elif shortest is None:
+
+        # A tokenizer without a character leaves no match, however long the text is.
+        if missing is not None:
+            limit += f": no token has {missing!r}"
+        elif not is_given and shortest is None:
             limit += ": no tokens of the tokenizer make up a match"
-        elif shortest > num_open:
+        elif shortest is not None and shortest > num_open:
             limit += f": a match has {shortest} tokens at least"
         raise ValueError(
             f"`{named.argument}` must have a match that fits into {limit}; got {named.shown}."
@@ -258,7 +269,7 @@ class RegexControl(StructureControl):
 
     Raises:
         ValueError: if a pattern is none, has no match, or holds what is not supported; when texts are written, if a
-            text is too short for a match, or what is given of it excludes all.
+            text is too short for a match, what is given of it excludes all, or no token has a character that it needs.
 
     Example:
         >>> import torch
@@ -295,7 +306,8 @@ class JsonControl(StructureControl):
         tokenizer: a fast tokenizer of transformers.
         schema: a dictionary, or JSON text; or a list with one for each text.
         whitespace: "none"; "spaced", a space behind each comma and colon, as `json.dumps` writes; "any" of these.
-        max_digits: of a whole number, and behind its point.
+        max_digits: of a whole number, and behind its point, from 1 to 30; there are fewer where a double would round
+            a number to a bound.
         with_prompt: whether the prompt is part of the JSON.
 
     Raises:

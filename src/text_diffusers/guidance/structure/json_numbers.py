@@ -17,9 +17,13 @@ from text_diffusers.guidance.structure.language import (
 )
 
 DIGIT = Characters(((0x30, 0x39),))
+ZERO = Characters(((0x30, 0x30),))
 NOT_ZERO = Characters(((0x31, 0x39),))
 MINUS = literal("-")
 POINT = literal(".")
+
+# Numbers of so many digits are different numbers when they are read as doubles.
+KEPT_DIGITS = 15
 
 
 def digits_between(low: int, high: int) -> Characters:
@@ -82,42 +86,81 @@ def integer_between(low: int, high: int) -> Language:
     return Choice(tuple(options))
 
 
+def fraction(digit: Language, most: int) -> Language:
+    """Nothing, or a point with up to `most` digits behind it."""
+    return optional(Sequence((POINT, Repeat(digit, 1, most)))) if most > 0 else EMPTY
+
+
+def positive_fraction(most: int) -> Language:
+    """A point with up to `most` digits behind it, not all of them 0."""
+    options = []
+    for num_zeros in range(most):
+        zeros = Repeat(ZERO, num_zeros, num_zeros)
+        others = Repeat(DIGIT, 0, most - num_zeros - 1)
+        options.append(Sequence((POINT, zeros, NOT_ZERO, others)))
+    return Choice(tuple(options))
+
+
 def number_between(low: int, high: int, excluded: SequenceOf[int], max_digits: int) -> Language:
     """The decimal fractions between two whole numbers, with up to `max_digits` digits behind the point.
 
+    They keep to the bounds also when they are read as doubles, which round. So one next to an excluded bound has up to
+    15 digits, those before the point among them, and one with more digits before the point has none behind it.
+
     Args:
         excluded: those of the bounds that are none of them.
+
+    Example:
+        >>> from text_diffusers.guidance.structure.byte_automaton import compile_language
+        >>> from text_diffusers.guidance.structure.json_numbers import number_between
+        >>> from text_diffusers.guidance.structure.language import Named
+        >>> automaton = compile_language(Named(number_between(0, 1, [1], 2), "schema", "0 to 1"))
+        >>> [text for text in ("0", "0.99", "0.999", "1", "-0.5") if automaton.accepts(text)]
+        ['0', '0.99']
     """
-    some = Sequence((POINT, Repeat(DIGIT, 1, max_digits)))
-    # A fraction that is not 0
-    positive = Choice(
-        tuple(
-            Sequence((POINT, Repeat(DIGIT, count, count), NOT_ZERO, Repeat(DIGIT, 0, left)))
-            for count in range(max_digits)
-            for left in [max_digits - 1 - count]
-        )
-    )
-    zero = optional(Sequence((POINT, Repeat(digits_between(0, 0), 1, max_digits))))
+    positive = magnitudes_between(max(low, 0), high, excluded, max_digits)
+    if low >= 0:
+        return positive
 
-    def magnitudes(smallest: int, largest: int, left_out: SequenceOf[int]) -> Language:
-        """From `smallest`, at least 0, to `largest`, without those left out."""
-        if smallest > largest:
-            return Choice(())
-        options: list[Language] = [
-            Sequence((natural_between(smallest + 1, largest - 1), optional(some)))
-        ]
-        if smallest < largest:
-            ends = positive if smallest in left_out else optional(some)
-            options.append(Sequence((literal(str(smallest)), ends)))
-        if largest not in left_out:
-            options.append(Sequence((literal(str(largest)), zero)))
-        return Choice(tuple(options))
+    # There is no minus zero.
+    left_out = [-bound for bound in excluded] + [0]
+    negative = magnitudes_between(max(0, -high), -low, left_out, max_digits)
+    return Choice((positive, Sequence((MINUS, negative))))
 
-    options = [magnitudes(max(low, 0), high, excluded)]
-    if low < 0:
-        # There is no minus zero.
-        negated = [-bound for bound in excluded]
-        smallest = max(0, -high)
-        left_out = [*negated, 0] if smallest == 0 else negated
-        options.append(Sequence((MINUS, magnitudes(smallest, -low, left_out))))
+
+def magnitudes_between(
+    smallest: int, largest: int, left_out: SequenceOf[int], max_digits: int
+) -> Language:
+    """The decimal fractions from `smallest`, at least 0, to `largest`, without those left out."""
+    if smallest > largest:
+        return Choice(())
+
+    def with_fractions(first: int, last: int) -> Language:
+        """The whole numbers from `first` to `last` with any fraction behind them."""
+        border = 10**KEPT_DIGITS
+        short = natural_between(first, min(last, border - 1))
+        long = natural_between(max(first, border), last)
+        return Choice((Sequence((short, fraction(DIGIT, max_digits))), long))
+
+    # Whole numbers from which a fraction could lead to one that is left out
+    neighbours = {whole for bound in left_out for whole in (bound - 1, bound)}
+    options: list[Language] = []
+    first = smallest
+    for whole in sorted(neighbours):
+        if not smallest <= whole < largest:
+            continue
+        options.append(with_fractions(first, whole - 1))
+        first = whole + 1
+
+        most = min(max_digits, max(0, KEPT_DIGITS - len(str(whole))))
+        # A double keeps the digits of a number next to 0, however small it is.
+        if whole == 0 and 1 not in left_out:
+            most = max_digits
+        behind = positive_fraction(most) if whole in left_out else fraction(DIGIT, most)
+        options.append(Sequence((literal(str(whole)), behind)))
+    options.append(with_fractions(first, largest - 1))
+
+    if largest not in left_out:
+        num_zeros = max_digits if len(str(largest)) <= KEPT_DIGITS else 0
+        options.append(Sequence((literal(str(largest)), fraction(ZERO, num_zeros))))
     return Choice(tuple(options))

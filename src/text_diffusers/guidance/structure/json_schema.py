@@ -66,12 +66,14 @@ ESCAPES = {
 }
 ESCAPED: Ranges = ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))
 
-DAY = r"(?:0[1-9]|1[0-9]|2[0-8])"
-DATE = rf"(?:[0-9]{{4}}-(?:0[1-9]|1[0-2])-{DAY})"
+YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"  # there is no year 0
+MONTH = "(?:0[1-9]|1[0-2])"
+DAY = "(?:0[1-9]|1[0-9]|2[0-8])"  # up to the 28th, which every month has
+DATE = f"(?:{YEAR}-{MONTH}-{DAY})"
 TIME = r"(?:(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)"
 HEX = "[0-9a-f]"
 FORMATS = {
-    "date": DATE,  # days up to the 28th, which every month has
+    "date": DATE,
     "time": TIME,
     "date-time": f"{DATE}T{TIME}",
     "uuid": f"{HEX}{{8}}-{HEX}{{4}}-{HEX}{{4}}-{HEX}{{4}}-{HEX}{{12}}",
@@ -84,7 +86,8 @@ def schema_language(schema: Any, whitespace: str = "spaced", max_digits: int = 9
     Args:
         whitespace: "none"; "spaced", a space behind each comma and colon; "any", up to four blanks or line breaks
             wherever there may be some.
-        max_digits: of a whole number, and behind its point.
+        max_digits: of a whole number, and behind its point; there are fewer where a double would round a number to a
+            bound.
 
     Raises:
         ValueError: if it is no schema, has a keyword that is not supported, or nothing is valid.

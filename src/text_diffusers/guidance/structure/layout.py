@@ -16,6 +16,7 @@ from text_diffusers.guidance.structure.token_bytes import (
     LATER,
     SPACED_FIRST,
     SPACED_LATER,
+    TokenBytes,
 )
 
 
@@ -87,6 +88,29 @@ def row_layout(
 def add_given(layout: RowLayout, piece: str):
     number = len(layout.columns)
     layout.given[number] = layout.given.get(number, "") + piece
+
+
+def parts_of_row(layout: RowLayout, state: Any, row: int, tokens: TokenBytes) -> list[bytes | None]:
+    """What is read of a row: the bytes of what is given and of known tokens, and `None` where tokens are written."""
+    parts: list[bytes | None] = []
+    for number, column in enumerate(layout.columns):
+        if number in layout.given:
+            parts.append(layout.given[number].encode())
+        token = int(state.tokens[row, column])
+        if state.open[row, column]:
+            # Tokens next to each other are one part.
+            if not parts or parts[-1] is not None:
+                parts.append(None)
+        elif token in state.end_token_ids:
+            # Behind the end of a text nothing is read.
+            return parts
+        else:
+            values = tokens.at(layout.places.get(number, LATER))
+            # Some ids of a model are no text.
+            value = values[token] if token < len(values) else None
+            parts.append(value or b"")
+    parts.append(layout.given.get(len(layout.columns), "").encode())
+    return parts
 
 
 def place_of_run(

@@ -5,6 +5,7 @@ Shapes: S states, V vocabulary size, C classes, E edges (pairs of states with a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,49 @@ class TokenAutomaton:
             moved = torch.zeros_like(reached)
             moved[steps.target[reached[steps.source]]] = True
             reached = moved
+        return None
+
+    def missing_character(self, parts: Sequence[bytes | None]) -> str | None:
+        """A character that no token has and that a text needs; `None` if tokens have all characters of some text.
+
+        Of the text that has the fewest of them it is the first.
+
+        Args:
+            parts: of a text, the bytes that are given, and `None` where any characters may be written.
+        """
+        # A character stands for all that lead to the same states.
+        alphabet = self.tokens.alphabet()
+        examples = [alphabet.example(ranges) for ranges in self.automaton.classes]
+        table = TokenTable([character.encode() for character in examples])
+        nowhere = self.automaton.num_states
+        reached = table.reached(self.automaton, np.arange(nowhere))
+
+        # Dijkstra's algorithm; a node is how many are missing, the first of them, the number of a part, and a state.
+        nodes = [(0, "", 0, 0)]
+        done = set()
+        while nodes:
+            num_missing, first_missing, index, state = heappop(nodes)
+            if state == nowhere or (index, state) in done:
+                continue
+            done.add((index, state))
+
+            if index == len(parts):
+                if self.automaton.accepting[state]:
+                    return first_missing or None
+                continue
+            part = parts[index]
+            if part is not None:
+                behind = int(self.automaton.walk(np.array([state]), part)[0])
+                heappush(nodes, (num_missing, first_missing, index + 1, behind))
+                continue
+
+            heappush(nodes, (num_missing, first_missing, index + 1, state))
+            for character, behind in zip(examples, reached[state].tolist(), strict=True):
+                if character in alphabet:
+                    heappush(nodes, (num_missing, first_missing, index, behind))
+                else:
+                    first = first_missing or character
+                    heappush(nodes, (num_missing + 1, first, index, behind))
         return None
 
     def after(self, text: str) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 from text_diffusers.common.token_ids import num_ids
 from text_diffusers.common.validation import require
+from text_diffusers.guidance.structure.language import Ranges
 
 # Where a token stands: first in its text, behind other tokens, or behind a blank that was given.
 FIRST = "first"
@@ -52,6 +53,42 @@ class TokenBytes:
         if place in (FIRST, LATER):
             return values
         return [value if value is None else value.removeprefix(b" ") for value in values]
+
+    def alphabet(self) -> "Alphabet":
+        """The characters that there are tokens for."""
+        characters: set[str] = set()
+        loose_bytes: set[int] = set()
+        for value in (*self.first, *self.later):
+            if value is None:
+                continue
+            whole = value.decode(errors="ignore")
+            characters.update(whole)
+            if whole.encode() != value:
+                loose_bytes.update(value)
+        return Alphabet(frozenset(characters), frozenset(loose_bytes))
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """The characters that tokens have.
+
+    Attributes:
+        characters: those that are whole in some token.
+        loose_bytes: of tokens with parts of characters, which others may complete.
+    """
+
+    characters: frozenset[str]
+    loose_bytes: frozenset[int]
+
+    def __contains__(self, character: str) -> bool:
+        return character in self.characters or self.loose_bytes.issuperset(character.encode())
+
+    def example(self, ranges: Ranges) -> str:
+        """One of the characters in `ranges`: if there is one, of the alphabet; or else one that can be shown."""
+        characters = [chr(code) for first, last in ranges for code in range(first, last + 1)]
+        known = (one for one in characters if one in self)
+        visible = (one for one in characters if one.isprintable())
+        return next(known, None) or next(visible, characters[0])
 
 
 def token_bytes(tokenizer: Any) -> TokenBytes:
