@@ -355,7 +355,7 @@ def test_evaluate_prints_the_likelihood_of_the_file(labelled, model, tmp_path):
 def test_the_texts_of_a_few_are_spread_over_the_data_set(tmp_path):
     (tmp_path / "data.txt").write_text("".join(f"text {number}\n" for number in range(10)))
     judged = load_texts(str(tmp_path / "data.txt"), "text", None, "train", 4)
-    assert judged.texts == ["text 0", "text 3", "text 6", "text 9"] and not judged.conditions
+    assert judged.texts == ["text 0", "text 2", "text 5", "text 7"] and not judged.conditions
 
 
 def test_evaluate_reads_the_split_and_the_names_that_were_asked_for(model, tmp_path, caplog):

@@ -1,6 +1,7 @@
 """Laws of `text-diffusers evaluate` beyond the bound: texts that are written, distances, rows of joined texts."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from conftest import SENTENCES, make_denoiser, slow
 from peft import LoraConfig, get_peft_model_state_dict
 from support.command_line import generators, refused, run
+from support.doc_blocks import blocks_of, run_shell, tidy
 from support.embedding_pipes import make_embedding_pipe
 from support.latent_pipes import make_latent_pipe
 from support.masked_lms import wordpiece_tokenizer
@@ -18,11 +20,19 @@ from support.two_level_pipes import make_two_level
 from transformers import BertConfig, BertModel
 
 from text_diffusers import D3PMAbsorbingScheduler, TextDiffusionPipeline
-from text_diffusers.cli.evaluation.run import spread
-from text_diffusers.cli.evaluation.text_bounds import evaluate_texts, evaluate_wrapped
-from text_diffusers.evaluation import distinct_n, token_entropy
+from text_diffusers.cli.evaluation import run as evaluation_run
+from text_diffusers.cli.evaluation.records import EvaluationRecord, RealFigures, WrittenFigures
+from text_diffusers.cli.evaluation.tables import texts_table
+from text_diffusers.cli.evaluation.text_bounds import (
+    evaluate_texts,
+    evaluate_wrapped,
+    load_texts,
+    report,
+    spread,
+)
+from text_diffusers.evaluation import distinct_n, evaluate_likelihood, token_entropy
 from text_diffusers.evaluation.distances import sentence_embeddings, text_distances
-from text_diffusers.evaluation.judges import WordNgramJudge
+from text_diffusers.evaluation.judges import WordNgramJudge, text_figures
 from text_diffusers.evaluation.protocols import wrap_texts, wrapped_likelihood
 
 ROOT = Path(__file__).parent.parent.parent
@@ -59,6 +69,80 @@ def encoder(tmp_path):
 
 def measured(*words):
     return json.loads(run("evaluate", *words, "--json").stdout)
+
+
+# The bound
+
+
+def test_every_unit_of_a_bound_has_its_error(pipe, model, real):
+    found = evaluate_texts(pipe, REAL, num_times=2, seed=5)
+    likelihood = evaluate_likelihood(pipe, REAL, num_times=2, seed=5)
+    assert found.standard_error == pytest.approx(likelihood.standard_error)
+    assert found.perplexity_error == pytest.approx(likelihood.perplexity_error)
+    # For the same texts, their numbers of tokens, characters and bytes are known.
+    bits = likelihood.standard_error * likelihood.num_tokens / math.log(2)
+    assert found.bits_per_character_error == pytest.approx(bits / likelihood.num_characters)
+    assert found.bits_per_byte_error == pytest.approx(bits / likelihood.num_bytes)
+    assert found.error_over_texts == pytest.approx(likelihood.error_over_texts)
+    assert found.record()["error_over_texts"] == found.error_over_texts
+
+    words = [model, "--dataset", real, "--num-times", 2, "--seed", 5]
+    assert measured(*words)["perplexity_error"] == pytest.approx(found.perplexity_error, rel=1e-3)
+    lines = run("evaluate", *words).stdout.splitlines()
+    assert f"{found.perplexity:.2f} +- {found.perplexity_error:.2f} per token" in lines[2]
+    per_character = f"{found.bits_per_character:.3f} +- {found.bits_per_character_error:.3f}"
+    per_byte = f"{found.bits_per_byte:.3f} +- {found.bits_per_byte_error:.3f}"
+    assert f"{per_character} per character, {per_byte} per byte" in lines[3]
+    assert "The errors are those of other noise, for the same texts." in lines
+    over_texts = "For other texts from the same source as well, that of the bound is"
+    assert f"{over_texts} {found.error_over_texts:.3f}." in lines
+
+
+def test_errors_that_are_not_known_are_none(pipe):
+    once = evaluate_texts(pipe, REAL, num_times=1)
+    assert once.standard_error is None and once.perplexity_error is None
+    assert once.bits_per_character_error is None and once.bits_per_byte_error is None
+    # The texts are several even at one time each.
+    assert once.error_over_texts is not None and "+-" not in report(once)
+    assert evaluate_texts(pipe, REAL[:1], num_times=2).error_over_texts is None
+
+
+@pytest.mark.parametrize("num_times", [1, 2])
+def test_the_errors_of_codes_are_over_texts(tokenizer, num_times):
+    found = evaluate_texts(make_two_level(tokenizer), REAL, num_times=num_times)
+    assert found.perplexity_error == pytest.approx(found.perplexity * found.standard_error)
+    share = found.standard_error / found.nats_per_token
+    assert found.bits_per_character_error == pytest.approx(share * found.bits_per_character)
+    assert found.bits_per_byte_error == pytest.approx(share * found.bits_per_byte)
+    # It is the one error that there is, and no second one stands beside it.
+    assert found.error_over_texts is None and "of other texts" in report(found)
+
+
+@pytest.mark.parametrize("chats", [False, True])
+def test_exactly_so_many_texts_are_measured_as_were_asked_for(chats, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    rows = []
+    for number in range(1_001):
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"{number}"}]
+        rows.append({"messages": turns} if chats else {"text": f"{number}"})
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    for most in (1_000, 7, 2_000):
+        found = load_texts(str(path), "text", None, "train", most)
+        numbers = list(map(int, found.texts))
+        assert numbers == spread(range(1_001), most) and len(numbers) == min(most, 1_001)
+        assert not chats or len(found.conditions["messages"]) == len(numbers)
+
+
+def test_the_page_shows_what_a_bound_prints(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/command_line.md"
+    blocks = blocks_of(page, "bash", "text")
+    [command] = [block for block in blocks if "evaluate --dataset held_out.txt" in block.code]
+    [shown] = [block for block in blocks if block.code.startswith("bound  ")]
+    printed = tidy(run_shell(command)).splitlines()
+    # The last line is of the machine.
+    assert printed[:-1] == tidy(shown.code).splitlines()[:-1]
+    assert printed[-1].startswith("cpu, float32, seed 0, ") and "; text-diffusers " in printed[-1]
 
 
 # Texts
@@ -146,6 +230,58 @@ def test_texts_are_written_behind_the_beginnings_of_the_real_ones(pipe, model, t
     # `--max-texts` limits the texts of the bound alone.
     limited = measured(*words, "--num-times", 2, "--max-texts", 1)
     assert limited["num_texts"] == 1 and limited["real"]["num_texts"] == 2
+
+
+def test_texts_of_a_reference_are_read_behind_their_beginnings_too(model, real, tmp_path):
+    rows = [{"text": " sat on the mat", "prompt": "the cat"}, {"text": " ran", "prompt": "she"}]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    words = [model, "--texts", path, "--prompt-column", "prompt", "--generate", 2]
+    words += ["--num-inference-steps", 2, "--num-times", 2, "--encoder", "none"]
+    # The same file by its name, and where nothing is named
+    named = measured(*words, "--reference", path)["real"]
+    assert named == measured(*words)["real"] and named["length"]["value"] > 3
+
+    message = refused("evaluate", *words, "--reference", real)
+    assert (
+        "`--reference` must have texts in the column 'text' and, with `--prompt-column`" in message
+    )
+    assert "real.txt" in message and "no column 'prompt'" in message
+
+
+def test_saved_texts_are_read_back_whatever_column_the_data_set_has(model, tmp_path):
+    rows = [{"review": text} for text in SENTENCES]
+    (tmp_path / "reviews.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    words = [model, "--dataset", tmp_path / "reviews.jsonl", "--text-column", "review"]
+    words += ["--num-times", 1]
+    saved = tmp_path / "saved.jsonl"
+    found = measured(*words, "--generate", 3, "--num-inference-steps", 2, "--save-texts", saved)
+    again = measured(*words, "--written", saved)
+    assert again["written"]["length"] == found["written"]["length"]
+
+    # The column that is named is read where it is there.
+    rows = [{"review": "the cat sat", "text": "a"}, {"text": "the cat ran"}]
+    saved.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    both = measured(*words, "--written", saved)["written"]
+    assert both["distinct_1"]["value"] == distinct_n(["the cat sat", "the cat ran"], 1)
+    saved.write_text('{"words": "the cat"}\n')
+    assert "line 1: must have a string `review` or `text`" in refused(
+        "evaluate", *words, "--written", saved
+    )
+
+
+def test_the_table_says_how_many_texts_self_bleu_compares():
+    def table_of(*counts):
+        columns = [text_figures(["a cat sat"] * count, [["a"]] * count) for count in counts]
+        written, *real = columns
+        record = EvaluationRecord(run={}, written=WrittenFigures(written))
+        if real:
+            record.real = RealFigures(real[0], num_cut=0)
+        return texts_table(record)
+
+    assert "self-BLEU (of 7)" in table_of(7)
+    assert "self-BLEU (of 100)" in table_of(120, 101)
+    assert "self-BLEU (of 100, 9)" in table_of(120, 9)
 
 
 def test_a_judge_from_which_the_model_was_made_is_warned_of(model, real):
@@ -236,11 +372,29 @@ def test_an_adapter_changes_the_bound_as_in_the_pipeline(tokenizer, model, real,
     assert abs(plain["nats_per_token"] - expected.nats_per_token) > 1e-3
 
 
-def test_the_run_is_told(model, real):
-    found = measured(model, "--dataset", real, "--num-times", 1, "--max-texts", 2)["run"]
+def test_an_adapter_is_refused_by_name_where_there_is_no_one_denoiser(tokenizer, tmp_path):
+    make_two_level(tokenizer).save_pretrained(tmp_path / "model")
+    # Before the texts are looked for
+    words = [tmp_path / "model", "--dataset", tmp_path / "none.txt", "--lora", tmp_path / "none"]
+    message = refused("evaluate", *words)
+    assert "`--lora` must be left out" in message and "TwoLevelVQDiffusionPipeline" in message
+
+
+def test_the_run_is_told(model, real, monkeypatch):
+    words = [model, "--dataset", real, "--num-times", 1, "--max-texts", 2]
+    found = measured(*words)["run"]
     assert found["device"] == "cpu" and found["dtype"] == "float32" and found["seed"] == 0
     assert found["num_processes"] == 1 and found["seconds"] > 0
-    assert set(found["versions"]) == {"text-diffusers", "torch", "transformers", "diffusers"}
+    assert set(found["versions"]) >= {"text-diffusers", "torch", "transformers", "diffusers"}
+    assert set(found["versions"]) >= {"tokenizers", "datasets", "scikit-learn", "sacrebleu"}
+    assert set(found["versions"]) == set(evaluation_run.PACKAGES)
+
+    # A bound by itself has the line too, without packages that are not installed.
+    monkeypatch.setattr(evaluation_run, "PACKAGES", ("torch", "no-such-package"))
+    line = run("evaluate", *words).stdout.splitlines()[-1]
+    assert line.startswith("cpu, float32, seed 0, ") and line.endswith(
+        f"; torch {torch.__version__}"
+    )
 
 
 @pytest.mark.slow

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sacrebleu.metrics
 import torch
 from torch import nn
 
 from text_diffusers.evaluation import text_metrics
 from text_diffusers.evaluation.text_metrics import (
+    SelfBleu,
     distinct_n,
     generative_perplexity,
     load_judge,
@@ -188,6 +190,20 @@ def test_self_bleu_is_the_mean_bleu_of_each_text_against_all_others():
         each = [sentence_bleu(text, *texts[:i], *texts[i + 1 :]) for i, text in enumerate(texts)]
         assert self_bleu(texts) == pytest.approx(100 * sum(each) / 12)
         assert self_bleu(texts, max_texts=5) == pytest.approx(self_bleu(texts[:5]))
+
+
+def test_selected_texts_score_as_in_sacrebleu_by_themselves():
+    generator = np.random.default_rng(2)
+    sizes = generator.integers(0, 9, size=12)
+    texts = [" ".join(generator.choice(list("abcd.,"), size=size)) for size in sizes]
+    oracle = sacrebleu.metrics.BLEU(effective_order=True)
+    bleu = SelfBleu(texts)
+    for count in (2, 5, 12):
+        places = generator.permutation(12)[:count].tolist()
+        for place, score in zip(places, bleu.scores(places), strict=True):
+            references = [texts[other] for other in places if other != place]
+            expected = oracle.sentence_score(texts[place], references).score
+            assert score == pytest.approx(expected, rel=1e-12)
 
 
 def test_self_bleu_says_how_alike_texts_are():

@@ -9,7 +9,7 @@ import importlib.util
 import math
 import os
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,12 +160,89 @@ def self_bleu(texts: Sequence[str], max_texts: int = 100) -> float:
     if len(texts) < 2:
         raise ValueError(f"`texts` must hold at least two texts, got {len(texts)}.")
 
-    # All others together are the references, so a text that repeats any of them scores high.
-    bleu = sentence_bleu("self_bleu")
-    scores = [
-        bleu.sentence_score(text, others(texts, index)).score for index, text in enumerate(texts)
-    ]
+    scores = SelfBleu(texts).scores(range(len(texts)))
     return math.fsum(scores) / len(texts)
+
+
+class SelfBleu:
+    """Sentence BLEU of each text with all others as its references, for any selection of the texts.
+
+    The n-grams are looked up once for all selections. The scores are those of sacrebleu's `sentence_score`.
+
+    Args:
+        texts: strings.
+
+    Raises:
+        ModuleNotFoundError: if sacrebleu is missing.
+
+    Example:
+        >>> from text_diffusers.evaluation.text_metrics import SelfBleu
+        >>> bleu = SelfBleu(["a cat sat", "a cat sat", "so it goes"])
+        >>> [round(score) for score in bleu.scores([0, 1])], bleu.scores([1, 2])
+        ([100, 100], [0.0, 0.0])
+    """
+
+    def __init__(self, texts: Sequence[str]):
+        self.bleu = sentence_bleu("self_bleu")
+        self.num_orders = self.bleu.max_ngram_order
+        self.lengths: list[int] = []
+
+        # 1. The texts in which each n-gram stands, and how often
+        found: defaultdict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
+        for place, text in enumerate(texts):
+            tokens = self.bleu.tokenizer(text.rstrip()).split()
+            self.lengths.append(len(tokens))
+            for gram, count in ngram_counts(tokens, self.num_orders).items():
+                found[gram].append((place, count))
+
+        # 2. One that stands in a single text is matched in no other.
+        self.shared = {gram: counts for gram, counts in found.items() if len(counts) > 1}
+
+    def scores(self, selected: Sequence[int]) -> list[float]:
+        """The score of each selected text with the other selected ones as its references, 0 to 100.
+
+        Args:
+            selected: two places of texts at least, each of them once.
+        """
+        matches = {place: [0] * self.num_orders for place in selected}
+        for gram, found in self.shared.items():
+            counts = [(place, count) for place, count in found if place in matches]
+            if len(counts) < 2:
+                continue
+            # As often as it stands in another text: where it stands most often, that is the second largest count.
+            most = sorted(count for _, count in counts)[-2]
+            for place, count in counts:
+                matches[place][len(gram) - 1] += min(count, most)
+
+        scores = []
+        for place, correct in matches.items():
+            length = self.lengths[place]
+            totals = [max(0, length - order) for order in range(self.num_orders)]
+            reference_length = self._closest_length(place, selected)
+            found = self.bleu.compute_bleu(
+                correct,
+                totals,
+                length,
+                reference_length,
+                smooth_method=self.bleu.smooth_method,
+                effective_order=True,
+            )
+            scores.append(found.score)
+        return scores
+
+    def _closest_length(self, place: int, selected: Sequence[int]) -> int:
+        """The length of another selected text that is closest to that of a text; of two, the smaller."""
+        own = self.lengths[place]
+        lengths = [self.lengths[other] for other in selected if other != place]
+        return min(lengths, key=lambda length: (abs(length - own), length))
+
+
+def ngram_counts(tokens: Sequence[str], num_orders: int) -> Counter[tuple[str, ...]]:
+    """How often each n-gram of 1 to `num_orders` tokens stands in a text."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for n in range(1, num_orders + 1):
+        counts.update(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
+    return counts
 
 
 def others(texts: Sequence[str], index: int) -> list[str]:

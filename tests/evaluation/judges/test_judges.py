@@ -18,7 +18,7 @@ from text_diffusers.evaluation.judges import (
     shares_origin,
     text_figures,
 )
-from text_diffusers.evaluation.judges.text_figures import length_figure
+from text_diffusers.evaluation.judges.text_figures import length_figure, self_bleu_figure
 
 WORDS = ["a cat sat", "a cat ran a cat ran a cat ran", "", "so it goes"]
 
@@ -97,6 +97,9 @@ def test_figures_are_those_of_the_metrics_by_themselves():
     for n in (1, 2, 3):
         assert getattr(found, f"distinct_{n}").value == distinct_n(WORDS, n)
     assert found.self_bleu.value == pytest.approx(self_bleu(WORDS))
+    assert found.num_bleu_texts == 4
+    few = text_figures(WORDS, tokens, max_bleu_texts=3)
+    assert few.num_bleu_texts == 3 and few.self_bleu.value == pytest.approx(self_bleu(WORDS[:3]))
     # Of the six 4-grams of the second text three stand there before; the others have none that is longer.
     assert repetition(WORDS[1]) == pytest.approx(3 / 6)
     assert found.repetition.value == pytest.approx(3 / 6 / 4)
@@ -120,18 +123,36 @@ def test_errors_are_the_spread_of_repeated_draws():
         texts = []
         for length in rng.integers(3, 15, size=80):
             words = rng.choice(200, size=length, p=shares)
-            texts.append(" ".join(f"w{word}" for word in words))
+            # Words by themselves hardly ever repeat four in a row.
+            repeats = 2 if rng.random() < 0.3 else 1
+            texts.append(" ".join(f"w{word}" for word in [*words] * repeats))
         tokens = [text.split() for text in texts]
         nats = torch.tensor([sum(-np.log(shares[int(w[1:])]) for w in words) for words in tokens])
         counts = torch.tensor([len(words) for words in tokens])
-        return text_figures(texts, tokens, (nats.double(), counts), "word", max_bleu_texts=2)
+        return text_figures(texts, tokens, (nats.double(), counts), "word")
 
     figures = [drawn() for _ in range(60)]
-    names = ("length", "token_entropy", "distinct_1", "distinct_2", "generative_perplexity")
-    for name in names:
+    names = ("length", "token_entropy", "distinct_1", "distinct_2", "distinct_3")
+    for name in (*names, "self_bleu", "repetition", "generative_perplexity"):
         spread = np.std([getattr(found, name).value for found in figures], ddof=1)
         error = np.mean([getattr(found, name).standard_error for found in figures])
         assert 0.7 < error / spread < 1.4, (name, error, spread)
+
+
+@pytest.mark.slow
+def test_the_error_of_self_bleu_knows_that_copies_score_together():
+    rng = np.random.default_rng(0)
+
+    def drawn():
+        # Texts of a source of 600, of which no two share a word
+        return [
+            " ".join(f"{place}{letter}" for letter in "abcd")
+            for place in rng.integers(600, size=60)
+        ]
+
+    spread = np.std([self_bleu(drawn()) for _ in range(600)], ddof=1)
+    errors = [self_bleu_figure(drawn()).standard_error for _ in range(40)]
+    assert 0.8 < np.mean(errors) / spread < 1.25, (np.mean(errors), spread)
 
 
 def test_the_distance_of_lengths_has_the_error_of_its_mean_where_all_are_moved():

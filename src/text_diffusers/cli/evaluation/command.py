@@ -44,7 +44,8 @@ NoisyBatch = Annotated[int, typer.Option(min=1, help="texts in one call of the m
 
 # The model
 Lora = Annotated[
-    str | None, typer.Option(help="adapter that is loaded first: a folder or a Hub repository")
+    str | None,
+    typer.Option(help="adapter of the denoiser that is loaded first: a folder or a Hub repository"),
 ]
 
 # What the model writes

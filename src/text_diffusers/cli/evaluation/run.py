@@ -3,7 +3,6 @@
 import sys
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from accelerate import Accelerator
 from datasets import disable_progress_bars
 from transformers.utils import logging as transformers_logging
 
+from text_diffusers.cli.env import installed_version
 from text_diffusers.cli.evaluation.records import EvaluationRecord
 from text_diffusers.cli.evaluation.session import Session
-from text_diffusers.cli.evaluation.text_bounds import JudgedTexts, load_texts
+from text_diffusers.cli.evaluation.text_bounds import JudgedTexts, load_texts, spread
 from text_diffusers.cli.evaluation.written_texts import read_texts
 from text_diffusers.cli.writer import load_pipeline, process_state
 from text_diffusers.common.validation import require, require_key
@@ -26,8 +26,19 @@ from text_diffusers.evaluation.distances.sentence_embeddings import (
 from text_diffusers.evaluation.distances.text_distances import FEWEST_TEXTS
 from text_diffusers.evaluation.judges.judges import load_named_judge
 from text_diffusers.evaluation.protocols.zero_shot import ZERO_SHOT_SETS, load_zero_shot_texts
+from text_diffusers.pipelines.lora import check_adaptable
 
-PACKAGES = ("text-diffusers", "torch", "transformers", "diffusers")
+# On which figures depend; the last two are optional
+PACKAGES = (
+    "text-diffusers",
+    "torch",
+    "transformers",
+    "diffusers",
+    "tokenizers",
+    "datasets",
+    "scikit-learn",
+    "sacrebleu",
+)
 # Tokens of a row of a zero-shot set, as in the papers, where the model takes as many
 ZERO_SHOT_LENGTH = 1_024
 NO_ENCODER = "none"
@@ -95,10 +106,14 @@ def evaluate_model(options: EvaluationOptions) -> EvaluationRecord | None:
     device: Any = state.device
     accelerator = Accelerator(cpu=device.type == "cpu") if state.num_processes > 1 else None
 
-    # The texts first: a mistake in them shows before a model is loaded. Only labels need the names that it has.
-    pipe = None if options.label_column is None else load_model(options)
+    # The texts first: a mistake in them shows before a model is loaded. Only labels need the names that it has, and
+    # an adapter is refused before any work where there is no denoiser for it.
+    needs_model = options.label_column is not None or options.lora is not None
+    pipe = load_model(options) if needs_model else None
     label_names = () if pipe is None else pipe.label_names
-    judged = load_judged_texts(options, label_names)
+    judged = None
+    if options.dataset and options.wrap is None:
+        judged = load_judged_texts(options, label_names, options.max_texts)
     wrapped_texts = load_wrapped_texts(options)
     zero_shot_texts = {
         name: load_zero_shot_texts(name, options.zero_shot_folder) for name in options.zero_shot
@@ -141,9 +156,19 @@ def evaluate_model(options: EvaluationOptions) -> EvaluationRecord | None:
         "seed": options.seed,
         "num_processes": state.num_processes,
         "seconds": round(time.perf_counter() - begin, 3),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": installed_versions(),
     }
     return record if state.is_main_process else None
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages on which figures depend, without those that are not installed."""
+    versions = {}
+    for package in PACKAGES:
+        installed = installed_version(package)
+        if installed is not None:
+            versions[package] = installed
+    return versions
 
 
 def check_options(options: EvaluationOptions):
@@ -201,29 +226,30 @@ def check_options(options: EvaluationOptions):
 
 
 def load_model(options: EvaluationOptions) -> Any:
-    """The pipeline, with its adapter if there is one."""
+    """The pipeline, with its adapter if there is one.
+
+    Raises:
+        ValueError: if an adapter is named, and the pipeline has no denoiser that takes one.
+    """
     pipe = load_pipeline(options.model, dtype=options.dtype)
-    if options.lora is not None:
-        pipe.load_lora_weights(options.lora)
+    if options.lora is None:
+        return pipe
+    try:
+        check_adaptable(pipe)
+    except ValueError as error:
+        raise ValueError(f"`--lora` must be left out with this model: {error}") from error
+    pipe.load_lora_weights(options.lora)
     return pipe
 
 
-def load_judged_texts(
-    options: EvaluationOptions, label_names: Any, max_texts: int | None = None
-) -> JudgedTexts | None:
-    """The texts of `--dataset`, of which the bound is and from whose conditions others are written.
-
-    Args:
-        max_texts: spread evenly over all; `None` takes as many as the options say.
-    """
-    if not options.dataset or options.wrap is not None:
-        return None
+def load_judged_texts(options: EvaluationOptions, label_names: Any, max_texts: int) -> JudgedTexts:
+    """At most so many texts of `--dataset`, of which the bound is and from whose conditions others are written."""
     return load_texts(
         options.dataset,
         options.text_column,
         options.label_column,
         options.split,
-        max_texts or options.max_texts,
+        max_texts,
         label_names,
         options.source_column,
         options.prompt_column,
@@ -242,33 +268,43 @@ def load_real_texts(options: EvaluationOptions, label_names: Any, count: int) ->
     if not options.judges_texts:
         return []
 
-    # Without a reference, texts of the data set, of which the bound may take fewer: with a prompt, as the pipeline
-    # writes it before a text
-    judged = None
-    if options.reference is None:
-        judged = load_judged_texts(options, label_names, sys.maxsize)
-    if judged is not None:
-        prompts = judged.conditions.get("prompts") or [""] * len(judged.texts)
-        pairs = zip(prompts, judged.texts, strict=True)
-        return spread([prompt + text for prompt, text in pairs], 2 * count)
-
-    source = options.reference or options.dataset
-    if not source:
+    if options.reference is not None:
+        real = load_reference(options)
+    elif options.dataset:
+        # All of them, though the bound may take fewer
+        real = load_judged_texts(options, label_names, sys.maxsize)
+    else:
         return []
-    texts = load_texts(source, options.text_column, None, options.split, sys.maxsize).texts
-    return spread(texts, 2 * count)
+
+    # With a prompt, as the pipeline writes it before a text
+    prompts = real.conditions.get("prompts") or [""] * len(real.texts)
+    pairs = zip(prompts, real.texts, strict=True)
+    return spread([prompt + text for prompt, text in pairs], 2 * count)
 
 
-def spread(texts: list[str], most: int) -> list[str]:
-    """At most so many texts, evenly spread over all of them: neighbours are alike.
+def load_reference(options: EvaluationOptions) -> JudgedTexts:
+    """The texts of `--reference`; with `--prompt-column` their beginnings too, as written texts have them.
 
-    Example:
-        >>> from text_diffusers.cli.evaluation.run import spread
-        >>> spread(["a", "b", "c", "d", "e"], most=3)
-        ['a', 'b', 'd']
+    Raises:
+        ValueError: if it lacks one of the columns.
     """
-    count = min(most, len(texts))
-    return [texts[place * len(texts) // count] for place in range(count)]
+    assert options.reference is not None
+    try:
+        return load_texts(
+            options.reference,
+            options.text_column,
+            None,
+            options.split,
+            sys.maxsize,
+            prompt_column=options.prompt_column,
+        )
+    except ValueError as error:
+        if options.prompt_column is None:
+            raise
+        raise ValueError(
+            f"`--reference` must have texts in the column {options.text_column!r} and, with `--prompt-column`, what "
+            f"stands before them in {options.prompt_column!r}: {error}"
+        ) from error
 
 
 def check_enough_texts(name: str, num_written: int, real_texts: list[str]):

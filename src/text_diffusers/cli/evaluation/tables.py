@@ -51,9 +51,6 @@ def report_of(record: EvaluationRecord) -> str:
     if record.distances is not None:
         parts.append(distances_table(record.distances))
 
-    # A bound by itself is told as it always was.
-    if not record.zero_shot and record.written is None:
-        return "\n\n".join(parts)
     return "\n\n".join([*parts, run_line(record)])
 
 
@@ -74,22 +71,19 @@ def zero_shot_table(bounds: dict[str, WrappedEvaluation]) -> str:
     rows = [("set", "perplexity, at most", "nats per token", "bits per character", "rows")]
     for name, bound in bounds.items():
         found = bound.evaluation
-        error = math.nan if found.standard_error is None else found.standard_error
-        perplexity = Figure(found.perplexity, found.perplexity * error)
-        scale = found.bits_per_character / found.nats_per_token
         rows.append(
             (
                 name,
-                number(perplexity),
-                number(Figure(found.nats_per_token, error)),
-                number(Figure(found.bits_per_character, scale * error)),
+                number(figure_of(found.perplexity, found.perplexity_error)),
+                number(figure_of(found.nats_per_token, found.standard_error)),
+                number(figure_of(found.bits_per_character, found.bits_per_character_error)),
                 f"{bound.rows['num_rows']:,} of {bound.rows['num_rows_in_all']:,}",
             )
         )
     some = next(iter(bounds.values()))
     note = (
-        f"Rows of {some.rows['length']:,} tokens of joined texts; the error is "
-        f"{some.evaluation.error_is}."
+        f"Rows of {some.rows['length']:,} tokens of joined texts; the errors are "
+        f"{'' if some.evaluation.standard_error is None else 'those '}{some.evaluation.error_is}."
     )
     return f"{table(rows)}\n{note}"
 
@@ -108,6 +102,10 @@ def texts_table(record: EvaluationRecord) -> str:
     rows.append(["of these empty", *(f"{column.num_empty:,}" for column in columns)])
     for name, label in FIGURE_ROWS.items():
         figures = [getattr(column, name) for column in columns]
+        if name == "self_bleu":
+            # Texts are compared with each other up to a number.
+            numbers = dict.fromkeys(column.num_bleu_texts for column in columns)
+            label = f"{label} (of {', '.join(map(str, numbers))})"
         if any(figure is not None for figure in figures):
             rows.append([label, *map(number, figures)])
     if record.written.length_distance is not None:
@@ -150,6 +148,11 @@ def run_line(record: EvaluationRecord) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     processes = "" if run["num_processes"] == 1 else f", {run['num_processes']} processes"
     return f"{run['device']}, {run['dtype']}, seed {run['seed']}{processes}, {run['seconds']:.1f} seconds; {versions}"
+
+
+def figure_of(value: float, error: float | None) -> Figure:
+    """A figure of a bound, whose error may be unknown."""
+    return Figure(value, math.nan if error is None else error)
 
 
 def number(figure: Figure | None) -> str:

@@ -52,7 +52,8 @@ class Evaluation:
 
     Attributes:
         nats_per_token: the bound, divided by `num_tokens`, the tokens that the pipeline writes, ends included.
-        standard_error: of it, `None` if it is unknown; `error_is` says what would have to be drawn again, or why.
+        standard_error: of it, `None` if it is unknown, as all errors; `error_is` says what would have to be drawn
+            again, or why: of tokens and embeddings the noise alone, of codes the texts as well.
         unigram_entropy: nats per token of the frequencies of the same tokens, the best bound of a model that ignores
             context and knows these frequencies.
         perplexity: exp(`nats_per_token`).
@@ -60,6 +61,10 @@ class Evaluation:
             end that counts being one.
         num_truncated: texts that were cut to what the model takes, or whose source was.
         num_never_drawn: texts of a length that the pipeline never draws, for which the bound is infinite.
+        perplexity_error, bits_per_character_error, bits_per_byte_error: what `standard_error` makes of these, by the
+            delta method: numbers of tokens, characters and bytes are those of the texts at hand.
+        error_over_texts: standard error of `nats_per_token` for other texts from the same source, and other noise;
+            `None` of a single text, and where `standard_error` is of other texts already.
         autoregressive_nats_per_token, autoregressive_bits_per_character: what the same weights reach from token to
             token, where they can write so.
     """
@@ -76,6 +81,10 @@ class Evaluation:
     num_characters: int
     num_truncated: int
     num_never_drawn: int = 0
+    perplexity_error: float | None = None
+    bits_per_character_error: float | None = None
+    bits_per_byte_error: float | None = None
+    error_over_texts: float | None = None
     autoregressive_nats_per_token: float | None = None
     autoregressive_bits_per_character: float | None = None
 
@@ -216,6 +225,8 @@ def bound_of_texts(
 def evaluation_of(likelihood: Likelihood, num_texts: int) -> Evaluation:
     """The figures of a likelihood, of texts or of rows."""
     error = known_or_none(likelihood.standard_error)
+    # Nats per token in bits per character and per byte
+    bits = likelihood.num_tokens / math.log(2)
     return Evaluation(
         nats_per_token=likelihood.nats_per_token,
         standard_error=error,
@@ -229,6 +240,10 @@ def evaluation_of(likelihood: Likelihood, num_texts: int) -> Evaluation:
         num_characters=likelihood.num_characters,
         num_truncated=likelihood.num_truncated,
         num_never_drawn=likelihood.num_never_drawn,
+        perplexity_error=known_or_none(likelihood.perplexity_error),
+        bits_per_character_error=scaled(error, bits / likelihood.num_characters),
+        bits_per_byte_error=scaled(error, bits / likelihood.num_bytes),
+        error_over_texts=known_or_none(likelihood.error_over_texts),
         autoregressive_nats_per_token=likelihood.autoregressive_nats_per_token,
         autoregressive_bits_per_character=likelihood.autoregressive_bits_per_character,
     )
@@ -237,6 +252,11 @@ def evaluation_of(likelihood: Likelihood, num_texts: int) -> Evaluation:
 def known_or_none(error: float) -> float | None:
     """A standard error, or `None` where nothing was drawn twice, of which JSON has no number."""
     return None if math.isnan(error) else error
+
+
+def scaled(error: float | None, scale: float) -> float | None:
+    """A standard error in another unit, if it is known."""
+    return None if error is None else scale * error
 
 
 def bound_of_codes(pipe: Any, texts: list[str], num_times: int, **options: Any) -> Evaluation:
@@ -281,19 +301,25 @@ def evaluation_of_codes(
     # With several times a text, its draws count as texts of their own in the error.
     each = "" if num_times == 1 else f", each of these counting as {num_times} texts"
     error = known_or_none(estimate.standard_error)
-    bits = estimate.bound * num_tokens / math.log(2)
+    perplexity = math.exp(estimate.bound)
+    # Nats per token in bits per character and per byte
+    bits_per_character = num_tokens / math.log(2) / counts["num_characters"]
+    bits_per_byte = num_tokens / math.log(2) / counts["num_bytes"]
     return Evaluation(
         nats_per_token=estimate.bound,
         standard_error=error,
         error_is=ONE_TEXT if error is None else OF_TEXTS + each,
         unigram_entropy=unigram_entropy(rows),
-        perplexity=math.exp(estimate.bound),
-        bits_per_character=bits / counts["num_characters"],
-        bits_per_byte=bits / counts["num_bytes"],
+        perplexity=perplexity,
+        bits_per_character=bits_per_character * estimate.bound,
+        bits_per_byte=bits_per_byte * estimate.bound,
         num_texts=counts["num_texts"],
         num_tokens=num_tokens,
         num_characters=counts["num_characters"],
         num_truncated=counts["num_truncated"],
+        perplexity_error=scaled(error, perplexity),
+        bits_per_character_error=scaled(error, bits_per_character),
+        bits_per_byte_error=scaled(error, bits_per_byte),
     )
 
 
@@ -332,9 +358,7 @@ def load_texts(
     if not len(documents):
         raise ValueError(f"`dataset` must hold at least one text, got none in {dataset!r}.")
 
-    # Every so many of them
-    stride = -(-len(documents) // max_texts)
-    chosen = documents.select(range(0, len(documents), stride))
+    chosen = documents.select(spread(range(len(documents)), max_texts))
     judged = JudgedTexts([])
     if label_column is not None:
         chosen, _ = number_labels(chosen, label_names)
@@ -357,28 +381,46 @@ def answers_of(chats: Any, max_texts: int) -> JudgedTexts:
                 messages.append(chat[:index])
     if not texts:
         raise ValueError("`dataset` must hold an answer to something, got none.")
-    stride = -(-len(texts) // max_texts)
-    return JudgedTexts(texts[::stride], {"messages": messages[::stride]})
+    return JudgedTexts(spread(texts, max_texts), {"messages": spread(messages, max_texts)})
+
+
+def spread(values: Sequence[Any], most: int) -> list[Any]:
+    """At most so many values, evenly spread over all of them: neighbours are alike.
+
+    Example:
+        >>> from text_diffusers.cli.evaluation.text_bounds import spread
+        >>> spread(["a", "b", "c", "d", "e"], most=3)
+        ['a', 'b', 'd']
+    """
+    count = min(most, len(values))
+    return [values[place * len(values) // count] for place in range(count)]
 
 
 def report(evaluation: Evaluation) -> str:
     """An evaluation for people."""
     gap = evaluation.unigram_entropy - evaluation.nats_per_token
     side = f"{abs(gap):.3f} {'above' if gap >= 0 else 'below'} the bound"
-    per_character = f"{evaluation.bits_per_character:.3f} per character"
+    per_character = with_error(evaluation.bits_per_character, evaluation.bits_per_character_error)
+    per_byte = with_error(evaluation.bits_per_byte, evaluation.bits_per_byte_error)
+    perplexity = with_error(evaluation.perplexity, evaluation.perplexity_error, places=2)
     counts = f"{evaluation.num_texts:,} of {evaluation.num_tokens:,} tokens"
 
     error = evaluation.standard_error
-    bound = f"{evaluation.nats_per_token:.3f}" + ("" if error is None else f" +- {error:.3f}")
+    bound = with_error(evaluation.nats_per_token, error)
     lines = f"""\
 bound              {bound} nats per token
 unigram entropy    {evaluation.unigram_entropy:.3f} nats per token, {side}
-perplexity         {evaluation.perplexity:.2f} per token, at most
-bits, at most      {per_character}, {evaluation.bits_per_byte:.3f} per byte
+perplexity         {perplexity} per token, at most
+bits, at most      {per_character} per character, {per_byte} per byte
 texts              {counts}, {evaluation.num_truncated:,} cut to fit
 Counted are the tokens that the model writes, ends included; an end is also a character and a byte.
-The error is {"" if error is None else "that "}{evaluation.error_is}."""
+The errors are {"" if error is None else "those "}{evaluation.error_is}."""
 
+    if evaluation.error_over_texts is not None:
+        lines += (
+            "\nFor other texts from the same source as well, that of the bound is "
+            f"{evaluation.error_over_texts:.3f}."
+        )
     if evaluation.autoregressive_nats_per_token is not None:
         lines += (
             f"\ntoken by token     {evaluation.autoregressive_nats_per_token:.3f} nats per token, "
@@ -392,3 +434,11 @@ The error is {"" if error is None else "that "}{evaluation.error_is}."""
             "never draws."
         )
     return lines
+
+
+def with_error(value: float, error: float | None, places: int = 3) -> str:
+    """A number with its standard error, if that is known; what is infinite has none."""
+    shown = f"{value:.{places}f}"
+    if error is None or math.isinf(value):
+        return shown
+    return f"{shown} +- {error:.{places}f}"

@@ -23,6 +23,9 @@ from text_diffusers.evaluation.estimates import share_of_process
 # What a text may be written from, by the names of `evaluate_texts` and of a request
 REQUEST_NAMES = {"prompts": "prompt", "sources": "source", "messages": "messages"}
 
+# The column of the texts in a file of `--save-texts`
+SAVED_COLUMN = "text"
+
 
 class WrittenTexts(NamedTuple):
     """Texts that are evaluated.
@@ -112,11 +115,14 @@ def save_texts(path: Path, texts: Sequence[str], requests: Sequence[TextRequest]
             line: dict[str, Any] = {"line": number, **request.inputs}
             if request.label is not None:
                 line["label"] = request.label
-            file.write(json.dumps(line | {"text": text}, ensure_ascii=False) + "\n")
+            file.write(json.dumps(line | {SAVED_COLUMN: text}, ensure_ascii=False) + "\n")
 
 
 def read_texts(path: Path, text_column: str = "text") -> list[str]:
     """The texts of a file that `--save-texts` or `generate --output` wrote, empty ones among them; or of another file.
+
+    Args:
+        text_column: of the texts; lines of a .jsonl file without it are read as `--save-texts` writes them.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -137,10 +143,14 @@ def read_texts(path: Path, text_column: str = "text") -> list[str]:
             raise ValueError(f"{path}, line {number}: must be JSON: {error}.") from error
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number}: must be an object, got {line[:80]!r}.")
-        found = record.get("texts", [record.get(text_column)])
+        # The data set may call its texts otherwise than the file of written ones.
+        column = text_column if text_column in record else SAVED_COLUMN
+        found = record.get("texts", [record.get(column)])
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+            names = dict.fromkeys([text_column, SAVED_COLUMN])
+            columns = " or ".join(f"`{name}`" for name in names)
             raise ValueError(
-                f"{path}, line {number}: must have a string `{text_column}`, or `texts`, got {line[:80]!r}."
+                f"{path}, line {number}: must have a string {columns}, or `texts`, got {line[:80]!r}."
             )
         texts += found
     if not texts:

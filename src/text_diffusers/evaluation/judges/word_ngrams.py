@@ -3,6 +3,12 @@
 Behind a context h, whose counts are c(h), a word w has probability max(c(hw) - D, 0) / c(h), and the counts that the
 discount D frees go to the shorter context h', in proportion to p(w | h'). Shorter contexts count in how many different
 contexts a word stands, and not how often (https://doi.org/10.1109/ICASSP.1995.479394).
+
+Perplexity under this judge is a score, and not a probability of texts. All words that the judge does not know are one
+outcome among the others. To spell such a word costs log 27 a letter, and its end costs nothing. An alphabet of 26
+letters has 26^k words of k letters, and (26 / 27)^k summed over all k is 26, not 1: the masses of all words add up to
+more than one. So a text is too probable by up to log 26 = 3.26 nats for each word that the judge does not know, which
+favours made-up words. `known_words` says how few or many these are.
 """
 
 import math
@@ -58,7 +64,7 @@ def words_of(text: str) -> list[str]:
 
 
 class WordNgramJudge:
-    """A word n-gram model.
+    """A word n-gram model, whose perplexity is a score: unknown words make it no distribution over texts, see above.
 
     Args:
         texts: to learn from.
@@ -137,7 +143,7 @@ class WordNgramJudge:
         return probability
 
     def nats(self, text: str) -> float:
-        """-log p of a text and its end."""
+        """The cost of a text and its end: -log p, if the judge knows all of its words."""
         words = words_of(text)
         padded = self._padded(words)
 
@@ -145,7 +151,7 @@ class WordNgramJudge:
         for place in range(self.order - 1, len(padded)):
             nats -= math.log(self.probability(self._context(padded, place), padded[place]))
 
-        # Else a made-up word would cost as little as any that is merely unknown.
+        # Else a made-up word would cost as little as any that is merely unknown. The end of its spelling is free.
         num_letters = sum(len(word) for word in words if word not in self.vocabulary)
         return nats + math.log(LETTERS) * num_letters
 
