@@ -57,23 +57,23 @@ def forms_of_kinds() -> dict[str, str]:
     }
 
 
-def misnamed_brands(text: str, brands: Sequence[str]) -> list[str]:
-    """Those of the brands that a text has without the kind of the product, or with another kind.
+def misnamed_brands(text: str, facts: Sequence[str]) -> list[str]:
+    """The brands of the facts that a text has without the kind of the product, or with another kind.
 
     Args:
-        brands: strings, of which those that are no brands of the catalogue are left out.
+        facts: strings with brands of the catalogue, or without.
 
     Example:
-        >>> misnamed_brands("The Tovira kettle, and the Miksano toaster?", ["Tovira", "Miksano", "$45"])
+        >>> misnamed_brands("The Tovira kettle, and the Miksano toaster?", ["Tovira", "Miksano blender", "$45"])
         ['Miksano']
     """
     misnamed = []
-    for brand in brands:
-        names = names_of_brands().get(brand, [])
+    for word in re.findall(r"\w+", " ".join(facts)):
+        names = names_of_brands().get(word, [])
         full_names = rf"\b(?:{'|'.join(map(re.escape, names))})"
         named = len(re.findall(full_names, text, re.IGNORECASE))
-        if names and len(re.findall(rf"\b{re.escape(brand)}\b", text)) > named:
-            misnamed.append(brand)
+        if names and len(re.findall(rf"\b{word}\b", text)) > named:
+            misnamed.append(word)
     return misnamed
 
 

@@ -42,7 +42,8 @@ LANGUAGES = ("en", "ru")
 TONES = ("formal", "friendly", "brief")
 INTENTS = ("question", "price", "objection", "complaint", "upsell", "follow_up")
 
-# What a right reply says, by the case of its intent; in all tones but the brief one also the name of the customer.
+# What a right reply says, by the case of its intent; in all tones but the brief one also the name of the customer. A
+# brand stands for the name of the product, of which Russian declines the rest.
 FACTS = {
     "question": ("brand", "stock", "delivery"),
     "question.out": ("brand", "delivery"),
@@ -55,6 +56,9 @@ FACTS = {
     "follow_up": ("brand", "price", "stock"),
     "follow_up.out": ("brand", "price", "delivery"),
 }
+
+# What stands in the place of a brand where the whole name is always the same
+NAMES = {"brand": "product", "other_brand": "other"}
 
 # Products of which no training conversation speaks, and the share of the other pairs of a product and a body that are
 # held out: see `held_out_part`.
@@ -154,6 +158,8 @@ class ConversationWriter:
         names = [*FACTS[situation.case]]
         if situation.tone != "brief":
             names.insert(0, "name")
+        if self.language == "en":
+            names = [NAMES.get(name, name) for name in names]
         return {
             "language": self.language,
             "customer": {"name": values["name"], "history": history},
