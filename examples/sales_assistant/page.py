@@ -14,7 +14,8 @@ from assistant import DRAWS, SalesAssistant
 from conversations import LANGUAGES, TONES, Record, as_pair, generate, split
 
 from text_diffusers import TextDiffusionPipeline
-from text_diffusers.space.parts.look import theme
+from text_diffusers.space.parts.interface import preferred_language
+from text_diffusers.space.parts.look import HEAD, theme
 from text_diffusers.training.config import check_options, option
 from text_diffusers.training.recipes import run
 
@@ -29,6 +30,7 @@ WORDS = {
     "en": {
         "title": "# A sales assistant\nA model of text diffusion offers five replies. Each holds the facts that you "
         "tick, and no number that the note does not have.",
+        "language": "Language",
         "customer": "Customer",
         "chat": "Conversation",
         "note": "What the team sees",
@@ -46,15 +48,16 @@ WORDS = {
     "ru": {
         "title": "# Помощник отдела продаж\nМодель текстовой диффузии предлагает пять ответов. В каждом есть "
         "отмеченные факты и нет ни одного числа, которого не было бы в записке.",
+        "language": "Язык",
         "customer": "Клиент",
         "chat": "Разговор",
-        "note": "Что видит отдел",
+        "note": "Записка для менеджера",
         "tone": "Тон",
-        "strength": "Насколько сильно (0 — никак, 1 — как в обучении)",
+        "strength": "Сила тона (0 — без тона, 1 — как при обучении)",
         "facts": "Факты, которые должны быть в каждом ответе",
         "write": "Написать пять ответов",
         "replies": "Ответы",
-        "kept": "Слова выбранного ответа, которые остаются",
+        "kept": "Какие слова выбранного ответа оставить",
         "rewrite": "Переписать остальное",
         "no_reply": "Сначала выберите ответ.",
         "no_place": "Всё это в один ответ не поместится: оставьте меньше слов.",
@@ -68,7 +71,11 @@ CSS = """
 #replies .wrap { flex-direction: column; }
 #kept .wrap { gap: .3rem; }
 #kept label { padding: .25rem .5rem; }
+/* Gradio's bin, which would empty the conversation and which no parameter hides */
+#chat .icon-button-wrapper { display: none; }
 """
+# A screen reader asks the document for the language that it is to speak.
+TELL_LANGUAGE = "(language) => { document.documentElement.lang = language; }"
 
 
 @dataclass
@@ -132,16 +139,23 @@ def build(offices: dict[str, Office]) -> gr.Blocks:
     words = WORDS[first]
     with gr.Blocks(title="text-diffusers: sales assistant", analytics_enabled=False) as page:
         languages = [(name.upper(), name) for name in offices]
-        language = gr.Radio(languages, value=first, show_label=False, visible=len(offices) > 1)
+        language = gr.Radio(
+            languages,
+            value=first,
+            label=words["language"],
+            show_label=False,
+            visible=len(offices) > 1,
+            elem_id="language",
+        )
         title = gr.Markdown(words["title"])
         customer = gr.Dropdown(
             offices[first].customers, value=0, label=words["customer"], filterable=False
         )
-        chat = gr.Chatbot(label=words["chat"], height=300, buttons=[], elem_id="chat")
+        chat = gr.Chatbot(label=words["chat"], height="auto", buttons=[], elem_id="chat")
         note = gr.Textbox(label=words["note"], lines=4, interactive=False)
         tone = gr.Radio(tones_of(first), label=words["tone"])
         strength = gr.Slider(0, 3, value=1, step=0.5, label=words["strength"])
-        facts = gr.CheckboxGroup([], label=words["facts"])
+        facts = gr.CheckboxGroup([], label=words["facts"], elem_id="facts")
         write = gr.Button(words["write"], variant="primary")
         replies = gr.Radio([], label=words["replies"], elem_id="replies")
         kept = gr.CheckboxGroup([], label=words["kept"], elem_id="kept")
@@ -149,10 +163,16 @@ def build(offices: dict[str, Office]) -> gr.Blocks:
         # Of the next press's first reply: each press writes other replies.
         seed = gr.State(0)
 
+        def language_of(request: gr.Request) -> str:
+            """That of the visitor's browser, if the page speaks it."""
+            preferred = preferred_language(request)
+            return preferred if preferred in offices else first
+
         def words_of(name: str) -> list[Any]:
             """All words of the page, and the first customer, in another language."""
             own = WORDS[name]
             return [
+                gr.Radio(label=own["language"]),
                 own["title"],
                 gr.Dropdown(offices[name].customers, value=0, label=own["customer"]),
                 gr.Chatbot(label=own["chat"]),
@@ -199,14 +219,16 @@ def build(offices: dict[str, Office]) -> gr.Blocks:
             request = Request(number, wanted, scale, ticked, first, kept_parts(chosen, places))
             return [*replies_to(offices[name], name, request), first + DRAWS * NUM_REPLIES]
 
-        everything = [title, customer, chat, note, tone, strength, facts, write, replies, kept]
+        everything = [language, title, customer, chat, note, tone, strength, facts, write, replies]
+        everything += [kept, rewrite]
         shown = [chat, note, tone, facts, replies, kept]
         settings = [language, customer, tone, strength, facts]
         written = [replies, kept, seed]
-        page.load(conversation, [language, customer], shown)
-        language.change(words_of, language, [*everything, rewrite]).then(
-            conversation, [language, customer], shown
-        )
+        opened = page.load(language_of, None, language)
+        for language_is_known in (opened.then, language.input):
+            language_is_known(None, language, None, js=TELL_LANGUAGE)
+            worded = language_is_known(words_of, language, everything)
+            worded.then(conversation, [language, customer], shown)
         customer.change(conversation, [language, customer], shown)
         write.click(write_replies, [*settings, seed], written)
         replies.change(words_to_keep, replies, kept)
@@ -215,22 +237,30 @@ def build(offices: dict[str, Office]) -> gr.Blocks:
     return page
 
 
+def serve(page: gr.Blocks, **more: Any) -> Any:
+    """`page.launch` with the looks of the page, and nothing of Gradio's own that has no translation."""
+    return page.launch(theme=theme(), css=CSS, head=HEAD, footer_links=[], **more)
+
+
 def tones_of(language: str) -> list[tuple[str, str]]:
     return [(WORDS[language]["tones"][tone], tone) for tone in TONES]
 
 
 def replies_to(office: Office, language: str, request: Request) -> list[Any]:
     """Five replies to choose from, and no words of any of them yet."""
-    source = as_pair(office.records[request.customer], request.facts)["source"]
+    record = office.records[request.customer]
+    # In their own order, whatever was ticked last: a price stands behind the name of its product.
+    facts = [fact for fact in record["facts"] if fact in request.facts]
     try:
         texts = office.assistant.replies(
-            source,
+            as_pair(record, facts)["source"],
             request.tone,
-            request.facts,
+            facts,
             NUM_REPLIES,
             request.seed % SEEDS,
             request.parts,
             request.strength,
+            record["note"],
         )
     except ValueError as error:
         # Facts and parts are too long for a row of the model; all else is a fault.
@@ -287,9 +317,7 @@ def main(options: PageOptions):
         for language in LANGUAGES
         if folders[language]
     }
-    build(offices).launch(
-        server_name=options.host, server_port=options.port, theme=theme(), css=CSS
-    )
+    serve(build(offices), server_name=options.host, server_port=options.port)
 
 
 if __name__ == "__main__":

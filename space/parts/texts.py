@@ -10,7 +10,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "page.lead": (
         "A language model that writes by diffusion: it starts from noise and works out the words of a text together, "
         "step by step.",
-        "Эта языковая модель пишет диффузией: она начинает с шума и шаг за шагом проявляет слова текста вместе.",
+        "Эта языковая модель пишет методом диффузии: начинает с шума и шаг за шагом проявляет все слова сразу.",
     ),
     "page.kind.tokens": ("diffusion over tokens", "диффузия по токенам"),
     "page.kind.blocks": (
@@ -24,7 +24,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "page.kind.latents": (
         "diffusion over latents, which a language model decodes",
-        "диффузия по латентам, по которым пишет языковая модель",
+        "диффузия по латентам; слова по ним пишет языковая модель",
     ),
     "page.parameters": ("{count} million parameters", "{count} млн параметров"),
     "page.foot": (
@@ -38,41 +38,41 @@ TEXTS: dict[str, tuple[str, str]] = {
     "opening.written": (
         "The model wrote this text when the page was started: it began as noise, and each step settled some of its "
         "tokens. The colour of a token is its step, from violet, the first, to yellow, the last.",
-        "Этот текст модель написала при запуске страницы: он начинался с шума, и каждый шаг делал часть токенов "
-        "окончательными. Цвет токена — это его шаг: фиолетовый — первый, жёлтый — последний.",
+        "Этот текст модель написала при запуске страницы: он начинался с шума, и на каждом шаге часть токенов "
+        "закреплялась. Цвет токена показывает его шаг: фиолетовый — первый, жёлтый — последний.",
     ),
     "opening.tokens": (
         "A text begins as noise, and at every step some of its tokens settle. Press “Write” to watch it.",
-        "Сначала весь текст — шум, и на каждом шаге какие-то токены становятся окончательными. Нажмите «Написать», "
-        "чтобы это увидеть.",
+        "Сначала весь текст — шум, и на каждом шаге часть токенов закрепляется. Нажмите «Написать», чтобы это "
+        "увидеть.",
     ),
     "opening.codes": (
         "A text begins as codes that are noise, and at every step some of them settle. The words come at the end, all "
         "at once: press “Plan and write” to watch it.",
-        "Сначала текст — это коды, и все они шум; на каждом шаге какие-то из них становятся окончательными. Слова "
+        "Сначала вместо текста — набор случайных кодов, и на каждом шаге часть из них закрепляется. Слова "
         "появляются в конце, все сразу: нажмите «Составить план и написать», чтобы это увидеть.",
     ),
     "opening.latents": (
         "A text begins as a few vectors of noise, which diffusion cleans step by step. The words come at the end, all "
         "at once: press “Write” to see them.",
-        "Сначала текст — это несколько векторов шума, и диффузия шаг за шагом их очищает. Слова появляются в конце, "
-        "все сразу: нажмите «Написать», чтобы их увидеть.",
+        "Сначала вместо текста — несколько случайных векторов, из которых диффузия шаг за шагом убирает шум. Слова "
+        "появляются в конце, все сразу: нажмите «Написать», чтобы их увидеть.",
     ),
     "opening.again": ("Play again", "Показать ещё раз"),
-    "opening.open": ("Try these settings", "Взять эти настройки"),
+    "opening.open": ("Try these settings", "Открыть с этими настройками"),
     "opening.status": (
         "Seed 0 · {steps} steps · {seconds} s on this machine",
         "Зерно 0 · шагов: {steps} · {seconds} с на этой машине",
     ),
     # Programs
-    "api.title": ("Use this page from a program", "Страница для программ"),
+    "api.title": ("Use this page from a program", "Как вызвать из программы"),
     "api.lead": (
         "Two functions, /write and /fill, take the settings of the tabs “Write” and “Fill in” by name. Calls wait in "
         "the same queue as visitors, one at a time, and keep to the same limits. Put the address of this page into "
         "`Client`.",
-        "Две функции, /write и /fill, принимают по именам настройки вкладок «Генерация» и «Пропуски». Вызовы ждут в "
-        "одной очереди с посетителями, по одному, и ограничения у них те же. В `Client` подставьте адрес этой "
-        "страницы.",
+        "Функции /write и /fill принимают те же настройки, что и вкладки «Генерация» и «Пропуски», — по именам. "
+        "Вызовы стоят в одной очереди с посетителями, выполняются по одному, и ограничения у них те же. В `Client` "
+        "подставьте адрес этой страницы.",
     ),
     # Files
     "save.gif": ("Save as GIF", "Сохранить GIF"),
@@ -104,7 +104,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "examples.chat": ("A question to the model", "Вопрос модели"),
     "examples.write": ("Go on with a beginning", "Продолжить начало"),
     "examples.fill": ("Fill in a gap", "Заполнить пропуск"),
-    "examples.corrupt": ("Drown a text in noise", "Утопить в шуме"),
+    "examples.corrupt": ("Drown a text in noise", "Зашумить текст"),
     "examples.laboratory": ("Rings out of noise", "Кольца из шума"),
     "label": ("Kind of text", "Вид текста"),
     "label.any": ("any", "любой"),
@@ -119,7 +119,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "window": ("Window", "Окно"),
     "window.info": (
         "Only so many open tokens, from the left, may settle; 0 is all",
-        "Столько незаполненных токенов, считая слева, может определиться за шаг; 0 — все",
+        "Из скольких первых незаполненных токенов выбирает шаг; 0 — из всех",
     ),
     "temperature": ("Temperature", "Температура"),
     "temperature.info": ("Low is safe, high is bold", "Ниже — осторожнее, выше — смелее"),
@@ -128,12 +128,12 @@ TEXTS: dict[str, tuple[str, str]] = {
     "stop": ("Stop", "Стоп"),
     "legend": (
         "The colour of a token is the step at which it settled; the text you gave has none.",
-        "Цвет показывает, на каком шаге токен стал окончательным; у введённого вами текста цвета нет.",
+        "Цвет показывает, на каком шаге закрепился токен; у введённого вами текста цвета нет.",
     ),
     "replay": ("Replay: after step", "Повтор: после шага"),
     "needs.tokens": (
         "This tab needs a model that writes tokens. This one writes codes, and its words appear all at once.",
-        "Для этой вкладки нужна модель, которая пишет токены. Эта пишет коды, и слова появляются все разом.",
+        "Для этой вкладки нужна модель, которая пишет токены. Эта пишет коды, и слова у неё появляются все разом.",
     ),
     "status.done": (
         "{seconds} s · {steps} steps · {calls} model calls",
@@ -147,20 +147,20 @@ TEXTS: dict[str, tuple[str, str]] = {
     "chat.lead": (
         "Talk to the model. A reply does not grow word by word: it settles all over, and the light squares are the "
         "tokens that are still open.",
-        "Поговорите с моделью. Ответ не растёт слово за словом, а проявляется весь сразу; светлые квадраты — это ещё "
-        "не написанные токены.",
+        "Поговорите с моделью. Ответ не растёт слово за словом, а постепенно проявляется целиком; светлые квадраты — "
+        "ещё не написанные токены.",
     ),
     "chat.conversation": ("Conversation", "Разговор"),
     "chat.message": ("Your message", "Ваше сообщение"),
     "chat.run": ("Send", "Отправить"),
     "chat.retry": ("Try again", "Ответить иначе"),
     "chat.clear": ("Clear", "Очистить"),
-    "chat.system": ("Instruction for the model", "Указание для модели"),
+    "chat.system": ("Instruction for the model", "Инструкция для модели"),
     "chat.system.placeholder": (
         "How it should reply, such as: briefly",
         "Как ей отвечать, например: кратко",
     ),
-    "chat.length": ("Longest reply in tokens", "Длина ответа в токенах, не больше"),
+    "chat.length": ("Longest reply in tokens", "Наибольшая длина ответа в токенах"),
     "chat.block": ("Tokens written together", "Сколько токенов писать вместе"),
     "chat.temperature.info": (
         "0: the same reply at every try",
@@ -182,7 +182,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "plan.lead": (
         "The model first writes a plan of a few coarse codes, then the detail, then all the words at once. Keep a "
         "plan to see it put into other words.",
-        "Сначала модель составляет план из нескольких крупных кодов, потом уточняет его, а потом пишет все слова "
+        "Сначала модель намечает план несколькими грубыми кодами, затем уточняет его и в конце пишет все слова "
         "сразу. План можно оставить и получить по нему другие слова.",
     ),
     "plan.run": ("Plan and write", "Составить план и написать"),
@@ -200,24 +200,24 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Diffusion writes a few vectors, the latents of a text, and a language model turns them into words, once, at "
         "the end. Another seed is another text, even where each word is the likeliest.",
         "Диффузия пишет несколько векторов — латенты текста, а языковая модель в самом конце превращает их в слова. "
-        "Другое зерно — другой текст, даже если каждое слово самое вероятное.",
+        "Другое зерно — другой текст, даже если каждый раз выбирать самое вероятное слово.",
     ),
-    "latents.source": ("Text to write from", "По какому тексту писать"),
+    "latents.source": ("Text to write from", "Исходный текст"),
     "latents.scale": ("Strength of what is asked for", "Сила условий"),
     "latents.scale.info": (
         "1: the model as trained; more exaggerates",
-        "1 — модель как она есть; больше — с перебором",
+        "1 — как при обучении; больше — утрированно",
     ),
-    "latents.length": ("Longest text in tokens", "Длина текста в токенах, не больше"),
+    "latents.length": ("Longest text in tokens", "Наибольшая длина текста в токенах"),
     # Between
     "between.lead": (
         "Both texts become latents, and the model writes what lies on the way from one to the other. The ends are the "
         "two texts as it gives them back.",
-        "Оба текста становятся латентами, и модель пишет то, что лежит на пути от одного к другому. На концах — сами "
-        "эти тексты, какими она их восстанавливает.",
+        "Оба текста превращаются в латенты, и модель пишет то, что лежит на пути от одного к другому. По краям — сами "
+        "эти тексты, какими она их восстановила.",
     ),
-    "between.first": ("From", "От"),
-    "between.second": ("To", "До"),
+    "between.first": ("From", "Первый текст"),
+    "between.second": ("To", "Второй текст"),
     "between.count": ("Number of texts", "Сколько текстов"),
     "between.run": ("Write what lies between", "Написать тексты между ними"),
     # Fill in
@@ -233,8 +233,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "control.lead": (
         "The same noise, guided more and more strongly. Scale 0 ignores what you ask for, 1 is the model as trained, "
         "and more exaggerates.",
-        "Шум один и тот же, а управление всё сильнее. При силе 0 условия не учитываются, 1 — модель как она есть, "
-        "больше — с перебором.",
+        "Шум один и тот же, а управление всё сильнее. При силе 0 условия не учитываются, при 1 модель пишет так, "
+        "как обучена, при большей — утрированно.",
     ),
     "control.unlabelled": (
         "This model has no labels, but it can follow a beginning, keep away from another one, and use the words and "
@@ -249,26 +249,26 @@ TEXTS: dict[str, tuple[str, str]] = {
         "This model predicts one block at a time. It can be guided by its labels, if it has any, and held to an exact "
         "length. Words need a model that sees the whole text, and a beginning to keep away from would move the text "
         "elsewhere.",
-        "Эта модель предсказывает по одному блоку. Ею можно управлять метками, если они у неё есть, и задать точную "
-        "длину. Для слов нужна модель, которая видит текст целиком, а начало, которого надо избегать, сдвинуло бы "
-        "текст на другое место.",
+        "Эта модель предсказывает по одному блоку. Ей можно задать точную длину и метку, если метки у неё есть. Для "
+        "обязательных слов нужна модель, которая видит текст целиком, а начало, которого надо избегать, сдвинуло бы "
+        "весь текст.",
     ),
     "control.masked": (
         "This model predicts one block at a time. Give it a beginning, which is compared with masks in its place, or "
         "an exact length; words need a model that sees the whole text.",
         "Эта модель предсказывает по одному блоку. Задайте ей начало — оно сравнивается с масками на том же месте — "
-        "или точную длину; для слов нужна модель, которая видит текст целиком.",
+        "или точную длину; для обязательных слов нужна модель, которая видит текст целиком.",
     ),
     "control.one_block": (
         "This model writes block by block. Give it a beginning, which is compared with masks in its place, an exact "
         "length, or words: with words the whole text is a single block.",
         "Эта модель пишет блок за блоком. Задайте ей начало — оно сравнивается с масками на том же месте, — точную "
-        "длину или слова: со словами весь текст становится одним блоком.",
+        "длину или обязательные слова: с ними весь текст становится одним блоком.",
     ),
     "control.negative": ("Keep away from", "Чего избегать"),
     "control.negative.placeholder": (
         "The beginning of a text to differ from",
-        "Начало текста, на который не должно быть похоже",
+        "Начало текста, от которого надо уйти",
     ),
     "control.words": ("Words it must use", "Обязательные слова"),
     "control.words.info": (
@@ -310,15 +310,15 @@ TEXTS: dict[str, tuple[str, str]] = {
     "kernel.uniform": ("random words", "случайные слова"),
     "kernel.hybrid": ("masks and words", "маски и слова"),
     "kernel.neighbors": ("related words", "близкие слова"),
-    "kernel.bit_flip": ("flipped bits of the token id", "перевёрнутые биты номера токена"),
+    "kernel.bit_flip": ("flipped bits of the token id", "инвертированные биты номера токена"),
     # Laboratory
     "laboratory.lead": (
         "Points in the plane instead of words: in the first picture noise takes a figure apart, in the second a "
         "sampler leads other noise back to it. Nothing is trained here: of such figures the best denoiser is known "
         "exactly, so that what goes wrong is the sampler's doing.",
-        "Вместо слов здесь точки на плоскости: на первой картинке шум разрушает фигуру, на второй сэмплер приводит к "
-        "ней другой шум. Обучать ничего не надо: для таких фигур лучший денойзер известен точно, и если что-то вышло "
-        "не так, дело в сэмплере.",
+        "Вместо слов здесь точки на плоскости: на первой картинке шум разрушает фигуру, на второй сэмплер собирает её "
+        "из другого шума. Обучать ничего не надо: для таких фигур лучший денойзер известен точно, и если что-то "
+        "вышло не так, дело в сэмплере.",
     ),
     "laboratory.figure": ("Figure", "Фигура"),
     "laboratory.steps": ("Steps of the sampler", "Шаги сэмплера"),
@@ -326,15 +326,15 @@ TEXTS: dict[str, tuple[str, str]] = {
     "laboratory.way": ("Way back: share", "Путь обратно: доля"),
     "laboratory.noise": (
         "Grey: points of the figure. Green: the same points at this time, when {share}% of their variance is noise.",
-        "Серые — точки фигуры. Зелёные — они же в это время, когда {share} % их дисперсии — шум.",
+        "Серые точки — сама фигура. Зелёные — они же в выбранный момент: {share} % их дисперсии — шум.",
     ),
     "laboratory.ways": (
         "Grey: points of the figure. Green: points after {call} of {calls} calls of the denoiser, some with the way "
         "that they came. {near}% of them are on the figure; of true points it is 99%.",
-        "Серые — точки фигуры. Зелёные — точки после {call} из {calls} вызовов денойзера, у некоторых виден "
-        "пройденный путь. На фигуре из них {near} %; у настоящих точек это 99 %.",
+        "Серые точки — сама фигура. Зелёные — точки после {call} из {calls} вызовов денойзера, у некоторых виден "
+        "пройденный путь. На фигуру попало {near} % из них; из её собственных точек — 99 %.",
     ),
-    "figure.moons": ("two moons", "две луны"),
+    "figure.moons": ("two moons", "два полумесяца"),
     "figure.rings": ("two rings", "два кольца"),
     "figure.eight": ("eight spots", "восемь пятен"),
     # Samplers, by their names in `samplers_for`
@@ -378,13 +378,13 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "sampler.ddim": ("DDIM: no fresh noise", "DDIM: без нового шума"),
     "sampler.ddpm": ("DDPM: fresh noise at each step", "DDPM: новый шум на каждом шаге"),
-    "sampler.dpm_solver": ("DPM-Solver++: second order", "DPM-Solver++: второго порядка"),
+    "sampler.dpm_solver": ("DPM-Solver++: second order", "DPM-Solver++: второй порядок"),
     "sampler.sde_dpm_solver": ("SDE-DPM-Solver++: with noise", "SDE-DPM-Solver++: с шумом"),
     "sampler.euler": ("Euler: along the flow", "Euler: вдоль потока (flow)"),
-    "sampler.heun": ("Heun: the same to second order", "Heun: то же со вторым порядком"),
+    "sampler.heun": ("Heun: the same to second order", "Heun: то же, второй порядок"),
     "sampler.probability_flow": (
         "probability flow: by the score",
-        "probability flow: по градиенту плотности",
+        "probability flow: по градиенту log p",
     ),
     "sampler.reverse_sde": (
         "reverse SDE: fresh noise at each step",
@@ -409,7 +409,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "error.conversation": (
         "The conversation has become too long: the model takes less than {limit} tokens, and these are {got}. Please "
         "clear it.",
-        "Разговор стал слишком длинным: модель принимает меньше {limit} токенов, а здесь {got}. Очистите его.",
+        "Разговор стал слишком длинным: модель принимает меньше {limit} токенов, а здесь {got}. Очистите разговор.",
     ),
     "error.silence": (
         "There is nothing to reply to yet: send a message first.",
@@ -447,7 +447,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "error.time": (
         "This took too long and was stopped. Please try fewer steps or a shorter text.",
-        "Это заняло слишком много времени, и мы его прервали. Попробуйте меньше шагов или текст покороче.",
+        "Это заняло слишком много времени и было прервано. Попробуйте меньше шагов или текст покороче.",
     ),
     "error.runs": (
         "At most {limit} at once, and you chose {got}.",

@@ -23,7 +23,7 @@ from text_diffusers.space.parts.screen import (
     example_chips,
 )
 from text_diffusers.space.parts.served import Served
-from text_diffusers.space.parts.texts import say
+from text_diffusers.space.parts.texts import LANGUAGES, say
 
 KERNELS_SHOWN = ("absorbing", "uniform", "hybrid", "neighbors", "bit_flip")
 LARGEST_FOR_NEIGHBORS = 16_384  # tokens whose nearest ones are found in a moment
@@ -140,7 +140,8 @@ def build_corrupt_tab(page: Page):
         )
         looks = {"value": first_result.spans, "color_map": COLORS, "combine_adjacent": False}
         shown = colored_text(page, "corrupt.result", "corrupt-texts", **looks)
-        status = page.markdown(lambda language: summary(first_result, language), "hint")
+        # Drawn anew in another language by `draw` alone, which knows what is shown by then
+        status = gr.Markdown(summary(first_result, LANGUAGES[0]), elem_classes="hint")
         link = page.link_button("corrupt")
         last = gr.State(first_result, time_to_live=KEPT_SECONDS)
 

@@ -8,15 +8,24 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from support.browsers import CHROMIUM
+from support.browsers import CHROMIUM, faults_of
 from support.sales import train_assistant
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "examples" / "sales_assistant"))
 
-from assistant import NUMBER, fact_pattern, unknown_amounts  # noqa: E402 - the path above leads to them
-from conversations import as_pair, generate, missing_facts  # noqa: E402
-from page import CSS, WORDS, build, kept_parts, open_office  # noqa: E402
+from conversations import (  # noqa: E402 - the path above leads to them
+    as_pair,
+    generate,
+    missing_facts,
+)
+from fact_patterns import (  # noqa: E402
+    NUMBER,
+    fact_pattern,
+    has_exchanged_prices,
+    unknown_amounts,
+)
+from page import CSS, WORDS, build, kept_parts, open_office, serve  # noqa: E402
 
 
 @pytest.mark.parametrize("language", ["en", "ru"])
@@ -40,6 +49,7 @@ def test_a_pattern_matches_what_holds_all_facts_and_no_number_of_its_own(languag
             is_whole = not re.search("[$₽]", re.sub(rf"[$]{NUMBER}|{NUMBER} ₽", "", text))
             is_known = not unknown_amounts(text, known)
             is_right = is_whole and is_known and not missing_facts(text, facts)
+            is_right = is_right and not has_exchanged_prices(text, facts)
             assert bool(re.fullmatch(pattern, text)) == is_right, (facts, text)
             outcomes[is_right] += 1
         assert re.fullmatch(pattern, pair["reply"])
@@ -56,6 +66,83 @@ def test_a_number_of_something_else_is_no_price():
     pattern = fact_pattern(["2 450 ₽"], note="гарантия 3 года, доставка через 2 дня")
     assert re.fullmatch(pattern, "Цена 2 450 ₽, гарантия 3 года.")
     assert not re.fullmatch(pattern, "Цена 2 450 ₽, а сегодня 3 ₽.")
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_two_products_never_have_each_others_price(language):
+    """Replies to orders, whose two prices are exchanged by hand."""
+    found = 0
+    for record in generate(language, 600):
+        pair = as_pair(record)
+        if record["intent"] != "upsell" or record["price"] == record["other_price"]:
+            continue
+        pattern = fact_pattern(pair["facts"], pair["note"])
+        assert re.fullmatch(pattern, pair["reply"])
+        price, other = map(re.escape, (record["price"], record["other_price"]))
+        exchanged = re.sub(
+            f"{price}|{other}",
+            lambda found, record=record: (
+                record["other_price"] if found[0] == record["price"] else record["price"]
+            ),
+            pair["reply"],
+        )
+        assert missing_facts(exchanged, pair["facts"]) == []
+        assert has_exchanged_prices(exchanged, pair["facts"])
+        assert not re.fullmatch(pattern, exchanged)
+        found += 1
+    assert found > 50
+
+
+@pytest.mark.parametrize(
+    "fact",
+    ["José", "Müller", "D’Arcy", "Anne-Marie", "O'Neil", "€45", "45 €", "£45", "990₽"]
+    + ["3\u00a0990 ₽", "3\u202f990 ₽", "$45.90", "$1,299.00", "2,5 kg", "C++ (2nd)", "[a].*"],
+)
+def test_names_and_prices_of_all_kinds_can_be_said(fact):
+    pattern = fact_pattern([fact, "Anna"])
+    reply = f"Dear Anna, it is {fact}, yes."
+    assert re.fullmatch(pattern, reply) and missing_facts(reply, [fact]) == []
+    assert unknown_amounts(reply, [fact]) == set()
+    assert not re.fullmatch(pattern, "Dear Anna, yes.")
+    if fact[-1] != "]":
+        assert not re.fullmatch(pattern, reply.replace(fact, f"{fact}x"))
+
+
+def test_cents_are_a_part_of_a_price():
+    pattern = fact_pattern(["$45.90"])
+    for reply in ("It is $45.90, or $45 today.", "It is $45.90, or $90.", "$45.90 or $45.9"):
+        assert not re.fullmatch(pattern, reply)
+        assert unknown_amounts(reply, ["$45.90"])
+    assert unknown_amounts("$4,590", ["$45.90"]) == {"$4590"}
+
+
+def test_what_a_customer_says_is_no_price_of_the_team():
+    facts, note = ["Kruston", "$38"], "Product: Kruston toaster, $38."
+    reply = "The Kruston is $38, but you may have it for $20."
+    assert re.fullmatch(fact_pattern(facts, f"{note} I saw it for $20!"), reply)
+    assert not re.fullmatch(fact_pattern(facts, note), reply)
+    assert unknown_amounts(reply, [note, *facts]) == {"$20"}
+    # Without any fact the note is still all that may be said.
+    assert not re.fullmatch(fact_pattern([], note), "It is $20.")
+    assert re.fullmatch(fact_pattern([], note), "It is $38.")
+
+
+@pytest.mark.parametrize(
+    ("kept", "text", "is_there"),
+    [
+        (["is"], "This costs nothing.", False),
+        (["is"], "This is it.", True),
+        (["for $12"], "It is for $129.", False),
+        (["for $12"], "It is for $12.", True),
+        (["It is", "$12."], "It is for $12.", True),
+        (["It is", "for"], "It is for $12.", True),
+        (["for", "It is"], "It is for $12.", False),
+        (["It is", "is for"], "It is for $12.", False),
+    ],
+)
+def test_words_that_stay_are_words(kept, text, is_there):
+    pattern = fact_pattern([], "$12, $129, $9", kept)
+    assert bool(re.fullmatch(pattern, text)) == is_there
 
 
 @pytest.mark.parametrize("order", itertools.permutations(["one", "two", "5 days", "5 000"]))
@@ -143,6 +230,38 @@ def test_in_the_browser_a_customer_gets_replies_and_one_of_them_is_rewritten(off
             )
 
         assert visit.evaluate("document.documentElement.scrollWidth") <= width
+        browser.close()
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium: set CHROMIUM to its path")
+def test_the_page_has_no_serious_fault_for_keyboards_and_screen_readers(office):
+    """In the visitor's language and, after a switch, in the other one, with replies on the page."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    own = office.records[0]["language"]
+    (other,) = {"en", "ru"} - {own}
+    # Both languages have the customers of one: the page does not care what they say.
+    page = build({"en": office, "ru": office})
+    _, address, _ = serve(page, prevent_thread_lock=True, quiet=True)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        visit = browser.new_page(locale=own, viewport={"width": 375, "height": 800})
+        visit.set_default_timeout(60_000)
+        visit.goto(address)
+        for language in (own, other):
+            words = WORDS[language]
+            if language == other:
+                visit.click(f"#language label:has-text('{language.upper()}')")
+            visit.wait_for_function("l => document.documentElement.lang === l", arg=language)
+            # A customer is opened without replies, those of the other language gone.
+            visit.wait_for_selector("#facts input")
+            visit.wait_for_selector("#replies input", state="detached")
+            visit.get_by_role("button", name=words["write"]).click()
+            visit.wait_for_selector("#replies input")
+            visit.locator("#replies label").last.click()
+            visit.wait_for_selector("#kept input")
+            assert faults_of(visit) == [], language
         browser.close()
     page.close()
 

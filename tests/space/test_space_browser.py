@@ -4,9 +4,6 @@ import concurrent.futures
 import io
 import json
 import re
-import shutil
-import subprocess
-import tarfile
 import threading
 from pathlib import Path
 from urllib.parse import urlencode
@@ -14,7 +11,8 @@ from urllib.parse import urlencode
 import httpx
 import pytest
 from PIL import Image
-from support.browsers import CHROMIUM
+from support.browsers import CHROMIUM, faults_of
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe
 from support.space_pages import endpoint, make_pipe, running
 
 from text_diffusers.space.parts.running import WORKER
@@ -23,9 +21,18 @@ from text_diffusers.space.parts.texts import TEXTS
 # Processes, servers and browsers take their time; continuous integration runs all of these.
 pytestmark = pytest.mark.slow
 
-AXE = "axe-core@4.14.1"
 TABS = ("write", "fill", "control", "compare", "corrupt", "laboratory")
+# Of other models: of each tab the button, and what is there when it has done
+OTHER_TABS = {
+    "chat": {"chat": ("#chat-run", "#chat-json")},
+    "two_levels": {"write": ("#write-run", "#write-json")},
+    "latents": {
+        "write": ("#write-run", "#write-json"),
+        "between": ("#between-run", "#between-json"),
+    },
+}
 FIRE = "window.__fired=1"
+LABELS = ["calm", "loud"]
 XSS = [
     f"<script>{FIRE}</script>",
     f"<img src=x onerror={FIRE}>",
@@ -326,41 +333,56 @@ def test_foreign_pages_get_no_answer_they_may_read(address):
     assert httpx.post(f"{address}/gradio_api/upload", files=large).status_code == 413
 
 
-@pytest.fixture(scope="session")
-def axe(tmp_path_factory):
-    """The script of axe-core, which checks what keyboards and screen readers need."""
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("there is no npm to fetch axe-core with")
-    folder = tmp_path_factory.mktemp("axe")
-    fetch = [npm, "pack", "--silent", AXE]
-    if subprocess.run(fetch, cwd=folder, capture_output=True, timeout=120).returncode:
-        pytest.skip(f"npm cannot fetch {AXE}")
-    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
-        return archive.extractfile("package/axe.min.js").read().decode()
+SIZES = pytest.mark.parametrize("size", [BROAD, NARROW], ids=["broad", "narrow"])
+LOCALES = pytest.mark.parametrize("locale", ["en-US", "ru-RU"])
 
 
-@pytest.mark.parametrize("size", [BROAD, NARROW], ids=["broad", "narrow"])
-def test_no_tab_has_a_serious_fault_for_keyboards_and_screen_readers(size, axe, address, visit):
+def visit_in_language(visit, url, size, locale):
+    """A page that has begun in the language of its visitor."""
+    page = visit(url, size, locale, motion="reduce")
+    page.wait_for_function("l => document.documentElement.lang === l", arg=locale[:2])
+    return page
+
+
+@SIZES
+@LOCALES
+def test_no_tab_has_a_serious_fault_for_keyboards_and_screen_readers(size, locale, address, visit):
     """With a result in each tab, and its settings unfolded."""
-    page = visit(address, size, motion="reduce")
-    page.evaluate(axe)
+    page = visit_in_language(visit, address, size, locale)
     for name in TABS:
         run_tab(page, name)
         for drawer in page.query_selector_all(f"#{name}-more > button"):
             drawer.click()
-        page.wait_for_timeout(300)
-        report = page.evaluate("axe.run()")
-        found = [
-            (fault["id"], node["html"])
-            for fault in report["violations"]
-            if fault["impact"] in ("serious", "critical")
-            for node in fault["nodes"]
-        ]
-        # Labels that name two things are only "incomplete" to axe.
-        doubled = [each for each in report["incomplete"] if each["id"] == "duplicate-id-aria"]
-        assert found == [] and doubled == [], name
-        assert len(report["passes"]) > 20
+        assert faults_of(page) == [], name
+
+
+def make_other(kind, tokenizer):
+    if kind == "latents":
+        return make_latent_pipe(tokenizer, make_latent_denoiser(num_classes=2), label_names=LABELS)
+    return make_pipe(kind, tokenizer)
+
+
+@pytest.fixture(scope="module", params=["chat", "two_levels", "latents"])
+def other(request, tokenizer):
+    """The kind and the address of a model with tabs of its own."""
+    with running(make_other(request.param, tokenizer)) as url:
+        yield request.param, url
+
+
+@SIZES
+@LOCALES
+def test_tabs_of_other_models_have_no_serious_fault_either(size, locale, other, visit):
+    kind, url = other
+    page = visit_in_language(visit, url, size, locale)
+    for name, (run, result) in OTHER_TABS[kind].items():
+        open_tab(page, name)
+        if name == "chat":
+            page.fill("#chat-message textarea", "w7 w8")
+        for drawer in page.query_selector_all(f"#{name}-more > button"):
+            drawer.click()
+        page.click(run)
+        page.wait_for_selector(result, state="visible")
+        assert faults_of(page) == [], name
 
 
 def test_every_control_of_the_first_screen_is_reached_by_the_keyboard(address, visit):
