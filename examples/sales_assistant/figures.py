@@ -14,7 +14,8 @@ Five replies to each conversation by
 - "invented": share of replies with money, in digits, that neither the facts nor the note have, or with a number that
   counts something else there: "2 years" for "2 days".
 - "another product": share of replies that name a kind of product, such as "kettle", of which the conversation does not
-  speak, or a brand without its kind.
+  speak.
+- "misnamed": share of replies with a brand that stands without its kind, or with another one.
 - "tone": share of replies whose tone a judge recognizes, TF-IDF and logistic regression on training replies.
 - "perplexity" is that of word trigrams, with Kneser-Ney smoothing, of other held-out replies than those that are asked
   for; facts are left out of both, so that nobody pays for a name.
@@ -61,6 +62,7 @@ COLUMNS = {
     "all_right": Column("all five right", ".3f"),
     "invented": Column("invented", ".3f"),
     "astray": Column("another product", ".3f"),
+    "misnamed": Column("misnamed", ".3f"),
     "tone": Column("tone", ".3f"),
     "perplexity": Column("perplexity", ".1f"),
     "different": Column("different", ".2f"),
@@ -126,28 +128,24 @@ def figures_of(
     right = [
         [is_right(pair, text) for text in own] for pair, own in zip(pairs, replies, strict=True)
     ]
-    invented = [
-        bool(unknown_amounts(text, [pair.note, *pair.facts]))
-        for pair, own in zip(pairs, replies, strict=True)
+    kinds = [kinds_of(pair.question) for pair in pairs]
+    written = [
+        (pair, spoken_of, text)
+        for pair, spoken_of, own in zip(pairs, kinds, replies, strict=True)
         for text in own
     ]
-    astray = [
-        is_astray
-        for pair, own in zip(pairs, replies, strict=True)
-        for is_astray in names_another_product(pair, own)
-    ]
-    tones = judges.tone.predict([text for own in replies for text in own])
-    plain = [
-        without_facts(text, pair.facts)
-        for pair, own in zip(pairs, replies, strict=True)
-        for text in own
-    ]
-    wanted = [pair.label for pair in pairs for _ in range(REPLIES)]
+    invented = [bool(unknown_amounts(text, [pair.note, *pair.facts])) for pair, _, text in written]
+    astray = [bool(kinds_of(text) - spoken_of) for _, spoken_of, text in written]
+    misnamed = [bool(misnamed_brands(text, pair.facts)) for pair, _, text in written]
+    tones = judges.tone.predict([text for _, _, text in written])
+    wanted = [pair.label for pair, _, _ in written]
+    plain = [without_facts(text, pair.facts) for pair, _, text in written]
     return {
         "right": float(np.mean(right)),
         "all_right": float(np.mean([all(own) for own in right])),
         "invented": float(np.mean(invented)),
         "astray": float(np.mean(astray)),
+        "misnamed": float(np.mean(misnamed)),
         "tone": float(np.mean(tones == np.array(wanted))),
         "perplexity": judges.language.judge(plain).perplexity,
         "different": float(np.mean([len(set(own)) for own in replies])),
@@ -159,14 +157,6 @@ def figures_of(
 def is_right(pair: Pair, reply: str) -> bool:
     """Whether every fact is in a reply, and no product has the price of another one."""
     return not missing_facts(reply, pair.facts) and not has_exchanged_prices(reply, pair.facts)
-
-
-def names_another_product(pair: Pair, replies: Sequence[str]) -> list[bool]:
-    """Of each reply, whether it takes a product for another one."""
-    spoken_of = kinds_of(pair.question)
-    return [
-        bool(kinds_of(text) - spoken_of or misnamed_brands(text, pair.facts)) for text in replies
-    ]
 
 
 def without_facts(text: str, facts: Sequence[str]) -> str:
@@ -300,7 +290,7 @@ def main(options: AssistantConfig):
     records["the team itself"] = {
         name: value
         for name, value in figures_of(pairs, real, judges).items()
-        if name in ("right", "all_right", "invented", "astray", "tone", "perplexity")
+        if name in ("right", "all_right", "invented", "astray", "misnamed", "tone", "perplexity")
     } | {"replies": real}
     report(options, pairs, records)
 
