@@ -137,7 +137,9 @@ def build_chat_tab(page: Page):
 
     all_runs = [running, entered, again]
     page.stop(stop, all_runs)
-    clear.click(lambda: ([], "", "", None), None, outputs, cancels=all_runs, **LIGHT)
+    # Gradio's own bin in the corner forgets the conversation, too, and not only what is shown of it.
+    for forget in (clear.click, shown.clear):
+        forget(lambda: ([], "", "", None), None, outputs, cancels=all_runs, **LIGHT)
 
 
 def chat_fields(page: Page) -> Fields:

@@ -133,6 +133,21 @@ def test_the_last_update_of_the_page_holds_the_reply_of_the_pipeline():
     assert save["visible"] and settings["message"] == "w7" and "talk" not in settings
 
 
+def test_the_bin_of_the_conversation_forgets_it_as_the_button_does():
+    blocks = build(make_pipe("chat"), "a model")
+    parts = {part.elem_id: part for part in blocks.blocks.values() if part.elem_id}
+    forgetting = [
+        function
+        for function in blocks.fns.values()
+        if {(parts["chat-clear"]._id, "click"), (parts["chat-texts"]._id, "clear")}
+        & {*function.targets}
+        and function.fn is not None
+    ]
+    assert len(forgetting) == 2
+    for function in forgetting:
+        assert function.fn() == ([], "", "", None) and len(function.outputs) == 4
+
+
 def test_a_scheduler_with_settings_of_its_own_is_kept():
     """The first of the named samplers would write by other rules than the model was published with."""
     page = make_page("chat")
