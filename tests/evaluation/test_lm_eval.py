@@ -403,7 +403,8 @@ def test_lm_eval_knows_the_model_by_its_name(pipe, tmp_path):
     assert get_model("text_diffusers") is TextDiffusersLM
     pipe.save_pretrained(tmp_path / "model")
     arguments = {"pretrained": str(tmp_path / "model"), "num_times": 16, "dtype": "float32"}
-    # Of few times a short text may have the same noise, and no error. lm-eval passes what its own command line has as strings.
+    # Of few times a short text may have the same noise, and no error.
+    # lm-eval passes what its own command line has as strings.
     loaded = TextDiffusersLM.create_from_arg_obj(arguments, {"batch_size": "3", "device": "cpu"})
     pair = ("the cat", " sat on")
     (value,) = log_likelihoods(TextDiffusersLM(pipe, num_times=16), pair)
