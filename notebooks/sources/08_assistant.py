@@ -2,7 +2,7 @@
 # # Module 8. An assistant for a sales team
 #
 # A customer writes; the team has a note with the facts. The assistant offers five replies that differ, in the tone that is
-# wanted, and **every fact in them is right**: a price that the note does not have cannot be written. You will
+# wanted, and **every fact is in them**: a price that the conversation does not have cannot be written in digits. You will
 #
 # 1. look at conversations of which it is known what a right reply must hold,
 # 2. train a small diffusion model on them for about a minute and a half: far too short, which is the point,
@@ -14,8 +14,8 @@
 # %% [markdown] lang="ru"
 # # Модуль 8. Помощник отдела продаж
 #
-# Покупатель пишет; у отдела есть записка с фактами. Помощник предлагает пять разных ответов в нужном тоне, и **каждый факт в них
-# верен**: цену, которой нет в записке, написать нельзя. Вы
+# Покупатель пишет; у отдела есть записка с фактами. Помощник предлагает пять разных ответов в нужном тоне, и **в каждом есть все
+# факты**: цену, которой нет в разговоре, цифрами не написать. Вы
 #
 # 1. посмотрите на разговоры, для которых известно, что должно быть в ответе,
 # 2. обучите на них маленькую диффузионную модель примерно за полторы минуты: слишком мало, в этом и смысл,
