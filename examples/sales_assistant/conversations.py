@@ -159,7 +159,7 @@ class ConversationWriter:
         if situation.tone != "brief":
             names.insert(0, "name")
         if self.language == "en":
-            names = [NAMES.get(name, name) for name in names]
+            names = [NAMES[name] if name in NAMES else name for name in names]
         return {
             "language": self.language,
             "customer": {"name": values["name"], "history": history},
