@@ -69,10 +69,14 @@ def misnamed_brands(text: str, facts: Sequence[str]) -> list[str]:
     """
     misnamed = []
     for word in re.findall(r"\w+", " ".join(facts)):
-        names = names_of_brands().get(word, [])
+        names = names_of_brands().get(word)
+        if names is None:
+            continue
+
+        # A sentence may begin with the kind.
         full_names = rf"\b(?:{'|'.join(map(re.escape, names))})"
-        named = len(re.findall(full_names, text, re.IGNORECASE))
-        if names and len(re.findall(rf"\b{word}\b", text)) > named:
+        num_named = len(re.findall(full_names, text, re.IGNORECASE))
+        if len(re.findall(rf"\b{word}\b", text)) > num_named:
             misnamed.append(word)
     return misnamed
 

@@ -375,11 +375,15 @@ def held_out_part(product_id: str, bodies: list[str]) -> str:
     """
     if product_id in HELD_OUT_PRODUCTS:
         return "product"
-    for body in bodies:
-        digest = sha256(f"{product_id} {body}".encode()).digest()
-        if int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32:
-            return "phrasing"
+    if any(is_held_out(f"{product_id} {body}") for body in bodies):
+        return "phrasing"
     return ""
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a text is among the `HELD_OUT_SHARE` of all texts that its hash picks, whatever the others are."""
+    digest = sha256(text.encode()).digest()
+    return int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
 def split(records: list[Record]) -> tuple[list[Record], list[Record]]:

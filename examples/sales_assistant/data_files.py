@@ -28,15 +28,15 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from conversations import HELD_OUT_SHARE, INTENTS, LANGUAGES, TONES, Record, missing_facts
+from conversations import INTENTS, LANGUAGES, TONES, Record, is_held_out, missing_facts
 
 from text_diffusers.common.validation import closest_name, did_you_mean, is_int
 from text_diffusers.data.messages import as_turns
-from text_diffusers.data.record_files import csv_records
+from text_diffusers.data.record_files import DELIMITERS, csv_records, find_delimiter
+from text_diffusers.data.text_files import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +112,7 @@ def flat(record: Record) -> dict[str, Any]:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    # Split at line feeds alone: a text may hold other ends of lines.
-    for number, line in enumerate(file_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         place = f"{path}, line {number}"
@@ -130,24 +129,11 @@ def without_none(value: Any) -> Any:
     return value
 
 
-def file_text(path: Path) -> str:
-    """The text of a file in UTF-8, with or without its mark at the beginning.
-
-    Raises:
-        ValueError: that names the file, if it is written otherwise.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} must be in UTF-8, got the byte {error.object[error.start]:#x} at {error.start}: save it so."
-        ) from error
-
-
 def csv_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     # The columns that must be there tell which mark stands between the columns.
-    header = re.split(r"[,;\t|]", file_text(path).partition("\n")[0])
-    has_messages = "messages" in [column.strip().strip('"') for column in header]
+    header = next(read_lines(path), "")
+    delimiter = find_delimiter(header, DELIMITERS[".csv"], ["messages"])
+    has_messages = "messages" in next(csv.reader([header], delimiter=delimiter), [])
     needed = ["messages"] if has_messages else ["question", "reply"]
 
     for number, row in csv_records(path, needed, "line"):
@@ -184,8 +170,7 @@ def completed(record: Record, language: str) -> Record:
     reply = record["messages"][-1]["content"]
     said = [value for value in values if value and not missing_facts(reply, [value])]
 
-    digest = sha256(json.dumps(record["messages"]).encode()).digest()
-    is_asked = int.from_bytes(digest[:4], "big") < HELD_OUT_SHARE * 2**32
+    is_asked = is_held_out(json.dumps(record["messages"]))
     return record | {
         "language": language,
         "note": record["note"] or "\n".join(lines),

@@ -11,10 +11,9 @@ BLANKS = " \u00a0\u202f"
 NUMBER = rf"[0-9]+(?:[{BLANKS},.][0-9]{{3}})*(?:[.,][0-9]{{1,2}})?(?![0-9])"
 LETTER = "A-Za-zА-Яа-яЁё"
 CURRENCIES = "$€£¥₽₴₸"
+MONEY = rf"[{CURRENCIES}][{BLANKS}]?{NUMBER}|{NUMBER}[{BLANKS}]?[{CURRENCIES}]"
 # Money, or a number with the word behind it, if there is one: "$1" is no part of "1 year", nor "2 days" of "2 years".
-AMOUNT = re.compile(
-    rf"[{CURRENCIES}][{BLANKS}]?{NUMBER}|{NUMBER}[{BLANKS}]?[{CURRENCIES}]|{NUMBER}(?:[ -][{LETTER}]+)?"
-)
+AMOUNT = re.compile(rf"{MONEY}|{NUMBER}(?:[ -][{LETTER}]+)?")
 # What replies are written of, beside numbers: with all of Unicode an automaton has ten times as many states.
 MARK = r" !-#%-/:-@\[-`{-~«»—–…№"
 ANYTHING = r"(?:.|\n)*"
@@ -97,11 +96,10 @@ def priced_facts(facts: Sequence[str]) -> list[tuple[str, str]]:
         >>> priced_facts(["Maria", "Drizzano", "$26", "Rukkona", "$75"])
         [('Drizzano', '$26'), ('Rukkona', '$75')]
     """
-    money = re.compile(rf"[{CURRENCIES}][{BLANKS}]?{NUMBER}|{NUMBER}[{BLANKS}]?[{CURRENCIES}]")
     return [
         (name, price)
         for name, price in zip(facts, facts[1:], strict=False)
-        if money.fullmatch(price) and not AMOUNT.search(name)
+        if re.fullmatch(MONEY, price) and not AMOUNT.search(name)
     ]
 
 

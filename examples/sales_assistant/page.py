@@ -14,7 +14,7 @@ from assistant import DRAWS, SalesAssistant
 from conversations import LANGUAGES, TONES, Record, as_pair, generate, split
 
 from text_diffusers import TextDiffusionPipeline
-from text_diffusers.space.parts.interface import preferred_language
+from text_diffusers.space.parts.interface import TELL_LANGUAGE, preferred_language
 from text_diffusers.space.parts.look import HEAD, theme
 from text_diffusers.training.config import check_options, option
 from text_diffusers.training.recipes import run
@@ -74,8 +74,6 @@ CSS = """
 /* Gradio's bin, which would empty the conversation and which no parameter hides */
 #chat .icon-button-wrapper { display: none; }
 """
-# A screen reader asks the document for the language that it is to speak.
-TELL_LANGUAGE = "(language) => { document.documentElement.lang = language; }"
 
 
 @dataclass

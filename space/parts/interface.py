@@ -18,6 +18,8 @@ from text_diffusers.space.parts.texts import LANGUAGES, say
 logger = logging.getLogger(__name__)
 
 KEPT_SECONDS = 3600  # for which results stay in memory
+# A screen reader asks the document for the language that it is to speak.
+TELL_LANGUAGE = "(language) => { document.documentElement.lang = language; }"
 
 # A key of `TEXTS`, or a function of the language.
 Words = str | Callable[[str], Any]
@@ -115,9 +117,7 @@ class Page:
             return [gr.update(**in_language(words, language)) for _, words in self._worded]
 
         self.language.change(reword, self.language, components, **LIGHT)
-        # A screen reader asks the document for the language that it is to speak.
-        tell = "(language) => { document.documentElement.lang = language; }"
-        self.language.change(None, self.language, None, js=tell, **LIGHT)
+        self.language.change(None, self.language, None, js=TELL_LANGUAGE, **LIGHT)
         # Results are kept as data, not as HTML, so that they can be said in another language.
         for draw, state, outputs in self.rendered:
             self.language.change(draw, [state, self.language], outputs, **LIGHT)

@@ -1,4 +1,4 @@
-"""A run as a file: its settling as GIF, its texts as PNG, and all that made them as JSON, which every tab has.
+"""A run as a file: its settling as GIF, its texts as PNG, and all that made them as JSON, which all writing tabs have.
 
 Files are made in memory and sent to the browser as text, so that nothing of a visitor comes onto the disk.
 """
@@ -15,7 +15,7 @@ import gradio as gr
 
 from text_diffusers.space.limits import Refusal
 from text_diffusers.space.parts.drawing import as_gif, as_png
-from text_diffusers.space.parts.interface import KEPT_SECONDS, LIGHT, Page
+from text_diffusers.space.parts.interface import KEPT_SECONDS, LIGHT, Fields, Page
 from text_diffusers.space.parts.links import plain
 from text_diffusers.space.parts.pieces import HIDDEN, color_map, settled_pieces
 from text_diffusers.space.parts.running import Run, texts_of
@@ -63,13 +63,9 @@ class SaveButtons:
 
     def __init__(self, page: Page, tab: str, run: gr.State, ends: bool):
         self.buttons = []
-        file = gr.Textbox(visible=False)
         for kind in KINDS:
-            button = page.button(f"save.{kind}", f"{tab}-{kind}", size="sm", visible=False)
             save = saver(page.served, tab, kind, ends)
-            saved = page.on(button.click, save, SaveRequest, {"run": run}, [file], **SAVING)
-            saved.success(None, file, None, js=DOWNLOAD, **LIGHT)
-            self.buttons.append(button)
+            self.buttons.append(save_button(page, tab, kind, save, SaveRequest, {"run": run}))
 
     def shown(self, is_shown: bool) -> list[dict]:
         """Updates of the buttons."""
@@ -100,14 +96,22 @@ class JsonButton:
     def __init__(
         self, page: Page, tab: str, last: gr.State, content: Callable[[Any], dict[str, Any]]
     ):
-        button = page.button("save.json", f"{tab}-json", size="sm", visible=False)
         settings = gr.State(None, time_to_live=KEPT_SECONDS)
-        file = gr.Textbox(visible=False)
         fields = {"result": last, "settings": settings}
         save = json_saver(page.served, tab, content)
-        saved = page.on(button.click, save, SaveJsonRequest, fields, [file], **SAVING)
-        saved.success(None, file, None, js=DOWNLOAD, **LIGHT)
+        button = save_button(page, tab, "json", save, SaveJsonRequest, fields)
         self.save = (button, settings)
+
+
+def save_button(
+    page: Page, tab: str, kind: str, save: Callable, request: type, fields: Fields
+) -> gr.Button:
+    """A button, out of sight, that calls `save(request, language)` and sends its file to the browser."""
+    button = page.button(f"save.{kind}", f"{tab}-{kind}", size="sm", visible=False)
+    file = gr.Textbox(visible=False)
+    saved = page.on(button.click, save, request, fields, [file], **SAVING)
+    saved.success(None, file, None, js=DOWNLOAD, **LIGHT)
+    return button
 
 
 def json_saver(

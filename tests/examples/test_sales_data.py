@@ -522,8 +522,12 @@ def test_what_is_nothing_in_json_is_left_out(tmp_path):
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path):
-    for name in ("mine.csv", "mine.jsonl"):
+    texts = {
+        "mine.csv": "question,reply\nСколько?,Много.",
+        "mine.jsonl": '{"question": "Сколько?", "reply": "Много."}',
+    }
+    for name, text in texts.items():
         path = tmp_path / name
-        path.write_bytes("question,reply\nСколько?,Много.".encode("cp1251"))
-        with pytest.raises(ValueError, match=f"{name} must be in UTF-8"):
+        path.write_bytes(text.encode("cp1251"))
+        with pytest.raises(ValueError, match=f"{name}, line [12]: not UTF-8 .*iconv"):
             read_records(path)
