@@ -226,6 +226,12 @@ def main(
             metrics = report_rows(estimate, rows, data.validation_documents)
         else:
             metrics = report_texts(config, data, distilled)
+        # The averaged weights are on the CPU.
+        teacher.cpu()
+        metrics["divergence"] = held_out_divergence(
+            model, steps, validation.rows, config.divergence, seed=config.seed
+        )
+        print(f"divergence         {metrics['divergence']:.3f} nats per token from the teacher")
         save_metrics(config, metrics)
         loop.log_pipeline(metrics)
     end_training(accelerator)

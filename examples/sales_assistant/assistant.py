@@ -5,11 +5,12 @@
 prints a conversation that no training has seen and five replies to it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from catalogue import names_of_brands
 from conversations import LANGUAGES, as_pair, generate, missing_facts, split
 from fact_patterns import fact_pattern
 
@@ -34,6 +35,8 @@ class SalesAssistant:
     Args:
         pipe: writes a reply from a source and a tone.
         num_inference_steps: of each reply.
+        forms: what stands in a reply for a fact, by the fact; of a brand the catalogue's full name, which Russian
+            declines. `None` takes those of the catalogue.
 
     Example:
         >>> from text_diffusers import TextDiffusionPipeline
@@ -41,10 +44,16 @@ class SalesAssistant:
         >>> SalesAssistant(pipe).replies("Customer: Anna ...", "formal", ["Anna", "$129"])  # doctest: +SKIP
     """
 
-    def __init__(self, pipe: Any, num_inference_steps: int = 32):
+    def __init__(
+        self,
+        pipe: Any,
+        num_inference_steps: int = 32,
+        forms: Mapping[str, Sequence[str]] | None = None,
+    ):
         self.pipe = with_sampler(pipe, SAMPLER)
         self.pipe.set_progress_bar_config(disable=True)
         self.num_inference_steps = num_inference_steps
+        self.forms = names_of_brands() if forms is None else forms
 
     def replies(
         self,
@@ -115,9 +124,12 @@ class SalesAssistant:
 
         # The model draws a length first: it must leave room for the facts and for what stands between them.
         patterns = [
-            fact_pattern(own, note, kept) for own, note in zip(facts, notes or sources, strict=True)
+            fact_pattern(own, note, kept, self.forms)
+            for own, note in zip(facts, notes or sources, strict=True)
         ]
-        rooms = [max(ROOM * self.num_tokens(own), self.num_tokens(kept)) for own in facts]
+        rooms = [
+            max(ROOM * self.num_tokens(self.longest(own)), self.num_tokens(kept)) for own in facts
+        ]
         texts = [""] * len(sources)
         for room in sorted(set(rooms)):
             places = [place for place, own in enumerate(rooms) if own == room]
@@ -132,6 +144,10 @@ class SalesAssistant:
             for place, text in zip(places, written, strict=True):
                 texts[place] = text
         return texts
+
+    def longest(self, facts: Sequence[str]) -> list[str]:
+        """The longest of what may stand for each fact."""
+        return [max(self.forms.get(fact, [fact]), key=len) for fact in facts]
 
     def num_tokens(self, parts: Sequence[str]) -> int:
         """Tokens of a text of these parts."""

@@ -110,7 +110,7 @@ SOUNDS = {
 LAST = {"en": ["", "", "n", "s", "x", "r"], "ru": ["", "", "н", "с", "кс", "р"]}
 MIDDLE_ENDS = 0.4
 # Of the products with a kind that is made up, and of these kinds those of two words
-MADE_UP_KINDS = 0.5
+MADE_UP_KINDS = 0.2
 TWO_WORDS = 0.3
 # Endings of an adjective in the three cases of Russian
 ADJECTIVES = {"masculine": ("ный", "ного", "ный"), "feminine": ("ная", "ной", "ную")}
@@ -119,7 +119,7 @@ DISCOUNTS = (5, 8, 10, 12, 15)
 
 
 def varied_catalogue(language: str, rng: random.Random) -> list[Product]:
-    """The products of the catalogue with brands and figures drawn anew, and half of them as kinds of no shop.
+    """The products of the catalogue with brands and figures drawn anew, and a fifth of them as kinds of no shop.
 
     A model that always meets the same forty kinds learns them by heart, and takes a new one for one of them. What is
     sold out stays so.

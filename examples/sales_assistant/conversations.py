@@ -99,7 +99,7 @@ def generate(language: str, count: int, seed: int = 0, varied: bool = False) -> 
     Args:
         language: "en" or "ru".
         varied: whether each conversation has a catalogue of its own, with the products of the true one, but other
-            brands, prices, stock, delivery and warranty, and half of the products as kinds that do not exist. A
+            brands, prices, stock, delivery and warranty, and a fifth of the products as kinds that do not exist. A
             model that always meets the true ones learns the catalogue by heart, and does not read the note.
 
     Returns:
@@ -303,10 +303,10 @@ class ConversationWriter:
         return self.fill(line, situation, case, rng)
 
     def lines(self, symbol: str, situation: Situation, case: str) -> list[str]:
-        """The phrases of a name: those for the case, or else for its intent, or else for all."""
+        """The phrases of a name: those for the case, or else for a part of it, or else for all."""
         table = self.phrases[situation.tone]
-        intent = case.partition(".")[0]
-        for name in (f"{symbol}.{case}", f"{symbol}.{intent}"):
+        for part in (case, *case.split(".")):
+            name = f"{symbol}.{part}"
             if name in table:
                 return table[name]
 

@@ -4,7 +4,7 @@ Amounts are what is written in digits: money, and other numbers with the noun be
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 # Thousands apart and cents, as in "2 990 ₽", "$1,299" or "€45.90"; blanks may be narrow or not breaking
 BLANKS = " \u00a0\u202f"
@@ -19,7 +19,16 @@ MARK = r" !-#%-/:-@\[-`{-~«»—–…№"
 ANYTHING = r"(?:.|\n)*"
 
 
-def fact_pattern(facts: Sequence[str], note: str = "", kept: Sequence[str] = ()) -> str:
+# A part of a pattern: a string, or several of which one is there
+Part = str | Sequence[str]
+
+
+def fact_pattern(
+    facts: Sequence[str],
+    note: str = "",
+    kept: Sequence[str] = (),
+    forms: Mapping[str, Sequence[str]] | None = None,
+) -> str:
     """A regular expression of texts that hold all facts, in any order, and no amount that is not known.
 
     Known are the amounts of the facts and of the note, so that no price can be invented, and "2 days" does not become
@@ -30,12 +39,18 @@ def fact_pattern(facts: Sequence[str], note: str = "", kept: Sequence[str] = ())
         facts: strings, such as names and prices.
         note: text whose amounts may be said.
         kept: strings that stand in the texts in this order, as words of their own, with anything between them.
+        forms: what stands for a fact, such as the cases of a name, by the fact; one of them is there, and may begin a
+            sentence.
 
     Example:
         >>> pattern = fact_pattern(["Anna", "$129"], note="warranty 2 years")
         >>> texts = ["Anna, it is $129.", "$129, Anna, and 2 years.", "Anna, $129, not $99.", "Only $129."]
         >>> [bool(re.fullmatch(pattern, text)) for text in texts]
         [True, True, False, False]
+        >>> pattern = fact_pattern(["Товира"], forms={"Товира": ["чайник «Товира»", "чайника «Товира»"]})
+        >>> texts = ["Чайник «Товира» ждёт.", "Цена чайника «Товира»", "Цена «Товира»"]
+        >>> [bool(re.fullmatch(pattern, text)) for text in texts]
+        [True, True, False]
     """
     amounts = sorted(
         {amount for text in (note, *facts) for amount in AMOUNT.findall(text)},
@@ -56,7 +71,9 @@ def fact_pattern(facts: Sequence[str], note: str = "", kept: Sequence[str] = ())
     # What is said of several products comes in its order, which is one demand and not one for each part of it.
     ordered = ordered_facts(facts)
     singles = [[fact] for fact in dict.fromkeys(facts) if fact not in ordered]
-    demands = [*singles, ordered] if ordered else singles
+    demands = [
+        [spellings(fact, forms or {}) for fact in demand] for demand in [*singles, ordered] if demand
+    ]
     ahead = [f"(?={in_order(parts)})" for parts in demands]
     ahead += [f"(?!{in_order(pair)})" for pair in wrong_orders(facts)]
     if kept:
@@ -64,12 +81,26 @@ def fact_pattern(facts: Sequence[str], note: str = "", kept: Sequence[str] = ())
     return "".join(ahead) + body
 
 
-def in_order(parts: Sequence[str]) -> str:
+def spellings(fact: str, forms: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """What may stand for a fact, also at the beginning of a sentence.
+
+    Example:
+        >>> spellings("Товира", {"Товира": ["чайник «Товира»"]}), spellings("$45", {})
+        (['чайник «Товира»', 'Чайник «Товира»'], ['$45'])
+    """
+    own = forms.get(fact)
+    if own is None:
+        return [fact]
+    return [*dict.fromkeys(spelt for form in own for spelt in (form, form[:1].upper() + form[1:]))]
+
+
+def in_order(parts: Sequence[Part]) -> str:
     """A pattern of the beginnings of texts that have these parts in this order, each as words of its own."""
     pattern = ""
     for number, part in enumerate(parts):
+        choices = [part] if isinstance(part, str) else part
         # A number that stands behind "5 " or before ".5" is a part of another one.
-        is_number = part[:1].isdigit()
+        is_number = any(choice[:1].isdigit() for choice in choices)
         if number == 0:
             before = r"[^\w ,.]|(?:^|\D)[ ,.]" if is_number else r"\W"
         else:
@@ -77,7 +108,8 @@ def in_order(parts: Sequence[str]) -> str:
             pattern += r"(?:[^\w,.]|[,.]\W)"
             before = r"[^\w ,.]|\D[ ,.]" if is_number else r"\W"
             pattern += "[ ,.]?" if is_number else ""
-        pattern += f"(?:{ANYTHING}(?:{before}))?{re.escape(part)}"
+        said = "|".join(map(re.escape, choices))
+        pattern += f"(?:{ANYTHING}(?:{before}))?(?:{said})"
     return rf"{pattern}(?:[^\w,.]|[,.](?:\D|\Z)|\Z)"
 
 

@@ -12,7 +12,7 @@ for new sentences.
 
 Each conversation to learn from has brands and figures of its own, and those that are held out have the catalogue's. A
 model that always meets the same ones learns the catalogue by heart, and knows nothing of a product that is new. For
-the same reason half of the products to learn from are of a kind that does not exist. `--varied false` lets training
+the same reason a fifth of the products to learn from are of a kind that does not exist. `--varied false` lets training
 have the catalogue, too.
 
 `--input mine.csv` writes a company's own conversations instead, see data_files.py: a twenty-fifth of them is held out.

@@ -135,7 +135,7 @@ def test_a_reply_can_be_phrased_in_hundreds_of_ways(language):
         table = read_phrases(language)[tone]
         ways = 1
         for symbol in ("opening", "body", "closing"):
-            names = (f"{symbol}.{case}", f"{symbol}.{case.partition('.')[0]}", symbol)
+            names = [f"{symbol}.{part}" for part in (case, *case.split("."))] + [symbol]
             ways *= len(set(next(table[name] for name in names if name in table)))
         assert ways >= (100 if tone == "brief" else 180), (tone, case)
 
@@ -278,7 +278,7 @@ def assistant_texts(record):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_catalogue_cannot_be_learned_by_heart(language, tmp_path):
-    """Training conversations share half their kinds of products with it, but neither brands nor figures."""
+    """Training conversations share most of their kinds of products with it, but neither brands nor figures."""
     main(DataOptions(language=language, count=1_500, output=str(tmp_path)))
     train, held_out = (read_records(path) for path in paths_of(str(tmp_path)))
     entries = [entry[language] for entry in read_catalogue()]
@@ -288,9 +288,9 @@ def test_a_catalogue_cannot_be_learned_by_heart(language, tmp_path):
 
     products = [record["product"] for record in train]
     assert len(set(products)) > 0.9 * len(train) and not names & set(products)
-    # Half of the kinds are made up, and hardly one of them is there twice.
+    # A fifth of the kinds are made up, and hardly one of them is there twice.
     made_up = [kind for kind in map(without_brand, products) if kind not in kinds]
-    assert 0.4 < len(made_up) / len(train) < 0.6
+    assert 0.15 < len(made_up) / len(train) < 0.25
     assert len(set(made_up)) > 0.8 * len(made_up)
     for record in train:
         assert not missing_facts(reply_of(record), record["facts"])
