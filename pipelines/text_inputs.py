@@ -285,6 +285,9 @@ def prepare_batch(
         rows = append_blanks(
             rows, starts, inputs.max_new_tokens, limits, end, generators, inputs.min_new_tokens
         )
+    elif limits.histogram is not None:
+        # A model of whole texts has seen nothing that goes on behind them, except what was cut.
+        rows = [row + end if len(row + end) <= limits.max_length else row for row in rows]
 
     # A masked LM never writes its end token, so every row has it from the beginning.
     if not limits.predicts_end:

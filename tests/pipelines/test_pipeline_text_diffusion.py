@@ -170,6 +170,41 @@ def test_no_gap_is_filled_with_the_end_of_a_text(pipe, tokenizer):
     assert (free.tokens[:, 1:] == tokenizer.eos_token_id).any()
 
 
+def test_a_model_of_whole_texts_fills_in_whole_texts(tokenizer):
+    """Exact for texts of one to three words: of those that begin with "the", only the ones of two words count."""
+    the, cat, sat = tokenizer("the cat sat")["input_ids"]
+    texts = {
+        (the,): 0.1,
+        (the, cat): 0.2,
+        (the, sat): 0.1,
+        (the, cat, sat): 0.05,
+        (the, sat, cat): 0.55,
+    }
+    rows = {(*text, tokenizer.eos_token_id): prob for text, prob in texts.items()}
+
+    class Exact(TableDenoiser):
+        def forward(self, input_ids, *args, positions=None, **kwargs):
+            probs = torch.zeros(*input_ids.shape, len(tokenizer), dtype=torch.float64)
+            for number, ids in enumerate(input_ids.tolist()):
+                for row, prob in rows.items():
+                    pairs = list(zip(ids[1:], row, strict=False))
+                    if all(known in (tokenizer.mask_token_id, true) for known, true in pairs):
+                        for place, (_, true) in enumerate(pairs):
+                            probs[number, 1 + place, true] += prob
+            return type("Output", (), {"logits": probs.log()[positions]})()
+
+    pipe = TextDiffusionPipeline(
+        tokenizer,
+        Exact(None, len(tokenizer)),
+        D3PMAbsorbingScheduler(tokenizer.mask_token_id),
+        lengths=[0, 10, 30, 60],
+    )
+    pipe.set_progress_bar_config(disable=True)
+    filled = pipe(text="the [MASK]", num_return_sequences=1000, generator=seeded(0)).texts
+    counts = np.array([filled.count("the cat"), filled.count("the sat")])
+    assert counts.sum() == 1000 and chi_square_passes(counts, np.array([2, 1]) / 3)
+
+
 def test_texts_have_the_lengths_of_a_stored_histogram(tokenizer):
     lengths = [0, 0, 300, 0, 0, 700]
     denoiser = make_denoiser(tokenizer)
