@@ -2,7 +2,8 @@
 
     python examples/sales_assistant/assistant.py --model runs/assistant --language en
 
-prints a conversation that no training has seen and five replies to it.
+prints a conversation that no training has seen and five replies to it; with `--conversations mine.csv` one of a
+company's own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 from catalogue import names_of_brands
-from conversations import LANGUAGES, as_pair, generate, missing_facts, split
+from conversations import LANGUAGES, as_pair, missing_facts
+from data_files import conversations_to_ask
 from fact_patterns import fact_pattern
 
 from text_diffusers import TextDiffusionPipeline
+from text_diffusers.common.validation import require
 from text_diffusers.guidance import RegexControl
 from text_diffusers.samplers import with_sampler
 from text_diffusers.training.config import check_options, option
@@ -160,7 +163,10 @@ class AssistantOptions:
 
     model: str = option("runs/assistant", "a folder of `train_d3pm.py --source_column source`")
     language: str = option("en", "en or ru", one_of=LANGUAGES)
-    conversation: int = option(0, "number of the held-out conversation", limit="at least 0")
+    conversations: str = option(
+        "", "a .jsonl or .csv file with the columns of data_files.py; empty for made-up ones"
+    )
+    conversation: int = option(0, "number of the one that is asked", limit="at least 0")
     num_replies: int = option(5, "replies", limit="at least 1")
     seed: int = option(0, "of the replies")
 
@@ -169,13 +175,19 @@ class AssistantOptions:
 
 
 def main(options: AssistantOptions):
-    pipe = TextDiffusionPipeline.from_pretrained(options.model)
-    _, held_out = split(generate(options.language, 2_000))
-    pair = as_pair(held_out[options.conversation])
+    records = conversations_to_ask(options.language, options.conversations)
+    last = len(records) - 1
+    require(
+        options.conversation <= last,
+        "conversation",
+        f"at most {last}, the last one",
+        options.conversation,
+    )
+    pair = as_pair(records[options.conversation])
+    assistant = SalesAssistant(TextDiffusionPipeline.from_pretrained(options.model))
     print(pair["source"])
     print()
 
-    assistant = SalesAssistant(pipe)
     replies = assistant.replies(
         pair["source"],
         pair["tone"],

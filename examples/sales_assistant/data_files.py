@@ -31,7 +31,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from conversations import INTENTS, LANGUAGES, TONES, Record, is_held_out, missing_facts
+from conversations import (
+    INTENTS,
+    LANGUAGES,
+    TONES,
+    Record,
+    generate,
+    is_held_out,
+    missing_facts,
+    split,
+)
 
 from text_diffusers.common.validation import closest_name, did_you_mean, is_int
 from text_diffusers.data.messages import as_turns
@@ -51,6 +60,8 @@ NOTE_LABELS = {
     "en": {"customer": "Customer", "product": "Product", "other": "Also"},
     "ru": {"customer": "Клиент", "product": "Товар", "other": "Ещё"},
 }
+# Of which some hundreds are held out
+NUM_MADE_UP = 2_000
 KNOWN_COLUMNS = (*COLUMNS, *CUSTOMER_COLUMNS, "question", "reply")
 
 
@@ -177,6 +188,28 @@ def completed(record: Record, language: str) -> Record:
         "facts": record["facts"] or said,
         "held_out": record["held_out"] or ("conversation" if is_asked else ""),
     }
+
+
+def conversations_to_ask(language: str, path: str = "") -> list[Record]:
+    """Conversations whose reply is to be written: those of a file, or made-up ones that are held out.
+
+    Args:
+        language: those of a file that name another are left out.
+        path: .jsonl or .csv; empty for made-up ones.
+
+    Raises:
+        ValueError: if the file has none.
+    """
+    if not path:
+        return split(generate(language, NUM_MADE_UP))[1]
+    found = [
+        completed(record, language) | {"tone": record["tone"] or TONES[0]}
+        for record in read_records(path)
+        if record["language"] in ("", language)
+    ]
+    if not found:
+        raise ValueError(f"`conversations` must hold some with language {language!r}, got {path}.")
+    return found
 
 
 def check_record(row: Mapping[str, Any], place: str) -> Record:

@@ -72,7 +72,9 @@ def fact_pattern(
     ordered = ordered_facts(facts)
     singles = [[fact] for fact in dict.fromkeys(facts) if fact not in ordered]
     demands = [
-        [spellings(fact, forms or {}) for fact in demand] for demand in [*singles, ordered] if demand
+        [spellings(fact, forms or {}) for fact in demand]
+        for demand in [*singles, ordered]
+        if demand
     ]
     ahead = [f"(?={in_order(parts)})" for parts in demands]
     ahead += [f"(?!{in_order(pair)})" for pair in wrong_orders(facts)]

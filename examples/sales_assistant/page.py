@@ -2,7 +2,8 @@
 
     python examples/sales_assistant/page.py --model_en runs/assistant_en --model_ru runs/assistant_ru
 
-opens http://127.0.0.1:7860. Either model may be left out: the page then speaks the other language only.
+opens http://127.0.0.1:7860. Either model may be left out: the page then speaks the other language only. The customers
+are made up, or those of a file: `--conversations mine.csv`.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from typing import Any
 import gradio as gr
 import torch
 from assistant import DRAWS, SalesAssistant
-from conversations import LANGUAGES, TONES, Record, as_pair, generate, split
+from conversations import LANGUAGES, TONES, Record, as_pair
+from data_files import conversations_to_ask
 
 from text_diffusers import TextDiffusionPipeline
 from text_diffusers.space.parts.interface import TELL_LANGUAGE, preferred_language
@@ -112,19 +114,17 @@ class Request:
     parts: list[str] = field(default_factory=list)
 
 
-def open_office(folder: str, language: str) -> Office:
-    """The model of a folder, and customers of all intents."""
-    _, held_out = split(generate(language, 2_000))
-    # One of each intent and product
-    seen = set()
-    records = []
-    for record in held_out:
-        kind = (record["intent"], record["product"])
-        if kind not in seen:
-            seen.add(kind)
-            records.append(record)
+def open_office(folder: str, language: str, conversations: str = "") -> Office:
+    """The model of a folder, and customers: those of a file, or made-up ones of all intents."""
+    records = conversations_to_ask(language, conversations)
+    if not conversations:
+        # One of each intent and product
+        kinds: dict[tuple[str, str], Record] = {}
+        for record in records:
+            kinds.setdefault((record["intent"], record["product"]), record)
+        records = [*kinds.values()][:NUM_CUSTOMERS]
     pipe = TextDiffusionPipeline.from_pretrained(folder)
-    return Office(SalesAssistant(pipe), records[:NUM_CUSTOMERS])
+    return Office(SalesAssistant(pipe), records)
 
 
 def build(offices: dict[str, Office]) -> gr.Blocks:
@@ -298,6 +298,9 @@ class PageOptions:
 
     model_en: str = option("", "folder of the English model; empty for none")
     model_ru: str = option("", "folder of the Russian model; empty for none")
+    conversations: str = option(
+        "", "a .jsonl or .csv file with the columns of data_files.py; empty for made-up customers"
+    )
     host: str = option("127.0.0.1", "0.0.0.0 lets other machines in")
     port: int = option(7860, "of the page", limit="at least 1")
 
@@ -311,7 +314,7 @@ def main(options: PageOptions):
     torch.set_grad_enabled(False)
     folders = {"en": options.model_en, "ru": options.model_ru}
     offices = {
-        language: open_office(folders[language], language)
+        language: open_office(folders[language], language, options.conversations)
         for language in LANGUAGES
         if folders[language]
     }

@@ -629,7 +629,10 @@ plt.show()
 # мало, наша лучше знает, как выглядят именно эти сообщения. Теперь сами заполнения:
 
 # %%
-mini = TextDiffusionPipeline(tokenizer, model, ConfidenceScheduler(MASK, temperature=0.0))
+# How many texts have 0, 1, 2, ... tokens: a pipeline that knows it takes what is to be filled in for a whole text.
+lengths = torch.bincount(((train != PAD).sum(dim=1) - 2)).tolist()
+surest_first = ConfidenceScheduler(MASK, temperature=0.0)
+mini = TextDiffusionPipeline(tokenizer, model, surest_first, lengths)
 mini.set_progress_bar_config(disable=True)
 GAPS = [
     "I [MASK] to go to the [MASK] tomorrow.",
@@ -646,18 +649,14 @@ for filled, other in zip(
     print(f"{filled:45} | {other}")
 
 # %% [markdown] lang="en"
-# It restores some gaps, but in the kept output one of each text stays blank. Every row of the training ended with the
-# mark of an end, and the row that is asked here ends with its last word: the model misses the mark and puts it into the
-# gap, where it is not shown. The pipeline has since ruled ends out in gaps, so that a new run writes a word there, or a
-# second question mark.
+# Every row of the training ended with the mark of an end, so the pipeline puts one behind the text that is asked here
+# and into no gap.
 #
 # Does it write? All masks, 24 steps back:
 
 # %% [markdown] lang="ru"
-# Часть пропусков она заполняет, но в сохранённом результате в каждом тексте один остался пустым. Каждая строка при
-# обучении заканчивалась меткой конца, а строка, о которой спрашивают здесь, заканчивается последним словом: модель не
-# находит метки и ставит её в пропуск, а на печати метка не видна. С тех пор пайплайн не ставит конец в пропуск, так что
-# при новом запуске там будет слово или второй вопросительный знак.
+# Каждая строка при обучении заканчивалась меткой конца, поэтому пайплайн ставит её после текста, о котором спрашивают,
+# а в пропуски не ставит никогда.
 #
 # А писать она умеет? Начнём с одних масок и сделаем 24 шага назад:
 

@@ -14,7 +14,8 @@ from support.sales import train_assistant
 ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "examples" / "sales_assistant"))
 
-from conversations import (  # noqa: E402 - the path above leads to them
+from catalogue import misnamed_brands, names_of_brands, read_catalogue  # noqa: E402 - the path above
+from conversations import (  # noqa: E402
     as_pair,
     generate,
     missing_facts,
@@ -153,6 +154,24 @@ def test_facts_may_come_in_any_order(order):
         assert not re.fullmatch(pattern, f"So {', '.join(order)}.".replace(fact, "three"))
 
 
+def test_a_name_stands_in_one_of_its_cases():
+    """The replies of the team, with the brands of the facts; and the same replies with another kind, or without."""
+    found = 0
+    kinds = {own["ru"]["brand"]: own["ru"]["name"] for own in read_catalogue()}
+    for record in generate("ru", 300):
+        pair = as_pair(record)
+        pattern = fact_pattern(pair["facts"], pair["note"], forms=names_of_brands())
+        assert re.fullmatch(pattern, pair["reply"]), pair["reply"]
+        brand = next(fact for fact in pair["facts"] if fact in kinds)
+        for form in names_of_brands()[brand]:
+            for wrong in (f"«{brand}»", f"кашпо «{brand}»", form.replace(brand, f"{brand}а")):
+                changed = pair["reply"].replace(form, wrong)
+                found += changed != pair["reply"]
+                if changed != pair["reply"]:
+                    assert not re.fullmatch(pattern, changed), changed
+    assert found > 300
+
+
 @pytest.fixture(scope="module", params=["en", "ru"])
 def office(request, tmp_path_factory):
     """An assistant that has learned nothing, and its customers."""
@@ -174,6 +193,7 @@ def test_a_model_that_has_learned_nothing_says_the_facts_and_no_other_number(off
     )
     for pair, reply in zip(asked, replies, strict=True):
         assert missing_facts(reply, pair["facts"]) == []
+        assert not misnamed_brands(reply, pair["facts"])
         assert not unknown_amounts(reply, f"{pair['source']} {' '.join(pair['facts'])}")
     varied = assistant.replies(asked[0]["source"], asked[0]["tone"], asked[0]["facts"], count=3)
     assert len(set(varied)) == 3

@@ -35,7 +35,7 @@ from conversations import (  # noqa: E402
     split,
     with_note,
 )
-from data_files import check_record, completed, read_records, write_records  # noqa: E402
+from data_files import check_record, completed, conversations_to_ask, read_records, write_records  # noqa: E402
 from make_data import DataOptions, main, paths_of  # noqa: E402
 
 from text_diffusers.data.sources import (  # noqa: E402
@@ -508,6 +508,25 @@ def test_conversations_of_a_company_become_pairs(tmp_path):
     assert pair["facts"] == ["Zoë", "€45.90"]
     assert pair["source"].endswith("Say: Zoë, €45.90.")
     assert pairs["Soon."]["facts"] == [] and pairs["Soon."]["note"] == ""
+
+
+def test_the_assistant_is_asked_about_conversations_of_a_file(tmp_path):
+    """Each in its language; a tone that is left out is the first one."""
+    path = tmp_path / "mine.csv"
+    path.write_text(
+        "question,reply,language,tone,price\nHow much?,It is $45.,en,brief,$45\n"
+        "Сколько?,Стоит 45 ₽.,ru,,45 ₽\nAnd now?,Yes.,,,\n",
+        encoding="utf-8",
+    )
+    english = conversations_to_ask("en", str(path))
+    assert [record["tone"] for record in english] == ["brief", "formal"]
+    assert [record["facts"] for record in english] == [["$45"], []]
+    (russian,) = conversations_to_ask("ru", str(path))[:1]
+    assert russian["note"] == "Товар: 45 ₽." and russian["tone"] == "formal"
+
+    path.write_text("question,reply,language\nHow much?,It is $45.,en\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="`conversations` must hold some with language 'ru'"):
+        conversations_to_ask("ru", str(path))
 
 
 def test_what_is_nothing_in_json_is_left_out(tmp_path):
