@@ -630,7 +630,7 @@ plt.show()
 
 # %%
 # How many texts have 0, 1, 2, ... tokens: a pipeline that knows it takes what is to be filled in for a whole text.
-lengths = torch.bincount(((train != PAD).sum(dim=1) - 2)).tolist()
+lengths = torch.bincount((train != PAD).sum(dim=1) - 2).tolist()
 surest_first = ConfidenceScheduler(MASK, temperature=0.0)
 mini = TextDiffusionPipeline(tokenizer, model, surest_first, lengths)
 mini.set_progress_bar_config(disable=True)
