@@ -90,7 +90,7 @@ browser:  ## Chromium for the tests of the Space, which are skipped without it, 
 		|| echo "no Chromium: the tests in a browser will be skipped"
 
 test-slow: $(VENV)/dev.installed  ## the rest; SLOW_TESTS=folders or files of it
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(TEST_WORKERS) --dist worksteal $(SLOW_TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n $(TEST_WORKERS) --dist worksteal --durations 20 $(SLOW_TESTS)
 
 lowest:  ## help, a text and a short training with the oldest versions that setup.py allows, in .venv-lowest: minutes
 	PYTHON=$(PYTHON) .ci/lowest
