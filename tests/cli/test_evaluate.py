@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SENTENCES, make_denoiser, slow
+from datasets import Dataset
+from diffusers import BlockRefinementScheduler
 from peft import LoraConfig, get_peft_model_state_dict
 from support.command_line import generators, refused, run
 from support.doc_blocks import blocks_of, run_shell, tidy
 from support.embedding_pipes import make_embedding_pipe
-from support.latent_pipes import make_latent_pipe
+from support.latent_pipes import make_latent_denoiser, make_latent_pipe
 from support.masked_lms import wordpiece_tokenizer
 from support.two_level_pipes import make_two_level
 from transformers import BertConfig, BertModel
@@ -30,7 +32,15 @@ from text_diffusers.cli.evaluation.text_bounds import (
     report,
     spread,
 )
-from text_diffusers.evaluation import distinct_n, evaluate_likelihood, token_entropy
+from text_diffusers.data.latent_rows import with_encoder_columns
+from text_diffusers.data.rows import tokenize
+from text_diffusers.evaluation import (
+    distinct_n,
+    estimate_latent_bound,
+    evaluate_likelihood,
+    hold_out_latents,
+    token_entropy,
+)
 from text_diffusers.evaluation.distances import sentence_embeddings, text_distances
 from text_diffusers.evaluation.judges import WordNgramJudge, text_figures
 from text_diffusers.evaluation.protocols import wrap_texts, wrapped_likelihood
@@ -294,7 +304,7 @@ def test_a_judge_from_which_the_model_was_made_is_warned_of(model, real):
 
 
 @pytest.mark.parametrize("kind", ["embeddings", slow("codes"), slow("latents")])
-def test_every_family_is_evaluated_and_one_without_a_bound_says_so(tokenizer, kind, tmp_path):
+def test_every_family_is_evaluated(tokenizer, kind, tmp_path):
     make = {"embeddings": make_embedding_pipe, "codes": make_two_level, "latents": make_latent_pipe}
     noise = {"num_train_timesteps": 50} if kind == "embeddings" else {}
     make[kind](tokenizer, **noise).save_pretrained(tmp_path / "model")
@@ -303,12 +313,53 @@ def test_every_family_is_evaluated_and_one_without_a_bound_says_so(tokenizer, ki
     writing = ["--generate", 3, "--num-inference-steps", 2]
     found = measured(*words, *writing)
     assert found["written"]["num_texts"] == 3 and found["real"]["num_texts"] == 2
-    if kind == "latents":
-        assert "nats_per_token" not in found and "estimate_latent_bound" in found["no_bound"]
-        assert "bound              none: " in run("evaluate", *words, *writing).stdout
-        assert "estimate_latent_bound" in refused("evaluate", *words)
-    else:
-        assert found["nats_per_token"] > 0 and "no_bound" not in found
+    assert found["nats_per_token"] > 0 and "no_bound" not in found
+
+
+@pytest.mark.parametrize("label_names", [None, ["sad", "glad"]])
+def test_the_bound_of_latents_is_that_of_the_program(tokenizer, label_names):
+    """Of all tokens of two texts and their ends; labels change it."""
+    denoiser = make_latent_denoiser(num_classes=None if label_names is None else 2)
+    pipe = make_latent_pipe(tokenizer, denoiser, label_names=label_names)
+    texts = ["the cat", "a dog sat on the mat"]
+    labels = None if label_names is None else [1, 0]
+    found = evaluate_texts(pipe, texts, labels=labels, num_times=5, seed=3)
+
+    rows = tokenize(Dataset.from_dict({"text": texts}), tokenizer, length=24, packing=False)
+    rows = with_encoder_columns(rows, tokenizer, tokenizer, length=24)
+    if labels is not None:
+        rows = rows.add_column("label", labels)
+    bounds = []
+    for seed in (3, 4):
+        held_out = hold_out_latents(pipe.autoencoder, rows, seed)
+        bounds.append(estimate_latent_bound(pipe.denoiser, pipe.scheduler, held_out, seed, 5).bound)
+    assert found.nats_per_token == pytest.approx(sum(bounds) / 2, rel=1e-5)
+    assert found.standard_error == pytest.approx(abs(bounds[0] - bounds[1]) / 2, rel=1e-3)
+
+    num_tokens = sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts)
+    num_characters = sum(len(text) + 1 for text in texts)
+    assert (found.num_tokens, found.num_characters) == (num_tokens, num_characters)
+    bits = found.nats_per_token * num_tokens / num_characters / math.log(2)
+    assert found.bits_per_character == pytest.approx(bits)
+    if labels is not None:
+        other = evaluate_texts(pipe, texts, labels=[0, 1], num_times=5, seed=3)
+        assert other.nats_per_token != found.nats_per_token
+    with pytest.raises(ValueError, match="`source_column` must be left out: the bound of latents"):
+        evaluate_texts(pipe, texts, sources=texts)
+
+
+def test_a_pipeline_without_a_bound_says_so(pipe, tmp_path):
+    """One that writes by a scheduler of diffusers."""
+    pipe.scheduler = BlockRefinementScheduler()
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("the cat\na dog sat\n")
+    words = [tmp_path / "model", "--dataset", tmp_path / "texts.txt"]
+    writing = ["--generate", 3, "--num-inference-steps", 2]
+    found = measured(*words, *writing)
+    reason = "`model` must have a scheduler with a bound, got BlockRefinementScheduler."
+    assert found["written"]["num_texts"] == 3 and found["no_bound"] == reason
+    assert f"bound              none: {reason}" in run("evaluate", *words, *writing).stdout
+    assert reason in refused("evaluate", *words)
 
 
 # Rows of joined texts

@@ -1,19 +1,24 @@
 """Bounds of texts under a pipeline of any kind, beside the entropy of the token frequencies."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from datasets import Dataset, disable_progress_bars
 
+from text_diffusers.common.plain_text import encode_plain
+from text_diffusers.common.token_ids import start_ids
 from text_diffusers.common.validation import require
 from text_diffusers.data.code_rows import text_rows
 from text_diffusers.data.labels import number_labels
+from text_diffusers.data.latent_rows import with_encoder_columns
 from text_diffusers.data.rows import encode_texts, tokenize
 from text_diffusers.data.sources import find_conversations, load_conversations, load_documents
 from text_diffusers.data.tokenizers import check_script
 from text_diffusers.evaluation.estimates import count_tokens
+from text_diffusers.evaluation.latent_bounds import estimate_latent_bound, hold_out_latents
 from text_diffusers.evaluation.likelihood import (
     Likelihood,
     check_has_bound,
@@ -27,6 +32,10 @@ from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
 # What would have to be drawn again to see a standard error
 OF_NOISE = "of other noise, for the same texts"
 OF_TEXTS = "of other texts from the same source, and other noise"
+# Draws of latents and noise, by which the error of a bound of latents is told
+LATENT_DRAWS = 2
+# exp() of more is no number of Python's.
+LARGEST_EXPONENT = 700.0
 # Why it cannot be seen
 ONE_TIME = "unknown: at one random time a text nothing is drawn twice, `--num-times 2` does so"
 ONE_TEXT = "unknown: a single text says nothing of others"
@@ -110,11 +119,11 @@ def evaluate_texts(
     messages: Sequence[Any] | None = None,
     accelerator: Any = None,
 ) -> Evaluation:
-    """The bound of texts under a pipeline of tokens, of word embeddings or of codes.
+    """The bound of texts under a pipeline of tokens, word embeddings, codes or latents.
 
     Args:
-        labels: of a model that was trained with labels, one a text. No condition is of codes.
-        num_times: random times a text; the error needs two at least.
+        labels: of a model that was trained with labels, one a text. Codes have no condition, and latents no other.
+        num_times: random times a text; the error needs two at least. Of latents, even times, two at least.
         batch_size: noisy texts in one call of the model.
         seed: of the noise.
         progress: show a bar, where there is one.
@@ -138,15 +147,19 @@ def evaluate_texts(
         "prompt_column": prompts,
         "dataset": messages,
     }
-    if pipe.kind != "codes":
+    if pipe.kind not in ("codes", "latents"):
         given = dict(class_labels=labels, sources=sources, prompts=prompts, messages=messages)
         return bound_of_texts(pipe, texts, given, progress=progress, **options)
+    if pipe.kind == "latents":
+        conditions.pop("label_column")
     for option, values in conditions.items():
         if values is not None:
             raise ValueError(
-                f"`{option}` must be left out: the bound of a two-level pipeline is of texts alone."
+                f"`{option}` must be left out: the bound of {pipe.kind} is of texts alone."
             )
-    return bound_of_codes(pipe, texts, **options)
+    if pipe.kind == "codes":
+        return bound_of_codes(pipe, texts, **options)
+    return bound_of_latents(pipe, texts, labels, num_times, seed)
 
 
 def evaluate_wrapped(
@@ -168,6 +181,8 @@ def evaluate_wrapped(
         ValueError: if the pipeline has no such bound, or a row does not fit.
     """
     check_bound_exists(pipe)
+    if pipe.kind == "latents":
+        raise ValueError("`wrap` must be left out: the bound of latents is of single texts.")
     options: Any = {"batch_size": batch_size, "seed": seed, "accelerator": accelerator}
     if pipe.kind != "codes":
         likelihood = wrapped_likelihood(pipe, wrapped, num_times, progress=progress, **options)
@@ -201,7 +216,7 @@ def check_bound_exists(pipe: Any):
         raise ValueError(
             f"`model` must have a scheduler with a bound, got {type(pipe.scheduler).__name__}."
         )
-    if pipe.kind != "codes":
+    if pipe.kind not in ("codes", "latents"):
         check_has_bound(pipe, has_sources=False)
 
 
@@ -269,7 +284,16 @@ def bound_of_codes(pipe: Any, texts: list[str], num_times: int, **options: Any) 
     padded = tokenize(Dataset.from_dict({"text": texts}), pipe.tokenizer, length + 1, packing=False)
     rows = text_rows(padded, pipe.tokenizer, length, packed=False)
 
-    # Characters of the texts as far as they were evaluated, and one for each end: a text that was cut has none
+    return evaluation_of_codes(
+        pipe, rows, counts_of_texts(pipe, texts, length), num_times, **options
+    )
+
+
+def counts_of_texts(pipe: Any, texts: list[str], length: int) -> dict[str, int]:
+    """Numbers of texts, of their characters and bytes, and of texts that rows of `length` tokens cut.
+
+    Characters are those of the texts as far as they were evaluated, and one for each end: a cut text has none.
+    """
     evaluated = []
     num_truncated = 0
     for text, ids in zip(texts, encode_texts(pipe.tokenizer, texts), strict=True):
@@ -278,13 +302,49 @@ def bound_of_codes(pipe: Any, texts: list[str], num_times: int, **options: Any) 
             num_truncated += 1
         evaluated.append(text)
     num_ends = len(texts) - num_truncated
-    counts = {
+    return {
         "num_texts": len(texts),
         "num_characters": sum(map(len, evaluated)) + num_ends,
         "num_bytes": sum(len(text.encode()) for text in evaluated) + num_ends,
         "num_truncated": num_truncated,
     }
-    return evaluation_of_codes(pipe, rows, counts, num_times, **options)
+
+
+def bound_of_latents(
+    pipe: Any, texts: list[str], labels: Sequence[int] | None, num_times: int, seed: int
+) -> Evaluation:
+    """By `estimate_latent_bound`, of latents and noise that are drawn twice."""
+    # 1. Each text in the tokens of the decoder, with its start and its end, and in those of the encoder
+    num_start = len(start_ids(pipe.tokenizer))
+    longest = max(len(ids) + 1 for ids in encode_texts(pipe.tokenizer, texts))
+    length = min(longest, pipe.max_length - num_start)
+    rows: Any = tokenize(
+        Dataset.from_dict({"text": texts}), pipe.tokenizer, length + num_start, packing=False
+    )
+    readings = encode_plain(pipe.encoder_tokenizer, texts, with_ends=True)
+    reading = max(len(ids) for ids in readings)
+    limit = pipe.autoencoder.longest_source or reading
+    rows = with_encoder_columns(rows, pipe.tokenizer, pipe.encoder_tokenizer, min(reading, limit))
+    if labels is not None:
+        rows = rows.add_column("label", list(labels))
+
+    # 2. The bound and its spread
+    bounds = []
+    num_tokens = 0
+    for draw in range(LATENT_DRAWS):
+        held_out = hold_out_latents(pipe.autoencoder, rows, seed + draw)
+        found = estimate_latent_bound(
+            pipe.denoiser, pipe.scheduler, held_out, seed + draw, num_times
+        )
+        bounds.append(found.bound)
+        num_tokens = held_out.tokens
+    # Latents without noise have no density, and their bound is infinite.
+    is_finite = all(map(math.isfinite, bounds))
+    error = statistics.stdev(bounds) / math.sqrt(LATENT_DRAWS) if is_finite else None
+    counts = counts_of_texts(pipe, texts, length)
+    return evaluation_of_bound(
+        sum(bounds) / len(bounds), error, OF_NOISE, unigram_entropy(rows), num_tokens, counts
+    )
 
 
 def evaluation_of_codes(
@@ -301,18 +361,38 @@ def evaluation_of_codes(
     # With several times a text, its draws count as texts of their own in the error.
     each = "" if num_times == 1 else f", each of these counting as {num_times} texts"
     error = known_or_none(estimate.standard_error)
-    perplexity = math.exp(estimate.bound)
+    error_is = ONE_TEXT if error is None else OF_TEXTS + each
+    return evaluation_of_bound(
+        estimate.bound, error, error_is, unigram_entropy(rows), num_tokens, counts
+    )
+
+
+def evaluation_of_bound(
+    bound: float,
+    error: float | None,
+    error_is: str,
+    unigrams: float,
+    num_tokens: int,
+    counts: dict[str, int],
+) -> Evaluation:
+    """The figures of a bound in nats per token.
+
+    Args:
+        unigrams: entropy of the frequencies of the tokens, in nats.
+        counts: as of `counts_of_texts`.
+    """
+    perplexity = math.exp(bound) if bound < LARGEST_EXPONENT else math.inf
     # Nats per token in bits per character and per byte
     bits_per_character = num_tokens / math.log(2) / counts["num_characters"]
     bits_per_byte = num_tokens / math.log(2) / counts["num_bytes"]
     return Evaluation(
-        nats_per_token=estimate.bound,
+        nats_per_token=bound,
         standard_error=error,
-        error_is=ONE_TEXT if error is None else OF_TEXTS + each,
-        unigram_entropy=unigram_entropy(rows),
+        error_is=error_is,
+        unigram_entropy=unigrams,
         perplexity=perplexity,
-        bits_per_character=bits_per_character * estimate.bound,
-        bits_per_byte=bits_per_byte * estimate.bound,
+        bits_per_character=bits_per_character * bound,
+        bits_per_byte=bits_per_byte * bound,
         num_texts=counts["num_texts"],
         num_tokens=num_tokens,
         num_characters=counts["num_characters"],
