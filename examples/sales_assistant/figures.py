@@ -80,7 +80,7 @@ class AssistantConfig:
     model: str = option("runs/assistant", "the trained diffusion model")
     dataset: str = option("data/sales", "folder of `make_data.py --pairs true`")
     num_conversations: int = option(500, "held-out conversations", limit="at least 1")
-    num_inference_steps: int = option(32, "of a reply", limit="at least 1")
+    num_inference_steps: int = option(64, "of a reply", limit="at least 1")
     autoregressive_minutes: float = option(8.0, "of the CPU in its training", limit="above 0")
     autoregressive_batch_size: int = option(16, "rows of a step", limit="at least 1")
     seed: int = option(0, "of all draws")
