@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import SENTENCES, make_denoiser, slow
 from datasets import Dataset
-from diffusers import BlockRefinementScheduler
+from diffusers import BlockRefinementScheduler, FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig, get_peft_model_state_dict
 from support.command_line import generators, refused, run
 from support.doc_blocks import blocks_of, run_shell, tidy
@@ -318,34 +318,55 @@ def test_every_family_is_evaluated(tokenizer, kind, tmp_path):
 
 @pytest.mark.parametrize("label_names", [None, ["sad", "glad"]])
 def test_the_bound_of_latents_is_that_of_the_program(tokenizer, label_names):
-    """Of all tokens of two texts and their ends; labels change it."""
+    """Of all tokens of three texts and their ends, the last one without a label."""
     denoiser = make_latent_denoiser(num_classes=None if label_names is None else 2)
     pipe = make_latent_pipe(tokenizer, denoiser, label_names=label_names)
-    texts = ["the cat", "a dog sat on the mat"]
-    labels = None if label_names is None else [1, 0]
-    found = evaluate_texts(pipe, texts, labels=labels, num_times=5, seed=3)
+    texts = ["the cat", "a dog sat on the mat", "she was late"]
+    labels = None if label_names is None else ["glad", 0, None]
+    found = evaluate_texts(pipe, texts, labels=labels, num_times=2, seed=3)
 
     rows = tokenize(Dataset.from_dict({"text": texts}), tokenizer, length=24, packing=False)
     rows = with_encoder_columns(rows, tokenizer, tokenizer, length=24)
     if labels is not None:
-        rows = rows.add_column("label", labels)
+        rows = rows.add_column("label", [1, 0, 2])
     bounds = []
     for seed in (3, 4):
         held_out = hold_out_latents(pipe.autoencoder, rows, seed)
-        bounds.append(estimate_latent_bound(pipe.denoiser, pipe.scheduler, held_out, seed, 5).bound)
+        bounds.append(estimate_latent_bound(pipe.denoiser, pipe.scheduler, held_out, seed).bound)
     assert found.nats_per_token == pytest.approx(sum(bounds) / 2, rel=1e-5)
     assert found.standard_error == pytest.approx(abs(bounds[0] - bounds[1]) / 2, rel=1e-3)
+    once = evaluate_texts(pipe, texts, labels=labels, num_times=1, seed=3)
+    assert once.nats_per_token == pytest.approx(bounds[0], rel=1e-5) and once.standard_error is None
 
     num_tokens = sum(len(tokenizer(text)["input_ids"]) + 1 for text in texts)
     num_characters = sum(len(text) + 1 for text in texts)
     assert (found.num_tokens, found.num_characters) == (num_tokens, num_characters)
     bits = found.nats_per_token * num_tokens / num_characters / math.log(2)
     assert found.bits_per_character == pytest.approx(bits)
-    if labels is not None:
-        other = evaluate_texts(pipe, texts, labels=[0, 1], num_times=5, seed=3)
-        assert other.nats_per_token != found.nats_per_token
-    with pytest.raises(ValueError, match="`source_column` must be left out: the bound of latents"):
-        evaluate_texts(pipe, texts, sources=texts)
+
+
+def test_what_the_bound_of_latents_cannot_be_of_is_refused(tokenizer):
+    texts = ["the cat", "a dog"]
+    pipe = make_latent_pipe(tokenizer)
+    for name in ("labels", "sources", "prompts"):
+        with pytest.raises(
+            ValueError, match="must be left out: the bound of latents is of texts alone"
+        ):
+            evaluate_texts(pipe, texts, **{name: [0, 0]})
+    wrapped = wrap_texts(REAL, tokenizer, 16, max_rows=7)
+    with pytest.raises(ValueError, match="`wrap` and `zero_shot` must be left out"):
+        evaluate_wrapped(pipe, wrapped)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="must have a scheduler with a bound, got FlowMatchEuler"):
+        evaluate_texts(pipe, texts)
+
+
+def test_the_bound_of_latents_without_noise_is_infinite(tokenizer):
+    pipe = make_latent_pipe(tokenizer, regularization="noise", noise_scale=0.0)
+    found = evaluate_texts(pipe, ["the cat", "a dog"], num_times=2)
+    assert found.nats_per_token == math.inf and found.standard_error is None
+    assert found.error_is.startswith("unknown: the bound is infinite")
+    assert found.record()["perplexity"] is None
 
 
 def test_a_pipeline_without_a_bound_says_so(pipe, tmp_path):

@@ -38,7 +38,10 @@ MaxTexts = Annotated[
 
 # How closely the bound is estimated
 NumTimes = Annotated[
-    int, typer.Option(min=1, help="random times a text; more make the error smaller")
+    int,
+    typer.Option(
+        min=1, help="random times a text, of latents draws of these; more make the error smaller"
+    ),
 ]
 NoisyBatch = Annotated[int, typer.Option(min=1, help="texts in one call of the model")]
 

@@ -23,22 +23,24 @@ from text_diffusers.evaluation.likelihood import (
     Likelihood,
     check_has_bound,
     evaluate_likelihood,
+    label_ids,
+    one_each,
     unigram_entropy,
 )
 from text_diffusers.evaluation.protocols.wrapped_rows import WrappedRows, wrapped_likelihood
 from text_diffusers.evaluation.two_level import estimate_two_level_bound
+from text_diffusers.pipelines.latent_diffusion.latent_components import is_prior
 from text_diffusers.schedulers.scheduling_d3pm import D3PMScheduler
 
 # What would have to be drawn again to see a standard error
 OF_NOISE = "of other noise, for the same texts"
 OF_TEXTS = "of other texts from the same source, and other noise"
-# Draws of latents and noise, by which the error of a bound of latents is told
-LATENT_DRAWS = 2
-# exp() of more is no number of Python's.
+# exp() of more overflows a float.
 LARGEST_EXPONENT = 700.0
 # Why it cannot be seen
 ONE_TIME = "unknown: at one random time a text nothing is drawn twice, `--num-times 2` does so"
 ONE_TEXT = "unknown: a single text says nothing of others"
+NO_DENSITY = "unknown: the bound is infinite, since latents without noise have no density"
 
 
 @dataclass
@@ -62,7 +64,8 @@ class Evaluation:
     Attributes:
         nats_per_token: the bound, divided by `num_tokens`, the tokens that the pipeline writes, ends included.
         standard_error: of it, `None` if it is unknown, as all errors; `error_is` says what would have to be drawn
-            again, or why: of tokens and embeddings the noise alone, of codes the texts as well.
+            again, or why: of tokens and embeddings the noise alone, of latents these and the noise, of codes the texts
+            as well.
         unigram_entropy: nats per token of the frequencies of the same tokens, the best bound of a model that ignores
             context and knows these frequencies.
         perplexity: exp(`nats_per_token`).
@@ -122,8 +125,9 @@ def evaluate_texts(
     """The bound of texts under a pipeline of tokens, word embeddings, codes or latents.
 
     Args:
-        labels: of a model that was trained with labels, one a text. Codes have no condition, and latents no other.
-        num_times: random times a text; the error needs two at least. Of latents, even times, two at least.
+        labels: of a model that was trained with labels, one a text. They are the only condition of a bound of latents;
+            a bound of codes has none.
+        num_times: random times a text, and of latents draws of these and of noise; the error needs two at least.
         batch_size: noisy texts in one call of the model.
         seed: of the noise.
         progress: show a bar, where there is one.
@@ -150,16 +154,21 @@ def evaluate_texts(
     if pipe.kind not in ("codes", "latents"):
         given = dict(class_labels=labels, sources=sources, prompts=prompts, messages=messages)
         return bound_of_texts(pipe, texts, given, progress=progress, **options)
-    if pipe.kind == "latents":
+    allowed = "texts alone"
+    if pipe.kind == "latents" and getattr(pipe.denoiser.config, "num_classes", None) is not None:
         conditions.pop("label_column")
+        allowed = "texts with or without labels"
     for option, values in conditions.items():
         if values is not None:
             raise ValueError(
-                f"`{option}` must be left out: the bound of {pipe.kind} is of texts alone."
+                f"`{option}` must be left out: the bound of {pipe.kind} is of {allowed}, and not of what is written "
+                "from something else."
             )
     if pipe.kind == "codes":
         return bound_of_codes(pipe, texts, **options)
-    return bound_of_latents(pipe, texts, labels, num_times, seed)
+    return bound_of_latents(
+        pipe, texts, label_ids(pipe, one_each("labels", labels, len(texts))), num_times, seed
+    )
 
 
 def evaluate_wrapped(
@@ -182,7 +191,9 @@ def evaluate_wrapped(
     """
     check_bound_exists(pipe)
     if pipe.kind == "latents":
-        raise ValueError("`wrap` must be left out: the bound of latents is of single texts.")
+        raise ValueError(
+            "`wrap` and `zero_shot` must be left out: the bound of latents is of single texts, and not of joined ones."
+        )
     options: Any = {"batch_size": batch_size, "seed": seed, "accelerator": accelerator}
     if pipe.kind != "codes":
         likelihood = wrapped_likelihood(pipe, wrapped, num_times, progress=progress, **options)
@@ -216,7 +227,13 @@ def check_bound_exists(pipe: Any):
         raise ValueError(
             f"`model` must have a scheduler with a bound, got {type(pipe.scheduler).__name__}."
         )
-    if pipe.kind not in ("codes", "latents"):
+    if pipe.kind == "latents":
+        is_known = is_prior(pipe.denoiser) or hasattr(pipe.scheduler, "noise_level")
+        if not is_known:
+            raise ValueError(
+                f"`model` must have a scheduler with a bound, got {type(pipe.scheduler).__name__}."
+            )
+    elif pipe.kind != "codes":
         check_has_bound(pipe, has_sources=False)
 
 
@@ -313,7 +330,7 @@ def counts_of_texts(pipe: Any, texts: list[str], length: int) -> dict[str, int]:
 def bound_of_latents(
     pipe: Any, texts: list[str], labels: Sequence[int] | None, num_times: int, seed: int
 ) -> Evaluation:
-    """By `estimate_latent_bound`, of latents and noise that are drawn twice."""
+    """By `estimate_latent_bound`, of `num_times` draws of latents and noise."""
     # 1. Each text in the tokens of the decoder, with its start and its end, and in those of the encoder
     num_start = len(start_ids(pipe.tokenizer))
     longest = max(len(ids) + 1 for ids in encode_texts(pipe.tokenizer, texts))
@@ -322,29 +339,32 @@ def bound_of_latents(
         Dataset.from_dict({"text": texts}), pipe.tokenizer, length + num_start, packing=False
     )
     readings = encode_plain(pipe.encoder_tokenizer, texts, with_ends=True)
-    reading = max(len(ids) for ids in readings)
-    limit = pipe.autoencoder.longest_source or reading
-    rows = with_encoder_columns(rows, pipe.tokenizer, pipe.encoder_tokenizer, min(reading, limit))
+    longest_reading = max(len(ids) for ids in readings)
+    limit = pipe.autoencoder.longest_source or longest_reading
+    rows = with_encoder_columns(
+        rows, pipe.tokenizer, pipe.encoder_tokenizer, min(longest_reading, limit)
+    )
     if labels is not None:
         rows = rows.add_column("label", list(labels))
 
-    # 2. The bound and its spread
+    # 2. The bound of each draw, and their spread
     bounds = []
     num_tokens = 0
-    for draw in range(LATENT_DRAWS):
+    for draw in range(num_times):
         held_out = hold_out_latents(pipe.autoencoder, rows, seed + draw)
-        found = estimate_latent_bound(
-            pipe.denoiser, pipe.scheduler, held_out, seed + draw, num_times
-        )
-        bounds.append(found.bound)
+        estimate = estimate_latent_bound(pipe.denoiser, pipe.scheduler, held_out, seed + draw)
+        bounds.append(estimate.bound)
         num_tokens = held_out.tokens
-    # Latents without noise have no density, and their bound is infinite.
-    is_finite = all(map(math.isfinite, bounds))
-    error = statistics.stdev(bounds) / math.sqrt(LATENT_DRAWS) if is_finite else None
+    error = None
+    error_is = ONE_TIME
+    if not all(map(math.isfinite, bounds)):
+        error_is = NO_DENSITY
+    elif num_times > 1:
+        error = statistics.stdev(bounds) / math.sqrt(num_times)
+        error_is = OF_NOISE
     counts = counts_of_texts(pipe, texts, length)
-    return evaluation_of_bound(
-        sum(bounds) / len(bounds), error, OF_NOISE, unigram_entropy(rows), num_tokens, counts
-    )
+    mean = sum(bounds) / num_times
+    return evaluation_of_bound(mean, error, error_is, unigram_entropy(rows), num_tokens, counts)
 
 
 def evaluation_of_codes(
@@ -397,7 +417,7 @@ def evaluation_of_bound(
         num_tokens=num_tokens,
         num_characters=counts["num_characters"],
         num_truncated=counts["num_truncated"],
-        perplexity_error=scaled(error, perplexity),
+        perplexity_error=scaled(error, perplexity) if math.isfinite(perplexity) else None,
         bits_per_character_error=scaled(error, bits_per_character),
         bits_per_byte_error=scaled(error, bits_per_byte),
     )
