@@ -226,10 +226,9 @@ def main(
             metrics = report_rows(estimate, rows, data.validation_documents)
         else:
             metrics = report_texts(config, data, distilled)
-        # The averaged weights are on the CPU.
-        teacher.cpu()
+        # The teacher takes many steps, and is where it was in training.
         metrics["divergence"] = held_out_divergence(
-            model, steps, validation.rows, config.divergence, seed=config.seed
+            model.to(accelerator.device), steps, validation.rows, config.divergence, config.seed
         )
         print(f"divergence         {metrics['divergence']:.3f} nats per token from the teacher")
         save_metrics(config, metrics)

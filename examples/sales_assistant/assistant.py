@@ -63,7 +63,7 @@ class SalesAssistant:
     def replies(
         self,
         source: str,
-        tone: str,
+        tone: str | None,
         facts: Sequence[str] | None = None,
         count: int = 5,
         seed: int = 0,
@@ -75,7 +75,7 @@ class SalesAssistant:
 
         Args:
             source: the note of the team and the turns so far.
-            tone: a label of the model, such as "formal".
+            tone: a label of the model, such as "formal"; empty or `None` is no label.
             facts: that every reply must hold, beside which only amounts of the note are said; `None` forces nothing.
             seed: the same seed, the same replies.
             kept: parts of a reply that stay, in their order; the rest is written anew.
@@ -97,7 +97,7 @@ class SalesAssistant:
     def write(
         self,
         sources: Sequence[str],
-        tones: Sequence[str],
+        tones: Sequence[str | None],
         facts: Sequence[Sequence[str]] | None = None,
         seed: int = 0,
         kept: Sequence[str] = (),
@@ -107,6 +107,7 @@ class SalesAssistant:
         """A reply to each source.
 
         Args:
+            tones: a label of the model for each source; empty or `None` is no label.
             facts: of each source, which its reply must hold, beside which only amounts of its note are said; `None`
                 forces nothing.
             seed: of the first reply; each of the others has the next one.
@@ -117,14 +118,18 @@ class SalesAssistant:
         generators = [
             torch.Generator().manual_seed(seed + number) for number in range(len(sources))
         ]
+        # A model that was trained without tones takes no labels at all.
+        labels: list[str | None] | None = [tone or None for tone in tones]
+        if not any(labels):
+            labels = None
         options = {
-            "guidance_scale": guidance_scale,
+            "guidance_scale": guidance_scale if labels else 1.0,
             "num_inference_steps": self.num_inference_steps,
             **SETTINGS,
         }
         if facts is None:
             return self.pipe(
-                source=list(sources), class_labels=list(tones), generator=generators, **options
+                source=list(sources), class_labels=labels, generator=generators, **options
             ).texts
 
         # The model draws a length first: it must leave room for the facts and for what stands between them.
@@ -140,7 +145,7 @@ class SalesAssistant:
             places = [place for place, own in enumerate(rooms) if own == room]
             written = self.pipe(
                 source=[sources[place] for place in places],
-                class_labels=[tones[place] for place in places],
+                class_labels=labels and [labels[place] for place in places],
                 controls=[RegexControl(self.pipe.tokenizer, [patterns[place] for place in places])],
                 generator=[generators[place] for place in places],
                 min_new_tokens=room,

@@ -60,9 +60,10 @@ NOTE_LABELS = {
     "en": {"customer": "Customer", "product": "Product", "other": "Also"},
     "ru": {"customer": "Клиент", "product": "Товар", "other": "Ещё"},
 }
-# Of which some hundreds are held out
-NUM_MADE_UP = 2_000
 KNOWN_COLUMNS = (*COLUMNS, *CUSTOMER_COLUMNS, "question", "reply")
+
+# Made-up conversations, of which some hundreds are held out
+NUM_MADE_UP = 2_000
 
 
 def read_records(path: str | Path) -> list[Record]:
@@ -191,7 +192,7 @@ def completed(record: Record, language: str) -> Record:
 
 
 def conversations_to_ask(language: str, path: str = "") -> list[Record]:
-    """Conversations whose reply is to be written: those of a file, or made-up ones that are held out.
+    """Conversations whose reply is to be written: all of a file, or made-up ones that are held out.
 
     Args:
         language: those of a file that name another are left out.
@@ -202,14 +203,14 @@ def conversations_to_ask(language: str, path: str = "") -> list[Record]:
     """
     if not path:
         return split(generate(language, NUM_MADE_UP))[1]
-    found = [
-        completed(record, language) | {"tone": record["tone"] or TONES[0]}
+    records = [
+        completed(record, language)
         for record in read_records(path)
         if record["language"] in ("", language)
     ]
-    if not found:
+    if not records:
         raise ValueError(f"`conversations` must hold some with language {language!r}, got {path}.")
-    return found
+    return records
 
 
 def check_record(row: Mapping[str, Any], place: str) -> Record:

@@ -52,12 +52,14 @@ def fact_pattern(
         >>> [bool(re.fullmatch(pattern, text)) for text in texts]
         [True, True, False]
     """
+    forms = forms or {}
+    said = [form for fact in facts for form in spellings(fact, forms)]
     amounts = sorted(
-        {amount for text in (note, *facts) for amount in AMOUNT.findall(text)},
+        {amount for text in (note, *facts, *said) for amount in AMOUNT.findall(text)},
         key=len,
         reverse=True,
     )
-    sign = f"[{MARK}{LETTER}{other_letters(note, *facts, *kept)}]"
+    sign = f"[{MARK}{LETTER}{other_letters(note, *facts, *said, *kept)}]"
     body = f"{sign}*"
     if amounts:
         known = "|".join(map(re.escape, amounts))
@@ -72,9 +74,7 @@ def fact_pattern(
     ordered = ordered_facts(facts)
     singles = [[fact] for fact in dict.fromkeys(facts) if fact not in ordered]
     demands = [
-        [spellings(fact, forms or {}) for fact in demand]
-        for demand in [*singles, ordered]
-        if demand
+        [spellings(fact, forms) for fact in demand] for demand in [*singles, ordered] if demand
     ]
     ahead = [f"(?={in_order(parts)})" for parts in demands]
     ahead += [f"(?!{in_order(pair)})" for pair in wrong_orders(facts)]

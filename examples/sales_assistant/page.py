@@ -80,7 +80,7 @@ CSS = """
 
 @dataclass
 class Office:
-    """What the page needs in one language: the assistant, and customers of whom no training has heard."""
+    """What the page needs in one language: the assistant and its customers."""
 
     assistant: SalesAssistant
     records: list[Record] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Office:
     def customers(self) -> list[tuple[str, int]]:
         """Name and last words of each customer, and their number."""
         return [
-            (f"{record['customer']['name']}: {record['messages'][-2]['content']}", number)
+            (": ".join(filter(None, [record["customer"]["name"], last_words(record)])), number)
             for number, record in enumerate(self.records)
         ]
 
@@ -100,22 +100,27 @@ class Request:
 
     Attributes:
         customer: the number of one.
-        tone, strength: a label, and how much of it.
+        tone, strength: a label, or none, and how much of it.
         facts: that each reply must hold.
         seed: of the first reply.
         parts: of a reply, which stay.
     """
 
     customer: int
-    tone: str
+    tone: str | None
     strength: float
     facts: list[str]
     seed: int
     parts: list[str] = field(default_factory=list)
 
 
+def last_words(record: Record) -> str:
+    """What the customer says before the reply, if there is anything."""
+    return "".join(turn["content"] for turn in record["messages"][-2:-1])
+
+
 def open_office(folder: str, language: str, conversations: str = "") -> Office:
-    """The model of a folder, and customers: those of a file, or made-up ones of all intents."""
+    """The model of a folder, and customers: all of a file, or made-up ones of all intents, new to the model."""
     records = conversations_to_ask(language, conversations)
     if not conversations:
         # One of each intent and product
@@ -135,6 +140,8 @@ def build(offices: dict[str, Office]) -> gr.Blocks:
     """
     first = next(iter(offices))
     words = WORDS[first]
+    # A long list is one to search in.
+    is_long = any(len(office.records) > NUM_CUSTOMERS for office in offices.values())
     with gr.Blocks(title="text-diffusers: sales assistant", analytics_enabled=False) as page:
         languages = [(name.upper(), name) for name in offices]
         language = gr.Radio(
@@ -147,7 +154,7 @@ def build(offices: dict[str, Office]) -> gr.Blocks:
         )
         title = gr.Markdown(words["title"])
         customer = gr.Dropdown(
-            offices[first].customers, value=0, label=words["customer"], filterable=False
+            offices[first].customers, value=0, label=words["customer"], filterable=is_long
         )
         chat = gr.Chatbot(label=words["chat"], height="auto", buttons=[], elem_id="chat")
         note = gr.Textbox(label=words["note"], lines=4, interactive=False)
@@ -190,14 +197,14 @@ def build(offices: dict[str, Office]) -> gr.Blocks:
             return [
                 record["messages"][:-1],
                 record["note"],
-                record["tone"],
+                record["tone"] or None,
                 gr.CheckboxGroup(record["facts"], value=record["facts"]),
                 gr.Radio([], value=None),
                 gr.CheckboxGroup([], value=[]),
             ]
 
         def write_replies(
-            name: str, number: int, wanted: str, scale: float, ticked: list[str], first: int
+            name: str, number: int, wanted: str | None, scale: float, ticked: list[str], first: int
         ) -> list[Any]:
             request = Request(number, wanted, scale, ticked, first)
             return [*replies_to(offices[name], name, request), first + DRAWS * NUM_REPLIES]
@@ -205,7 +212,7 @@ def build(offices: dict[str, Office]) -> gr.Blocks:
         def rewrite_reply(
             name: str,
             number: int,
-            wanted: str,
+            wanted: str | None,
             scale: float,
             ticked: list[str],
             chosen: str | None,

@@ -629,7 +629,7 @@ plt.show()
 # мало, наша лучше знает, как выглядят именно эти сообщения. Теперь сами заполнения:
 
 # %%
-# How many texts have 0, 1, 2, ... tokens: a pipeline that knows it takes what is to be filled in for a whole text.
+# How many texts have 0, 1, 2, ... tokens. With these, the pipeline takes a text with gaps for a whole one, whose end is known.
 lengths = torch.bincount((train != PAD).sum(dim=1) - 2).tolist()
 surest_first = ConfidenceScheduler(MASK, temperature=0.0)
 mini = TextDiffusionPipeline(tokenizer, model, surest_first, lengths)

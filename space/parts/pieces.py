@@ -155,7 +155,7 @@ def settled_pieces(
 
     Args:
         frames: rows of L tokens, pure noise first.
-        ends: whether the text ends where the model wrote an end; a text that was filled in has none.
+        ends: whether the text ends where the model wrote an end; one that was filled in is shown whole.
         given: the characters that the text keeps, whatever its tokens make of them.
         more_ends: tokens that end a text beside the tokenizer's own.
     """

@@ -40,7 +40,7 @@ def build_fill_tab(page: Page):
             fields |= settings.run_settings(page, count=3, given={"text": examples[0]})
         buttons = run_buttons(page, "fill")
     with results:
-        # The whole row is the text, even behind an end that the model wrote in a gap.
+        # The whole row is the text: no gap is an end.
         screen = Screen(page, "fill", ends=False)
 
     screen.connect(buttons, lambda asked: fill_gaps(page, asked), FillRequest, fields)

@@ -154,6 +154,14 @@ def test_facts_may_come_in_any_order(order):
         assert not re.fullmatch(pattern, f"So {', '.join(order)}.".replace(fact, "three"))
 
 
+def test_forms_of_a_name_may_have_letters_and_numbers_of_their_own():
+    pattern = fact_pattern(["Nö", "$9"], forms={"Nö": ["café X200 «Nö»", "cafés «Nö»"]})
+    assert re.fullmatch(pattern, "Café X200 «Nö» for $9.")
+    assert re.fullmatch(pattern, "$9 for the cafés «Nö».")
+    assert not re.fullmatch(pattern, "«Nö» for $9.")
+    assert not re.fullmatch(pattern, "Café X300 «Nö» for $9.")
+
+
 def test_a_name_stands_in_one_of_its_cases():
     """The replies of the team, with the brands of the facts; and the same replies with another kind, or without."""
     found = 0

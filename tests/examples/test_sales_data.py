@@ -511,7 +511,7 @@ def test_conversations_of_a_company_become_pairs(tmp_path):
 
 
 def test_the_assistant_is_asked_about_conversations_of_a_file(tmp_path):
-    """Each in its language; a tone that is left out is the first one."""
+    """Each in its language."""
     path = tmp_path / "mine.csv"
     path.write_text(
         "question,reply,language,tone,price\nHow much?,It is $45.,en,brief,$45\n"
@@ -519,10 +519,10 @@ def test_the_assistant_is_asked_about_conversations_of_a_file(tmp_path):
         encoding="utf-8",
     )
     english = conversations_to_ask("en", str(path))
-    assert [record["tone"] for record in english] == ["brief", "formal"]
+    assert [record["tone"] for record in english] == ["brief", ""]
     assert [record["facts"] for record in english] == [["$45"], []]
     (russian,) = conversations_to_ask("ru", str(path))[:1]
-    assert russian["note"] == "Товар: 45 ₽." and russian["tone"] == "formal"
+    assert russian["note"] == "Товар: 45 ₽."
 
     path.write_text("question,reply,language\nHow much?,It is $45.,en\n", encoding="utf-8")
     with pytest.raises(ValueError, match="`conversations` must hold some with language 'ru'"):

@@ -204,6 +204,14 @@ def test_a_model_of_whole_texts_fills_in_whole_texts(tokenizer):
     counts = np.array([filled.count("the cat"), filled.count("the sat")])
     assert counts.sum() == 1000 and chi_square_passes(counts, np.array([2, 1]) / 3)
 
+    # The same by a mask; and where the end has no room, as for a text that training has cut, all longer ones count.
+    masked = pipe(text="the cat", mask=[0, 1], num_return_sequences=1000, generator=seeded(0)).texts
+    assert masked == filled
+    pipe.denoiser.config.max_length = 3  # the start and two tokens
+    cut = pipe(text="the [MASK]", num_return_sequences=1000, generator=seeded(0)).texts
+    counts = np.array([cut.count("the cat"), cut.count("the sat")])
+    assert counts.sum() == 1000 and chi_square_passes(counts, np.array([0.25, 0.65]) / 0.9)
+
 
 def test_texts_have_the_lengths_of_a_stored_histogram(tokenizer):
     lengths = [0, 0, 300, 0, 0, 700]

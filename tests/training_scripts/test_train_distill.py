@@ -111,6 +111,9 @@ def test_the_divergence_falls_on_held_out_text(teacher, config):
     )
     train_distill.main(options, lambda step, metrics: found.append(metrics["divergence"]))
     assert found[-1] < 0.8 * found[0]
+    # What was saved is what was watched, up to the average of the weights.
+    metrics = json.loads(Path(options.output_dir, "metrics.json").read_text())
+    assert metrics["divergence"] == pytest.approx(found[-1], rel=0.05)
 
 
 def test_what_cannot_be_distilled_is_refused_by_name(tokenizer, teacher, config, tmp_path):
