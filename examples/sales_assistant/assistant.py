@@ -6,15 +6,16 @@ prints a conversation that no training has seen and five replies to it; with `--
 company's own.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from catalogue import names_of_brands
-from conversations import LANGUAGES, as_pair, missing_facts
+from conversations import LANGUAGES, Record, as_pair, missing_facts
 from data_files import conversations_to_ask
-from fact_patterns import fact_pattern
+from fact_patterns import fact_pattern, spellings
 
 from text_diffusers import TextDiffusionPipeline
 from text_diffusers.common.validation import require
@@ -25,8 +26,8 @@ from text_diffusers.training.recipes import run
 
 # Draws for each reply that is asked for: some come out alike.
 DRAWS = 2
-# Tokens of the shortest reply, in tokens of its facts
-ROOM = 2
+# Tokens of the shortest reply beside those of its facts
+ROOM = 6
 # A token after the other, as the text is read. With the surest tokens first, facts stand before there are words around
 # them, which then do not always fit.
 SAMPLER = "confidence"
@@ -42,6 +43,8 @@ class SalesAssistant:
         num_inference_steps: of each reply; a step writes one token, or more if there are more tokens than steps.
         forms: what stands in a reply for a fact, by the fact; of a brand the catalogue's full name, which Russian
             declines. `None` takes those of the catalogue.
+        texts: of whose tokens replies with facts are made, beside those of their facts and notes, such as
+            `plain_replies`; `None` allows all tokens. A small model else puts pieces of other names together.
 
     Example:
         >>> from text_diffusers import TextDiffusionPipeline
@@ -54,11 +57,13 @@ class SalesAssistant:
         pipe: Any,
         num_inference_steps: int = 64,
         forms: Mapping[str, Sequence[str]] | None = None,
+        texts: Sequence[str] | None = None,
     ):
         self.pipe = with_sampler(pipe, SAMPLER, order=ORDER)
         self.pipe.set_progress_bar_config(disable=True)
         self.num_inference_steps = num_inference_steps
         self.forms = names_of_brands() if forms is None else forms
+        self.usual_tokens = None if texts is None else self.tokens_of(texts)
 
     def replies(
         self,
@@ -132,28 +137,48 @@ class SalesAssistant:
                 source=list(sources), class_labels=labels, generator=generators, **options
             ).texts
 
-        # The model draws a length first: it must leave room for the facts and for what stands between them.
-        patterns = [
-            fact_pattern(own, note, kept, self.forms)
-            for own, note in zip(facts, notes or sources, strict=True)
-        ]
-        rooms = [
-            max(ROOM * self.num_tokens(self.longest(own)), self.num_tokens(kept)) for own in facts
-        ]
+        # Replies to one conversation are written together: they may use the same tokens.
+        rows: dict[tuple[str, ...], list[int]] = {}
+        for place, (own, note) in enumerate(zip(facts, notes or sources, strict=True)):
+            rows.setdefault((note, *own), []).append(place)
+
         texts = [""] * len(sources)
-        for room in sorted(set(rooms)):
-            places = [place for place, own in enumerate(rooms) if own == room]
+        for (note, *own), places in rows.items():
+            control = RegexControl(self.pipe.tokenizer, fact_pattern(own, note, kept, self.forms))
+            # The model draws a length first: it must leave room for the facts and for what stands between them.
+            room = max(self.num_tokens(self.longest(own)) + ROOM, self.num_tokens(kept))
             written = self.pipe(
                 source=[sources[place] for place in places],
                 class_labels=labels and [labels[place] for place in places],
-                controls=[RegexControl(self.pipe.tokenizer, [patterns[place] for place in places])],
+                controls=[control],
                 generator=[generators[place] for place in places],
                 min_new_tokens=room,
+                suppress_tokens=self.other_tokens([note, *self.said(own), *kept]),
                 **options,
             ).texts
             for place, text in zip(places, written, strict=True):
                 texts[place] = text
         return texts
+
+    def said(self, facts: Sequence[str]) -> list[str]:
+        """All that may stand for the facts."""
+        return [form for fact in facts for form in spellings(fact, self.forms)]
+
+    def other_tokens(self, parts: Sequence[str]) -> list[int]:
+        """Tokens that are neither usual nor of these texts; none if all may be written."""
+        if self.usual_tokens is None:
+            return []
+        allowed = self.usual_tokens | self.tokens_of(parts)
+        return [token for token in range(len(self.pipe.tokenizer)) if token not in allowed]
+
+    def tokens_of(self, texts: Sequence[str]) -> set[int]:
+        """The tokens of texts, at the beginning of a reply and behind a blank, and the special ones."""
+        tokenizer = self.pipe.tokenizer
+        tokens = set(tokenizer.all_special_ids)
+        for text in texts:
+            for shown in (text, f" {text}"):
+                tokens.update(tokenizer(shown, add_special_tokens=False).input_ids)
+        return tokens
 
     def longest(self, facts: Sequence[str]) -> list[str]:
         """The longest of what may stand for each fact."""
@@ -162,6 +187,28 @@ class SalesAssistant:
     def num_tokens(self, parts: Sequence[str]) -> int:
         """Tokens of a text of these parts."""
         return len(self.pipe.tokenizer(", ".join(parts)).input_ids)
+
+
+def plain_replies(records: Sequence[Record]) -> list[str]:
+    """The replies of conversations in pieces, without facts and names of products: what is said of any of them.
+
+    Example:
+        >>> from conversations import generate
+        >>> records = generate("en", count=1, seed=0)
+        >>> any(fact in text for text in plain_replies(records) for fact in records[0]["facts"])
+        False
+    """
+    all_names = [name for names in names_of_brands().values() for name in names]
+    pieces: dict[str, None] = {}
+    for record in records:
+        names = [record["product"], record["other_product"], *record["facts"], *all_names]
+        # The longest first: a brand is a part of a name.
+        names = sorted(filter(None, names), key=len, reverse=True)
+        apart = "|".join(map(re.escape, names))
+        pieces |= dict.fromkeys(
+            re.split(apart, record["messages"][-1]["content"], flags=re.IGNORECASE)
+        )
+    return [*pieces]
 
 
 @dataclass
@@ -191,7 +238,8 @@ def main(options: AssistantOptions):
         options.conversation,
     )
     pair = as_pair(records[options.conversation])
-    assistant = SalesAssistant(TextDiffusionPipeline.from_pretrained(options.model))
+    pipe = TextDiffusionPipeline.from_pretrained(options.model)
+    assistant = SalesAssistant(pipe, texts=plain_replies(records))
     print(pair["source"])
     print()
 

@@ -17,6 +17,8 @@ AMOUNT = re.compile(rf"{MONEY}|{NUMBER}(?:[ -][{LETTER}]+)?")
 # What replies are written of, beside numbers: with all of Unicode an automaton has ten times as many states.
 MARK = r" !-#%-/:-@\[-`{-~«»—–…№"
 ANYTHING = r"(?:.|\n)*"
+# Letters by which a name is told from other words
+BEGINNING = 4
 
 
 # A part of a pattern: a string, or several of which one is there
@@ -40,7 +42,8 @@ def fact_pattern(
         note: text whose amounts may be said.
         kept: strings that stand in the texts in this order, as words of their own, with anything between them.
         forms: what stands for a fact, such as the cases of a name, by the fact; one of them is there, and may begin a
-            sentence.
+            sentence. If a fact begins with such a key, as "Tovira kettle" with "Tovira", no word begins like it that
+            is not the whole fact.
 
     Example:
         >>> pattern = fact_pattern(["Anna", "$129"], note="warranty 2 years")
@@ -78,6 +81,11 @@ def fact_pattern(
     ]
     ahead = [f"(?={in_order(parts)})" for parts in demands]
     ahead += [f"(?!{in_order(pair)})" for pair in wrong_orders(facts)]
+    ahead += [
+        f"(?!{half_name(fact)})"
+        for fact in facts
+        if fact.partition(" ")[0] in forms and " " in fact
+    ]
     if kept:
         ahead.append(f"(?={in_order(kept)})")
     return "".join(ahead) + body
@@ -113,6 +121,21 @@ def in_order(parts: Sequence[Part]) -> str:
         said = "|".join(map(re.escape, choices))
         pattern += f"(?:{ANYTHING}(?:{before}))?(?:{said})"
     return rf"{pattern}(?:[^\w,.]|[,.](?:\D|\Z)|\Z)"
+
+
+def half_name(name: str) -> str:
+    """A pattern of the beginnings of texts in which a word begins like a name, and does not go on like it.
+
+    Example:
+        >>> texts = ["a Tovira kettle", "a Tovira", "a Tovirra", "a Tovira kettel", "To the kettle"]
+        >>> [re.match(half_name("Tovira kettle"), text) is not None for text in texts]
+        [False, True, True, True, False]
+    """
+    begun, rest = name[:BEGINNING], name[BEGINNING:]
+    others = [
+        rf"{re.escape(rest[:place])}(?:[^{re.escape(sign)}]|\Z)" for place, sign in enumerate(rest)
+    ]
+    return rf"(?:{ANYTHING}\W)?{re.escape(begun)}(?:{'|'.join(others)})"
 
 
 def other_letters(*texts: str) -> str:

@@ -32,9 +32,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from assistant import SalesAssistant
+from assistant import SalesAssistant, plain_replies
 from catalogue import kinds_of, misnamed_brands
-from conversations import missing_facts
+from conversations import LANGUAGES, missing_facts
+from data_files import conversations_to_ask
 from datasets import load_dataset
 from fact_patterns import has_exchanged_prices, unknown_amounts
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -79,6 +80,7 @@ class AssistantConfig:
     output_dir: str = free_option(help="folder of finished figures and of the report")
     model: str = option("runs/assistant", "the trained diffusion model")
     dataset: str = option("data/sales", "folder of `make_data.py --pairs true`")
+    language: str = option("en", "of the conversations", one_of=LANGUAGES)
     num_conversations: int = option(500, "held-out conversations", limit="at least 1")
     num_inference_steps: int = option(64, "of a reply", limit="at least 1")
     autoregressive_minutes: float = option(8.0, "of the CPU in its training", limit="above 0")
@@ -192,7 +194,8 @@ def write_replies(
 
 def diffusion_writer(options: AssistantConfig, with_facts: bool) -> Callable:
     pipe = TextDiffusionPipeline.from_pretrained(options.model)
-    assistant = SalesAssistant(pipe, options.num_inference_steps)
+    texts = plain_replies(conversations_to_ask(options.language))
+    assistant = SalesAssistant(pipe, options.num_inference_steps, texts=texts)
 
     def write(pairs: Sequence[Pair], first: int) -> list[str]:
         return assistant.write(

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 import torch
-from assistant import DRAWS, SalesAssistant
+from assistant import DRAWS, SalesAssistant, plain_replies
 from conversations import LANGUAGES, TONES, Record, as_pair
 from data_files import conversations_to_ask
 
@@ -122,6 +122,7 @@ def last_words(record: Record) -> str:
 def open_office(folder: str, language: str, conversations: str = "") -> Office:
     """The model of a folder, and customers: all of a file, or made-up ones of all intents, new to the model."""
     records = conversations_to_ask(language, conversations)
+    texts = plain_replies(records)
     if not conversations:
         # One of each intent and product
         kinds: dict[tuple[str, str], Record] = {}
@@ -129,7 +130,7 @@ def open_office(folder: str, language: str, conversations: str = "") -> Office:
             kinds.setdefault((record["intent"], record["product"]), record)
         records = [*kinds.values()][:NUM_CUSTOMERS]
     pipe = TextDiffusionPipeline.from_pretrained(folder)
-    return Office(SalesAssistant(pipe), records)
+    return Office(SalesAssistant(pipe, texts=texts), records)
 
 
 def build(offices: dict[str, Office]) -> gr.Blocks:
