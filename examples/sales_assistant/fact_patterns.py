@@ -42,8 +42,7 @@ def fact_pattern(
         note: text whose amounts may be said.
         kept: strings that stand in the texts in this order, as words of their own, with anything between them.
         forms: what stands for a fact, such as the cases of a name, by the fact; one of them is there, and may begin a
-            sentence. If a fact begins with such a key, as "Tovira kettle" with "Tovira", no word begins like it that
-            is not the whole fact.
+            sentence. If a fact begins with such a key, as "Tovira kettle" with "Tovira", no other word begins like it.
 
     Example:
         >>> pattern = fact_pattern(["Anna", "$129"], note="warranty 2 years")
@@ -81,11 +80,7 @@ def fact_pattern(
     ]
     ahead = [f"(?={in_order(parts)})" for parts in demands]
     ahead += [f"(?!{in_order(pair)})" for pair in wrong_orders(facts)]
-    ahead += [
-        f"(?!{half_name(fact)})"
-        for fact in facts
-        if fact.partition(" ")[0] in forms and " " in fact
-    ]
+    ahead += [f"(?!{half_name(name)})" for name in names_told_apart(facts, forms)]
     if kept:
         ahead.append(f"(?={in_order(kept)})")
     return "".join(ahead) + body
@@ -123,6 +118,28 @@ def in_order(parts: Sequence[Part]) -> str:
     return rf"{pattern}(?:[^\w,.]|[,.](?:\D|\Z)|\Z)"
 
 
+def names_told_apart(facts: Sequence[str], forms: Mapping[str, Sequence[str]]) -> list[str]:
+    """The facts that begin with a key of `forms` as no other word of the facts and of their forms begins.
+
+    Example:
+        >>> names_told_apart(["Anna", "Tovira kettle"], {"Tovira": ["Tovira kettle"]})
+        ['Tovira kettle']
+        >>> names_told_apart(["Сковора"], {"Сковора": ["сковорода «Сковора»"]})
+        []
+    """
+    names = []
+    for fact in facts:
+        key, _, rest = fact.partition(" ")
+        others = [rest, *(other for other in facts if other != fact)]
+        words = re.findall(r"\w+", " ".join([*others, *forms.get(key, ())]).casefold())
+        begins_alike = any(
+            word.startswith(key[:BEGINNING].casefold()) and word != key.casefold() for word in words
+        )
+        if key in forms and len(key) > BEGINNING and not begins_alike:
+            names.append(fact)
+    return names
+
+
 def half_name(name: str) -> str:
     """A pattern of the beginnings of texts in which a word begins like a name, and does not go on like it.
 
@@ -135,6 +152,7 @@ def half_name(name: str) -> str:
     others = [
         rf"{re.escape(rest[:place])}(?:[^{re.escape(sign)}]|\Z)" for place, sign in enumerate(rest)
     ]
+    others.append(rf"{re.escape(rest)}\w")
     return rf"(?:{ANYTHING}\W)?{re.escape(begun)}(?:{'|'.join(others)})"
 
 

@@ -155,11 +155,30 @@ def test_facts_may_come_in_any_order(order):
 
 
 def test_forms_of_a_name_may_have_letters_and_numbers_of_their_own():
-    pattern = fact_pattern(["Nö", "$9"], forms={"Nö": ["café X200 «Nö»", "cafés «Nö»"]})
-    assert re.fullmatch(pattern, "Café X200 «Nö» for $9.")
-    assert re.fullmatch(pattern, "$9 for the cafés «Nö».")
-    assert not re.fullmatch(pattern, "«Nö» for $9.")
-    assert not re.fullmatch(pattern, "Café X300 «Nö» for $9.")
+    pattern = fact_pattern(
+        ["Nörval", "$9"], forms={"Nörval": ["café X200 «Nörval»", "cafés «Nörval»"]}
+    )
+    assert not re.fullmatch(pattern, "Café X200 «Nörval» and Nörvalda for $9.")
+    assert re.fullmatch(pattern, "Café X200 «Nörval» for $9.")
+    assert re.fullmatch(pattern, "$9 for the cafés «Nörval».")
+    assert not re.fullmatch(pattern, "«Nörval» for $9.")
+    assert not re.fullmatch(pattern, "Café X300 «Nörval» for $9.")
+
+
+def test_a_name_is_never_said_by_half():
+    """Of the replies of the team all are allowed, and none in which a name has lost its end or got another one."""
+    forms = names_of_brands()
+    num_changed = 0
+    for record in generate("en", 200):
+        pair = as_pair(record)
+        pattern = fact_pattern(pair["facts"], pair["note"], forms=forms)
+        assert re.fullmatch(pattern, pair["reply"]), pair["reply"]
+        brand, _, kind = record["product"].partition(" ")
+        for ending in (f" The {brand}!", f" The {brand}n {kind}!", f" {brand} {kind[:-1]}."):
+            assert not re.fullmatch(pattern, pair["reply"] + ending), ending
+        assert re.fullmatch(pattern, f"{pair['reply']} The {brand} {kind}!")
+        num_changed += 1
+    assert num_changed == 200
 
 
 def test_a_name_stands_in_one_of_its_cases():
