@@ -42,7 +42,7 @@ EXAMPLE = next(
     if (folder / "examples/sales_assistant").exists()
 )
 sys.path.insert(0, str(EXAMPLE))
-from assistant import SalesAssistant
+from assistant import SalesAssistant, plain_replies
 from conversations import as_pair, generate, missing_facts, split
 
 from text_diffusers import TextDiffusionPipeline
@@ -103,7 +103,7 @@ done = subprocess.run(
 )
 assert done.returncode == 0, done.stderr[-2000:]
 pipe = TextDiffusionPipeline.from_pretrained(f"{folder}/model")
-assistant = SalesAssistant(pipe, num_inference_steps=24)
+assistant = SalesAssistant(pipe, texts=plain_replies(held_out))
 
 # %%
 pairs = [as_pair(record) for record in held_out[:12]]
