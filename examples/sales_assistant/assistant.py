@@ -239,7 +239,10 @@ def main(options: AssistantOptions):
     )
     pair = as_pair(records[options.conversation])
     pipe = TextDiffusionPipeline.from_pretrained(options.model)
-    assistant = SalesAssistant(pipe, texts=plain_replies(records))
+    # What a company says cannot be told from a few of its replies, and is left open.
+    assistant = SalesAssistant(
+        pipe, texts=None if options.conversations else plain_replies(records)
+    )
     print(pair["source"])
     print()
 

@@ -122,8 +122,10 @@ def last_words(record: Record) -> str:
 def open_office(folder: str, language: str, conversations: str = "") -> Office:
     """The model of a folder, and customers: all of a file, or made-up ones of all intents, new to the model."""
     records = conversations_to_ask(language, conversations)
-    texts = plain_replies(records)
+    texts = None
     if not conversations:
+        # What a company says cannot be told from a few of its replies, and is left open.
+        texts = plain_replies(records)
         # One of each intent and product
         kinds: dict[tuple[str, str], Record] = {}
         for record in records:
