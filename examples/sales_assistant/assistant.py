@@ -182,7 +182,7 @@ class SalesAssistant:
 
     def longest(self, facts: Sequence[str]) -> list[str]:
         """The longest of what may stand for each fact."""
-        return [max(self.forms.get(fact, [fact]), key=len) for fact in facts]
+        return [max(spellings(fact, self.forms), key=len) for fact in facts]
 
     def num_tokens(self, parts: Sequence[str]) -> int:
         """Tokens of a text of these parts."""
@@ -209,6 +209,16 @@ def plain_replies(records: Sequence[Record]) -> list[str]:
             re.split(apart, record["messages"][-1]["content"], flags=re.IGNORECASE)
         )
     return [*pieces]
+
+
+def usual_texts(records: Sequence[Record], conversations: str) -> list[str] | None:
+    """`texts` of a `SalesAssistant` for these records.
+
+    Args:
+        conversations: the file that they are from, if any. What a company says cannot be told from a few of its
+            replies, and is left open.
+    """
+    return None if conversations else plain_replies(records)
 
 
 @dataclass
@@ -239,10 +249,7 @@ def main(options: AssistantOptions):
     )
     pair = as_pair(records[options.conversation])
     pipe = TextDiffusionPipeline.from_pretrained(options.model)
-    # What a company says cannot be told from a few of its replies, and is left open.
-    assistant = SalesAssistant(
-        pipe, texts=None if options.conversations else plain_replies(records)
-    )
+    assistant = SalesAssistant(pipe, texts=usual_texts(records, options.conversations))
     print(pair["source"])
     print()
 

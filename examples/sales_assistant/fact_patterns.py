@@ -55,6 +55,8 @@ def fact_pattern(
         [True, True, False]
     """
     forms = forms or {}
+
+    # What may be said: known amounts, and letters
     said = [form for fact in facts for form in spellings(fact, forms)]
     amounts = sorted(
         {amount for text in (note, *facts, *said) for amount in AMOUNT.findall(text)},
@@ -113,6 +115,7 @@ def in_order(parts: Sequence[Part]) -> str:
             pattern += r"(?:[^\w,.]|[,.]\W)"
             before = r"[^\w ,.]|\D[ ,.]" if is_number else r"\W"
             pattern += "[ ,.]?" if is_number else ""
+
         said = "|".join(map(re.escape, choices))
         pattern += f"(?:{ANYTHING}(?:{before}))?(?:{said})"
     return rf"{pattern}(?:[^\w,.]|[,.](?:\D|\Z)|\Z)"
@@ -132,6 +135,8 @@ def names_told_apart(facts: Sequence[str], forms: Mapping[str, Sequence[str]]) -
         key, _, rest = fact.partition(" ")
         others = [rest, *(other for other in facts if other != fact)]
         words = re.findall(r"\w+", " ".join([*others, *forms.get(key, ())]).casefold())
+
+        # Such a word could not be said if the beginning stood for the name.
         begins_alike = any(
             word.startswith(key[:BEGINNING].casefold()) and word != key.casefold() for word in words
         )
@@ -148,11 +153,16 @@ def half_name(name: str) -> str:
         >>> [re.match(half_name("Tovira kettle"), text) is not None for text in texts]
         [False, True, True, True, False]
     """
-    begun, rest = name[:BEGINNING], name[BEGINNING:]
+    begun = name[:BEGINNING]
+    rest = name[BEGINNING:]
+
+    # Up to some sign as the name goes on, and there another one, or the end of the text
     others = [
         rf"{re.escape(rest[:place])}(?:[^{re.escape(sign)}]|\Z)" for place, sign in enumerate(rest)
     ]
+    # Or all of the name, and more letters
     others.append(rf"{re.escape(rest)}\w")
+
     return rf"(?:{ANYTHING}\W)?{re.escape(begun)}(?:{'|'.join(others)})"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 import torch
-from assistant import DRAWS, SalesAssistant, plain_replies
+from assistant import DRAWS, SalesAssistant, usual_texts
 from conversations import LANGUAGES, TONES, Record, as_pair
 from data_files import conversations_to_ask
 
@@ -122,10 +122,8 @@ def last_words(record: Record) -> str:
 def open_office(folder: str, language: str, conversations: str = "") -> Office:
     """The model of a folder, and customers: all of a file, or made-up ones of all intents, new to the model."""
     records = conversations_to_ask(language, conversations)
-    texts = None
+    texts = usual_texts(records, conversations)
     if not conversations:
-        # What a company says cannot be told from a few of its replies, and is left open.
-        texts = plain_replies(records)
         # One of each intent and product
         kinds: dict[tuple[str, str], Record] = {}
         for record in records:
