@@ -1,5 +1,6 @@
 """Fixtures. Nothing here or in the tests reaches the network."""
 
+import gc
 import itertools
 import os
 
@@ -159,3 +160,9 @@ def make_loop(tokenizer, tmp_path):
         )
 
     return make
+
+
+def pytest_collection_finish():
+    """Leave what is imported by now out of every later garbage collection, which would walk through all of it."""
+    gc.collect()
+    gc.freeze()

@@ -56,11 +56,13 @@ QUOTING_PAGES = [
 
 
 def is_slow(block):
-    """Whether the shipped model writes or controls ask a model, which takes seconds; the first page is always fast."""
+    """Whether it takes seconds: a command, what a shipped model writes, controls; Python of the first page is fast."""
+    if block.language == "bash":
+        return re.search(r"^text-diffusers (?!.*--help)", block.code, re.MULTILINE) is not None
     if block.page.parent == ROOT:
         return False
-    writes = re.search(r"four-voices|^text-diffusers generate", block.code, re.MULTILINE)
-    return (writes is not None and not block.models) or "controls=" in block.code
+    writes = re.search("four-voices|chat-and-novels|gradio_client", block.code) is not None
+    return (writes and not block.models) or "controls=" in block.code
 
 
 def parameters(*languages, pages=PAGES):

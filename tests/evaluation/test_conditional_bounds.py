@@ -84,6 +84,7 @@ def test_the_bound_given_a_condition_is_the_mean_over_all_orders(name, attention
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_under_a_model_of_independent_tokens_a_text_costs_the_same_behind_any_condition():
     """Without attention a mask is predicted from itself alone: the bound is exact, and the parts of a text add up."""
 
@@ -107,6 +108,7 @@ def test_under_a_model_of_independent_tokens_a_text_costs_the_same_behind_any_co
     assert whole == pytest.approx(parts, abs=error + error_behind) and error < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", [slow("bidirectional"), "block"])
 def test_counts_of_masks_and_times_give_one_bound(attention):
     """`evaluate_likelihood` draws how many tokens are masked, `estimate_bound` at which time: both are unbiased."""

@@ -63,7 +63,7 @@ def held_out_of(latents, **changes):
 @pytest.mark.parametrize(
     "prediction_type, schedule",
     [
-        ("flow", "straight"),
+        slow("flow", "straight"),
         slow("sample", "straight"),
         ("epsilon", "cosine"),
         slow("v_prediction", "sqrt"),

@@ -239,6 +239,7 @@ def test_samplers_with_the_exact_denoiser_reach_all_modes_with_their_width(sampl
     assert abs(std / truth.std - 1) < 0.2
 
 
+@pytest.mark.slow
 def test_langevin_dynamics_keep_the_law_of_an_energy():
     model = EnergyModel()
     for parameter in model.network.parameters():
@@ -320,6 +321,7 @@ def test_a_killed_command_goes_on_and_gives_the_same_table(tmp_path, monkeypatch
     assert without_times(rows) == without_times(train_2d.main(other))
 
 
+@pytest.mark.slow
 def test_the_table_has_a_line_for_each_model_and_sampler(whole_run):
     folder, rows = whole_run
     records = json.loads(Path(folder, "table.json").read_text())
@@ -331,6 +333,7 @@ def test_the_table_has_a_line_for_each_model_and_sampler(whole_run):
     assert len({line.count("|") for line in lines}) == 1
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn(whole_run):
     folder, _ = whole_run
     names = ("models", "densities", "schedules", "fields", "paths")
@@ -346,6 +349,7 @@ def test_pictures_are_drawn(whole_run):
     assert abs(last - first).max() > 50
 
 
+@pytest.mark.slow
 def test_other_options_are_refused_where_models_are_kept(whole_run):
     folder, _ = whole_run
     with pytest.raises(ValueError, match="`seed` must be 0, as in `output_dir`"):

@@ -141,13 +141,13 @@ def all_pipes(tokenizer):
 # One of each form of card, whose pipelines write fast, and the others
 FAST = (
     "tokens-few-steps",
-    "cfg-names",
     "blocks",
     "diffusion-lm",
-    "two-level-continues",
-    "latents-names",
 )
 SLOW = (
+    "cfg-names",
+    "two-level-continues",
+    "latents-names",
     "tokens",
     "cfg-source",
     "bert",

@@ -223,6 +223,7 @@ def test_both_levels_teach_the_encoder():
     assert reached.abs().sum() > 1e-3
 
 
+@pytest.mark.slow
 def test_training_gives_the_texts_back():
     torch.manual_seed(0)
     model = AutoencoderVQTextModel(VOCAB, **SIZES | {"num_fine_codes": 64, "decay": 0.9}).train()

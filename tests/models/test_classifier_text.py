@@ -228,6 +228,7 @@ def toy_batch(table, generator, rows=64, length=6):
     return table[ids], labels
 
 
+@pytest.mark.slow
 def test_words_of_random_embeddings_are_told_apart_in_few_steps():
     """Of 400 words in 16 dimensions; a network without words has yet to find out which is which."""
     table = (

@@ -217,6 +217,7 @@ def test_controls_see_all_of_a_text_over_a_causal_past_alone_and_in_a_batch():
         assert seen[-1].shape[1] == 1 + len(prompt.split()) + 6
 
 
+@pytest.mark.slow
 def test_a_control_of_length_writes_in_blocks_what_the_length_by_itself_writes():
     """It changes each token by itself, so that no block need hold all of the text."""
     pipe = causal_pipe(scheduler=ConfidenceScheduler(MASK, temperature=0.0))

@@ -356,6 +356,7 @@ def test_a_control_of_words_moves_the_estimate_by_its_gradient_through_the_denoi
     assert not torch.allclose(output.latents[:, 1:-1], calls[-1].said[:, 1:-1], atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_larger_scale_reaches_further_and_several_controls_are_their_sum(tokenizer):
     scheduler = EmbeddingDDIMScheduler(1000, "cosine")
     pipe = make_pipe(tokenizer, GaussianDenoiser(len(tokenizer), "sample"), scheduler)

@@ -613,6 +613,7 @@ def test_text_pipelines_are_still_loaded_as_what_they_are(tokenizer, tmp_path):
         TwoLevelVQDiffusionPipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_stock_diffusers_finds_the_pipeline_in_its_one_file(tokenizer, tmp_path, monkeypatch):
     """It takes the one class of a file that is a `DiffusionPipeline`, and refuses a file with several."""
     monkeypatch.setattr(

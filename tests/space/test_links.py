@@ -1,5 +1,7 @@
 """Addresses of settings: what one fills in, and what is said of one that does not fit."""
 
+import functools
+
 import gradio as gr
 import pytest
 from support.latent_pipes import make_latent_denoiser, make_latent_pipe
@@ -22,7 +24,9 @@ CHANGED = {
 }
 
 
+@functools.cache
 def page_of(kind, tokenizer):
+    """A page that tests share: what an address fills in changes nothing of it."""
     return with_tabs(make_page(kind, tokenizer))
 
 

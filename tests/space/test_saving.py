@@ -62,6 +62,7 @@ def test_a_gif_has_a_frame_for_each_state_and_ends_with_the_text(kind, tokenizer
     assert min(changed) > 50
 
 
+@pytest.mark.slow
 def test_a_long_run_becomes_a_short_gif_with_its_first_and_last_state(tokenizer):
     page = make_page("labelled", tokenizer)
     run = written(page, steps=120, count=1)

@@ -215,6 +215,7 @@ def test_the_report_counts_by_hand():
     assert len(report.table().splitlines()) == 13 and "0.9 to 1.0" in report.table()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     mostly_slow(["absorbing", "uniform", "embeddings", "words of embeddings"], ["absorbing"]),

@@ -232,6 +232,7 @@ def test_what_makes_no_sense_is_refused_by_name(changes, message):
         LatentLoss(**{"scheduler": STRAIGHT, "denoiser": Constant("flow")} | changes)
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_both_modes_of_a_mixture():
     torch.manual_seed(0)
     centres = torch.tensor([[[1.0, 1.0], [-1.0, 0.5]], [[-1.0, -1.0], [1.0, -0.5]]])  # (2, K, E)

@@ -173,6 +173,7 @@ def test_texts_and_lengths_each_cost_what_they_would_without_the_other():
     assert float(asked) == pytest.approx(ASKED_SHARE, rel=0.2)
 
 
+@pytest.mark.slow
 def test_a_reply_has_the_length_that_its_question_asks_for(tokenizer):
     """Trained on pairs whose source says how long the reply is, the pipeline chooses these lengths itself."""
     from datasets import Dataset

@@ -63,6 +63,7 @@ def check_shipped(run, folder):
     return shipped
 
 
+@pytest.mark.slow
 def test_a_pipeline_from_nothing_is_shipped(run, tmp_path):
     trained = run(
         packing=False, vocab_size=300, hidden_size=32, num_layers=1, num_attention_heads=2

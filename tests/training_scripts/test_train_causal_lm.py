@@ -53,6 +53,7 @@ def config(request, text_file, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_blocks_of_several_lengths_are_learned_beside_next_tokens(config):
     learns = {"max_train_steps": 60, "train_batch_size": 8, "learning_rate": 1e-2}
     options = config(**learns, ema_decay=0.9, block_length=[4, 2], validation_steps=30)

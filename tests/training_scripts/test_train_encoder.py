@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import slow
 from support.masked_lms import SENTENCES, wordpiece_tokenizer
 from support.recipes import load_script
 from transformers import AutoModelForMaskedLM, BertConfig, BertModel
@@ -55,7 +54,8 @@ def config(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("vocabulary", ["kept", slow("pruned"), slow("retrained")])
+@pytest.mark.slow
+@pytest.mark.parametrize("vocabulary", ["kept", "pruned", "retrained"])
 def test_an_encoder_learns_which_texts_a_label_asks_for(config, vocabulary):
     learns = {"max_train_steps": 150, "train_batch_size": 8, "learning_rate": 1e-2}
     changes = {

@@ -251,6 +251,7 @@ def test_a_run_over_another_one_that_is_stopped_and_resumed_takes_up_nothing_of_
     assert len(resumed["coarse"]) == 0 and len(resumed["fine"]) == 3
 
 
+@pytest.mark.slow
 def test_what_is_frozen_stays_and_what_is_trained_moves(config):
     options = config(prompt_length=6, learning_rate=1e-2, max_train_steps=5, ema_decay=0.5)
     train_two_level.main(options)

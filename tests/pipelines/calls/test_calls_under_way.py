@@ -153,15 +153,14 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# Those with a state of their own, and one of each kind
+# Some with a state of their own
 FAST = {
-    "tokens": ("ancestral", "first_hitting", "confidence", "predictor_corrector")
-    + ("uniform_ancestral", "neighbors", "block_refinement"),
-    "blocks": ("ancestral",),
-    "embeddings": ("ddim", "dpm_solver", "unipc"),
-    "paraphrases": ("ancestral", "ddim"),
+    "tokens": ("first_hitting", "confidence", "uniform_ancestral", "block_refinement"),
+    "blocks": (),
+    "embeddings": ("dpm_solver",),
+    "paraphrases": ("ancestral",),
     "two_levels": ("ancestral",),
-    "flow": ("heun",),
+    "flow": (),
     "latents": ("dpm_solver",),
 }
 

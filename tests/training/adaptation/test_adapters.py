@@ -224,6 +224,7 @@ def test_adapters_learn_over_weights_of_8_bits_and_are_merged_into_those_of_32(s
             assert 0 < torch.linalg.matrix_rank(update.double(), atol=1e-6) <= 2
 
 
+@pytest.mark.slow
 def test_adapters_over_weights_of_16_bits_learn_what_they_do_over_those_of_32(settings, causal_lm):
     settings |= {"model_name_or_path": str(causal_lm), "mixed_precision": "bf16"}
     settings |= {"num_samples": 1}  # which are written on the way
