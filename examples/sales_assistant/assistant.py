@@ -19,13 +19,16 @@ from fact_patterns import fact_pattern, spellings
 
 from text_diffusers import TextDiffusionPipeline
 from text_diffusers.common.validation import require
+from text_diffusers.evaluation import evaluate_likelihood
 from text_diffusers.guidance import RegexControl
 from text_diffusers.samplers import with_sampler
 from text_diffusers.training.config import check_options, option
 from text_diffusers.training.recipes import run
 
-# Draws for each reply that is asked for: some come out alike.
-DRAWS = 2
+# Draws for each reply that is asked for: some come out alike, and of the others the surest are taken.
+DRAWS = 3
+# Random times at which the bound of each draw is looked at
+NUM_TIMES = 16
 # Tokens of the shortest reply beside those of its facts
 ROOM = 6
 # A token after the other, as the text is read. With the surest tokens first, facts stand before there are words around
@@ -76,7 +79,7 @@ class SalesAssistant:
         guidance_scale: float = 1.0,
         note: str | None = None,
     ) -> list[str]:
-        """At most `count` replies, none of them twice.
+        """At most `count` replies, none of them twice, from those that the model is surest of.
 
         Args:
             source: the note of the team and the turns so far.
@@ -97,7 +100,30 @@ class SalesAssistant:
             guidance_scale,
             None if note is None else [note] * number,
         )
-        return [*dict.fromkeys(written)][:count]
+        return self.surest_first(source, tone, [*dict.fromkeys(written)])[:count]
+
+    def surest_first(self, source: str, tone: str | None, texts: Sequence[str]) -> list[str]:
+        """Replies by the bound of their -log p per token, the lowest first; those without a word are left out.
+
+        A reply is drawn token by token, and no token is looked at again: this finds the replies whose parts do not
+        fit together.
+        """
+        texts = [text for text in texts if text.strip()]
+        if not texts:
+            return []
+        likelihood = evaluate_likelihood(
+            self.pipe,
+            texts,
+            sources=[source] * len(texts),
+            class_labels=[tone] * len(texts) if tone else None,
+            num_times=NUM_TIMES,
+            max_length=self.pipe.denoiser.config.max_length,
+        )
+        costs = {
+            text: nats / max(self.num_tokens([text]), 1)
+            for text, nats in zip(texts, likelihood.per_text_nats, strict=True)
+        }
+        return sorted(texts, key=costs.__getitem__)
 
     def write(
         self,

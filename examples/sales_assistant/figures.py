@@ -7,6 +7,7 @@
 Five replies to each conversation by
 
 - the diffusion model alone, and with the facts as a control (`examples/sales_assistant/assistant.py`),
+- of the latter, to fewer conversations, the five of fifteen that it is surest of, which the assistant shows,
 - an autoregressive model of the same width, depth, tokenizer and pairs, by sampling and by beam search.
 
 - "right": share of replies in which every fact is and no product has the price of another one, and "all five right"
@@ -32,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from assistant import SalesAssistant, plain_replies
+from assistant import DRAWS, SalesAssistant, plain_replies
 from catalogue import kinds_of, misnamed_brands
 from conversations import LANGUAGES, missing_facts
 from data_files import conversations_to_ask
@@ -82,6 +83,7 @@ class AssistantConfig:
     dataset: str = option("data/sales", "folder of `make_data.py --pairs true`")
     language: str = option("en", "of the conversations", one_of=LANGUAGES)
     num_conversations: int = option(500, "held-out conversations", limit="at least 1")
+    num_surest: int = option(100, "of these, that get the surest replies", limit="at least 1")
     num_inference_steps: int = option(64, "of a reply", limit="at least 1")
     autoregressive_minutes: float = option(8.0, "of the CPU in its training", limit="above 0")
     autoregressive_batch_size: int = option(16, "rows of a step", limit="at least 1")
@@ -192,10 +194,35 @@ def write_replies(
     return groups, seconds
 
 
-def diffusion_writer(options: AssistantConfig, with_facts: bool) -> Callable:
+def make_assistant(options: AssistantConfig) -> SalesAssistant:
     pipe = TextDiffusionPipeline.from_pretrained(options.model)
     texts = plain_replies(conversations_to_ask(options.language))
-    assistant = SalesAssistant(pipe, options.num_inference_steps, texts=texts)
+    return SalesAssistant(pipe, options.num_inference_steps, texts=texts)
+
+
+def surest_replies(
+    options: AssistantConfig, pairs: Sequence[Pair]
+) -> tuple[list[list[str]], float]:
+    """The replies that the assistant shows to each conversation, and the CPU seconds of each of them."""
+    assistant = make_assistant(options)
+    begin = time.process_time()
+    replies = [
+        assistant.replies(
+            pair.question,
+            pair.label,
+            pair.facts,
+            REPLIES,
+            options.seed + number * DRAWS * REPLIES,
+            note=pair.note,
+        )
+        for number, pair in enumerate(pairs)
+    ]
+    seconds = (time.process_time() - begin) / sum(map(len, replies))
+    return replies, seconds
+
+
+def diffusion_writer(options: AssistantConfig, with_facts: bool) -> Callable:
+    assistant = make_assistant(options)
 
     def write(pairs: Sequence[Pair], first: int) -> list[str]:
         return assistant.write(
@@ -250,7 +277,7 @@ def report(options: AssistantConfig, pairs: Sequence[Pair], records: dict[str, d
     """The table, and the replies to the first conversations, unpicked."""
     rows = [TableRow([name], [record]) for name, record in records.items()]
     lines = [markdown_table(["system"], rows, COLUMNS), ""]
-    for number in range(min(4, len(pairs))):
+    for number in range(min(4, options.num_surest, len(pairs))):
         lines += [pairs[number].question, ""]
         for name, record in records.items():
             lines += [f"- {name}", *(f"  - {text}" for text in record["replies"][number])]
@@ -275,6 +302,15 @@ def main(options: AssistantConfig):
                 diffusion_writer(options, with_facts), pairs, judges
             ),
         )
+
+    def surest_record() -> dict[str, Any]:
+        own = pairs[: options.num_surest]
+        replies, seconds = surest_replies(options, own)
+        return figures_of(own, replies, judges) | {"seconds": seconds, "replies": replies}
+
+    file = Path(options.output_dir, "results", "diffusion, surest.json")
+    records["diffusion, facts controlled, surest"] = read_or_make(file, surest_record)
+
     file = Path(options.output_dir, "results", "autoregressive.json")
 
     def autoregressive_records() -> dict[str, Any]:

@@ -11,10 +11,13 @@ import pytest
 from support.browsers import CHROMIUM, faults_of
 from support.sales import train_assistant
 
+from text_diffusers import TextDiffusionPipeline
+
 ROOT = Path(__file__).parent.parent.parent
 sys.path.append(str(ROOT / "examples" / "sales_assistant"))
 
-from catalogue import misnamed_brands, names_of_brands, read_catalogue  # noqa: E402 - the path above
+from assistant import SalesAssistant  # noqa: E402 - the path above
+from catalogue import misnamed_brands, names_of_brands, read_catalogue  # noqa: E402
 from conversations import (  # noqa: E402
     as_pair,
     generate,
@@ -224,6 +227,26 @@ def test_a_model_that_has_learned_nothing_says_the_facts_and_no_other_number(off
         assert not unknown_amounts(reply, f"{pair['source']} {' '.join(pair['facts'])}")
     varied = assistant.replies(asked[0]["source"], asked[0]["tone"], asked[0]["facts"], count=3)
     assert len(set(varied)) == 3
+
+
+@pytest.mark.slow
+def test_replies_that_do_not_read_as_those_of_training_come_last(tmp_path):
+    source = "Tone: brief.\nIs the kettle there?"
+    replies = ["Yes, it is in our shop near the station.", "We send it to you today."]
+    pairs = [{"source": source, "reply": replies[n % 2], "tone": "brief"} for n in range(200)]
+    learns = {"max_train_steps": 200, "learning_rate": 1e-2, "lr_warmup_steps": 10}
+    learns |= {"length": 64, "vocab_size": 300}
+    folder = train_assistant(pairs, tmp_path, **learns)
+    assistant = SalesAssistant(TextDiffusionPipeline.from_pretrained(folder))
+
+    mixed = [
+        "Yes, it is in the you today.",
+        "We the shop. in it is send",
+        "We send it in it is today.",
+    ]
+    texts = [mixed[0], replies[1], mixed[1], "", replies[0], mixed[2]]
+    ordered = assistant.surest_first(source, "brief", texts)
+    assert set(ordered[:2]) == set(replies) and set(ordered[2:]) == set(mixed)
 
 
 @pytest.mark.slow
