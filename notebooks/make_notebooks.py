@@ -5,7 +5,8 @@
     python notebooks/make_notebooks.py --repository me/text-diffusers   # with links that open them in Colab
 
 A source (`sources/*.py`, the percent format of jupytext) has the cells of both languages: a text cell says its
-language, `# %% [markdown] lang="ru"`, and code is shared. Code of an exercise comes in four kinds, in this order:
+language, `# %% [markdown] lang="ru"`, and code is shared, but for cells that say theirs, `# %% lang="ru"`. Code of an
+exercise comes in four kinds, in this order:
 
 - `tags=["exercise"]` is what a student fills in;
 - `tags=["solution"]` is folded behind the check, and serves where the exercise is empty: "run all" always works;
@@ -193,22 +194,30 @@ def notebook_file(source: Path, language: str) -> Path:
 
 
 def make(source: Path, executes: bool, repository: str | None):
-    """Write both languages of a module, of which the code runs once."""
-    notebooks = {language: localized(source, language, repository) for language in LANGUAGES}
-    first = notebook_file(source, LANGUAGES[0])
-    outputs: dict[str, Any] = {}
-    if executes:
-        executed = execute(localized(source, LANGUAGES[0]))
-        outputs = code_outputs(without_noise(executed))
-    elif first.exists():
-        outputs = code_outputs(read(first, as_version=4))
-
-    for language, notebook in notebooks.items():
-        keep_outputs(notebook, outputs)
+    """Write both languages of a module; code that is the same in both runs once."""
+    runs: dict[str, dict[str, Any]] = {}
+    for language in LANGUAGES:
         file = notebook_file(source, language)
+        outputs: dict[str, Any] = {}
+        if executes:
+            plain = localized(source, language)
+            code = all_code(plain)
+            if code not in runs:
+                runs[code] = code_outputs(without_noise(execute(plain)))
+            outputs = runs[code]
+        elif file.exists():
+            outputs = code_outputs(read(file, as_version=4))
+
+        notebook = localized(source, language, repository)
+        keep_outputs(notebook, outputs)
         file.parent.mkdir(exist_ok=True)
         write(notebook, file)
         print(f"{file.relative_to(FOLDER.parent)}: {file.stat().st_size / 1e3:,.0f} kB")
+
+
+def all_code(notebook: NotebookNode) -> str:
+    """The code of a notebook."""
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
 
 
 def without_noise(notebook: NotebookNode) -> NotebookNode:

@@ -62,8 +62,13 @@ from text_diffusers.evaluation import distinct_n, self_bleu
 # каждому прилагаются `facts` — то, что должно быть в правильном ответе. `read_records` читает CSV или JSONL самой компании с теми же
 # столбцами.
 
-# %%
+# %% lang="en"
 LANGUAGE = "en"  # or "ru"
+
+# %% lang="ru"
+LANGUAGE = "ru"  # or "en"
+
+# %%
 # A catalogue that never changes would be learned by heart: to learn from, each conversation has its own.
 trained, _ = split(generate(LANGUAGE, 6_000, varied=True))
 _, held_out = split(generate(LANGUAGE, 6_000))

@@ -141,7 +141,7 @@ def test_checks_refuse_the_wrong_answer_and_accept_the_solution(source):
 
 
 def with_answers(source):
-    """A notebook of the code in which each exercise has its wrong answer, which is checked, and then its solution."""
+    """The English code, in which each exercise has its wrong answer, which is checked, and then its solution."""
     code = [new_code_cell(make_notebooks.CHECK)]
     solution = ""
     wrong = ""
@@ -161,6 +161,8 @@ def with_answers(source):
                 new_code_cell(solution),
                 new_code_cell(cell.source, metadata={"tags": ["check"]}),
             ]
-        elif cell.cell_type == "code" and EXERCISE not in tags:
+        elif cell.metadata.get("lang", "en") != "en" or EXERCISE in tags:
+            continue
+        elif cell.cell_type == "code":
             code.append(new_code_cell(cell.source))
     return new_notebook(cells=code)
