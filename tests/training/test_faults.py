@@ -20,6 +20,8 @@ from text_diffusers.training import loop as training
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = str(ROOT / "training_scripts" / "train_d3pm.py")
+# Of a run that is stopped on its way: more than it takes within the seconds before each stop
+NUM_STEPS = 1200
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGINT)])
@@ -192,7 +194,7 @@ def recipe(text_file, tmp_path):
         "num_length_samples": 0,
         "validation_steps": 0,
         "num_cpu_threads": 1,
-        "max_train_steps": 2000,
+        "max_train_steps": NUM_STEPS,
     }
     options |= {"resume_from_checkpoint": "auto", "checkpointing_steps": 100_000}
 
@@ -273,9 +275,9 @@ def final_weights(folder):
     }, state["step"]
 
 
+# The worker of one process is told as the loop alone is, above.
 CASES = [
     ("accelerate", "launcher"),
-    ("accelerate", "worker"),
     ("torchrun", "launcher"),
     ("torchrun", "worker"),
 ]
@@ -297,15 +299,15 @@ def test_sigterm_to_launcher_or_worker_saves_and_the_run_resumes_bit_for_bit(
         capture_output=True,
     )
     expected, steps = final_weights(straight)
-    stops, seconds = [], np.random.default_rng(0).uniform(0, 1.5, size=3)
-    for pause in seconds:
+    stops = []
+    for pause in np.random.default_rng(0).uniform(0, 1.5, size=2):
         code = stop_in_the_midst(LAUNCHERS[launcher] + recipe(), recipe.environment, whom, pause)
         assert code != 0
         stops.append(final_weights(recipe.output)[1])
     printed = finish(recipe, launcher)
     assert f"at step {stops[-1]}" in printed
     found, last = final_weights(recipe.output)
-    assert last == steps == 2000 and stops == sorted(stops)
+    assert last == steps == NUM_STEPS and stops == sorted(stops)
     assert found.keys() == expected.keys() and all(
         torch.equal(found[name], expected[name]) for name in expected
     )
