@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import train_2d
+from conftest import mostly_slow
 from PIL import Image
 from sklearn.mixture import GaussianMixture as SklearnMixture
 from torch import nn
@@ -218,7 +219,9 @@ def test_the_density_along_the_ode_is_the_true_one_for_the_exact_denoiser(make):
 # Samplers
 
 
-@pytest.mark.parametrize("sampler", [*SAMPLERS, "flow matching"])
+@pytest.mark.parametrize(
+    "sampler", mostly_slow([*SAMPLERS, "flow matching"], ["DDIM", "flow matching"])
+)
 def test_samplers_with_the_exact_denoiser_reach_all_modes_with_their_width(sampler):
     truth = eight_gaussians()
     noise = torch.randn(2000, 2)

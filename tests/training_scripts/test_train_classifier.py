@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from safetensors.torch import load_file
 from support.masked_lms import make_masked_lm
 from support.recipes import load_script
@@ -199,7 +200,7 @@ def test_a_tagger_is_learned(config):
     ],
     ids=["absorbing", "uniform", "uniform steps", "embeddings", "given words"],
 )
-@pytest.mark.parametrize("tagged", [False, True])
+@pytest.mark.parametrize("tagged", [False, slow(True)])
 def test_the_noise_of_any_pipeline_is_taken(config, tokenizer, tmp_path, make, sizes, tagged):
     pipe = make(tokenizer)
     pipe.save_pretrained(tmp_path / "pipe")

@@ -56,17 +56,19 @@ def config(text_file, tmp_path):
         {},
         slow({"kernel": "uniform"}),
         slow({"kernel": "uniform", "reverse_rule": "marginal", "num_train_timesteps": 50}),
-        {"num_train_timesteps": 200, "schedule": "cosine", "auxiliary_weight": 0.01},
+        slow({"num_train_timesteps": 200, "schedule": "cosine", "auxiliary_weight": 0.01}),
         slow({"packing": False}),
         {"kernel": "uniform", "head_chunk_size": 7, "optimizer": "sgd"},
         slow({"kernel": "hybrid", "schedule": "mutual_information", "packing": False}),
-        {
-            "kernel": "neighbors",
-            "auxiliary_weight": 0.01,
-            "num_train_timesteps": 40,
-            "packing": False,
-        },
-        {"kernel": "hierarchical", "num_clusters": 8, "packing": False},
+        slow(
+            {
+                "kernel": "neighbors",
+                "auxiliary_weight": 0.01,
+                "num_train_timesteps": 40,
+                "packing": False,
+            }
+        ),
+        slow({"kernel": "hierarchical", "num_clusters": 8, "packing": False}),
         slow({"kernel": "hierarchical", "num_train_timesteps": 40, "head_chunk_size": 7}),
         slow({"kernel": "bit_flip", "bit_codes": "frequency", "num_train_timesteps": 40}),
         slow({"kernel": "gaussian", "num_train_timesteps": 10, "head_chunk_size": 7}),

@@ -68,7 +68,7 @@ def pairs(tmp_path):
         slow(
             {"prediction_type": "v_prediction", "categorical_output": False, "anchor_weight": 0.0}
         ),
-        {"objective": "bound", "beta_schedule": "sigmoid", "self_conditioning": 0.0},
+        slow({"objective": "bound", "beta_schedule": "sigmoid", "self_conditioning": 0.0}),
         slow(
             {
                 "objective": "simple",
@@ -88,7 +88,9 @@ def pairs(tmp_path):
                 "normalize_embeddings": False,
             }
         ),
-        {"mixed_precision": "bf16", "gradient_checkpointing": True, "beta_schedule": "linear"},
+        slow(
+            {"mixed_precision": "bf16", "gradient_checkpointing": True, "beta_schedule": "linear"}
+        ),
     ],
     ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "default",
 )

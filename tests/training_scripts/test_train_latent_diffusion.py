@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from safetensors.torch import load_file
 from support.recipes import load_script
 
@@ -100,8 +101,10 @@ def test_three_steps_give_a_pipeline_that_writes_from_sources(config):
     "changes",
     [
         {"prediction_type": "sample", "label_column": "label", "self_conditioning": 0.0},
-        {"prediction_type": "epsilon", "noise_schedule": "sqrt", "draw_latents": True},
-        {"prediction_type": "v_prediction", "optimal_transport": True, "weighting": "min_snr"},
+        slow({"prediction_type": "epsilon", "noise_schedule": "sqrt", "draw_latents": True}),
+        slow(
+            {"prediction_type": "v_prediction", "optimal_transport": True, "weighting": "min_snr"}
+        ),
         {
             "prediction_type": "sample",
             "noise_schedule": "straight",

@@ -118,7 +118,7 @@ def metrics_of(options):
         {},
         slow({"levels": 1}),
         slow({"prompt_length": 6}),
-        {"levels": 1, "prompt_length": 6},
+        slow({"levels": 1, "prompt_length": 6}),
         slow({"min_length": 8}),
         slow({"packing": False}),
         slow(
@@ -130,12 +130,14 @@ def metrics_of(options):
             }
         ),
         slow({"streaming": True, "validation_documents": 20, "prompt_length": 6}),
-        {
-            "mixed_precision": "bf16",
-            "gradient_checkpointing": True,
-            "prompt_length": 6,
-            "report_to": ["tensorboard"],
-        },
+        slow(
+            {
+                "mixed_precision": "bf16",
+                "gradient_checkpointing": True,
+                "prompt_length": 6,
+                "report_to": ["tensorboard"],
+            }
+        ),
     ],
     ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "default",
 )

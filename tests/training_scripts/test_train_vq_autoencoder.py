@@ -54,18 +54,20 @@ FSQ = {"quantizer": "fsq", "fine_levels": [4, 4, 3], "coarse_levels": [4, 3]}
         {},
         {"quantizer": "gumbel"},
         FSQ,
-        {"levels": 1},
+        slow({"levels": 1}),
         {"levels": 1, "quantizer": "fsq", "fine_levels": [4, 4, 3]},
-        {"packing": False, "length": 16},
-        {"mixed_precision": "bf16"},
-        {"gradient_accumulation_steps": 2, "ema_decay": 0.9},
-        {"min_length": 8},
-        {
-            "streaming": True,
-            "validation_documents": 20,
-            "dead_code_threshold": 0.0,
-            "rotation_trick": False,
-        },
+        slow({"packing": False, "length": 16}),
+        slow({"mixed_precision": "bf16"}),
+        slow({"gradient_accumulation_steps": 2, "ema_decay": 0.9}),
+        slow({"min_length": 8}),
+        slow(
+            {
+                "streaming": True,
+                "validation_documents": 20,
+                "dead_code_threshold": 0.0,
+                "rotation_trick": False,
+            }
+        ),
     ],
     ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()) or "default",
 )

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 import torch
-from conftest import mostly_slow
+from conftest import mostly_slow, slow
 from jsonschema import Draft202012Validator, FormatChecker
 
 from text_diffusers.guidance import JsonControl
@@ -236,13 +236,13 @@ def near(whole, max_digits):
             yield f"{magnitude}.{'0' * (size - 1)}1"
 
 
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("sign", [1, slow(-1)])
 @pytest.mark.parametrize(
     "names, bounds, max_digits",
     [
-        (EXCLUSIVE, BOUNDS, 9),
+        slow(EXCLUSIVE, BOUNDS, 9),
         (EXCLUSIVE, BOUNDS, 15),
-        ([*EXCLUSIVE, "minimum", "maximum"], LARGE_BOUNDS, 30),
+        slow([*EXCLUSIVE, "minimum", "maximum"], LARGE_BOUNDS, 30),
     ],
 )
 def test_numbers_keep_to_their_bounds_as_floats(names, bounds, max_digits, sign):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import SENTENCES, make_denoiser, make_embedding_model
+from conftest import SENTENCES, make_denoiser, make_embedding_model, mostly_slow
 from support.latent_pipes import make_latent_denoiser, make_latent_pipe
 from support.two_level_pipes import make_two_level
 
@@ -88,7 +88,7 @@ def sets(scale, after=CHANGED_AFTER):
     return callback
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow(CASES, ["absorbing", "blocks", "embeddings_source"]))
 def test_a_scale_that_is_set_after_some_steps_is_a_scale_of_the_interval_behind_them(name):
     """From 1 and back to 1, for more than the condition and for nothing of it; the interval is the oracle."""
     pipe, request = CASES[name]()
