@@ -27,9 +27,11 @@ from text_diffusers.hub.published.language_models import (
     diffullama,
     dream,
     llada,
+    masked_lm,
     modernbert,
     sdar,
 )
+from text_diffusers.hub.published.language_models.masked_lm import is_masked
 
 # In the order in which they are asked; a caller may name one.
 FAMILIES: dict[str, Read] = {
@@ -48,6 +50,7 @@ FAMILIES: dict[str, Read] = {
     "udlm": udlm.read,
     "gidd": gidd.read,
     "diffuseq": diffuseq.read,
+    "masked_lm": masked_lm.read,
 }
 
 # Families that a checkpoint only is of if its name or the caller says so.
@@ -126,20 +129,18 @@ def unknown_family(config: Mapping[str, Any], name: str) -> str:
             f"{message} It is a model of transformers that says how it is read: load it by transformers, and call it "
             "by `text_diffusers.models.LanguageModelDenoiser`; a pipeline around it by `TextDiffusionPipeline`."
         )
+    learns = f"`accelerate launch training_scripts/train_d3pm.py --model_name_or_path {name}`"
+    if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_causal_class(config):
+        return f"{message} It has no head that predicts tokens. This trains one: {learns}."
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_masked(config):
         return (
-            f"{message} It is a causal language model and says nothing of diffusion. This adapts it: `accelerate "
-            f"launch training_scripts/train_d3pm.py --model_name_or_path {name}`."
-        )
-    if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return (
-            f"{message} It is a masked language model: load it by `AutoModelForMaskedLM`, which is a `denoiser` of "
-            "`TextDiffusionPipeline` as it is."
+            f"{message} It is a causal language model and says nothing of diffusion. This adapts it: "
+            f"{learns}."
         )
     return message
 
 
-def is_masked(config: Mapping[str, Any]) -> bool:
-    """Whether the class of a configuration is one of a masked language model, where transformers has both."""
+def is_causal_class(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration names a class that predicts the next token; BERT's kin have such classes, too."""
     names = config.get("architectures") or []
-    return any(str(name).endswith("ForMaskedLM") for name in names)
+    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
