@@ -168,7 +168,7 @@ def evaluate_likelihood(
     pipe: Any,
     texts: str | Sequence[str],
     prompts: str | Sequence[str] | None = None,
-    class_labels: Sequence[int] | None = None,
+    class_labels: Sequence[int | str | None] | None = None,
     num_times: int = 32,
     full: bool = False,
     num_noise: int = 2,
