@@ -5,8 +5,8 @@
     python notebooks/make_notebooks.py --repository me/text-diffusers   # with links that open them in Colab
 
 A source (`sources/*.py`, the percent format of jupytext) has the cells of both languages: a text cell says its
-language, `# %% [markdown] lang="ru"`, and code is shared, but for cells that say theirs, `# %% lang="ru"`. Code of an
-exercise comes in four kinds, in this order:
+language, `# %% [markdown] lang="ru"`, and code is shared, except for cells that say a language, `# %% lang="ru"`.
+Code of an exercise comes in four kinds, in this order:
 
 - `tags=["exercise"]` is what a student fills in;
 - `tags=["solution"]` is folded behind the check, and serves where the exercise is empty: "run all" always works;

@@ -117,7 +117,7 @@ class SalesAssistant:
             sources=[source] * len(texts),
             class_labels=[tone] * len(texts) if tone else None,
             num_times=NUM_TIMES,
-            max_length=self.pipe.denoiser.config.max_length,
+            max_length=self.pipe.max_length,
         )
         costs = {
             text: nats / max(self.num_tokens([text]), 1)

@@ -10,6 +10,7 @@ Five replies to each conversation by
 - of the latter, to fewer conversations, the five of fifteen that it is surest of, which the assistant shows,
 - an autoregressive model of the same width, depth, tokenizer and pairs, by sampling and by beam search.
 
+- "conversations": how many are asked about, with five replies each, or fewer if fewer differ.
 - "right": share of replies in which every fact is and no product has the price of another one, and "all five right"
   the share of conversations.
 - "invented": share of replies with money, in digits, that neither the facts nor the note have, or with a number that
@@ -60,6 +61,7 @@ BATCH_SIZE = 50
 # Pairs by which the judge of tone is made; no model of this size learns them by heart.
 JUDGED_PAIRS = 4_000
 COLUMNS = {
+    "conversations": Column("conversations", "d"),
     "right": Column("right", ".3f"),
     "all_right": Column("all five right", ".3f"),
     "invented": Column("invented", ".3f"),
@@ -145,7 +147,8 @@ def figures_of(
     wanted = [pair.label for pair, _, _ in written]
     plain = [without_facts(text, pair.facts) for pair, _, text in written]
     return {
-        "right": float(np.mean(right)),
+        "conversations": len(pairs),
+        "right": float(np.mean([is_one for own in right for is_one in own])),
         "all_right": float(np.mean([all(own) for own in right])),
         "invented": float(np.mean(invented)),
         "astray": float(np.mean(astray)),
@@ -154,7 +157,7 @@ def figures_of(
         "perplexity": judges.language.judge(plain).perplexity,
         "different": float(np.mean([len(set(own)) for own in replies])),
         "distinct_2": float(np.mean([distinct_n(own, 2) for own in replies])),
-        "self_bleu": float(np.mean([self_bleu(own) for own in replies])),
+        "self_bleu": float(np.mean([self_bleu(own) for own in replies if len(own) > 1])),
     }
 
 
@@ -274,7 +277,7 @@ def measure(write: Callable, pairs: Sequence[Pair], judges: Judges, **facts: Any
 
 
 def report(options: AssistantConfig, pairs: Sequence[Pair], records: dict[str, dict[str, Any]]):
-    """The table, and the replies to the first conversations, unpicked."""
+    """The table, and the replies of each system to the first conversations."""
     rows = [TableRow([name], [record]) for name, record in records.items()]
     lines = [markdown_table(["system"], rows, COLUMNS), ""]
     for number in range(min(4, options.num_surest, len(pairs))):
@@ -329,7 +332,17 @@ def main(options: AssistantConfig):
     records["the team itself"] = {
         name: value
         for name, value in figures_of(pairs, real, judges).items()
-        if name in ("right", "all_right", "invented", "astray", "misnamed", "tone", "perplexity")
+        if name
+        in (
+            "conversations",
+            "right",
+            "all_right",
+            "invented",
+            "astray",
+            "misnamed",
+            "tone",
+            "perplexity",
+        )
     } | {"replies": real}
     report(options, pairs, records)
 

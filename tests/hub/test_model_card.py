@@ -138,7 +138,7 @@ def all_pipes(tokenizer):
     }
 
 
-# One of each form of card, whose pipelines write fast, and the others
+# Some whose pipelines write fast, and the others
 FAST = (
     "tokens-few-steps",
     "blocks",

@@ -69,8 +69,53 @@ def test_weights_that_are_missing_or_not_understood_are_refused_by_name(tmp_path
     with pytest.raises(ValueError, match="'bert.more.weight', but has none"):
         TextDiffusionPipeline.from_pretrained(folder)
 
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 7}))
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ValueError, match="describes no model"):
+    # Ties of the configuration that the stored numbers do not keep
+    name = "bert.embeddings.word_embeddings.weight"
+    copy = {"cls.predictions.decoder.weight": tensors[name] + 1}
+    save_file(tensors | copy, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="must have the same numbers in .*decoder.weight"):
         TextDiffusionPipeline.from_pretrained(folder)
+    save_file(
+        tensors | {"cls.predictions.decoder.weight": tensors[name].clone()},
+        folder / "model.safetensors",
+    )
+    TextDiffusionPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"num_attention_heads": 7}, "`num_attention_heads` must be a divisor"),
+        ({"is_decoder": True}, "`is_decoder` must be False"),
+        ({"norm_position": "pre"}, "not understood here.*norm_position"),
+        ({"hidden_act": "relu6"}, "`hidden_act` must be"),
+        ({"tie_word_embeddings": False}, "`tie_word_embeddings` must be True"),
+        ({"num_hidden_layers": 10**9}, "`num_hidden_layers` must be a number of which each"),
+        ({"architectures": {"BertForMaskedLM": 1}}, "must be of a family that is known"),
+        (
+            {"architectures": ["BigBirdForMaskedLM"], "model_type": "big_bird"},
+            "AutoModelForMaskedLM",
+        ),
+        ({"model_type": ["bert"]}, "`model_type` must be a string"),
+    ],
+)
+def test_configurations_that_make_another_network_are_refused(change, message, tmp_path):
+    folder = save_masked_lm("bert", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
+        TextDiffusionPipeline.from_pretrained(folder)
+
+
+def test_what_a_configuration_says_of_code_and_attention_changes_nothing(tmp_path):
+    folder = save_masked_lm("bert", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "attn_implementation": "someone/a-kernel",
+        "auto_map": {"AutoModelForMaskedLM": "code.Own"},
+    }
+    config |= {"torch_dtype": "float33", "id2label": {"0": "a"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = TextDiffusionPipeline.from_pretrained(folder).denoiser
+    assert model.config._attn_implementation in ("sdpa", "eager")
+    assert not hasattr(model.config, "auto_map")

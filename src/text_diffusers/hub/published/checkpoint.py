@@ -289,7 +289,8 @@ def load_weights(
             check_numbers(weight, tensor)
             set_tensor(model, name, tensor.to(device_of(name, devices)))
     for names in tied_names:
-        first = next(name for name in names if name in blueprint.weights)
+        first, *copies = [name for name in names if name in blueprint.weights]
+        refuse_other_copies(model, blueprint.family, first, copies)
         share(model, first, [name for name in names if name != first])
 
     move_buffers(model, devices)
@@ -303,6 +304,17 @@ def load_weights(
             model, devices, skip_keys=getattr(model, "_skip_keys_device_placement", None)
         )
     return model
+
+
+def refuse_other_copies(model: Any, family: str, name: str, copies: list[str]):
+    """Refuse stored copies of a tied weight that are not that weight: sharing would lose them."""
+    state = model.state_dict()
+    for copy in copies:
+        if not torch.equal(state[name], state[copy]):
+            raise ValueError(
+                f"The weights of {family} must have the same numbers in {name!r} and {copy!r}, which its "
+                "configuration ties, but they differ."
+            )
 
 
 def stored_type(blueprint: Blueprint, stored: Mapping[str, StoredTensor]) -> torch.dtype:

@@ -31,7 +31,7 @@ from text_diffusers.hub.published.language_models import (
     modernbert,
     sdar,
 )
-from text_diffusers.hub.published.language_models.masked_lm import is_masked
+from text_diffusers.hub.published.language_models.masked_lm import is_masked, names_class
 
 # In the order in which they are asked; a caller may name one.
 FAMILIES: dict[str, Read] = {
@@ -130,17 +130,23 @@ def unknown_family(config: Mapping[str, Any], name: str) -> str:
             "by `text_diffusers.models.LanguageModelDenoiser`; a pipeline around it by `TextDiffusionPipeline`."
         )
     learns = f"`accelerate launch training_scripts/train_d3pm.py --model_name_or_path {name}`"
-    if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_causal_class(config):
-        return f"{message} It has no head that predicts tokens. This trains one: {learns}."
+    if not isinstance(model_type, str):
+        return message
+    if is_masked(config) and model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return (
+            f"{message} It is a masked language model: load it by `AutoModelForMaskedLM`, which is a `denoiser` of "
+            "`TextDiffusionPipeline` as it is."
+        )
+    # BERT's kin have classes that predict the next token, too.
+    is_causal = names_class(config, "ForCausalLM", "LMHeadModel")
+    if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not is_causal:
+        return (
+            f"{message} Its class is not one of a masked language model, `...ForMaskedLM`. If it is an encoder, this "
+            f"trains one: {learns}."
+        )
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_masked(config):
         return (
             f"{message} It is a causal language model and says nothing of diffusion. This adapts it: "
             f"{learns}."
         )
     return message
-
-
-def is_causal_class(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration names a class that predicts the next token; BERT's kin have such classes, too."""
-    names = config.get("architectures") or []
-    return any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
