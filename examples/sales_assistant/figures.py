@@ -74,6 +74,8 @@ COLUMNS = {
     "self_bleu": Column("self-BLEU", ".1f"),
     "seconds": Column("CPU seconds a reply", ".2f"),
 }
+# The columns of how replies to one conversation differ
+VARIETY = ("different", "distinct_2", "self_bleu")
 
 
 @dataclass
@@ -271,8 +273,11 @@ def beam_writer(model: AutoregressiveReplies) -> Callable:
     return write
 
 
-def measure(write: Callable, pairs: Sequence[Pair], judges: Judges, **facts: Any) -> dict[str, Any]:
-    replies, seconds = write_replies(write, pairs)
+def measure(
+    written: tuple[list[list[str]], float], pairs: Sequence[Pair], judges: Judges, **facts: Any
+) -> dict[str, Any]:
+    """The figures of replies, and of the seconds of each, which `write_replies` or `surest_replies` gives."""
+    replies, seconds = written
     return figures_of(pairs, replies, judges) | {"seconds": seconds, **facts, "replies": replies}
 
 
@@ -302,14 +307,13 @@ def main(options: AssistantConfig):
         records[name] = read_or_make(
             file,
             lambda with_facts=with_facts: measure(
-                diffusion_writer(options, with_facts), pairs, judges
+                write_replies(diffusion_writer(options, with_facts), pairs), pairs, judges
             ),
         )
 
     def surest_record() -> dict[str, Any]:
         own = pairs[: options.num_surest]
-        replies, seconds = surest_replies(options, own)
-        return figures_of(own, replies, judges) | {"seconds": seconds, "replies": replies}
+        return measure(surest_replies(options, own), own, judges)
 
     file = Path(options.output_dir, "results", "diffusion, surest.json")
     records["diffusion, facts controlled, surest"] = read_or_make(file, surest_record)
@@ -322,27 +326,21 @@ def main(options: AssistantConfig):
         def sample(own: Sequence[Pair], first: int) -> list[str]:
             return model.reply(own, options.seed + first)
 
+        writers = {
+            "autoregressive, sampled": sample,
+            "autoregressive, beam of 5": beam_writer(model),
+        }
         return {
-            "autoregressive, sampled": measure(sample, pairs, judges, steps=steps),
-            "autoregressive, beam of 5": measure(beam_writer(model), pairs, judges, steps=steps),
+            name: measure(write_replies(write, pairs), pairs, judges, steps=steps)
+            for name, write in writers.items()
         }
 
     records |= read_or_make(file, autoregressive_records)
+    # Five times one reply, of which nothing can be said of variety
     real = [[pair.reply] * REPLIES for pair in pairs]
+    found = figures_of(pairs, real, judges)
     records["the team itself"] = {
-        name: value
-        for name, value in figures_of(pairs, real, judges).items()
-        if name
-        in (
-            "conversations",
-            "right",
-            "all_right",
-            "invented",
-            "astray",
-            "misnamed",
-            "tone",
-            "perplexity",
-        )
+        name: value for name, value in found.items() if name not in VARIETY
     } | {"replies": real}
     report(options, pairs, records)
 

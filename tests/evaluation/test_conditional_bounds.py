@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import covering, slow
+from conftest import covering
 from support.language_models import chat_pipe
 
 from text_diffusers import TextDiffusionPipeline
@@ -109,7 +109,7 @@ def test_under_a_model_of_independent_tokens_a_text_costs_the_same_behind_any_co
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", [slow("bidirectional"), "block"])
+@pytest.mark.parametrize("attention", ["bidirectional", "block"])
 def test_counts_of_masks_and_times_give_one_bound(attention):
     """`evaluate_likelihood` draws how many tokens are masked, `estimate_bound` at which time: both are unbiased."""
     pipe = make_pipe("label", attention)

@@ -147,6 +147,7 @@ def with_answers(source):
     wrong = ""
     for cell in make_notebooks.source_cells(source):
         tags = cell_tags(cell)
+        is_english = cell.metadata.get("lang", "en") == "en"
         if SOLUTION in tags:
             solution = cell.source
         elif WRONG in tags:
@@ -161,8 +162,6 @@ def with_answers(source):
                 new_code_cell(solution),
                 new_code_cell(cell.source, metadata={"tags": ["check"]}),
             ]
-        elif cell.metadata.get("lang", "en") != "en" or EXERCISE in tags:
-            continue
-        elif cell.cell_type == "code":
+        elif cell.cell_type == "code" and EXERCISE not in tags and is_english:
             code.append(new_code_cell(cell.source))
     return new_notebook(cells=code)

@@ -96,7 +96,7 @@ def reverse_chain(source, num_steps):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_steps", [slow(1), 4])
+@pytest.mark.parametrize("num_steps", [1, 4])
 def test_discrete_ddim_writes_what_our_uniform_scheduler_writes(source, num_steps):
     """Both follow the enumerated reverse chain, with the exact denoiser of each time."""
     exact = reverse_chain(source, num_steps)

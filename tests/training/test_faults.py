@@ -20,7 +20,7 @@ from text_diffusers.training import loop as training
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = str(ROOT / "training_scripts" / "train_d3pm.py")
-# Of a run that is stopped on its way: more than it takes within the seconds before each stop
+# Of a run that is stopped twice: so many that it has not ended before
 NUM_STEPS = 600
 
 
@@ -275,9 +275,9 @@ def final_weights(folder):
     }, state["step"]
 
 
-# The worker of one process is told as the loop alone is, above.
 CASES = [
     ("accelerate", "launcher"),
+    ("accelerate", "worker"),
     ("torchrun", "launcher"),
     ("torchrun", "worker"),
 ]

@@ -310,7 +310,7 @@ def refuse_other_copies(model: Any, family: str, name: str, copies: list[str]):
     """Refuse stored copies of a tied weight that are not that weight: sharing would lose them."""
     state = model.state_dict()
     for copy in copies:
-        if not torch.equal(state[name], state[copy]):
+        if not torch.equal(state[name], state[copy].to(state[name].device)):
             raise ValueError(
                 f"The weights of {family} must have the same numbers in {name!r} and {copy!r}, which its "
                 "configuration ties, but they differ."

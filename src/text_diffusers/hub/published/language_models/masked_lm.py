@@ -5,6 +5,7 @@ for, so that its configuration needs no word on how it is read.
 """
 
 import re
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,24 @@ from text_diffusers.hub.published.config_keys import ConfigReader
 from text_diffusers.hub.published.language_models.decoders import native_config, require_divisor
 from text_diffusers.schedulers.scheduling_first_hitting import FirstHittingScheduler
 
-# The sizes of a network by its kind: those that all have, and then its own
+
+@dataclass(frozen=True)
+class Encoder:
+    """The keys by which the configuration of a network of transformers says how large it is.
+
+    Attributes:
+        sizes: all that are integers.
+        width: the one of them that the heads share.
+        heads: the one that counts the heads.
+        activation: the key of the activation function.
+    """
+
+    sizes: tuple[str, ...]
+    width: str = "hidden_size"
+    heads: str = "num_attention_heads"
+    activation: str = "hidden_act"
+
+
 BERT_SIZES = (
     "vocab_size",
     "hidden_size",
@@ -26,22 +44,19 @@ BERT_SIZES = (
     "max_position_embeddings",
     "type_vocab_size",
 )
-SIZES: dict[str, tuple[str, ...]] = {
-    "bert": BERT_SIZES,
-    "roberta": BERT_SIZES,
-    "xlm-roberta": BERT_SIZES,
-    "electra": (*BERT_SIZES, "embedding_size"),
-    "albert": (*BERT_SIZES, "embedding_size"),
-    "distilbert": (
-        "vocab_size",
-        "dim",
-        "n_layers",
-        "n_heads",
-        "hidden_dim",
-        "max_position_embeddings",
+ENCODERS = {
+    "bert": Encoder(BERT_SIZES),
+    "roberta": Encoder(BERT_SIZES),
+    "xlm-roberta": Encoder(BERT_SIZES),
+    "electra": Encoder((*BERT_SIZES, "embedding_size")),
+    "albert": Encoder((*BERT_SIZES, "embedding_size")),
+    "distilbert": Encoder(
+        ("vocab_size", "dim", "n_layers", "n_heads", "hidden_dim", "max_position_embeddings"),
+        width="dim",
+        heads="n_heads",
+        activation="activation",
     ),
 }
-HEADS = {"hidden_size": "num_attention_heads", "dim": "n_heads"}
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu")
 
 VALUES: dict[str, tuple[Any, ...]] = {
@@ -100,18 +115,16 @@ OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 def read(config: dict[str, Any], stored: dict[str, StoredTensor], name: str) -> Blueprint | None:
     """The blueprint of a masked language model with its head; `None` for another checkpoint."""
     model_type = config.get("model_type")
-    if model_type not in SIZES or not is_masked(config):
+    if model_type not in ENCODERS or not is_masked(config):
         return None
 
+    encoder = ENCODERS[model_type]
     config_class = CONFIG_MAPPING[model_type]
     family = config_class.__name__.removesuffix("Config")
     reader = ConfigReader(family, config, VALUES, IGNORED)
-    entries: dict[str, Any] = {size: reader.integer(size) for size in SIZES[model_type]}
-    width = "dim" if model_type == "distilbert" else "hidden_size"
-    require_divisor(HEADS[width], entries, width)
-
-    activation = "activation" if model_type == "distilbert" else "hidden_act"
-    entries[activation] = reader.one_of(activation, ACTIVATIONS)
+    entries: dict[str, Any] = {size: reader.integer(size) for size in encoder.sizes}
+    require_divisor(encoder.heads, entries, encoder.width)
+    entries[encoder.activation] = reader.one_of(encoder.activation, ACTIVATIONS)
     if reader.has("layer_norm_eps"):
         entries["layer_norm_eps"] = reader.number("layer_norm_eps")
     # RoBERTa counts positions from behind that of padding.
